@@ -1,0 +1,75 @@
+//! Addresses as they stand on the wire.
+
+/// An IP address in network byte order, usable as part of a map key.
+pub trait Address: Copy + Eq {
+    /// Length in bits: the longest prefix of the family.
+    const BITS: u32;
+    /// The unspecified address (`0.0.0.0`, `::`).
+    const UNSPECIFIED: Self;
+
+    /// The address folded into 32 bits, for hashing.
+    fn fold(self) -> u32;
+
+    /// An address that no unicast flow between two hosts can have as its destination: unspecified, loopback,
+    /// link-local, multicast, limited broadcast (RFC 6890).
+    fn is_special(self) -> bool;
+}
+
+impl Address for [u8; 4] {
+    const BITS: u32 = 32;
+    const UNSPECIFIED: Self = [0; 4];
+
+    #[inline(always)]
+    fn fold(self) -> u32 {
+        u32::from_ne_bytes(self)
+    }
+
+    #[inline(always)]
+    fn is_special(self) -> bool {
+        let [a, b, ..] = self;
+        a == 0 || a == 127 || a >= 224 || (a == 169 && b == 254)
+    }
+}
+
+impl Address for [u8; 16] {
+    const BITS: u32 = 128;
+    const UNSPECIFIED: Self = [0; 16];
+
+    #[inline(always)]
+    fn fold(self) -> u32 {
+        let word = |i: usize| u32::from_ne_bytes([self[i], self[i + 1], self[i + 2], self[i + 3]]);
+        word(0) ^ word(4).rotate_left(7) ^ word(8).rotate_left(15) ^ word(12).rotate_left(23)
+    }
+
+    #[inline(always)]
+    fn is_special(self) -> bool {
+        let [a, b, ..] = self;
+        let loopback_or_unspecified = self[..15].iter().all(|&byte| byte == 0) && self[15] <= 1;
+        a == 0xff || (a == 0xfe && b & 0xc0 == 0x80) || loopback_or_unspecified
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use core::net::{Ipv4Addr, Ipv6Addr};
+
+    use super::*;
+
+    #[test]
+    fn special_addresses_are_those_of_the_standard_library() {
+        for text in ["0.0.0.0", "127.0.0.1", "169.254.169.254", "224.0.0.1", "239.255.255.250", "255.255.255.255"] {
+            let addr: Ipv4Addr = text.parse().unwrap();
+            assert!(addr.octets().is_special(), "{text}");
+        }
+        for text in ["10.240.0.5", "168.63.129.16", "169.253.0.1", "203.0.113.9", "1.1.1.1"] {
+            let addr: Ipv4Addr = text.parse().unwrap();
+            assert!(!addr.octets().is_special(), "{text}");
+        }
+        for (text, special) in
+            [("::", true), ("::1", true), ("fe80::1", true), ("ff02::1", true), ("2001:db8::1", false), ("fc00::1", false)]
+        {
+            let addr: Ipv6Addr = text.parse().unwrap();
+            assert_eq!(addr.octets().is_special(), special, "{text}");
+        }
+    }
+}

@@ -1,0 +1,392 @@
+//! The flow entry and its three states. *The kernel decides a flow's first packet, Causeway carries the rest.*
+//!
+//! ```text
+//!             first packet goes up             comes out with the tuple it went in with
+//!   (none) ──────── at_ingress ───────▶ OFFERED ──────── at_egress ────────▶ CARRIED
+//!      │                                   │                                    │
+//!      │ comes out of the stack,           │ comes out translated,              │ the stack emits this tuple
+//!      ▼ never offered                     ▼ or its answer does                 ▼ for another flow
+//!   KERNEL ◀───────────────────────────────┴────────────────────────────────────┘
+//! ```
+//!
+//! TCP without SNAT is carried in both directions or in none, or conntrack would see half a connection and call
+//! its packets INVALID. UDP and ICMP directions are carried each by itself. With SNAT the forward direction is
+//! enough, because the answer can come only through us.
+
+use crate::{
+    addr::Address,
+    decide::{Role, tcp_flags},
+    reason::Reason,
+    tuple,
+};
+
+/// Values of [`FlowEntry::state`].
+#[derive(Debug)]
+pub struct State;
+
+impl State {
+    /// The first packet went up the stack, the verdict is unknown; or the answer to such a packet is awaited.
+    pub const OFFERED: u8 = 1;
+    /// Rewritten and redirected, past the stack.
+    pub const CARRIED: u8 = 2;
+    /// Always up the stack; translated at the uplink if [`FlowEntry::nat`] says so.
+    pub const KERNEL: u8 = 3;
+}
+
+/// Values of [`FlowEntry::nat`].
+#[derive(Debug)]
+pub struct Nat;
+
+impl Nat {
+    /// The tuple is left alone.
+    pub const NONE: u8 = 0;
+    /// Source address and port are replaced: pod to outside.
+    pub const SOURCE: u8 = 1;
+    /// Destination address and port are replaced: the answer.
+    pub const DESTINATION: u8 = 2;
+}
+
+/// Values of [`FlowEntry::exit`].
+#[derive(Debug)]
+pub struct Exit;
+
+impl Exit {
+    /// Not known yet, or up the stack.
+    pub const STACK: u8 = 0;
+    /// `bpf_redirect` to `out_ifindex`.
+    pub const UPLINK: u8 = 1;
+    /// `bpf_redirect_peer` to `out_ifindex`.
+    pub const POD: u8 = 2;
+}
+
+/// Bits of [`FlowEntry::flags`].
+#[derive(Debug)]
+pub struct Flags;
+
+impl Flags {
+    /// A packet of this direction went up the stack at an ingress hook.
+    pub const WENT_UP: u8 = 1;
+    /// A packet of this direction came out of the stack unchanged.
+    pub const CAME_OUT: u8 = 2;
+    /// The flow began outside and this is its answer: never masqueraded.
+    pub const ANSWERS_OUTSIDE: u8 = 4;
+    /// The flow belongs to a socket of the node, not to a pod.
+    pub const HOST: u8 = 8;
+}
+
+/// What both directions of a flow have sent so far: three bits for this direction, three for its peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress(u8);
+
+impl Progress {
+    /// Nothing yet.
+    pub const NONE: Self = Self(0);
+    /// A packet was seen.
+    pub const SPOKE: Self = Self(1);
+    /// TCP FIN was seen.
+    pub const FIN: Self = Self(2);
+    /// TCP RST was seen.
+    pub const RST: Self = Self(4);
+
+    const PEER_SHIFT: u32 = 4;
+
+    /// From the bits of [`FlowEntry::progress`].
+    #[inline(always)]
+    pub const fn from_bits(bits: u8) -> Self {
+        Self(bits)
+    }
+
+    /// As stored in [`FlowEntry::progress`].
+    #[inline(always)]
+    pub const fn bits(self) -> u8 {
+        self.0
+    }
+
+    /// What one packet adds to its direction.
+    #[inline(always)]
+    pub const fn of_packet(protocol: u8, flags: u8) -> Self {
+        let mut bits = Self::SPOKE.0;
+        if protocol == tuple::TCP {
+            if flags & tcp_flags::FIN != 0 {
+                bits |= Self::FIN.0;
+            }
+            if flags & tcp_flags::RST != 0 {
+                bits |= Self::RST.0;
+            }
+        }
+        Self(bits)
+    }
+
+    /// With the bits of this direction added.
+    #[inline(always)]
+    #[must_use]
+    pub const fn with(self, bits: Self) -> Self {
+        Self(self.0 | bits.0)
+    }
+
+    /// With `bits` of this direction added on the peer's side.
+    #[inline(always)]
+    #[must_use]
+    pub const fn and_peer(self, bits: Self) -> Self {
+        Self(self.0 | ((bits.0 & 0x0f) << Self::PEER_SHIFT))
+    }
+
+    /// The same history as the other direction's entry stores it.
+    #[inline(always)]
+    #[must_use]
+    pub const fn swapped(self) -> Self {
+        Self(self.0.rotate_left(Self::PEER_SHIFT))
+    }
+
+    /// Whether this direction has all of `bits`.
+    #[inline(always)]
+    pub const fn has(self, bits: Self) -> bool {
+        self.0 & bits.0 == bits.0
+    }
+
+    /// Whether both directions have `bits`.
+    #[inline(always)]
+    pub const fn both(self, bits: Self) -> bool {
+        self.has(bits) && self.swapped().has(bits)
+    }
+
+    /// Whether one direction has `bits`.
+    #[inline(always)]
+    pub const fn either(self, bits: Self) -> bool {
+        self.has(bits) || self.swapped().has(bits)
+    }
+
+    /// Whether a TCP connection has ended, so that a SYN opens a new one on the same tuple.
+    #[inline(always)]
+    pub const fn is_over(self) -> bool {
+        self.either(Self::RST) || self.both(Self::FIN)
+    }
+}
+
+/// Value of `cwy_flows`: one direction of a flow.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlowEntry<A> {
+    /// One of [`State`].
+    pub state: u8,
+    /// One of [`Nat`].
+    pub nat: u8,
+    /// One of [`Exit`].
+    pub exit: u8,
+    /// Bits of [`Flags`].
+    pub flags: u8,
+    /// [`Progress::bits`].
+    pub progress: u8,
+    /// Zero.
+    pub _pad: u8,
+    /// Largest IP packet in bytes that may be redirected.
+    pub mtu: u16,
+    /// Interface on which this direction arrives; 0 until it is known.
+    pub in_ifindex: u32,
+    /// Interface to which this direction is redirected.
+    pub out_ifindex: u32,
+    /// Source MAC with which this direction arrives from a pod.
+    pub in_mac: [u8; 6],
+    /// Destination MAC of the redirected frame.
+    pub out_dst_mac: [u8; 6],
+    /// Source MAC of the redirected frame.
+    pub out_src_mac: [u8; 6],
+    /// New port or echo identifier, network order.
+    pub nat_port: [u8; 2],
+    /// New address, network order.
+    pub nat_addr: A,
+    /// `CLOCK_MONOTONIC` seconds of the last packet.
+    pub last_seen: u32,
+    /// `CLOCK_MONOTONIC` seconds of the last packet that went up the stack.
+    pub last_up: u32,
+}
+
+const _: () = assert!(size_of::<FlowEntry<[u8; 4]>>() == 8 + 4 + 4 + 3 * 6 + 2 + 4 + 4 + 4);
+const _: () = assert!(size_of::<FlowEntry<[u8; 16]>>() == 8 + 4 + 4 + 3 * 6 + 2 + 16 + 4 + 4);
+
+/// Where a carried packet goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hop {
+    /// One of [`Exit`].
+    pub exit: u8,
+    /// Largest IP packet in bytes.
+    pub mtu: u16,
+    /// Interface to redirect to.
+    pub ifindex: u32,
+    /// Destination MAC.
+    pub dst_mac: [u8; 6],
+    /// Source MAC.
+    pub src_mac: [u8; 6],
+}
+
+impl<A: Address> FlowEntry<A> {
+    /// A flow whose first packet goes up the stack now (`now`: `CLOCK_MONOTONIC` seconds).
+    #[inline(always)]
+    pub fn offer(in_ifindex: u32, in_mac: [u8; 6], now: u32) -> Self {
+        Self {
+            state: State::OFFERED,
+            nat: Nat::NONE,
+            exit: Exit::STACK,
+            flags: Flags::WENT_UP,
+            progress: Progress::SPOKE.bits(),
+            _pad: 0,
+            mtu: 0,
+            in_ifindex,
+            out_ifindex: 0,
+            in_mac,
+            out_dst_mac: [0; 6],
+            out_src_mac: [0; 6],
+            nat_port: [0; 2],
+            nat_addr: A::UNSPECIFIED,
+            last_seen: now,
+            last_up: now,
+        }
+    }
+
+    /// The answer to a packet that just came out of the stack unchanged. `flags` may hold
+    /// [`Flags::ANSWERS_OUTSIDE`].
+    #[inline(always)]
+    pub fn awaited(flags: u8, now: u32) -> Self {
+        Self { flags, progress: Progress::NONE.and_peer(Progress::SPOKE).bits(), ..Self::offer(0, [0; 6], now) }
+    }
+
+    /// A flow that stays with the kernel.
+    #[inline(always)]
+    pub fn kernel(flags: u8, now: u32) -> Self {
+        Self { state: State::KERNEL, flags, ..Self::offer(0, [0; 6], now) }
+    }
+
+    /// This direction, carried to `hop`.
+    #[inline(always)]
+    #[must_use]
+    pub fn carried_to(self, hop: &Hop) -> Self {
+        Self { state: State::CARRIED, ..self.leaving_by(hop) }
+    }
+
+    /// This direction, seen to leave by `hop` and not carried yet.
+    #[inline(always)]
+    #[must_use]
+    pub fn leaving_by(self, hop: &Hop) -> Self {
+        Self {
+            flags: self.flags | Flags::CAME_OUT,
+            exit: hop.exit,
+            mtu: hop.mtu,
+            out_ifindex: hop.ifindex,
+            out_dst_mac: hop.dst_mac,
+            out_src_mac: hop.src_mac,
+            ..self
+        }
+    }
+
+    /// [`Progress`] of the flow as this direction stores it.
+    #[inline(always)]
+    pub fn progress(&self) -> Progress {
+        Progress::from_bits(self.progress)
+    }
+
+    /// Whether all of `flags` are set.
+    #[inline(always)]
+    pub fn has(&self, flags: u8) -> bool {
+        self.flags & flags == flags
+    }
+}
+
+/// What an ingress hook does with a packet that is not carried.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AtIngress {
+    /// Write an offer, tag the packet, give it to the stack.
+    Offer,
+    /// Note on the entry that the packet went up, tag it, give it to the stack.
+    Continue,
+    /// The entry is carried: redirect.
+    Carry,
+    /// Give it to the stack untagged.
+    Stack(Reason),
+}
+
+/// Decides at an ingress hook. `ifindex` is the interface of arrival.
+#[inline(always)]
+pub fn at_ingress<A: Address>(entry: Option<&FlowEntry<A>>, role: Role, protocol: u8, ifindex: u32) -> AtIngress {
+    let Some(entry) = entry else {
+        return if role == Role::Opens { AtIngress::Offer } else { AtIngress::Stack(Reason::MidFlow) };
+    };
+    match entry.state {
+        State::CARRIED if entry.in_ifindex != ifindex => match role {
+            // The pod behind the address is another one now, or the route of the flow has changed.
+            Role::Opens => AtIngress::Offer,
+            Role::Answers | Role::Continues => AtIngress::Stack(Reason::MidFlow),
+        },
+        State::CARRIED if protocol == tuple::TCP && role == Role::Opens && entry.progress().is_over() => {
+            AtIngress::Offer
+        }
+        State::CARRIED => AtIngress::Carry,
+        State::OFFERED => AtIngress::Continue,
+        _ => AtIngress::Stack(Reason::KernelFlow),
+    }
+}
+
+/// What an egress hook does with a packet that the stack emitted and that needs no translation of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AtEgress {
+    /// This direction is carried from now on.
+    Promote,
+    /// This direction is good; both are carried once the answer is, which is awaited under the reversed key.
+    AwaitAnswer,
+    /// The kernel changed or made this tuple: both directions stay with it.
+    Record,
+    /// As `Record`, but only if the question's entry is still an offer. An answer creates nothing by itself.
+    SettleQuestion,
+    /// The stack emits the tuple of a carried flow for another one. The stack wins.
+    Demote,
+    /// Nothing to learn.
+    Leave(Reason),
+}
+
+/// Decides at an egress hook. `unchanged`: the packet's tag fits its tuple, so it came out as it went in.
+#[inline(always)]
+pub fn at_egress<A: Address>(
+    entry: Option<&FlowEntry<A>>,
+    role: Role,
+    protocol: u8,
+    unchanged: bool,
+) -> AtEgress {
+    let Some(entry) = entry else {
+        return match role {
+            Role::Opens => AtEgress::Record,
+            Role::Answers => AtEgress::SettleQuestion,
+            Role::Continues => AtEgress::Leave(Reason::MidFlow),
+        };
+    };
+    match entry.state {
+        State::OFFERED if unchanged && entry.has(Flags::WENT_UP) => match (protocol, role) {
+            (tuple::TCP, Role::Continues) => AtEgress::Leave(Reason::Offered),
+            (tuple::TCP, _) => AtEgress::AwaitAnswer,
+            _ => AtEgress::Promote,
+        },
+        State::OFFERED => match role {
+            Role::Opens => AtEgress::Record,
+            Role::Answers => AtEgress::SettleQuestion,
+            Role::Continues => AtEgress::Leave(Reason::Offered),
+        },
+        State::CARRIED if unchanged || role != Role::Opens => AtEgress::Leave(Reason::CarriedTakesStack),
+        State::CARRIED => AtEgress::Demote,
+        _ => AtEgress::Leave(Reason::KernelFlow),
+    }
+}
+
+/// Whether both directions of a TCP flow may be carried: `entry` has just come out unchanged, `answer` is the
+/// entry under the reversed key.
+#[inline(always)]
+pub fn completes<A: Address>(answer: Option<&FlowEntry<A>>) -> bool {
+    answer.is_some_and(|answer| {
+        answer.state == State::CARRIED && answer.nat == Nat::NONE
+            || answer.state == State::OFFERED && answer.has(Flags::WENT_UP | Flags::CAME_OUT)
+    })
+}
+
+/// Seconds after which a packet of a carried flow without SNAT and without TCP's state goes up the stack, so that
+/// conntrack still knows the flow when a late answer comes. Below `nf_conntrack_udp_timeout` (30 s).
+pub const KEEPALIVE: u32 = 10;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,173 @@
+//! Names, sizes and values of the maps, except `cwy_flows` ([`crate::flow`]) and `cwy_count` ([`crate::reason`]).
+//!
+//! | map | key | value | written by | read by |
+//! |---|---|---|---|---|
+//! | `cwy_flows` | [`FlowKey`](crate::tuple::FlowKey) | [`FlowEntry`](crate::flow::FlowEntry) | programs; userspace deletes | programs |
+//! | `cwy_pods` | pod address | [`PodEntry`] | CNI | programs |
+//! | `cwy_ifaces` | ifindex of the host veth | [`IfaceEntry`] | CNI | programs |
+//! | `cwy_ranges` | prefix | [`RangeEntry`] | CNI, agent | programs |
+//! | `cwy_ports` | word index | [`PortWord`] | CNI, agent | programs |
+//! | `cwy_cfg` | 0 | [`Config`] | CNI, agent | programs |
+//! | `cwy_count` | [`Reason`](crate::reason::Reason) | [`Count`] per CPU | programs | command line |
+
+use crate::lifetime::Timeouts;
+
+/// Version of the layouts in this crate, part of the pin path. A change of any key or value increments it.
+pub const SCHEMA: u32 = 1;
+
+/// Entries of `cwy_flows`: two a flow, so 262,144 flows, the kernel's default `nf_conntrack_max` on such nodes.
+pub const FLOW_ENTRIES: usize = 524_288;
+/// Entries of `cwy_pods` and `cwy_ifaces`. AKS allows 250 pods a node; departed pods stay for a while.
+pub const POD_ENTRIES: usize = 1024;
+/// Entries of `cwy_ranges`.
+pub const RANGE_ENTRIES: usize = 16_384;
+
+/// A pod of this node. All zero but `flags` once it has departed.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PodEntry {
+    /// Index of the host end of the pod's veth pair, the target of `bpf_redirect_peer`.
+    pub ifindex: u32,
+    /// MAC of the pod's interface.
+    pub mac: [u8; 6],
+    /// MAC of the host end, which is the pod's gateway.
+    pub host_mac: [u8; 6],
+    /// MTU of the pod's interface in bytes.
+    pub mtu: u16,
+    /// [`PodEntry::READY`], [`PodEntry::DEPARTED`].
+    pub flags: u16,
+    /// `CLOCK_MONOTONIC` seconds of the last change.
+    pub changed: u32,
+}
+
+impl PodEntry {
+    /// The programs are attached: flows of the pod may be carried and translated.
+    pub const READY: u16 = 1;
+    /// The pod has been removed. What is still under way from it is dropped, not sent with its address.
+    pub const DEPARTED: u16 = 2;
+
+    /// Whether flows of the pod may be carried and translated.
+    #[inline(always)]
+    pub fn is_ready(&self) -> bool {
+        self.flags & Self::READY != 0
+    }
+}
+
+/// Who may send on an interface.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IfaceEntry<A> {
+    /// The pod's address.
+    pub addr: A,
+    /// The pod's MAC.
+    pub mac: [u8; 6],
+    /// Zero.
+    pub _pad: [u8; 2],
+}
+
+/// What a range of addresses is to the masquerade decision ([`crate::decide::masquerade`]).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RangeEntry {
+    /// One of [`RangeClass`].
+    pub class: u8,
+    /// Zero.
+    pub _pad: [u8; 3],
+}
+
+/// Values of [`RangeEntry::class`].
+#[derive(Debug)]
+pub struct RangeClass;
+
+impl RangeClass {
+    /// Never masqueraded.
+    pub const EXCLUDED: u8 = 1;
+    /// Masqueraded, inside a wider excluded range.
+    pub const MASQUERADED: u8 = 2;
+}
+
+/// 64 ports of the reserved-port bitmap ([`crate::ports::reserved_bit`]).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortWord {
+    /// Bit `port % 64` is set for a reserved port.
+    pub reserved: u64,
+}
+
+/// What the programs know of the node. Replaced as a whole.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Config<A> {
+    /// Primary address of the uplink: the new source of masqueraded packets.
+    pub node_addr: A,
+    /// Index of the uplink.
+    pub uplink_ifindex: u32,
+    /// MTU of the uplink in bytes.
+    pub uplink_mtu: u32,
+    /// Random, made when the datapath is loaded and kept for its life: seeds port probing and tags.
+    pub seed: u32,
+    /// Idle times in seconds.
+    pub timeouts: Timeouts,
+}
+
+/// How often a reason was given, by hook. Packets; a GSO packet counts once.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Count {
+    /// At `cwy_from_pod`.
+    pub from_pod: u64,
+    /// At `cwy_to_pod`.
+    pub to_pod: u64,
+    /// At `cwy_from_uplink`.
+    pub from_uplink: u64,
+    /// At `cwy_to_uplink`.
+    pub to_uplink: u64,
+}
+
+// No padding: the sizes are the sums of the fields.
+const _: () = assert!(size_of::<PodEntry>() == 4 + 6 + 6 + 2 + 2 + 4);
+const _: () = assert!(size_of::<IfaceEntry<[u8; 4]>>() == 4 + 6 + 2);
+const _: () = assert!(size_of::<RangeEntry>() == 4);
+const _: () = assert!(size_of::<PortWord>() == 8);
+const _: () = assert!(size_of::<Timeouts>() == 8 * 4);
+const _: () = assert!(size_of::<Config<[u8; 4]>>() == 4 + 4 + 4 + 4 + 32);
+const _: () = assert!(size_of::<Count>() == 4 * 8);
+
+/// The names of the maps, as `bpftool` and the pin directory show them.
+pub const MAP_NAMES: [&str; 7] =
+    ["cwy_flows", "cwy_pods", "cwy_ifaces", "cwy_ranges", "cwy_ports", "cwy_cfg", "cwy_count"];
+
+/// The names of the programs, as `bpftool` and the pin directory show them.
+pub const PROGRAM_NAMES: [&str; 4] = ["cwy_from_pod", "cwy_to_pod", "cwy_from_uplink", "cwy_to_uplink"];
+
+/// `BPF_OBJ_NAME_LEN` less the closing zero (Linux 6.18): longer names are cut by the kernel.
+const NAME_MAX: usize = 15;
+
+const _: () = {
+    let mut i = 0;
+    while i < MAP_NAMES.len() {
+        assert!(MAP_NAMES[i].len() <= NAME_MAX);
+        i += 1;
+    }
+    let mut i = 0;
+    while i < PROGRAM_NAMES.len() {
+        assert!(PROGRAM_NAMES[i].len() <= NAME_MAX);
+        i += 1;
+    }
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{flow::FlowEntry, tuple::FlowKey};
+
+    /// Linux 6.18: an element of a preallocated hash has a header of 48 bytes and key and value rounded up to 8;
+    /// a bucket has 16 bytes.
+    #[test]
+    fn the_flow_table_fits_the_memory_that_the_readme_names() {
+        let (key, value) = (size_of::<FlowKey<[u8; 4]>>(), size_of::<FlowEntry<[u8; 4]>>());
+        assert!(2 * (key + value) <= 160, "bytes a flow, both directions");
+        let total = FLOW_ENTRIES * (48 + key.next_multiple_of(8) + value.next_multiple_of(8) + 16);
+        assert_eq!(total, 64 << 20);
+    }
+}

@@ -1,0 +1,139 @@
+//! Why a packet got the verdict it got. A reason is an index into `cwy_count`, a name in `causeway status` and a
+//! row of `docs/debugging.md`; this table is the only list of them.
+
+/// What becomes of the packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Rewritten by us and redirected, past the stack.
+    Carried,
+    /// Left to the kernel (`TC_ACT_UNSPEC`: later programs on the hook run too).
+    Stack,
+    /// Dropped (`TC_ACT_SHOT`).
+    Dropped,
+    /// Not a verdict: something worth counting that happened beside one.
+    Noted,
+}
+
+impl Verdict {
+    /// The word people see.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Carried => "carried",
+            Self::Stack => "stack",
+            Self::Dropped => "dropped",
+            Self::Noted => "noted",
+        }
+    }
+}
+
+macro_rules! reasons {
+    ($($variant:ident, $verdict:ident, $name:literal, $meaning:literal;)+) => {
+        /// Why a packet got its verdict. The discriminant is the index into `cwy_count`.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(u8)]
+        pub enum Reason {
+            $(#[doc = $meaning] $variant,)+
+        }
+
+        impl Reason {
+            /// Every reason, in the order of the map.
+            pub const ALL: &[Self] = &[$(Self::$variant,)+];
+
+            /// The name in `causeway status`.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)+ }
+            }
+
+            /// One sentence for a person who debugs.
+            pub const fn meaning(self) -> &'static str {
+                match self { $(Self::$variant => $meaning,)+ }
+            }
+
+            /// What becomes of a packet with this reason.
+            #[inline(always)]
+            pub const fn verdict(self) -> Verdict {
+                match self { $(Self::$variant => Verdict::$verdict,)+ }
+            }
+        }
+    };
+}
+
+reasons! {
+    CarriedToPod, Carried, "carried_to_pod", "redirected into the pod's namespace";
+    CarriedToUplink, Carried, "carried_to_uplink", "redirected to the uplink";
+
+    NotIp, Stack, "not_ip", "neither IPv4 nor IPv6 nor ARP";
+    Arp, Stack, "arp", "ARP, answered by the kernel";
+    Ipv6, Stack, "ipv6", "IPv6, routed by the kernel";
+    Vlan, Stack, "vlan", "VLAN tagged";
+    NotForUs, Stack, "not_for_us", "addressed to another station on the link";
+    Malformed, Stack, "malformed", "header truncated or its lengths contradict each other: the kernel judges it";
+    Fragment, Stack, "fragment", "IP fragment that needs no translation";
+    OtherProtocol, Stack, "other_protocol", "neither TCP, UDP nor ICMP echo, and needs no translation";
+    NeverOffered, Stack, "never_offered", "a destination that is never carried, or IP options: left to the kernel";
+    Offered, Stack, "offered", "first packets of a flow: the kernel decides";
+    MidFlow, Stack, "mid_flow", "no entry, and not a packet that may open a flow";
+    KernelFlow, Stack, "kernel_flow", "the kernel translates or ends this flow: it stays with the kernel";
+    KernelFlowTranslated, Stack, "kernel_flow_nat", "flow of the kernel, with SNAT of ours: translated, then given to the stack";
+    TtlExpiring, Stack, "ttl_expiring", "TTL 1 or 0: the kernel answers with time exceeded";
+    TooBig, Stack, "too_big", "larger than the next link's MTU: the kernel answers or fragments";
+    StackKeepalive, Stack, "stack_keepalive", "packet of a carried flow, let up so that conntrack remembers the flow";
+    Promoted, Stack, "promoted", "came out of the stack unchanged: the flow is carried from now on";
+    SeenOneWay, Stack, "seen_one_way", "came out of the stack unchanged: carried once the answer does so too";
+    RecordedKernel, Stack, "recorded_kernel", "the kernel changed or made this tuple: the flow stays with the kernel";
+    CarriedTakesStack, Stack, "carried_takes_stack", "packet of a carried flow that took the stack";
+    SnatPromoted, Stack, "snat_promoted", "first packet translated here, the flow is carried from now on";
+    SnatKernel, Stack, "snat_kernel", "packet of a kernel flow, translated here";
+    Excluded, Stack, "excluded", "destination in an excluded range, or answer to a flow that began outside: address kept";
+    NotFromPod, Stack, "not_from_pod", "leaves the uplink with a source that is no pod's";
+    HostFlowTranslated, Stack, "host_flow_nat", "flow of the node itself whose port a pod's flow holds: translated to another";
+
+    SourceAddress, Dropped, "source_address", "source address is not this pod's";
+    SourceMac, Dropped, "source_mac", "source MAC is not this pod's";
+    ArpSpoofed, Dropped, "arp_spoofed", "ARP sender is not this pod";
+    UnknownInterface, Dropped, "unknown_interface", "no pod is registered for this interface";
+    Wireserver, Dropped, "wireserver", "pod towards 168.63.129.16 port 80 or 32526: VM credentials are not for pods";
+    SpoofedFromWire, Dropped, "spoofed_from_wire", "arrives on the uplink with a source of this node";
+    PodDeparted, Dropped, "pod_departed", "source is a pod that has been removed";
+    SnatFragment, Dropped, "snat_fragment", "fragment that would need translation";
+    SnatProtocol, Dropped, "snat_protocol", "protocol that would need translation and has no ports";
+    SnatMalformed, Dropped, "snat_malformed", "would need translation and cannot be parsed";
+    SnatNoMapping, Dropped, "snat_no_mapping", "mid-flow packet that would need translation and has no mapping";
+    SnatNoPort, Dropped, "snat_no_port", "no free port for this remote address and port";
+    SnatTableFull, Dropped, "snat_table_full", "cwy_flows is full: the new flow is refused";
+    SnatNotReady, Dropped, "snat_not_ready", "the node's address is not known yet, or the pod is not ready";
+    SnatCollision, Dropped, "snat_collision", "kernel-translated flow on the tuple of a carried one: the newcomer is refused";
+    RewriteFailed, Dropped, "rewrite_failed", "the kernel refused a rewrite helper";
+
+    OfferRefused, Noted, "offer_refused", "a flow could not be offered or recorded because cwy_flows is full";
+    Demoted, Noted, "demoted", "carried flow given back to the kernel: its tuple also came out of a translation";
+    PortRetried, Noted, "port_retried", "a port was taken, the next candidate was tried";
+    NextHopMoved, Noted, "next_hop_moved", "the next hop's MAC or device changed under a carried flow";
+}
+
+/// Entries of `cwy_count`: room for reasons to come without a change of the layout.
+pub const COUNT_ENTRIES: usize = 128;
+
+const _: () = assert!(Reason::ALL.len() <= COUNT_ENTRIES);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn discriminants_index_the_list_and_names_are_unique() {
+        for (index, &reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(reason as usize, index);
+            let same_name = Reason::ALL.iter().filter(|other| other.name() == reason.name()).count();
+            assert_eq!(same_name, 1, "{}", reason.name());
+        }
+    }
+
+    #[test]
+    fn every_reason_is_explained_in_the_debugging_guide() {
+        let guide = include_str!("../../docs/debugging.md");
+        for reason in Reason::ALL {
+            assert!(guide.contains(&format!("| `{}` |", reason.name())), "no row for {}", reason.name());
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! Marks the map types as plain data for aya.
+
+use crate::{
+    flow::FlowEntry,
+    maps::{Config, Count, IfaceEntry, PodEntry, PortWord, RangeEntry},
+    tuple::FlowKey,
+};
+
+macro_rules! plain_data {
+    ($($type:ty),+ $(,)?) => {
+        $(
+            // SAFETY: `repr(C)`, integers and byte arrays only, and no padding (asserted beside each type), so every
+            // bit pattern is a value and every byte is initialised.
+            unsafe impl aya::Pod for $type {}
+        )+
+    };
+}
+
+plain_data!(
+    FlowKey<[u8; 4]>,
+    FlowEntry<[u8; 4]>,
+    IfaceEntry<[u8; 4]>,
+    Config<[u8; 4]>,
+    PodEntry,
+    RangeEntry,
+    PortWord,
+    Count,
+);
