@@ -17,7 +17,7 @@ use crate::{
     addr::Address,
     decide::{Role, tcp_flags},
     reason::Reason,
-    tuple,
+    tuple::{self, FlowKey},
 };
 
 /// Values of [`FlowEntry::state`].
@@ -68,8 +68,8 @@ impl Flags {
     pub const WENT_UP: u8 = 1;
     /// A packet of this direction came out of the stack unchanged.
     pub const CAME_OUT: u8 = 2;
-    /// The flow began outside and this is its answer: never masqueraded.
-    pub const ANSWERS_OUTSIDE: u8 = 4;
+    /// The flow was opened towards a pod and this is its answer: never masqueraded.
+    pub const ANSWER: u8 = 4;
     /// The flow belongs to a socket of the node, not to a pod.
     pub const HOST: u8 = 8;
 }
@@ -244,7 +244,7 @@ impl<A: Address> FlowEntry<A> {
     }
 
     /// The answer to a packet that just came out of the stack unchanged. `flags` may hold
-    /// [`Flags::ANSWERS_OUTSIDE`].
+    /// [`Flags::ANSWER`].
     #[inline(always)]
     pub fn awaited(flags: u8, now: u32) -> Self {
         Self { flags, progress: Progress::NONE.and_peer(Progress::SPOKE).bits(), ..Self::offer(0, [0; 6], now) }
@@ -282,6 +282,17 @@ impl<A: Address> FlowEntry<A> {
     #[inline(always)]
     pub fn progress(&self) -> Progress {
         Progress::from_bits(self.progress)
+    }
+
+    /// The key under which the other direction of this flow is stored; `key` is this direction's.
+    #[inline(always)]
+    pub fn peer_key(&self, key: &FlowKey<A>) -> FlowKey<A> {
+        let answer = key.reversed();
+        match self.nat {
+            Nat::SOURCE => FlowKey { dst: self.nat_addr, dst_port: self.nat_port, ..answer },
+            Nat::DESTINATION => FlowKey { src: self.nat_addr, src_port: self.nat_port, ..answer },
+            _ => answer,
+        }
     }
 
     /// Whether all of `flags` are set.
@@ -352,6 +363,7 @@ pub fn at_egress<A: Address>(
 ) -> AtEgress {
     let Some(entry) = entry else {
         return match role {
+            _ if unchanged => AtEgress::Leave(Reason::MidFlow),
             Role::Opens => AtEgress::Record,
             Role::Answers => AtEgress::SettleQuestion,
             Role::Continues => AtEgress::Leave(Reason::MidFlow),
@@ -378,10 +390,7 @@ pub fn at_egress<A: Address>(
 /// entry under the reversed key.
 #[inline(always)]
 pub fn completes<A: Address>(answer: Option<&FlowEntry<A>>) -> bool {
-    answer.is_some_and(|answer| {
-        answer.state == State::CARRIED && answer.nat == Nat::NONE
-            || answer.state == State::OFFERED && answer.has(Flags::WENT_UP | Flags::CAME_OUT)
-    })
+    answer.is_some_and(|answer| answer.state == State::OFFERED && answer.has(Flags::WENT_UP | Flags::CAME_OUT))
 }
 
 /// Seconds after which a packet of a carried flow without SNAT and without TCP's state goes up the stack, so that

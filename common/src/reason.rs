@@ -85,6 +85,7 @@ reasons! {
     SnatPromoted, Stack, "snat_promoted", "first packet translated here, the flow is carried from now on";
     SnatKernel, Stack, "snat_kernel", "packet of a kernel flow, translated here";
     Excluded, Stack, "excluded", "destination in an excluded range, or answer to a flow that began outside: address kept";
+    NotToPod, Stack, "not_to_pod", "arrives on the uplink for an address that is no pod's";
     NotFromPod, Stack, "not_from_pod", "leaves the uplink with a source that is no pod's";
     HostFlowTranslated, Stack, "host_flow_nat", "flow of the node itself whose port a pod's flow holds: translated to another";
 

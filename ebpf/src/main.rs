@@ -1,2 +1,105 @@
+//! The kernel programs: carry on ingress, learn on egress. This file is the table of contents.
+//!
+//! | program | hook | module |
+//! |---|---|---|
+//! | `cwy_from_pod` | tc ingress, host veth | [`from_pod`] |
+//! | `cwy_to_pod` | tc egress, host veth | [`to_pod`] |
+//! | `cwy_from_uplink` | tc ingress, uplink | [`from_uplink`] |
+//! | `cwy_to_uplink` | tc egress, uplink | [`to_uplink`] |
+//!
+//! The decisions are in `causeway-common`; here a packet is parsed, looked up, rewritten and counted. At ingress any
+//! doubt gives the packet to the kernel untouched. At the uplink's egress nothing stands behind us: a packet that
+//! needs translation and cannot have it is dropped by name.
 #![no_std]
 #![no_main]
+
+mod carry;
+mod count;
+mod from_pod;
+mod from_uplink;
+mod guard;
+mod host;
+mod learn;
+mod maps;
+mod next_hop;
+mod offer;
+mod packet;
+mod rewrite;
+mod snat;
+mod to_pod;
+mod to_uplink;
+
+use aya_ebpf::{
+    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
+    macros::classifier,
+    programs::TcContext,
+};
+use causeway_common::reason::{Reason, Verdict};
+use count::Hook;
+
+/// Pods to everywhere: source check, carry, offer.
+#[classifier]
+pub fn cwy_from_pod(ctx: TcContext) -> i32 {
+    finish(Hook::FromPod, from_pod::handle(&ctx))
+}
+
+/// What the stack delivers to a pod: promote, or record that the kernel keeps the flow.
+#[classifier]
+pub fn cwy_to_pod(ctx: TcContext) -> i32 {
+    finish(Hook::ToPod, to_pod::handle(&ctx))
+}
+
+/// The wire to the node: reverse SNAT, carry, offer.
+#[classifier]
+pub fn cwy_from_uplink(ctx: TcContext) -> i32 {
+    finish(Hook::FromUplink, from_uplink::handle(&ctx))
+}
+
+/// What the stack sends to the wire: SNAT, promote, record. The one place where SNAT is decided.
+#[classifier]
+pub fn cwy_to_uplink(ctx: TcContext) -> i32 {
+    match to_uplink::handle(&ctx) {
+        Some(outcome) => finish(Hook::ToUplink, outcome),
+        None => TC_ACT_UNSPEC,
+    }
+}
+
+/// What a hook makes of a packet.
+#[must_use]
+#[derive(Clone, Copy)]
+struct Outcome {
+    reason: Reason,
+    /// The return code of the redirect helper; read only for [`Verdict::Carried`].
+    redirect: i32,
+}
+
+impl From<Reason> for Outcome {
+    #[inline(always)]
+    fn from(reason: Reason) -> Self {
+        Self { reason, redirect: TC_ACT_SHOT }
+    }
+}
+
+/// Counts the outcome and turns it into a tc action.
+///
+/// "Not ours" is `TC_ACT_UNSPEC` and never `TC_ACT_OK`: under tcx the latter ends the chain, and programs that
+/// follow ours would not run.
+#[inline(always)]
+fn finish(hook: Hook, outcome: Outcome) -> i32 {
+    count::bump(hook, outcome.reason);
+    match outcome.reason.verdict() {
+        Verdict::Carried => outcome.redirect,
+        Verdict::Stack | Verdict::Noted => TC_ACT_UNSPEC,
+        Verdict::Dropped => TC_ACT_SHOT,
+    }
+}
+
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+/// GPL-only helpers refuse any other licence string.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -99,6 +99,25 @@ fn progress_reads_the_same_from_both_sides() {
     assert!(client.both(Progress::SPOKE) && !client.both(Progress::FIN));
 }
 
+#[test]
+fn each_half_of_a_translated_pair_names_the_other() {
+    let key = FlowKey {
+        src: [10, 240, 0, 5],
+        dst: [203, 0, 113, 10],
+        src_port: [0xc0, 1],
+        dst_port: [1, 0xbb],
+        protocol: TCP,
+        _pad: [0; 3],
+    };
+    let forward = Entry { nat: Nat::SOURCE, nat_addr: [10, 240, 0, 4], nat_port: [0xd0, 2], ..carried() };
+    let answer_key = forward.peer_key(&key);
+    assert_eq!((answer_key.src, answer_key.src_port), (key.dst, key.dst_port));
+    assert_eq!((answer_key.dst, answer_key.dst_port), ([10, 240, 0, 4], [0xd0, 2]));
+    let answer = Entry { nat: Nat::DESTINATION, nat_addr: key.src, nat_port: key.src_port, ..carried() };
+    assert_eq!(answer.peer_key(&answer_key), key);
+    assert_eq!(carried().peer_key(&key), key.reversed());
+}
+
 fn role() -> impl Strategy<Value = Role> {
     prop_oneof![Just(Role::Opens), Just(Role::Answers), Just(Role::Continues)]
 }
@@ -122,7 +141,12 @@ impl Pair {
             if forward { (&mut self.question, &mut self.answer) } else { (&mut self.answer, &mut self.question) };
         match at_ingress(own.as_ref(), role, self.protocol, VETH) {
             AtIngress::Carry => return true,
-            AtIngress::Offer => *own = Some(offered()),
+            AtIngress::Offer => {
+                if own.is_some() {
+                    *peer = Some(Entry::awaited(0, 100));
+                }
+                *own = Some(offered());
+            }
             AtIngress::Continue => {
                 let entry = own.as_mut().unwrap();
                 entry.flags |= Flags::WENT_UP;

@@ -1,0 +1,91 @@
+//! Every map of the project. Layouts, writers and readers: `causeway_common::maps`.
+//!
+//! No LRU: eviction would cut live flows, and one half of a pair at a time.
+
+use aya_ebpf::{
+    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray},
+    macros::btf_map,
+};
+use causeway_common::{
+    flow::FlowEntry,
+    maps::{
+        Config, Count, FLOW_ENTRIES, IfaceEntry, POD_ENTRIES, PodEntry, PortWord, RANGE_ENTRIES, RangeEntry,
+    },
+    ports::RESERVED_ENTRIES,
+    reason::COUNT_ENTRIES,
+    tuple::FlowKey,
+};
+
+/// The family that the programs are built for.
+pub type Addr = [u8; 4];
+/// Key of `cwy_flows`.
+pub type Key = FlowKey<Addr>;
+/// Value of `cwy_flows`.
+pub type Entry = FlowEntry<Addr>;
+
+/// Both directions of every flow, by the tuple on the wire at the hook.
+#[btf_map(name = "cwy_flows")]
+pub static FLOWS: HashMap<Key, Entry, FLOW_ENTRIES> = HashMap::new();
+
+/// The pods of this node, by address.
+#[btf_map(name = "cwy_pods")]
+pub static PODS: HashMap<Addr, PodEntry, POD_ENTRIES> = HashMap::new();
+
+/// Who may send on a host veth, by ifindex.
+#[btf_map(name = "cwy_ifaces")]
+pub static IFACES: HashMap<u32, IfaceEntry<Addr>, POD_ENTRIES> = HashMap::new();
+
+/// Ranges that are not masqueraded.
+#[btf_map(name = "cwy_ranges")]
+pub static RANGES: LpmTrie<Addr, RangeEntry, RANGE_ENTRIES> = LpmTrie::new();
+
+/// Ports that no translated flow may take.
+#[btf_map(name = "cwy_ports")]
+pub static PORTS: Array<PortWord, RESERVED_ENTRIES> = Array::new();
+
+/// What is to be known of the node.
+#[btf_map(name = "cwy_cfg")]
+pub static CFG: Array<Config<Addr>, 1> = Array::new();
+
+/// Packets by reason and hook.
+#[btf_map(name = "cwy_count")]
+pub static COUNT: PerCpuArray<Count, COUNT_ENTRIES> = PerCpuArray::new();
+
+/// The node's configuration. `None` cannot happen (an array has all its elements), but the verifier asks.
+#[inline(always)]
+pub fn config() -> Option<&'static Config<Addr>> {
+    CFG.get(0)
+}
+
+/// The entry of a flow, to read and to note times and progress in place.
+///
+/// The element may be reused for another flow while we hold it (a preallocated hash recycles at once). A field read
+/// late can then belong to that other flow: what goes into a packet is copied out before any helper call.
+#[inline(always)]
+pub fn flow(key: &Key) -> Option<&'static mut Entry> {
+    // SAFETY: the kernel returns a valid element or null, valid until the program ends; programs on other CPUs
+    // write the same plain integers, and a lost update of a time or a progress bit is harmless.
+    FLOWS.get_ptr_mut(key).map(|entry| unsafe { &mut *entry })
+}
+
+/// The pod that has this address.
+#[inline(always)]
+pub fn pod(addr: &Addr) -> Option<PodEntry> {
+    // SAFETY: as in `flow`; programs never write this map, and the value is copied out.
+    PODS.get_ptr(addr).map(|pod| unsafe { *pod })
+}
+
+/// The pod that may send on this interface.
+#[inline(always)]
+pub fn iface(ifindex: u32) -> Option<IfaceEntry<Addr>> {
+    // SAFETY: as in `pod`.
+    IFACES.get_ptr(ifindex).map(|iface| unsafe { *iface })
+}
+
+/// Whole seconds of `CLOCK_MONOTONIC_COARSE`, the clock of all times in the maps.
+#[inline(always)]
+pub fn now() -> u32 {
+    // SAFETY: the helper takes no argument and touches no memory of ours.
+    let nanoseconds = unsafe { aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns() };
+    (nanoseconds / 1_000_000_000) as u32
+}

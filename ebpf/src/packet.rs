@@ -1,0 +1,279 @@
+//! Reads headers. The only place, with `rewrite`, that knows offsets; a header is whole or absent.
+
+use aya_ebpf::{EbpfContext as _, bindings::__sk_buff, programs::TcContext};
+use causeway_common::{
+    decide::{ECHO_REPLY, ECHO_REQUEST, Role, role},
+    reason::Reason,
+    tuple::{ICMP, TCP, UDP},
+};
+
+use crate::maps::{Addr, Key};
+
+/// Length of an Ethernet header without a tag.
+pub const ETH_LEN: usize = 14;
+/// Offset of the IPv4 header's time to live.
+pub const TTL: usize = ETH_LEN + 8;
+/// Offset of the IPv4 header's checksum.
+pub const IP_CHECK: usize = ETH_LEN + 10;
+/// Offset of the IPv4 source address.
+pub const IP_SRC: usize = ETH_LEN + 12;
+/// Offset of the IPv4 destination address.
+pub const IP_DST: usize = ETH_LEN + 16;
+/// End of an IPv4 header without options.
+pub const IP_END: usize = ETH_LEN + 20;
+
+const ETHERTYPE_IPV4: u16 = 0x0800;
+const ETHERTYPE_ARP: u16 = 0x0806;
+const ETHERTYPE_IPV6: u16 = 0x86dd;
+
+/// `PACKET_HOST`: the frame is addressed to the interface that received it.
+const PACKET_HOST: u32 = 0;
+
+/// A MAC address.
+pub type Mac = [u8; 6];
+
+/// An IPv4 header.
+#[derive(Clone, Copy)]
+pub struct Ip {
+    pub src: Addr,
+    pub dst: Addr,
+    pub protocol: u8,
+    pub ttl: u8,
+    /// Length of the packet by its header, bytes.
+    pub total_len: u16,
+    /// Offset of the payload from the start of the frame.
+    pub l4: usize,
+    /// More fragments follow, or this is not the first one.
+    pub is_fragment: bool,
+    /// Not the first fragment: there is no transport header.
+    pub is_later_fragment: bool,
+}
+
+/// What a transport header says of the flow.
+#[derive(Clone, Copy)]
+pub struct Transport {
+    pub src_port: [u8; 2],
+    pub dst_port: [u8; 2],
+    /// TCP flags, or the ICMP type.
+    pub flags: u8,
+    /// Length of the transport header, bytes.
+    pub header_len: u8,
+}
+
+/// The context as the kernel's struct.
+#[inline(always)]
+pub fn skb(ctx: &TcContext) -> &__sk_buff {
+    // SAFETY: the kernel passes a valid context for the whole run of the program.
+    unsafe { &*ctx.as_ptr().cast() }
+}
+
+/// Writes the tag that tells our egress hooks what became of this packet (`FlowKey::tag`).
+#[inline(always)]
+pub fn set_tag(ctx: &TcContext, tag: u16) {
+    // SAFETY: `tc_index` may be written by tc programs, as 32 bits.
+    unsafe { (*ctx.as_ptr().cast::<__sk_buff>()).tc_index = u32::from(tag) }
+}
+
+/// The tag that [`set_tag`] wrote, or 0.
+#[inline(always)]
+pub fn tag(ctx: &TcContext) -> u16 {
+    skb(ctx).tc_index as u16
+}
+
+/// Whether the frame is for the interface that received it.
+#[inline(always)]
+pub fn is_for_us(ctx: &TcContext) -> bool {
+    skb(ctx).pkt_type == PACKET_HOST
+}
+
+/// Brings the headers into the linear part of the buffer where they are not, which real senders never do.
+///
+/// Pulls only as much as is missing: pulling into the payload of a GSO list is costly, and on kernels before 6.16
+/// it can crash.
+#[inline(always)]
+pub fn linearise_headers(ctx: &TcContext) {
+    let linear = (ctx.data_end() - ctx.data()) as u32;
+    let wanted = if linear > (ETH_LEN + 9) as u32 && byte(ctx, ETH_LEN + 9) == Some(TCP) { 54 } else { 42 };
+    let len = ctx.len();
+    if linear < wanted && linear < len {
+        // A failure leaves the buffer as it was; parsing then finds the header absent.
+        if ctx.skb.pull_data(if len < wanted { len } else { wanted }).is_err() {}
+    }
+}
+
+/// The IPv4 header, or why there is none.
+#[inline(always)]
+pub fn ip(ctx: &TcContext) -> Result<Ip, Reason> {
+    match u16_at(ctx, 12).map(u16::from_be_bytes) {
+        Some(ETHERTYPE_IPV4) => {}
+        Some(ETHERTYPE_ARP) => return Err(Reason::Arp),
+        Some(ETHERTYPE_IPV6) => return Err(Reason::Ipv6),
+        _ => return Err(Reason::NotIp),
+    }
+    let (start, end) = (ctx.data(), ctx.data_end());
+    if start + IP_END > end {
+        return Err(Reason::Malformed);
+    }
+    // SAFETY: `IP_END` bytes were checked to be in the buffer.
+    let read = |offset: usize| unsafe { *((start + offset) as *const u8) };
+    // SAFETY: as above; the frame's start is aligned to 2 bytes at least, and so are these offsets.
+    let word = |offset: usize| unsafe { *((start + offset) as *const u16) };
+    let addr = |offset: usize| (u32::from(word(offset)) | u32::from(word(offset + 2)) << 16).to_ne_bytes();
+
+    let version_and_length = read(ETH_LEN);
+    let header_len = usize::from(version_and_length & 0x0f) * 4;
+    let total_len = u16::from_be(word(ETH_LEN + 2));
+    let fits = usize::from(total_len) >= header_len && u32::from(total_len) + ETH_LEN as u32 <= ctx.len();
+    if version_and_length >> 4 != 4 || header_len < 20 || !fits {
+        return Err(Reason::Malformed);
+    }
+    let fragment = u16::from_be(word(ETH_LEN + 6));
+    Ok(Ip {
+        src: addr(IP_SRC),
+        dst: addr(IP_DST),
+        protocol: read(ETH_LEN + 9),
+        ttl: read(TTL),
+        total_len,
+        l4: ETH_LEN + header_len,
+        is_fragment: fragment & 0x3fff != 0,
+        is_later_fragment: fragment & 0x1fff != 0,
+    })
+}
+
+/// The transport header of a packet that belongs to a flow we know how to follow, or why there is none.
+#[inline(always)]
+pub fn transport(ctx: &TcContext, ip: &Ip) -> Result<Transport, Reason> {
+    if ip.is_fragment {
+        return Err(Reason::Fragment);
+    }
+    let header_len = match ip.protocol {
+        TCP => 20,
+        UDP | ICMP => 8,
+        _ => return Err(Reason::OtherProtocol),
+    };
+    let (start, end) = (ctx.data() + ip.l4, ctx.data_end());
+    if start + header_len > end || usize::from(ip.total_len) + ETH_LEN < ip.l4 + header_len {
+        return Err(Reason::Malformed);
+    }
+    // SAFETY: `header_len` bytes, 8 at least, were checked to be in the buffer.
+    let read = |offset: usize| unsafe { *((start + offset) as *const u8) };
+    // SAFETY: as above; an IPv4 header's length is a multiple of 4, so these offsets are even.
+    let word = |offset: usize| unsafe { (*((start + offset) as *const u16)).to_ne_bytes() };
+    match ip.protocol {
+        TCP => {
+            if start + 20 > end {
+                return Err(Reason::Malformed);
+            }
+            let data_offset = (read(12) >> 4) * 4;
+            if data_offset < 20 || usize::from(ip.total_len) + ETH_LEN < ip.l4 + usize::from(data_offset) {
+                return Err(Reason::Malformed);
+            }
+            Ok(Transport { src_port: word(0), dst_port: word(2), flags: read(13), header_len: data_offset })
+        }
+        UDP => {
+            let length = u16::from_be_bytes(word(4));
+            if length < 8 || usize::from(length) + ip.l4 > usize::from(ip.total_len) + ETH_LEN && !is_gso(ctx) {
+                return Err(Reason::Malformed);
+            }
+            Ok(Transport { src_port: word(0), dst_port: word(2), flags: 0, header_len: 8 })
+        }
+        _ => match read(0) {
+            ECHO_REQUEST if read(1) == 0 => {
+                Ok(Transport { src_port: word(4), dst_port: [0; 2], flags: ECHO_REQUEST, header_len: 8 })
+            }
+            ECHO_REPLY if read(1) == 0 => {
+                Ok(Transport { src_port: [0; 2], dst_port: word(4), flags: ECHO_REPLY, header_len: 8 })
+            }
+            _ => Err(Reason::OtherProtocol),
+        },
+    }
+}
+
+/// The flow that a packet belongs to.
+#[inline(always)]
+pub fn key(ip: &Ip, transport: &Transport) -> Key {
+    Key {
+        src: ip.src,
+        dst: ip.dst,
+        src_port: transport.src_port,
+        dst_port: transport.dst_port,
+        protocol: ip.protocol,
+        _pad: [0; 3],
+    }
+}
+
+impl Transport {
+    /// What the packet is to its flow.
+    #[inline(always)]
+    pub fn role(&self, ip: &Ip) -> Role {
+        role(ip.protocol, self.flags)
+    }
+}
+
+/// Whether the buffer is a GSO packet, which is cut into segments behind us.
+#[inline(always)]
+pub fn is_gso(ctx: &TcContext) -> bool {
+    skb(ctx).gso_size != 0
+}
+
+/// Length in bytes of the largest IP packet that this buffer becomes on the link.
+#[inline(always)]
+pub fn largest_packet(ctx: &TcContext, ip: &Ip, transport: &Transport) -> u32 {
+    match skb(ctx).gso_size {
+        0 => u32::from(ip.total_len),
+        segment => segment + (ip.l4 - ETH_LEN) as u32 + u32::from(transport.header_len),
+    }
+}
+
+/// Source MAC of the frame.
+#[inline(always)]
+pub fn src_mac(ctx: &TcContext) -> Mac {
+    mac_at(ctx, 6)
+}
+
+/// Destination MAC of the frame.
+#[inline(always)]
+pub fn dst_mac(ctx: &TcContext) -> Mac {
+    mac_at(ctx, 0)
+}
+
+/// Six bytes at `offset`, or zeros when the frame is shorter.
+#[inline(always)]
+pub fn mac_at(ctx: &TcContext, offset: usize) -> Mac {
+    let (start, end) = (ctx.data() + offset, ctx.data_end());
+    if start + 6 > end {
+        return [0; 6];
+    }
+    // SAFETY: six bytes were checked to be in the buffer, at an even offset.
+    let word = |i: usize| unsafe { *((start + i) as *const u16) }.to_ne_bytes();
+    let ([a, b], [c, d], [e, f]) = (word(0), word(2), word(4));
+    [a, b, c, d, e, f]
+}
+
+/// Four bytes at `offset`, or `None` when the frame is shorter.
+#[inline(always)]
+pub fn addr_at(ctx: &TcContext, offset: usize) -> Option<Addr> {
+    let ([a, b], [c, d]) = (u16_at(ctx, offset)?, u16_at(ctx, offset + 2)?);
+    Some([a, b, c, d])
+}
+
+/// Two bytes at an even `offset`, or `None` when the frame is shorter.
+#[inline(always)]
+pub fn u16_at(ctx: &TcContext, offset: usize) -> Option<[u8; 2]> {
+    let start = ctx.data() + offset;
+    if start + 2 > ctx.data_end() {
+        return None;
+    }
+    // SAFETY: two bytes were checked to be in the buffer, at an even offset.
+    Some(unsafe { *(start as *const u16) }.to_ne_bytes())
+}
+
+#[inline(always)]
+fn byte(ctx: &TcContext, offset: usize) -> Option<u8> {
+    let start = ctx.data() + offset;
+    if start + 1 > ctx.data_end() {
+        return None;
+    }
+    // SAFETY: the byte was checked to be in the buffer.
+    Some(unsafe { *(start as *const u8) })
+}

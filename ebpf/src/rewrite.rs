@@ -1,0 +1,146 @@
+//! Changes packets: translation, TTL, MACs. The only caller of the checksum and store helpers.
+//!
+//! A transport checksum may hold just the pseudo header's sum (`CHECKSUM_PARTIAL`, every packet of a local socket),
+//! and only the kernel knows. So the address difference goes through `bpf_l4_csum_replace` with
+//! `BPF_F_PSEUDO_HDR` and the port difference without it, as two calls: merged into one they corrupt partial sums.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
+    helpers::generated::{bpf_l4_csum_replace, bpf_skb_store_bytes},
+    programs::TcContext,
+};
+use causeway_common::{
+    checksum,
+    flow::{Hop, Nat},
+    tuple::{TCP, UDP},
+};
+
+use crate::{
+    maps::{Addr, Key},
+    packet::{ETH_LEN, IP_CHECK, IP_DST, IP_END, IP_SRC, Ip, TTL},
+};
+
+/// A rewrite that the kernel refused; the packet may be half changed and must be dropped.
+pub struct Failed;
+
+/// The end of the tuple that is replaced, and by what.
+#[derive(Clone, Copy)]
+pub struct Translation {
+    /// [`Nat::SOURCE`] or [`Nat::DESTINATION`]; [`Nat::NONE`] changes nothing.
+    pub nat: u8,
+    pub addr: Addr,
+    pub port: [u8; 2],
+}
+
+impl Translation {
+    pub const NONE: Self = Self { nat: Nat::NONE, addr: [0; 4], port: [0; 2] };
+}
+
+/// Replaces address and port with their checksums; the frame's addresses and the TTL stay.
+#[inline(always)]
+pub fn translate(ctx: &TcContext, ip: &Ip, key: &Key, to: &Translation) -> Result<(), Failed> {
+    transport(ctx, ip, key, to)?;
+    let header = header(ctx)?;
+    replace_addr(header, ip, to);
+    Ok(())
+}
+
+/// Translates, decrements the TTL and addresses the frame to the next hop.
+#[inline(always)]
+pub fn forward(ctx: &TcContext, ip: &Ip, key: &Key, to: &Translation, hop: &Hop) -> Result<(), Failed> {
+    transport(ctx, ip, key, to)?;
+    let header = header(ctx)?;
+    replace_addr(header, ip, to);
+    let before = u16::from_ne_bytes([ip.ttl, ip.protocol]);
+    let after = u16::from_ne_bytes([ip.ttl.wrapping_sub(1), ip.protocol]);
+    // SAFETY: `header` points to `IP_END` bytes of the packet, and the offsets are even.
+    unsafe {
+        *header.add(TTL).cast::<u16>() = after;
+        let check = header.add(IP_CHECK).cast::<u16>();
+        *check = checksum::replace_u16(*check, before, after);
+        store_mac(header, hop.dst_mac);
+        store_mac(header.add(6), hop.src_mac);
+    }
+    Ok(())
+}
+
+/// Changes the port and the transport checksum.
+#[inline(always)]
+fn transport(ctx: &TcContext, ip: &Ip, key: &Key, to: &Translation) -> Result<(), Failed> {
+    let (old_addr, old_port, port_offset) = match to.nat {
+        Nat::SOURCE => (key.src, key.src_port, 0),
+        Nat::DESTINATION => (key.dst, key.dst_port, 2),
+        _ => return Ok(()),
+    };
+    let (check, flags, port_offset) = match ip.protocol {
+        TCP => (ip.l4 + 16, 0, port_offset),
+        // A UDP checksum of zero means "none" and stays; a computed zero is sent as ones (RFC 768).
+        UDP => (ip.l4 + 6, u64::from(BPF_F_MARK_MANGLED_0), port_offset),
+        // ICMPv4 has no pseudo header (RFC 792); the identifier stands at offset 4 in requests and replies.
+        _ => (ip.l4 + 2, 0, 4),
+    };
+    let skb = ctx.as_ptr().cast();
+    if ip.protocol == TCP || ip.protocol == UDP {
+        let (old, new) = (u32::from_ne_bytes(old_addr), u32::from_ne_bytes(to.addr));
+        let flags = flags | u64::from(BPF_F_PSEUDO_HDR) | 4;
+        // SAFETY: `skb` is the program's context; the helper checks the offset against the packet.
+        done(unsafe { bpf_l4_csum_replace(skb, check as u32, u64::from(old), u64::from(new), flags) })?;
+    }
+    if old_port != to.port {
+        let (old, new) = (u16::from_ne_bytes(old_port), u16::from_ne_bytes(to.port));
+        // SAFETY: as above.
+        done(unsafe { bpf_l4_csum_replace(skb, check as u32, u64::from(old), u64::from(new), flags | 2) })?;
+        let offset = (ip.l4 + port_offset) as u32;
+        // SAFETY: as above; the source is two bytes of our stack.
+        done(unsafe { bpf_skb_store_bytes(skb, offset, to.port.as_ptr().cast(), 2, 0) })?;
+    }
+    Ok(())
+}
+
+/// Changes the address in the IPv4 header and its checksum.
+#[inline(always)]
+fn replace_addr(header: *mut u8, ip: &Ip, to: &Translation) {
+    let (offset, old) = match to.nat {
+        Nat::SOURCE => (IP_SRC, ip.src),
+        Nat::DESTINATION => (IP_DST, ip.dst),
+        _ => return,
+    };
+    let ([a, b, c, d], check) = (to.addr, IP_CHECK);
+    // SAFETY: `header` points to `IP_END` bytes of the packet, and the offsets are even.
+    unsafe {
+        *header.add(offset).cast::<u16>() = u16::from_ne_bytes([a, b]);
+        *header.add(offset + 2).cast::<u16>() = u16::from_ne_bytes([c, d]);
+        let check = header.add(check).cast::<u16>();
+        *check = checksum::replace_u32(*check, old, to.addr);
+    }
+}
+
+/// The frame's first [`IP_END`] bytes. Pointers from before a helper call are dead: the helper may move the buffer.
+#[inline(always)]
+fn header(ctx: &TcContext) -> Result<*mut u8, Failed> {
+    const { assert!(IP_END > ETH_LEN) };
+    let start = ctx.data();
+    if start + IP_END > ctx.data_end() {
+        return Err(Failed);
+    }
+    Ok(start as *mut u8)
+}
+
+/// # Safety
+///
+/// `at` points to six bytes of the packet, at an even offset.
+#[inline(always)]
+unsafe fn store_mac(at: *mut u8, [a, b, c, d, e, f]: [u8; 6]) {
+    // SAFETY: the caller's.
+    unsafe {
+        *at.cast::<u16>() = u16::from_ne_bytes([a, b]);
+        *at.add(2).cast::<u16>() = u16::from_ne_bytes([c, d]);
+        *at.add(4).cast::<u16>() = u16::from_ne_bytes([e, f]);
+    }
+}
+
+#[inline(always)]
+fn done(result: i64) -> Result<(), Failed> {
+    if result == 0 { Ok(()) } else { Err(Failed) }
+}

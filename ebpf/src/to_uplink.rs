@@ -1,0 +1,138 @@
+//! `cwy_to_uplink`: tc egress on the uplink, the last place before the wire. A pod's packet that needs translation
+//! leaves translated or not at all.
+
+use aya_ebpf::{btf_maps::lpm_trie, programs::TcContext};
+use causeway_common::{
+    addr::Address,
+    decide::{Role, is_guarded, masquerade},
+    flow::{Exit, Flags, Hop, Nat, State},
+    maps::{Config, PodEntry},
+    reason::Reason,
+    tuple::{TAG_CARRIED, TAG_NONE, TCP},
+};
+
+use crate::{
+    Outcome,
+    carry::{note_progress, translation},
+    count::Hook,
+    host,
+    learn::{Emitted, learn},
+    maps::{Addr, Entry, Key, RANGES, config, flow, iface, now, pod},
+    packet::{self, Ip, Transport, skb},
+    rewrite::translate,
+    snat,
+};
+
+/// `None` for a packet that one of our ingress hooks has carried here: it is counted there.
+#[inline(always)]
+pub fn handle(ctx: &TcContext) -> Option<Outcome> {
+    if packet::tag(ctx) == TAG_CARRIED {
+        packet::set_tag(ctx, TAG_NONE);
+        return None;
+    }
+    packet::linearise_headers(ctx);
+    Some(classify(ctx).unwrap_or_else(|reason| reason).into())
+}
+
+#[inline(always)]
+fn classify(ctx: &TcContext) -> Result<Reason, Reason> {
+    let ip = packet::ip(ctx)?;
+    let transport = packet::transport(ctx, &ip);
+    let config = config().ok_or(Reason::NotFromPod)?;
+    let dst_port = transport.as_ref().ok().map(|transport| transport.dst_port);
+    let guarded = is_guarded(ip.dst, ip.protocol, dst_port);
+    let Some(pod) = pod(&ip.src) else {
+        // The kernel may have translated both ends; the interface of arrival still tells that a pod is behind it.
+        if guarded && iface(skb(ctx).ingress_ifindex).is_some() {
+            return Err(Reason::Wireserver);
+        }
+        if ip.src != config.node_addr {
+            return Err(Reason::NotFromPod);
+        }
+        return host::to_uplink(ctx, config, &ip, &transport?);
+    };
+    if guarded {
+        return Err(Reason::Wireserver);
+    }
+    if pod.flags & PodEntry::DEPARTED != 0 {
+        return Err(Reason::PodDeparted);
+    }
+    match transport {
+        Ok(transport) => from_pod(ctx, config, &pod, &ip, &transport),
+        Err(reason) if !needs_snat(&ip.dst) => Err(reason),
+        Err(Reason::Fragment) => Err(Reason::SnatFragment),
+        Err(Reason::OtherProtocol) => Err(Reason::SnatProtocol),
+        Err(_) => Err(Reason::SnatMalformed),
+    }
+}
+
+#[inline(always)]
+fn from_pod(
+    ctx: &TcContext,
+    config: &Config<Addr>,
+    pod: &PodEntry,
+    ip: &Ip,
+    transport: &Transport,
+) -> Result<Reason, Reason> {
+    let key = packet::key(ip, transport);
+    let role = transport.role(ip);
+    let unchanged = packet::tag(ctx) == key.tag(config.seed) && skb(ctx).vlan_present == 0;
+    let entry = flow(&key);
+    let mut keeps_address = false;
+    let mut offered = false;
+    if let Some(entry) = entry {
+        if entry.nat == Nat::SOURCE && entry.nat_addr == config.node_addr {
+            return known(ctx, ip, transport, &key, role, unchanged, entry);
+        }
+        // A TCP flow that a pod opens is no answer, whatever a stranger's SYN has written under its tuple.
+        let opens_tcp = ip.protocol == TCP && role == Role::Opens;
+        let left_before = entry.state != State::OFFERED && entry.has(Flags::CAME_OUT) && entry.nat == Nat::NONE;
+        keeps_address = !opens_tcp && (entry.has(Flags::ANSWER) || left_before);
+        offered = entry.state == State::OFFERED && entry.has(Flags::WENT_UP);
+    }
+    let hop = Hop {
+        exit: Exit::UPLINK,
+        mtu: config.uplink_mtu as u16,
+        ifindex: skb(ctx).ifindex,
+        dst_mac: packet::dst_mac(ctx),
+        src_mac: packet::src_mac(ctx),
+    };
+    if keeps_address || !needs_snat(&key.dst) {
+        return Ok(learn(&Emitted { hook: Hook::ToUplink, key: &key, role, unchanged, hop: Some(hop), answer_flags: 0 }));
+    }
+    if !pod.is_ready() || config.node_addr == Addr::UNSPECIFIED {
+        return Err(Reason::SnatNotReady);
+    }
+    let claim = snat::Claim::for_pod(&key, pod, &hop, unchanged && offered, role == Role::Opens);
+    let port = snat::claim(ctx, config, &claim)?;
+    let to = crate::rewrite::Translation { nat: Nat::SOURCE, addr: config.node_addr, port };
+    translate(ctx, ip, &key, &to).map_err(|_failed| Reason::RewriteFailed)?;
+    Ok(if claim.carried { Reason::SnatPromoted } else { Reason::SnatKernel })
+}
+
+/// A packet of a flow that has its translation.
+#[inline(always)]
+fn known(
+    ctx: &TcContext,
+    ip: &Ip,
+    transport: &Transport,
+    key: &Key,
+    role: Role,
+    unchanged: bool,
+    entry: &mut Entry,
+) -> Result<Reason, Reason> {
+    let is_carried = entry.state == State::CARRIED;
+    if is_carried && role == Role::Opens && !unchanged {
+        return Err(Reason::SnatCollision);
+    }
+    let to = translation(entry);
+    entry.last_seen = now();
+    note_progress(key, entry, transport);
+    translate(ctx, ip, key, &to).map_err(|_failed| Reason::RewriteFailed)?;
+    Ok(if is_carried { Reason::CarriedTakesStack } else { Reason::SnatKernel })
+}
+
+#[inline(always)]
+fn needs_snat(dst: &Addr) -> bool {
+    masquerade(RANGES.get(&lpm_trie::Key::new(<Addr as Address>::BITS, *dst)))
+}
