@@ -1,1 +1,21 @@
-//! Empty.
+//! The rig of the tests: a node, pods, and the world around them, made of network namespaces of one machine.
+//!
+//! [`rig::Rig`] is the way in. It holds no opinion about the datapath: it speaks to the CNI plug-in and the command line as
+//! a node does, sends real traffic, and judges by what the wires and the receivers saw.
+
+pub mod capture;
+pub mod dist;
+pub mod echo;
+pub mod fabric;
+pub mod frame;
+pub mod leak;
+pub mod netns;
+pub mod node;
+pub mod offload;
+pub mod ping;
+pub mod rig;
+pub mod rules;
+pub mod scratch;
+pub mod stock;
+pub mod stream;
+pub mod talk;

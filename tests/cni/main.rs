@@ -1,0 +1,1 @@
+//! The CNI contract: configuration on standard input, environment, exact results and errors.

@@ -1,0 +1,3 @@
+//! Real sockets through real programs: a walk a test.
+
+mod rig;

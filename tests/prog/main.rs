@@ -1,0 +1,1 @@
+//! The kernel programs through `BPF_PROG_TEST_RUN`: packet in, packet out, verdict, counters that moved.

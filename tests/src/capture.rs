@@ -1,0 +1,184 @@
+//! What a wire saw: a packet socket on an interface and a thread that keeps what it reads.
+
+use std::{
+    io,
+    mem::size_of_val,
+    os::fd::{AsRawFd, OwnedFd},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::JoinHandle,
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use rustix::net::{
+    AddressFamily, SocketFlags, SocketType, socket_with,
+    sockopt::{Timeout, set_socket_recv_buffer_size_force, set_socket_timeout},
+};
+
+use crate::{frame::Frame, netns::Netns};
+
+/// An instruction of a classic BPF filter (`linux/filter.h`): code, jump if true, jump if false, constant.
+pub type Instruction = (u16, u8, u8, u32);
+
+/// A running capture. Dropped, it ends.
+#[derive(Debug)]
+pub struct Capture {
+    frames: Arc<Mutex<Vec<Frame>>>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Capture {
+    /// Captures every IPv4 and ARP frame of an interface from here on.
+    pub fn start(ns: &Netns, interface: &str) -> Result<Self> {
+        Self::filtered(ns, interface, &[])
+    }
+
+    /// Captures what `filter` lets through. The filter runs in the kernel, so that a rare packet is found among
+    /// millions and none is lost for want of speed.
+    pub fn filtered(ns: &Netns, interface: &str, filter: &[Instruction]) -> Result<Self> {
+        let ifindex = ns.ifindex(interface)?;
+        let socket = ns.run(|| packet_socket(ifindex, filter))?;
+        let socket = socket.with_context(|| format!("cannot capture on {interface}"))?;
+        let frames = Arc::new(Mutex::new(Vec::new()));
+        let stop = Arc::new(AtomicBool::new(false));
+        let thread = std::thread::spawn({
+            let (frames, stop) = (Arc::clone(&frames), Arc::clone(&stop));
+            move || read_frames(&socket, &frames, &stop)
+        });
+        Ok(Self {
+            frames,
+            stop,
+            thread: Some(thread),
+        })
+    }
+
+    /// Ends the capture. Frames that were on the wire before the call are among the result.
+    pub fn stop(mut self) -> Vec<Frame> {
+        self.join();
+        std::mem::take(&mut *self.frames.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The frames so far.
+    pub fn so_far(&self) -> Vec<Frame> {
+        self.frames.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn join(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            // A panic of the reader would be a bug of the rig; its frames are missing then and the test says so.
+            drop(thread.join());
+        }
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        self.join();
+    }
+}
+
+fn packet_socket(ifindex: u32, filter: &[Instruction]) -> io::Result<OwnedFd> {
+    let socket = socket_with(AddressFamily::PACKET, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
+    set_socket_recv_buffer_size_force(&socket, 64 << 20)?;
+    set_socket_timeout(&socket, Timeout::Recv, Some(Duration::from_millis(20)))?;
+    if !filter.is_empty() {
+        attach(&socket, filter)?;
+    }
+    let address = libc::sockaddr_ll {
+        sll_family: libc::AF_PACKET as u16,
+        sll_protocol: (libc::ETH_P_ALL as u16).to_be(),
+        sll_ifindex: ifindex.cast_signed(),
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 0,
+        sll_addr: [0; 8],
+    };
+    // SAFETY: the address is a live sockaddr_ll of the length given.
+    let bound = unsafe {
+        libc::bind(
+            socket.as_raw_fd(),
+            (&raw const address).cast(),
+            size_of_val(&address) as u32,
+        )
+    };
+    if bound < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(socket)
+    }
+}
+
+fn attach(socket: &OwnedFd, filter: &[Instruction]) -> io::Result<()> {
+    let mut program: Vec<libc::sock_filter> = filter
+        .iter()
+        .map(|&(code, jt, jf, k)| libc::sock_filter { code, jt, jf, k })
+        .collect();
+    let program = libc::sock_fprog {
+        len: program.len() as u16,
+        filter: program.as_mut_ptr(),
+    };
+    // SAFETY: the program and its instructions are live and their lengths are given.
+    let attached = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            (&raw const program).cast(),
+            size_of_val(&program) as u32,
+        )
+    };
+    if attached < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// Reads until told to stop *and* the socket's queue is empty.
+fn read_frames(socket: &OwnedFd, frames: &Mutex<Vec<Frame>>, stop: &AtomicBool) {
+    let mut buffer = vec![0u8; 1 << 17];
+    loop {
+        let stopping = stop.load(Ordering::Relaxed);
+        match receive(socket, &mut buffer, stopping) {
+            Some((outgoing, len)) => {
+                if let Some(frame) = Frame::parse(outgoing, &buffer[..len]) {
+                    frames.lock().unwrap_or_else(PoisonError::into_inner).push(frame);
+                }
+            }
+            None if stopping => return,
+            None => {}
+        }
+    }
+}
+
+fn receive(socket: &OwnedFd, buffer: &mut [u8], stopping: bool) -> Option<(bool, usize)> {
+    let mut from: libc::sockaddr_ll = libc::sockaddr_ll {
+        sll_family: 0,
+        sll_protocol: 0,
+        sll_ifindex: 0,
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 0,
+        sll_addr: [0; 8],
+    };
+    let mut from_len = size_of_val(&from) as u32;
+    let flags = if stopping { libc::MSG_DONTWAIT } else { 0 };
+    // SAFETY: buffer and address are live and their lengths are given.
+    let len = unsafe {
+        libc::recvfrom(
+            socket.as_raw_fd(),
+            buffer.as_mut_ptr().cast(),
+            buffer.len(),
+            flags,
+            (&raw mut from).cast(),
+            &raw mut from_len,
+        )
+    };
+    let len = usize::try_from(len).ok()?;
+    Some((from.sll_pkttype == libc::PACKET_OUTGOING, len))
+}

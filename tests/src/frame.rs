@@ -1,0 +1,149 @@
+//! A frame as it stood on a wire, taken apart by etherparse so that nothing of ours judges our own packets.
+
+use std::net::Ipv4Addr;
+
+use etherparse::{LinkSlice, NetSlice, SlicedPacket, TransportSlice, checksum::Sum16BitWords, icmpv4};
+
+/// One captured frame.
+#[derive(Clone, Debug)]
+pub struct Frame {
+    /// Whether the interface sent it; otherwise it received it.
+    pub outgoing: bool,
+    /// Sender of the frame.
+    pub src_mac: [u8; 6],
+    /// Receiver of the frame.
+    pub dst_mac: [u8; 6],
+    /// Its IPv4 packet, if it holds one.
+    pub ip: Option<Packet>,
+}
+
+/// An IPv4 packet.
+#[derive(Clone, Debug)]
+pub struct Packet {
+    /// Source address.
+    pub src: Ipv4Addr,
+    /// Destination address.
+    pub dst: Ipv4Addr,
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Time to live.
+    pub ttl: u8,
+    /// Length of the whole packet in bytes, by its header.
+    pub len: u16,
+    /// Part of a fragmented packet.
+    pub fragment: bool,
+    /// Source port; identifier of an ICMP echo; 0 otherwise.
+    pub src_port: u16,
+    /// Destination port; 0 otherwise.
+    pub dst_port: u16,
+    /// ICMP type and code.
+    pub icmp: Option<(u8, u8)>,
+    /// Whether the header's checksum and, unless a fragment, the transport's are those of the bytes.
+    pub checksums_good: bool,
+}
+
+impl Frame {
+    /// Takes a frame apart; `None` when etherparse finds no Ethernet header or a header that lies.
+    pub fn parse(outgoing: bool, bytes: &[u8]) -> Option<Self> {
+        let sliced = SlicedPacket::from_ethernet(bytes).ok()?;
+        let Some(LinkSlice::Ethernet2(link)) = &sliced.link else {
+            return None;
+        };
+        Some(Self {
+            outgoing,
+            src_mac: link.source(),
+            dst_mac: link.destination(),
+            ip: packet(&sliced),
+        })
+    }
+}
+
+fn packet(sliced: &SlicedPacket<'_>) -> Option<Packet> {
+    let Some(NetSlice::Ipv4(ip)) = &sliced.net else {
+        return None;
+    };
+    let header = ip.header();
+    let fragment = header.is_fragmenting_payload();
+    let (mut src_port, mut dst_port, mut icmp) = (0, 0, None);
+    match &sliced.transport {
+        Some(TransportSlice::Tcp(tcp)) => (src_port, dst_port) = (tcp.source_port(), tcp.destination_port()),
+        Some(TransportSlice::Udp(udp)) => (src_port, dst_port) = (udp.source_port(), udp.destination_port()),
+        Some(TransportSlice::Icmpv4(message)) => {
+            icmp = Some((message.type_u8(), message.code_u8()));
+            if [icmpv4::TYPE_ECHO_REQUEST, icmpv4::TYPE_ECHO_REPLY].contains(&message.type_u8()) {
+                let [high, low, ..] = message.bytes5to8();
+                src_port = u16::from_be_bytes([high, low]);
+            }
+        }
+        _ => {}
+    }
+    let header_good = header.header_checksum() == header.to_header().calc_header_checksum();
+    let transport_good = fragment || transport_sum_is_good(header.source(), header.destination(), ip);
+    Some(Packet {
+        src: header.source_addr(),
+        dst: header.destination_addr(),
+        protocol: header.protocol().0,
+        ttl: header.ttl(),
+        len: header.total_len(),
+        fragment,
+        src_port,
+        dst_port,
+        icmp,
+        checksums_good: header_good && transport_good,
+    })
+}
+
+/// RFC 1071 section 1 (3): the sum over everything covered, checksum included, is all ones.
+fn transport_sum_is_good(src: [u8; 4], dst: [u8; 4], ip: &etherparse::Ipv4Slice<'_>) -> bool {
+    let protocol = ip.header().protocol().0;
+    let bytes = ip.payload().payload;
+    let pseudo_header = match protocol {
+        6 | 17 => Sum16BitWords::new()
+            .add_4bytes(src)
+            .add_4bytes(dst)
+            .add_2bytes([0, protocol])
+            .add_2bytes((bytes.len() as u16).to_be_bytes()),
+        1 => Sum16BitWords::new(),
+        _ => return true,
+    };
+    // RFC 768: a UDP checksum of zero means that none was computed.
+    let none_computed = protocol == 17 && bytes.get(6..8) == Some(&[0, 0]);
+    none_computed || pseudo_header.add_slice(bytes).ones_complement() == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use etherparse::PacketBuilder;
+
+    use super::*;
+
+    fn datagram() -> Vec<u8> {
+        let builder = PacketBuilder::ethernet2([1; 6], [2; 6])
+            .ipv4([10, 0, 0, 1], [10, 0, 0, 2], 9)
+            .udp(7, 8);
+        let mut bytes = Vec::new();
+        builder.write(&mut bytes, b"odd").unwrap();
+        bytes
+    }
+
+    #[test]
+    fn a_datagram_is_read_field_by_field() {
+        let frame = Frame::parse(false, &datagram()).unwrap();
+        let ip = frame.ip.unwrap();
+        assert_eq!((ip.src, ip.src_port), (Ipv4Addr::new(10, 0, 0, 1), 7));
+        assert_eq!((ip.dst, ip.dst_port), (Ipv4Addr::new(10, 0, 0, 2), 8));
+        assert_eq!((ip.ttl, ip.protocol, ip.len, ip.fragment), (9, 17, 31, false));
+        assert!(ip.checksums_good);
+    }
+
+    #[test]
+    fn one_changed_bit_anywhere_in_the_packet_is_seen() {
+        // From the TTL on; a changed length or version is a packet that cannot be read at all.
+        for at in 14 + 8..datagram().len() {
+            let mut bytes = datagram();
+            bytes[at] ^= 0x10;
+            let read = Frame::parse(false, &bytes).and_then(|frame| frame.ip);
+            assert!(read.is_none_or(|ip| !ip.checksums_good), "byte {at}");
+        }
+    }
+}

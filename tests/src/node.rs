@@ -1,0 +1,217 @@
+//! A node: a namespace with an uplink, and the datapath that is tried on it.
+
+use std::{
+    cell::RefCell,
+    io::Write,
+    net::Ipv4Addr,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+
+use crate::{
+    dist::Dist,
+    fabric::{self, Fabric},
+    netns::{Netns, stdout_of},
+    scratch::Scratch,
+    stock,
+};
+
+/// What moves the packets of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Datapath {
+    /// Causeway, brought up by its CNI plug-in.
+    Causeway,
+    /// The kernel's routing, without translation.
+    Routed,
+    /// The kernel's routing and the MASQUERADE rule.
+    RoutedMasquerade,
+    /// What Causeway replaces: a bridge with the uplink enslaved, and the MASQUERADE rule.
+    BridgeMasquerade,
+}
+
+/// A pod: a namespace with `eth0`.
+#[derive(Debug)]
+pub struct Pod {
+    /// Its namespace.
+    pub ns: Netns,
+    /// Its address.
+    pub addr: Ipv4Addr,
+    /// Its name, unique on the node.
+    pub name: String,
+    /// What the plug-in printed; `null` for a stock datapath.
+    pub result: Value,
+}
+
+impl Pod {
+    /// The id by which the runtime knows the pod's sandbox: 64 hexadecimal digits.
+    pub fn container_id(&self) -> String {
+        container_id(&self.name)
+    }
+}
+
+/// A node.
+#[derive(Debug)]
+pub struct Node {
+    /// Its namespace. The uplink is `eth0`.
+    pub ns: Netns,
+    /// Its files.
+    pub root: Scratch,
+    /// Addresses for pods.
+    pub pool: Vec<Ipv4Addr>,
+    datapath: Datapath,
+    dist: Option<Dist>,
+    taken: RefCell<usize>,
+}
+
+impl Node {
+    /// A node with `pool_size` addresses for pods, plugged into the fabric.
+    pub fn new(fabric: &Fabric, datapath: Datapath, pool_size: u8) -> Result<Self> {
+        let dist = (datapath == Datapath::Causeway)
+            .then(Dist::from_env)
+            .transpose()?;
+        let pool: Vec<Ipv4Addr> = (0..pool_size).map(|n| Ipv4Addr::new(10, 240, 0, 5 + n)).collect();
+        let ns = Netns::new()?;
+        fabric.plug_in(&ns, &pool)?;
+        let node = Self {
+            ns,
+            root: Scratch::new()?,
+            pool,
+            datapath,
+            dist,
+            taken: RefCell::new(0),
+        };
+        node.write_interfaces()?;
+        stock::prepare(&node.ns, datapath)?;
+        Ok(node)
+    }
+
+    /// Adds a pod as a container runtime does.
+    pub fn add(&self, name: &str) -> Result<Pod> {
+        let ns = Netns::new()?;
+        if self.datapath != Datapath::Causeway {
+            let addr = self.next_address()?;
+            stock::add(&self.ns, &ns, addr, self.datapath)?;
+            return Ok(Pod {
+                ns,
+                addr,
+                name: name.to_owned(),
+                result: Value::Null,
+            });
+        }
+        let result = self.plugin("ADD", name, &ns.path())?;
+        let address = result["ips"][0]["address"]
+            .as_str()
+            .and_then(|text| text.split('/').next()?.parse().ok());
+        let addr = address.with_context(|| format!("the plug-in's result has no address: {result}"))?;
+        Ok(Pod {
+            ns,
+            addr,
+            name: name.to_owned(),
+            result,
+        })
+    }
+
+    /// Removes a pod as a container runtime does: the plug-in first, while the namespace is still there.
+    pub fn remove(&self, pod: &Pod) -> Result<()> {
+        self.plugin("DEL", &pod.name, &pod.ns.path()).map(drop)
+    }
+
+    /// The node's MAC on the wire.
+    pub fn mac(&self) -> Result<[u8; 6]> {
+        self.ns.mac("eth0")
+    }
+
+    /// The Causeway command line, to be run on this node.
+    pub fn causeway(&self, args: &[&str]) -> Result<String> {
+        let mut command = self.program(self.dist()?.cli().as_os_str());
+        stdout_of(command.args(args).output(), || {
+            format!("causeway {}", args.join(" "))
+        })
+    }
+
+    /// What the command line prints with `--json`.
+    pub fn causeway_json(&self, verb: &str) -> Result<Value> {
+        let text = self.causeway(&[verb, "--json"])?;
+        serde_json::from_str(&text).with_context(|| format!("causeway {verb} --json printed: {text}"))
+    }
+
+    /// Calls the CNI plug-in for a pod. An empty answer is `null`; an error holds the plug-in's own.
+    pub fn plugin(&self, verb: &str, pod: &str, netns: &str) -> Result<Value> {
+        let dist = self.dist()?;
+        let config = dist.plugin_config()?.to_string();
+        let mut command = self.program(dist.plugin("azure-vnet").as_os_str());
+        command
+            .env("CNI_COMMAND", verb)
+            .env("CNI_CONTAINERID", container_id(pod))
+            .env("CNI_NETNS", netns)
+            .env("CNI_IFNAME", "eth0")
+            .env("CNI_PATH", dist.plugins())
+            .env(
+                "CNI_ARGS",
+                format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={pod}"),
+            )
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = command.spawn().context("cannot run azure-vnet")?;
+        if let Some(mut stdin) = child.stdin.take() {
+            stdin
+                .write_all(config.as_bytes())
+                .context("writing the configuration")?;
+        }
+        let text = stdout_of(child.wait_with_output(), || format!("azure-vnet {verb} {pod}"))?;
+        if text.trim().is_empty() {
+            return Ok(Value::Null);
+        }
+        serde_json::from_str(&text).with_context(|| format!("azure-vnet {verb} {pod} printed: {text}"))
+    }
+
+    fn program(&self, path: &std::ffi::OsStr) -> Command {
+        let mut command = self.ns.command(path);
+        command.env("CAUSEWAY_ROOT", self.root.path());
+        command
+    }
+
+    fn dist(&self) -> Result<&Dist> {
+        self.dist
+            .as_ref()
+            .with_context(|| format!("this node runs {:?}, not Causeway", self.datapath))
+    }
+
+    fn next_address(&self) -> Result<Ipv4Addr> {
+        let mut taken = self.taken.borrow_mut();
+        let Some(&addr) = self.pool.get(*taken) else {
+            bail!("all {} addresses are taken", self.pool.len())
+        };
+        *taken += 1;
+        Ok(addr)
+    }
+
+    /// The file that the cloud leaves on a node: which addresses belong to which network card.
+    fn write_interfaces(&self) -> Result<()> {
+        let mac = self.mac()?.map(|byte| format!("{byte:02X}")).join(":");
+        let mut addresses = vec![json!({ "Address": fabric::NODE, "IsPrimary": true })];
+        addresses.extend(
+            self.pool
+                .iter()
+                .map(|addr| json!({ "Address": addr, "IsPrimary": false })),
+        );
+        let subnet =
+            json!({ "Prefix": format!("10.240.0.0/{}", fabric::SUBNET_BITS), "IPAddresses": addresses });
+        let interface = json!({ "MacAddress": mac, "IsPrimary": true, "IPSubnets": [subnet] });
+        self.root.write(
+            "/etc/kubernetes/interfaces.json",
+            &json!({ "Interfaces": [interface] }).to_string(),
+        )
+    }
+}
+
+/// 64 hexadecimal digits that differ in the first eight for names that differ (FNV-1a).
+fn container_id(pod: &str) -> String {
+    let hash = pod.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| {
+        (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3)
+    });
+    format!("{hash:016x}").repeat(4)
+}

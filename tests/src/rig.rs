@@ -1,0 +1,65 @@
+//! One node in its surroundings, watched.
+
+use anyhow::{Result, ensure};
+
+use crate::{
+    fabric::{self, Fabric},
+    leak::LeakWatch,
+    node::{Datapath, Node, Pod},
+};
+
+/// A node, the fabric around it, and the watch on the wire between them.
+///
+/// Rigs share nothing: not a namespace, a file, a pin or an address space. Dropped, a rig fails the test if a packet leaked.
+#[derive(Debug)]
+pub struct Rig {
+    /// The node.
+    pub node: Node,
+    /// What lies around it.
+    pub fabric: Fabric,
+    watch: Option<LeakWatch>,
+}
+
+impl Rig {
+    /// A node that runs Causeway, with twenty addresses for pods.
+    pub fn causeway() -> Result<Self> {
+        Self::with(Datapath::Causeway, 20)
+    }
+
+    /// A node of any kind. Only one that translates is watched for leaks.
+    pub fn with(datapath: Datapath, pool_size: u8) -> Result<Self> {
+        let fabric = Fabric::new()?;
+        let node = Node::new(&fabric, datapath, pool_size)?;
+        let watch = || LeakWatch::start(&fabric.router, "node", fabric::NODE, node.mac()?, fabric::PARTNER);
+        // The bridge alone sends frames with the pods' MACs; ebtables rules hide that on the real thing.
+        let watch = (datapath != Datapath::BridgeMasquerade).then(watch).transpose()?;
+        Ok(Self { node, fabric, watch })
+    }
+
+    /// Adds a pod.
+    pub fn pod(&self, name: &str) -> Result<Pod> {
+        self.node.add(name)
+    }
+
+    /// What has left the node with an address or a MAC that is not the node's where it should have been.
+    pub fn leaks(&self) -> Vec<crate::frame::Frame> {
+        self.watch.as_ref().map(LeakWatch::leaks).unwrap_or_default()
+    }
+
+    /// Takes the leaks as expected: the rig no longer fails for them.
+    pub fn expect_leaks(&mut self) -> Result<()> {
+        ensure!(!self.leaks().is_empty(), "nothing leaked");
+        self.watch = None;
+        Ok(())
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        let leaks = self.leaks();
+        assert!(
+            leaks.is_empty() || std::thread::panicking(),
+            "leaked onto the wire: {leaks:#?}"
+        );
+    }
+}

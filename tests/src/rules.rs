@@ -1,0 +1,96 @@
+//! Rules as kube-proxy, portmap and network policy write them, by plain `iptables`.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use anyhow::Result;
+
+use crate::netns::Netns;
+
+/// A ClusterIP for TCP and UDP: `vip` leads to `endpoint`, for pods and for the node itself. Hairpin traffic (an endpoint
+/// that calls its own service) is marked and masqueraded.
+pub fn cluster_ip(node: &Netns, vip: SocketAddrV4, endpoint: SocketAddrV4) -> Result<()> {
+    let (vip_addr, vip_port, addr) = (vip.ip(), vip.port(), endpoint.ip());
+    for protocol in ["tcp", "udp"] {
+        let matches = format!("-d {vip_addr}/32 -p {protocol} --dport {vip_port}");
+        run(
+            node,
+            &format!("-t nat -A PREROUTING -s {addr}/32 {matches} -j MARK --set-xmark 0x4000/0x4000"),
+        )?;
+        for chain in ["PREROUTING", "OUTPUT"] {
+            run(
+                node,
+                &format!("-t nat -A {chain} {matches} -j DNAT --to-destination {endpoint}"),
+            )?;
+        }
+    }
+    run(
+        node,
+        "-t nat -A POSTROUTING -m mark --mark 0x4000/0x4000 -j MASQUERADE",
+    )
+}
+
+/// A hostPort for TCP and UDP: `port` of every address of the node leads to the pod. The pod's own calls are marked and
+/// masqueraded, as portmap does.
+pub fn host_port(node: &Netns, port: u16, pod: SocketAddrV4) -> Result<()> {
+    for protocol in ["tcp", "udp"] {
+        let matches = format!("-p {protocol} --dport {port} -m addrtype --dst-type LOCAL");
+        run(
+            node,
+            &format!(
+                "-t nat -A PREROUTING -s {}/32 {matches} -j MARK --set-xmark 0x2000/0x2000",
+                pod.ip()
+            ),
+        )?;
+        for chain in ["PREROUTING", "OUTPUT"] {
+            run(
+                node,
+                &format!("-t nat -A {chain} {matches} -j DNAT --to-destination {pod}"),
+            )?;
+        }
+    }
+    run(
+        node,
+        "-t nat -A POSTROUTING -m mark --mark 0x2000/0x2000 -j MASQUERADE",
+    )
+}
+
+/// A policy: nothing from `src` to `dst` is forwarded.
+pub fn forbid(node: &Netns, src: Ipv4Addr, dst: Ipv4Addr) -> Result<()> {
+    run(node, &format!("-I FORWARD -s {src}/32 -d {dst}/32 -j DROP"))
+}
+
+/// As kube-proxy has it: what conntrack cannot place is not forwarded.
+pub fn forbid_invalid(node: &Netns) -> Result<()> {
+    run(node, "-I FORWARD -m conntrack --ctstate INVALID -j DROP")
+}
+
+/// The wireserver guard that nodes carry in FORWARD.
+pub fn forbid_wireserver(node: &Netns) -> Result<()> {
+    run(node, "-I FORWARD -d 168.63.129.16/32 -p tcp --dport 80 -j DROP")?;
+    run(
+        node,
+        "-I FORWARD -d 168.63.129.16/32 -p tcp --dport 32526 -j DROP",
+    )
+}
+
+/// Counts and drops the UDP packets to `port` that come from `src`, before anything else is done with them.
+pub fn sink(ns: &Netns, src: Ipv4Addr, port: u16) -> Result<()> {
+    run(
+        ns,
+        &format!("-t raw -A PREROUTING -s {src}/32 -p udp --dport {port} -j DROP"),
+    )
+}
+
+/// Packets that the only `DROP` rule of a chain has dropped.
+pub fn dropped(ns: &Netns, table: &str, chain: &str) -> Result<u64> {
+    let listing = ns.output("iptables", &["-t", table, "-nvxL", chain])?;
+    let rows = listing.lines().filter(|row| row.contains("DROP"));
+    Ok(rows
+        .filter_map(|row| row.split_whitespace().next()?.parse::<u64>().ok())
+        .sum())
+}
+
+fn run(ns: &Netns, rule: &str) -> Result<()> {
+    let args: Vec<&str> = std::iter::once("-w").chain(rule.split_whitespace()).collect();
+    ns.output("iptables", &args).map(drop)
+}

@@ -1,0 +1,61 @@
+//! The kernel's own ways to do a node's work, wired by hand: what Causeway is compared with, and a proof that the rig
+//! judges rightly.
+
+use std::net::Ipv4Addr;
+
+use anyhow::Result;
+
+use crate::{
+    fabric::{GATEWAY, NODE, SUBNET_BITS},
+    netns::{Netns, connect},
+    node::Datapath,
+};
+
+/// The rule that Causeway replaces, as it is installed on nodes.
+pub const MASQUERADE: &str = "-t nat -A POSTROUTING -m iprange ! --dst-range 168.63.129.16 \
+                              -m addrtype ! --dst-type local ! -d 10.0.0.0/8 -j MASQUERADE";
+
+/// Sets up what the node needs before its first pod.
+pub fn prepare(node: &Netns, datapath: Datapath) -> Result<()> {
+    if datapath == Datapath::Causeway {
+        return Ok(());
+    }
+    node.sysctl("net/ipv4/ip_forward", "1")?;
+    if datapath == Datapath::BridgeMasquerade {
+        node.ip(&format!(
+            "link add azure0 type bridge\nlink set azure0 up\naddr flush dev eth0\nlink set eth0 master azure0\n\
+             addr add {NODE}/{SUBNET_BITS} dev azure0\nroute add default via {GATEWAY}"
+        ))?;
+        // One MAC for the station that the fabric sees.
+        let mac = node.mac("eth0")?.map(|byte| format!("{byte:02x}")).join(":");
+        node.ip(&format!("link set azure0 address {mac}"))?;
+        node.sysctl("net/bridge/bridge-nf-call-iptables", "1")?;
+    }
+    if datapath != Datapath::Routed {
+        let rule: Vec<&str> = MASQUERADE.split_whitespace().collect();
+        node.output("iptables", &rule)?;
+    }
+    Ok(())
+}
+
+/// Connects a pod.
+pub fn add(node: &Netns, pod: &Netns, addr: Ipv4Addr, datapath: Datapath) -> Result<()> {
+    let host_if = format!("azv{}", addr.octets()[3]);
+    connect(node, &host_if, pod, "eth0")?;
+    if datapath == Datapath::BridgeMasquerade {
+        node.ip(&format!("link set {host_if} master azure0"))?;
+        node.ip(&format!("link set {host_if} type bridge_slave hairpin on"))?;
+        return pod.ip(&format!(
+            "addr add {addr}/{SUBNET_BITS} dev eth0\nroute add default via {GATEWAY}"
+        ));
+    }
+    let [node_mac, pod_mac] =
+        [node.mac(&host_if)?, pod.mac("eth0")?].map(|mac| mac.map(|byte| format!("{byte:02x}")).join(":"));
+    node.ip(&format!(
+        "route add {addr} dev {host_if} scope link\nneigh add {addr} lladdr {pod_mac} dev {host_if} nud permanent"
+    ))?;
+    pod.ip(&format!(
+        "addr add {addr}/{SUBNET_BITS} dev eth0 noprefixroute\nroute add 169.254.1.1 dev eth0 scope link\n\
+         route add default via 169.254.1.1\nneigh add 169.254.1.1 lladdr {node_mac} dev eth0 nud permanent"
+    ))
+}
