@@ -219,6 +219,11 @@ pub struct Hop {
     pub src_mac: [u8; 6],
 }
 
+impl Hop {
+    /// No place to which packets could be redirected.
+    pub const UNKNOWN: Self = Self { exit: Exit::STACK, mtu: 0, ifindex: 0, dst_mac: [0; 6], src_mac: [0; 6] };
+}
+
 impl<A: Address> FlowEntry<A> {
     /// A flow whose first packet goes up the stack now (`now`: `CLOCK_MONOTONIC` seconds).
     #[inline(always)]

@@ -3,7 +3,7 @@
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use causeway_common::{
     decide::Role,
-    flow::{AtEgress, Flags, Hop, Nat, State, at_egress, completes},
+    flow::{AtEgress, Exit, Flags, Hop, Nat, State, at_egress, completes},
     reason::Reason,
     tuple::ICMP,
 };
@@ -20,8 +20,8 @@ pub struct Emitted<'a> {
     pub role: Role,
     /// The packet went in with this very tuple.
     pub unchanged: bool,
-    /// Where it leaves; `None` when the flow may not be carried there.
-    pub hop: Option<Hop>,
+    /// Where it leaves; [`Hop::UNKNOWN`] when the flow may not be carried there.
+    pub hop: Hop,
     /// [`Flags`] for the other direction.
     pub answer_flags: u8,
 }
@@ -33,15 +33,15 @@ pub fn learn(packet: &Emitted<'_>) -> Reason {
     let entry = flow(packet.key);
     if let Some(entry) = entry {
         entry.last_seen = now;
-        match (at_egress(Some(entry), packet.role, packet.key.protocol, packet.unchanged), packet.hop) {
-            (AtEgress::Promote, Some(hop)) => return promote(packet, &entry.carried_to(&hop), now),
-            (AtEgress::AwaitAnswer, Some(hop)) => return await_answer(packet, &entry.leaving_by(&hop), now),
-            (AtEgress::Promote | AtEgress::AwaitAnswer, None) => return Reason::Offered,
-            (AtEgress::Record, _) => return record(packet, now),
-            (AtEgress::SettleQuestion, _) => return settle(packet, now),
-            (AtEgress::Demote, _) => return demote(packet, now),
-            (AtEgress::Leave(reason), _) => return reason,
-        }
+        return match at_egress(Some(entry), packet.role, packet.key.protocol, packet.unchanged) {
+            AtEgress::Promote | AtEgress::AwaitAnswer if packet.hop.exit == Exit::STACK => Reason::Offered,
+            AtEgress::Promote => promote(packet, &entry.carried_to(&packet.hop), now),
+            AtEgress::AwaitAnswer => await_answer(packet, &entry.leaving_by(&packet.hop), now),
+            AtEgress::Record => record(packet, now),
+            AtEgress::SettleQuestion => settle(packet, now),
+            AtEgress::Demote => demote(packet, now),
+            AtEgress::Leave(reason) => reason,
+        };
     }
     match at_egress::<[u8; 4]>(None, packet.role, packet.key.protocol, packet.unchanged) {
         AtEgress::Record => record(packet, now),

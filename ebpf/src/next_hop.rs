@@ -41,8 +41,7 @@ pub fn refresh(ctx: &TcContext, key: &Key, entry: &mut Entry) {
     if result != i64::from(BPF_FIB_LKUP_RET_SUCCESS) {
         return;
     }
-    // SAFETY: on success the kernel has filled in both MACs.
-    let (dst_mac, src_mac) = unsafe { (request.__bindgen_anon_6.__bindgen_anon_1.dmac, request.__bindgen_anon_6.__bindgen_anon_1.smac) };
+    let (dst_mac, src_mac) = (request.dmac, request.smac);
     if request.ifindex == entry.out_ifindex {
         if entry.out_dst_mac != dst_mac || entry.out_src_mac != src_mac {
             entry.out_dst_mac = dst_mac;

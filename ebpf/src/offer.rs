@@ -22,7 +22,7 @@ pub fn give_up(ctx: &TcContext, hook: Hook, ip: &Ip, transport: &Transport, key:
     let ifindex = skb(ctx).ifindex;
     match at_ingress(entry.as_deref(), transport.role(ip), key.protocol, ifindex) {
         AtIngress::Offer => {
-            let plain = ip.l4 == IP_END && ip.ttl > 1 && skb(ctx).vlan_present == 0;
+            let plain = ip.l4() == IP_END && ip.ttl > 1 && skb(ctx).vlan_present == 0;
             if !plain || !may_be_offered(key, WIRESERVER) {
                 return Reason::NeverOffered;
             }

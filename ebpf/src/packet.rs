@@ -41,12 +41,19 @@ pub struct Ip {
     pub ttl: u8,
     /// Length of the packet by its header, bytes.
     pub total_len: u16,
-    /// Offset of the payload from the start of the frame.
-    pub l4: usize,
+    /// Offset of the payload from the start of the frame. A byte, so that the verifier knows a bound wherever the
+    /// compiler keeps it.
+    l4: u8,
     /// More fragments follow, or this is not the first one.
     pub is_fragment: bool,
-    /// Not the first fragment: there is no transport header.
-    pub is_later_fragment: bool,
+}
+
+impl Ip {
+    /// Offset of the payload from the start of the frame.
+    #[inline(always)]
+    pub fn l4(&self) -> usize {
+        usize::from(self.l4)
+    }
 }
 
 /// What a transport header says of the flow.
@@ -134,9 +141,8 @@ pub fn ip(ctx: &TcContext) -> Result<Ip, Reason> {
         protocol: read(ETH_LEN + 9),
         ttl: read(TTL),
         total_len,
-        l4: ETH_LEN + header_len,
+        l4: (ETH_LEN + header_len) as u8,
         is_fragment: fragment & 0x3fff != 0,
-        is_later_fragment: fragment & 0x1fff != 0,
     })
 }
 
@@ -151,8 +157,8 @@ pub fn transport(ctx: &TcContext, ip: &Ip) -> Result<Transport, Reason> {
         UDP | ICMP => 8,
         _ => return Err(Reason::OtherProtocol),
     };
-    let (start, end) = (ctx.data() + ip.l4, ctx.data_end());
-    if start + header_len > end || usize::from(ip.total_len) + ETH_LEN < ip.l4 + header_len {
+    let (start, end) = (ctx.data() + ip.l4(), ctx.data_end());
+    if start + header_len > end || usize::from(ip.total_len) + ETH_LEN < ip.l4() + header_len {
         return Err(Reason::Malformed);
     }
     // SAFETY: `header_len` bytes, 8 at least, were checked to be in the buffer.
@@ -165,14 +171,14 @@ pub fn transport(ctx: &TcContext, ip: &Ip) -> Result<Transport, Reason> {
                 return Err(Reason::Malformed);
             }
             let data_offset = (read(12) >> 4) * 4;
-            if data_offset < 20 || usize::from(ip.total_len) + ETH_LEN < ip.l4 + usize::from(data_offset) {
+            if data_offset < 20 || usize::from(ip.total_len) + ETH_LEN < ip.l4() + usize::from(data_offset) {
                 return Err(Reason::Malformed);
             }
             Ok(Transport { src_port: word(0), dst_port: word(2), flags: read(13), header_len: data_offset })
         }
         UDP => {
             let length = u16::from_be_bytes(word(4));
-            if length < 8 || usize::from(length) + ip.l4 > usize::from(ip.total_len) + ETH_LEN && !is_gso(ctx) {
+            if length < 8 || usize::from(length) + ip.l4() > usize::from(ip.total_len) + ETH_LEN && !is_gso(ctx) {
                 return Err(Reason::Malformed);
             }
             Ok(Transport { src_port: word(0), dst_port: word(2), flags: 0, header_len: 8 })
@@ -221,7 +227,7 @@ pub fn is_gso(ctx: &TcContext) -> bool {
 pub fn largest_packet(ctx: &TcContext, ip: &Ip, transport: &Transport) -> u32 {
     match skb(ctx).gso_size {
         0 => u32::from(ip.total_len),
-        segment => segment + (ip.l4 - ETH_LEN) as u32 + u32::from(transport.header_len),
+        segment => segment + (ip.l4() - ETH_LEN) as u32 + u32::from(transport.header_len),
     }
 }
 

@@ -74,11 +74,11 @@ fn transport(ctx: &TcContext, ip: &Ip, key: &Key, to: &Translation) -> Result<()
         _ => return Ok(()),
     };
     let (check, flags, port_offset) = match ip.protocol {
-        TCP => (ip.l4 + 16, 0, port_offset),
+        TCP => (ip.l4() + 16, 0, port_offset),
         // A UDP checksum of zero means "none" and stays; a computed zero is sent as ones (RFC 768).
-        UDP => (ip.l4 + 6, u64::from(BPF_F_MARK_MANGLED_0), port_offset),
+        UDP => (ip.l4() + 6, u64::from(BPF_F_MARK_MANGLED_0), port_offset),
         // ICMPv4 has no pseudo header (RFC 792); the identifier stands at offset 4 in requests and replies.
-        _ => (ip.l4 + 2, 0, 4),
+        _ => (ip.l4() + 2, 0, 4),
     };
     let skb = ctx.as_ptr().cast();
     if ip.protocol == TCP || ip.protocol == UDP {
@@ -91,7 +91,7 @@ fn transport(ctx: &TcContext, ip: &Ip, key: &Key, to: &Translation) -> Result<()
         let (old, new) = (u16::from_ne_bytes(old_port), u16::from_ne_bytes(to.port));
         // SAFETY: as above.
         done(unsafe { bpf_l4_csum_replace(skb, check as u32, u64::from(old), u64::from(new), flags | 2) })?;
-        let offset = (ip.l4 + port_offset) as u32;
+        let offset = (ip.l4() + port_offset) as u32;
         // SAFETY: as above; the source is two bytes of our stack.
         done(unsafe { bpf_skb_store_bytes(skb, offset, to.port.as_ptr().cast(), 2, 0) })?;
     }

@@ -26,13 +26,19 @@ fn classify(ctx: &TcContext) -> Result<Reason, Reason> {
     let transport = packet::transport(ctx, &ip)?;
     let config = config().ok_or(Reason::NotToPod)?;
     let key = packet::key(&ip, &transport);
-    let hop = pod(&ip.dst).filter(|pod| pod.is_ready() && pod.ifindex == skb(ctx).ifindex).map(|pod| Hop {
-        exit: Exit::POD,
-        mtu: pod.mtu,
-        ifindex: pod.ifindex,
-        dst_mac: packet::dst_mac(ctx),
-        src_mac: packet::src_mac(ctx),
-    });
+    let mut hop = Hop::UNKNOWN;
+    if let Some(pod) = pod(&ip.dst)
+        && pod.is_ready()
+        && pod.ifindex == skb(ctx).ifindex
+    {
+        hop = Hop {
+            exit: Exit::POD,
+            mtu: pod.mtu,
+            ifindex: pod.ifindex,
+            dst_mac: packet::dst_mac(ctx),
+            src_mac: packet::src_mac(ctx),
+        };
+    }
     Ok(learn(&Emitted {
         hook: Hook::ToPod,
         key: &key,

@@ -98,7 +98,7 @@ fn from_pod(
         src_mac: packet::src_mac(ctx),
     };
     if keeps_address || !needs_snat(&key.dst) {
-        return Ok(learn(&Emitted { hook: Hook::ToUplink, key: &key, role, unchanged, hop: Some(hop), answer_flags: 0 }));
+        return Ok(learn(&Emitted { hook: Hook::ToUplink, key: &key, role, unchanged, hop, answer_flags: 0 }));
     }
     if !pod.is_ready() || config.node_addr == Addr::UNSPECIFIED {
         return Err(Reason::SnatNotReady);
