@@ -1,1 +1,112 @@
-fn main() {}
+//! The project's tasks: `cargo xtask --help`.
+//!
+//! Each verb does the set-up it needs by itself. Root is needed to install and to run (namespaces, tc, bpffs), never to
+//! build or to check.
+
+mod apt;
+mod check;
+mod dist;
+mod licences;
+mod progress;
+mod run;
+mod setup;
+mod workspace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::workspace::Workspace;
+
+/// Builds, tests, checks and packages Causeway.
+#[derive(Parser)]
+#[command(name = "cargo xtask", version)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Install what building, testing and the demo need; quick when all is there.
+    Setup,
+    /// Compile the kernel programs, then everything else (release).
+    Build,
+    /// Run all tests, in a mount namespace of their own (root).
+    Test {
+        /// The long ones too: soaks and stress, ignored otherwise.
+        #[arg(long)]
+        long: bool,
+        /// Only tests whose name contains this.
+        #[arg(long, value_name = "NAME")]
+        filter: Option<String>,
+    },
+    /// Check format, lints (host and eBPF), documentation, licences and banned crates.
+    Check,
+    /// Fill target/dist with an installable tree.
+    Dist,
+    /// Show the main job on this machine, with nothing but namespaces (root).
+    Demo,
+}
+
+impl Verb {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Setup => "setup",
+            Self::Build => "build",
+            Self::Test { .. } => "test",
+            Self::Check => "check",
+            Self::Dist => "dist",
+            Self::Demo => "demo",
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let verb = Cli::parse().verb;
+    match act(&verb) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            match error.downcast_ref::<workspace::NeedsRoot>() {
+                Some(needs_root) => eprintln!("{}", needs_root.hint(verb.name())),
+                None => eprintln!("error: {error:#}"),
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn act(verb: &Verb) -> anyhow::Result<()> {
+    let workspace = Workspace::find()?;
+    match verb {
+        Verb::Setup => setup::setup(&workspace, setup::ALL),
+        Verb::Build => {
+            setup::setup(&workspace, setup::BUILD)?;
+            dist::build(&workspace)
+        }
+        Verb::Dist => {
+            setup::setup(&workspace, setup::BUILD)?;
+            dist::build(&workspace)?;
+            dist::fill(&workspace)
+        }
+        Verb::Check => {
+            setup::setup(&workspace, setup::CHECK)?;
+            check::check(&workspace)
+        }
+        Verb::Test { long, filter } => {
+            prepare_to_run(&workspace, "namespaces, tc and bpffs")?;
+            run::test(&workspace, *long, filter.as_deref())
+        }
+        Verb::Demo => {
+            prepare_to_run(&workspace, "namespaces, tc and bpffs")?;
+            run::demo(&workspace)
+        }
+    }
+}
+
+fn prepare_to_run(workspace: &Workspace, why: &'static str) -> anyhow::Result<()> {
+    workspace::require_root(why)?;
+    setup::setup(workspace, setup::RUN)?;
+    dist::build(workspace)?;
+    dist::fill(workspace)
+}

@@ -1,0 +1,82 @@
+//! Release builds, and the installable tree made of them.
+
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+
+use anyhow::{Context as _, Result};
+use xtask::ebpf_object::{self, Output};
+
+use crate::{
+    progress::heading,
+    workspace::{Workspace, run},
+};
+
+/// The files of the tree: what it is made from, below the release directory or the repository, where it goes, its mode.
+const BINARIES: &[(&str, &str)] = &[
+    ("causeway-cni", "opt/cni/bin/azure-vnet"),
+    ("causeway-cni", "opt/cni/bin/azure-vnet-ipam"),
+    ("causeway", "usr/bin/causeway"),
+];
+const FILES: &[(&str, &str)] = &[("deploy/10-azure.conflist", "etc/cni/net.d/10-azure.conflist")];
+
+/// Compiles the kernel programs, then the workspace.
+pub(crate) fn build(workspace: &Workspace) -> Result<()> {
+    heading("kernel programs");
+    let object = workspace.root.join("target/causeway.bpf.o");
+    let toolchain = ebpf_object::build(&workspace.root, &object, Output::Shown)?;
+    println!("compiled by {toolchain}");
+    println!("{} ({} bytes)", object.display(), fs::metadata(&object)?.len());
+
+    heading("release build");
+    // By itself: among the others cargo would link it with the library features that only the command line wants.
+    run(workspace.cargo(["build", "--release", "--package", "causeway-cni"]))?;
+    run(workspace.cargo([
+        "build",
+        "--release",
+        "--workspace",
+        "--exclude",
+        "causeway-ebpf",
+        "--exclude",
+        "causeway-cni",
+    ]))
+}
+
+/// Fills `target/dist` from what [`build`] made. Files of an earlier run that are no longer part of it are removed.
+pub(crate) fn fill(workspace: &Workspace) -> Result<()> {
+    let dist = workspace.dist();
+    heading(&format!("{}", dist.display()));
+    let fresh = dist.with_extension("new");
+    remove(&fresh)?;
+    for (from, to) in BINARIES {
+        install(
+            &workspace.target.join("release").join(from),
+            &fresh.join(to),
+            0o755,
+        )?;
+    }
+    for (from, to) in FILES {
+        install(&workspace.root.join(from), &fresh.join(to), 0o644)?;
+    }
+    remove(&dist)?;
+    fs::rename(&fresh, &dist)
+        .with_context(|| format!("cannot rename {} to {}", fresh.display(), dist.display()))?;
+    for to in BINARIES.iter().chain(FILES).map(|(_, to)| to) {
+        println!("  {to} ({} bytes)", fs::metadata(dist.join(to))?.len());
+    }
+    Ok(())
+}
+
+fn install(from: &Path, to: &Path, mode: u32) -> Result<()> {
+    if let Some(directory) = to.parent() {
+        fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+    }
+    fs::copy(from, to).with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
+    let permissions = fs::Permissions::from_mode(mode);
+    fs::set_permissions(to, permissions).with_context(|| format!("cannot set the mode of {}", to.display()))
+}
+
+fn remove(directory: &Path) -> Result<()> {
+    if directory.exists() {
+        fs::remove_dir_all(directory).with_context(|| format!("cannot remove {}", directory.display()))?;
+    }
+    Ok(())
+}

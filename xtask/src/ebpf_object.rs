@@ -1,0 +1,191 @@
+//! The object file of the kernel programs: one call of cargo with the compiler and linker that fit.
+//!
+//! aya-build serves only a rustup toolchain; Debian's compiler with its sources is the second route here, so the call is
+//! this module's own. Installs nothing and repairs nothing: that is `cargo xtask setup`.
+
+mod command;
+mod probe;
+mod select;
+
+use std::{
+    env,
+    ffi::OsString,
+    fmt, fs, io,
+    path::{Path, PathBuf},
+    process::{Command, ExitStatus, Stdio},
+};
+
+use command::{PROFILE, target_dir};
+pub use command::{SYSTEM_CLIPPY, Target, Verb, cargo};
+pub use probe::{SYSTEM_RUSTC, linker_dir, probe};
+pub use select::{Compiler, Found, Gap, Linker, Refusal, Route, Toolchain, select};
+
+/// The bpf-linker that is used, exactly: its output is what the verifier sees.
+pub const LINKER_VERSION: &str = "0.13.0";
+
+/// The object's name in the target directory: the `[[bin]]` of ebpf/Cargo.toml.
+const OBJECT: &str = "causeway";
+/// `1` adds aya-log to every program.
+const LOG_VARIABLE: &str = "CAUSEWAY_EBPF_LOG";
+
+/// What becomes of the compiler's messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Output {
+    /// Straight to the terminal.
+    Shown,
+    /// Kept, and part of the error when compiling fails.
+    Kept,
+}
+
+/// Compiles the programs of the workspace at `root` and copies the object to `out`. Says which toolchain did it.
+///
+/// Reads `CAUSEWAY_EBPF_LOG`: `1` adds the feature `log` (aya-log in every program, for debugging).
+pub fn build(root: &Path, out: &Path, output: Output) -> Result<Toolchain, BuildError> {
+    // One spelling of the path for every caller: the linker's is part of the flags, and other flags compile all anew.
+    let root = &fs::canonicalize(root).map_err(|source| BuildError::Root {
+        root: root.to_owned(),
+        source,
+    })?;
+    let toolchain = select(&probe(root)).map_err(BuildError::NoToolchain)?;
+    let target = Target::of_this_build();
+    let mut command = cargo(&toolchain, &target, root, Verb::Build);
+    if env::var_os(LOG_VARIABLE).is_some_and(|value| value == "1") {
+        command.args(["--features", "log"]);
+    }
+    run(command, output)?;
+    let object = target_dir(root).join(target.triple()).join(PROFILE).join(OBJECT);
+    fs::copy(&object, out).map_err(|source| BuildError::Copy {
+        from: object,
+        to: out.to_owned(),
+        source,
+    })?;
+    Ok(toolchain)
+}
+
+/// [`build`] as a build script does it: the object at `out`, and on standard output what cargo has to know.
+#[expect(
+    clippy::print_stdout,
+    reason = "standard output is how a build script talks to cargo"
+)]
+pub fn build_from_script(root: &Path, out: &Path) {
+    for input in inputs(root) {
+        println!("cargo::rerun-if-changed={}", input.display());
+    }
+    println!("cargo::rerun-if-env-changed={LOG_VARIABLE}");
+    match build(root, out, Output::Kept) {
+        Ok(toolchain) => {
+            println!("cargo::rerun-if-changed={}", toolchain.linker.display());
+            if toolchain.route == Route::System {
+                println!("cargo::rerun-if-changed={SYSTEM_RUSTC}");
+            }
+        }
+        Err(error) => {
+            for line in error.to_string().lines() {
+                println!("cargo::error={line}");
+            }
+        }
+    }
+}
+
+/// The files the object is made of.
+fn inputs(root: &Path) -> Vec<PathBuf> {
+    [
+        "ebpf",
+        "common/src",
+        "common/Cargo.toml",
+        "Cargo.toml",
+        "Cargo.lock",
+    ]
+    .iter()
+    .map(|path| root.join(path))
+    .collect()
+}
+
+fn run(mut command: Command, output: Output) -> Result<(), BuildError> {
+    if output == Output::Kept {
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    }
+    let program = command.get_program().to_owned();
+    let result = command
+        .stdin(Stdio::null())
+        .spawn()
+        .and_then(std::process::Child::wait_with_output)
+        .map_err(|source| BuildError::Start { program, source })?;
+    if result.status.success() {
+        return Ok(());
+    }
+    let messages = String::from_utf8_lossy(&result.stderr).into_owned();
+    Err(BuildError::Compile {
+        status: result.status,
+        messages,
+    })
+}
+
+/// Why there is no object.
+#[derive(Debug)]
+pub enum BuildError {
+    /// There is no workspace where it was said to be.
+    Root {
+        /// The directory.
+        root: PathBuf,
+        /// Why it cannot be used.
+        source: io::Error,
+    },
+    /// No compiler and linker on this machine fit.
+    NoToolchain(Refusal),
+    /// Cargo could not be started.
+    Start {
+        /// The program that was to run.
+        program: OsString,
+        /// Why it did not.
+        source: io::Error,
+    },
+    /// The programs did not compile or link.
+    Compile {
+        /// How cargo ended.
+        status: ExitStatus,
+        /// What it said; empty when that went to the terminal.
+        messages: String,
+    },
+    /// The object could not be put where it was wanted.
+    Copy {
+        /// Where cargo left it.
+        from: PathBuf,
+        /// Where it was to go.
+        to: PathBuf,
+        /// Why it did not.
+        source: io::Error,
+    },
+}
+
+impl fmt::Display for BuildError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Root { root, source } => write!(f, "no workspace at {}: {source}", root.display()),
+            Self::NoToolchain(refusal) => refusal.fmt(f),
+            Self::Start { program, source } => {
+                write!(
+                    f,
+                    "cannot start {} to compile the kernel programs: {source}",
+                    program.display()
+                )
+            }
+            Self::Compile { status, messages } => {
+                write!(
+                    f,
+                    "{messages}the kernel programs (ebpf/) did not compile: cargo ended with {status}"
+                )
+            }
+            Self::Copy { from, to, source } => {
+                write!(
+                    f,
+                    "cannot copy the kernel programs from {} to {}: {source}",
+                    from.display(),
+                    to.display()
+                )
+            }
+        }
+    }
+}
+
+impl std::error::Error for BuildError {}

@@ -1,0 +1,329 @@
+//! What the other verbs need from the machine: found, or installed, or named.
+//!
+//! Installs through apt and cargo only; touches neither rustup's toolchains nor anything it did not put there.
+
+mod aim;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use aim::{Aim, decide};
+use anyhow::{Context as _, Result, bail};
+use xtask::ebpf_object::{Found, Gap, LINKER_VERSION, Route, SYSTEM_CLIPPY, linker_dir, probe, select};
+
+use crate::{
+    apt::Apt,
+    progress::Step,
+    workspace::{Workspace, cargo_program, find_program, require_root},
+};
+
+/// One thing that is needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Need {
+    /// A compiler with the sources of `core`.
+    Compiler,
+    /// The LLVM the linker is built with.
+    Llvm,
+    /// bpf-linker.
+    Linker,
+    /// A clippy that belongs to the compiler.
+    Lints,
+    /// The programs tests and demo call.
+    Tools,
+    /// bpffs.
+    Bpffs,
+}
+
+pub(crate) const BUILD: &[Need] = &[Need::Compiler, Need::Llvm, Need::Linker];
+pub(crate) const CHECK: &[Need] = &[Need::Compiler, Need::Llvm, Need::Linker, Need::Lints];
+pub(crate) const RUN: &[Need] = &[Need::Compiler, Need::Llvm, Need::Linker, Need::Tools, Need::Bpffs];
+pub(crate) const ALL: &[Need] = &[
+    Need::Compiler,
+    Need::Llvm,
+    Need::Linker,
+    Need::Lints,
+    Need::Tools,
+    Need::Bpffs,
+];
+
+/// Programs that tests and demo call, and the Debian package of each.
+const TOOLS: &[(&str, &str)] = &[
+    ("ip", "iproute2"),
+    ("tc", "iproute2"),
+    ("iptables", "iptables"),
+    ("bpftool", "bpftool"),
+    ("ethtool", "ethtool"),
+    ("tcpdump", "tcpdump"),
+    ("conntrack", "conntrack"),
+    ("ping", "iputils-ping"),
+    ("sysctl", "procps"),
+    ("unshare", "util-linux"),
+    ("mount", "mount"),
+];
+
+const BPFFS: &str = "/sys/fs/bpf";
+
+/// Sees to each need, a line for each.
+pub(crate) fn setup(workspace: &Workspace, needs: &[Need]) -> Result<()> {
+    let log = workspace.root.join("target/cache/setup.log");
+    let mut setup = Setup {
+        workspace,
+        apt: Apt::find(),
+        found: probe(&workspace.root),
+        aim: None,
+    };
+    for (index, need) in needs.iter().enumerate() {
+        let step = |name: &str| Step::start(index + 1, needs.len(), name, &log);
+        match need {
+            Need::Compiler => setup.compiler(step("eBPF compiler")),
+            Need::Llvm => setup.llvm(step("LLVM for the linker")),
+            Need::Linker => setup.linker(step("bpf-linker")),
+            Need::Lints => setup.lints(step("eBPF lints")),
+            Need::Tools => setup.tools(step("tools for tests and demo")),
+            Need::Bpffs => bpffs(step("bpffs")),
+        }?;
+    }
+    Ok(())
+}
+
+struct Setup<'a> {
+    workspace: &'a Workspace,
+    apt: Option<Apt>,
+    found: Found,
+    /// Decided by the first step.
+    aim: Option<Aim>,
+}
+
+impl Setup<'_> {
+    fn compiler(&mut self, step: Step) -> Result<()> {
+        if let Some(aim) = self.decide(&step)? {
+            step.already(&format!(
+                "{} (rustc {}, LLVM {})",
+                aim.route, aim.release, aim.llvm
+            ));
+            self.aim = Some(aim);
+            return Ok(());
+        }
+        let why = "compiles the kernel programs";
+        let packages: &[&str] = match &self.found.system {
+            Err(Gap::NoSource { .. }) => &["rust-web-src"],
+            _ => &["rustc-web", "rust-web-src"],
+        };
+        let Some(apt) = &self.apt else {
+            bail!(
+                "{}\nThere is no apt-get here to install one with. Simplest: rustup toolchain install nightly --component \
+                 rust-src; then LLVM's development files of the major number `rustc +nightly -vV` shows.",
+                describe(&self.found)
+            );
+        };
+        apt.install(packages, why, &step)?;
+        self.found = probe(&self.workspace.root);
+        if matches!(self.found.system, Err(Gap::TooOld { .. })) && apt.refresh(&step)? {
+            apt.install(packages, why, &step)?;
+            self.found = probe(&self.workspace.root);
+        }
+        let Some(aim) = self.decide(&step)? else {
+            bail!(
+                "{}\napt has no newer compiler: its sources lack this Debian's security updates, where rustc-web is kept \
+                 current. Or: rustup toolchain install nightly --component rust-src",
+                describe(&self.found)
+            );
+        };
+        step.done(&format!(
+            "{} (rustc {}, LLVM {})",
+            aim.route, aim.release, aim.llvm
+        ));
+        self.aim = Some(aim);
+        Ok(())
+    }
+
+    /// The compiler to go on with, when one is there whose linker is there or can be had.
+    fn decide(&self, step: &Step) -> Result<Option<Aim>> {
+        decide(&self.found, |llvm| {
+            let package = format!("llvm-{llvm}-dev");
+            Ok(llvm_prefix(llvm).is_some()
+                || match &self.apt {
+                    Some(apt) => apt.has(&package, step)?,
+                    None => false,
+                })
+        })
+    }
+
+    fn llvm(&self, step: Step) -> Result<()> {
+        let aim = self.aim.as_ref().context("no compiler has been decided on")?;
+        if aim.linker.is_some() || llvm_prefix(aim.llvm).is_some() {
+            step.already(&format!("LLVM {}", aim.llvm));
+            return Ok(());
+        }
+        let package = format!("llvm-{}-dev", aim.llvm);
+        let why = format!(
+            "bpf-linker is linked with libLLVM {}, the compiler's own",
+            aim.llvm
+        );
+        let Some(apt) = &self.apt else {
+            bail!(
+                "install the development files of LLVM {} below /usr/lib/llvm-{} ({why})",
+                aim.llvm,
+                aim.llvm
+            );
+        };
+        apt.install(&[&package], &why, &step)?;
+        step.done(&package);
+        Ok(())
+    }
+
+    fn linker(&self, step: Step) -> Result<()> {
+        let aim = self.aim.as_ref().context("no compiler has been decided on")?;
+        if let Some(linker) = &aim.linker {
+            step.already(&format!(
+                "{LINKER_VERSION} for LLVM {} ({})",
+                aim.llvm,
+                linker.display()
+            ));
+            return Ok(());
+        }
+        let prefix = llvm_prefix(aim.llvm).with_context(|| format!("LLVM {} is not installed", aim.llvm))?;
+        let into = linker_dir(&self.workspace.root, aim.llvm);
+        // Kept while it is being built, so that a build that was interrupted goes on where it was.
+        let scratch = self.workspace.root.join("target/cache/bpf-linker-build");
+        step.say("cargo install");
+        let mut command = Command::new(cargo_program());
+        command.args([
+            "install",
+            "bpf-linker",
+            "--locked",
+            "--force",
+            "--no-default-features",
+            "--version",
+            LINKER_VERSION,
+        ]);
+        command.args(["--features", &format!("llvm-{}", aim.llvm)]);
+        command.arg("--root").arg(&into).arg("--target-dir").arg(&scratch);
+        command
+            .env("LLVM_PREFIX", prefix)
+            .env_remove("RUSTFLAGS")
+            .env_remove("CARGO_ENCODED_RUSTFLAGS");
+        step.run(&mut command)
+            .with_context(|| format!("cannot build bpf-linker {LINKER_VERSION}"))?;
+        fs::remove_dir_all(&scratch).with_context(|| format!("cannot remove {}", scratch.display()))?;
+        let toolchain = select(&probe(&self.workspace.root)).map_err(anyhow::Error::msg)?;
+        step.done(&format!(
+            "{LINKER_VERSION} for LLVM {} ({})",
+            aim.llvm,
+            toolchain.linker.display()
+        ));
+        Ok(())
+    }
+
+    fn lints(&self, step: Step) -> Result<()> {
+        let aim = self.aim.as_ref().context("no compiler has been decided on")?;
+        match aim.route {
+            Route::Nightly => {
+                let there = Command::new("rustup")
+                    .args(["run", "nightly", "cargo", "clippy", "--version"])
+                    .output()
+                    .is_ok_and(|output| output.status.success());
+                if there {
+                    step.already("clippy of rustup's nightly");
+                } else {
+                    step.skipped("nightly has no clippy (rustup component add clippy --toolchain nightly)");
+                }
+            }
+            Route::System if Path::new(SYSTEM_CLIPPY).exists() => step.already(SYSTEM_CLIPPY),
+            Route::System => match &self.apt {
+                Some(apt) => {
+                    apt.install(
+                        &["rust-web-clippy"],
+                        "the clippy that belongs to the eBPF compiler",
+                        &step,
+                    )?;
+                    step.done("rust-web-clippy");
+                }
+                None => step.skipped("there is no /usr/bin/cargo-clippy beside the eBPF compiler"),
+            },
+        }
+        Ok(())
+    }
+
+    fn tools(&self, step: Step) -> Result<()> {
+        let missing: Vec<_> = TOOLS
+            .iter()
+            .filter(|(program, _)| find_program(program).is_none())
+            .collect();
+        if missing.is_empty() {
+            let names: Vec<_> = TOOLS.iter().map(|(program, _)| *program).collect();
+            step.already(&names.join(" "));
+            return Ok(());
+        }
+        let programs = missing
+            .iter()
+            .map(|(program, _)| *program)
+            .collect::<Vec<_>>()
+            .join(", ");
+        let mut packages: Vec<_> = missing.iter().map(|(_, package)| *package).collect();
+        packages.dedup();
+        let Some(apt) = &self.apt else {
+            bail!(
+                "install {programs}: tests and demo call them (Debian's packages: {})",
+                packages.join(" ")
+            );
+        };
+        apt.install(&packages, &format!("tests and demo call {programs}"), &step)?;
+        step.done(&packages.join(" "));
+        Ok(())
+    }
+}
+
+/// Why nothing on this machine serves.
+fn describe(found: &Found) -> String {
+    select(found).map_or_else(|refusal| refusal.to_string(), |toolchain| toolchain.to_string())
+}
+
+/// Where Debian puts an LLVM, when its shared library can be linked with.
+fn llvm_prefix(llvm: u32) -> Option<PathBuf> {
+    let prefix = PathBuf::from(format!("/usr/lib/llvm-{llvm}"));
+    prefix.join("lib/libLLVM.so").exists().then_some(prefix)
+}
+
+fn bpffs(step: Step) -> Result<()> {
+    let mounts = fs::read_to_string("/proc/self/mounts").context("cannot read /proc/self/mounts")?;
+    if is_bpffs(&mounts, BPFFS) {
+        step.already(BPFFS);
+        return Ok(());
+    }
+    require_root(format!("mounting bpffs at {BPFFS}"))?;
+    step.say("mount");
+    step.run(Command::new("mount").args(["-t", "bpf", "bpf", BPFFS])).with_context(|| {
+        format!("programs and maps are kept in a bpffs, and none can be mounted at {BPFFS} (a container needs CAP_SYS_ADMIN)")
+    })?;
+    step.done(BPFFS);
+    Ok(())
+}
+
+/// Whether the topmost file system at `path` is a bpffs, by the lines of /proc/self/mounts.
+fn is_bpffs(mounts: &str, path: &str) -> bool {
+    let mut kinds = mounts.lines().filter_map(|line| {
+        let mut fields = line.split_whitespace();
+        (fields.nth(1)? == path).then(|| fields.next()).flatten()
+    });
+    kinds.next_back() == Some("bpf")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_topmost_mount_counts() {
+        let mounts = "sysfs /sys sysfs rw 0 0\nbpf /sys/fs/bpf bpf rw 0 0\n";
+        assert!(is_bpffs(mounts, "/sys/fs/bpf"));
+        assert!(!is_bpffs("sysfs /sys sysfs rw 0 0\n", "/sys/fs/bpf"));
+        assert!(!is_bpffs(
+            &format!("{mounts}tmpfs /sys/fs/bpf tmpfs rw 0 0\n"),
+            "/sys/fs/bpf"
+        ));
+    }
+}
