@@ -1,0 +1,226 @@
+//! The form of `/var/run/azure-vnet.json`.
+//!
+//! Typed is what Causeway reads; the rest of the incumbent's fields are written for it, and kept when others have
+//! written them.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use super::Key;
+use crate::go_json::{base64, ip_net, no_ip_net, null_default, parse_ip_net};
+
+/// The whole file.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct File {
+    #[serde(default, deserialize_with = "null_default")]
+    pub(super) network: State,
+    #[serde(flatten)]
+    extra: Map<String, Value>,
+}
+
+/// Every network of the node with its endpoints.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct State {
+    #[serde(default)]
+    pub(super) version: String,
+    #[serde(default)]
+    pub(super) time_stamp: String,
+    #[serde(default, deserialize_with = "null_default")]
+    pub(super) external_interfaces: BTreeMap<String, ExternalInterface>,
+    #[serde(flatten)]
+    extra: Map<String, Value>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct ExternalInterface {
+    #[serde(default)]
+    name: String,
+    #[serde(default, deserialize_with = "null_default")]
+    pub(super) networks: BTreeMap<String, Network>,
+    #[serde(default, deserialize_with = "null_default")]
+    subnets: Vec<String>,
+    #[serde(default)]
+    mac_address: Value,
+    #[serde(flatten)]
+    extra: Map<String, Value>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct Network {
+    #[serde(default)]
+    id: String,
+    #[serde(default, deserialize_with = "null_default")]
+    subnets: Vec<Value>,
+    #[serde(default, deserialize_with = "null_default")]
+    pub(super) endpoints: BTreeMap<String, Endpoint>,
+    #[serde(flatten)]
+    extra: Map<String, Value>,
+}
+
+/// An interface of a pod.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Endpoint {
+    /// The key in the file.
+    #[serde(default)]
+    pub id: String,
+    /// Its name in the pod.
+    #[serde(default)]
+    pub if_name: String,
+    /// Name of the host's end.
+    #[serde(default)]
+    pub host_if_name: String,
+    /// The whole container id.
+    #[serde(default, rename = "ContainerID")]
+    pub container_id: String,
+    #[serde(default, rename = "IPAddresses", deserialize_with = "null_default")]
+    ip_addresses: Vec<Value>,
+    #[serde(flatten)]
+    extra: Map<String, Value>,
+}
+
+/// The uplink, as the file has it.
+#[derive(Clone, Copy, Debug)]
+pub struct UplinkRecord<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its MAC.
+    pub mac: [u8; 6],
+}
+
+/// What is known of an endpoint when it has been made.
+#[derive(Clone, Copy, Debug)]
+pub struct NewEndpoint<'a> {
+    /// Where it belongs.
+    pub key: &'a Key,
+    /// The node's interface that carries its subnet.
+    pub uplink: &'a UplinkRecord<'a>,
+    /// Name of the host's end.
+    pub host_if: &'a str,
+    /// MAC of the pod's end.
+    pub mac: [u8; 6],
+    /// Its address with the subnet's mask.
+    pub address: IpNet,
+    /// The subnet, without host bits.
+    pub subnet: IpNet,
+    /// The subnet's gateway.
+    pub gateway: IpAddr,
+    /// Name servers of the result.
+    pub nameservers: &'a [String],
+    /// Path of the pod's namespace, as it was given.
+    pub netns: &'a str,
+    /// Name of the pod, empty when the client did not say.
+    pub pod: &'a str,
+    /// Kubernetes namespace of the pod, empty when the client did not say.
+    pub namespace: &'a str,
+}
+
+/// How the incumbent is to treat the networks: it wires and unwires pods of this mode by a host route, as we do.
+const MODE: &str = "transparent";
+/// `AF_INET`, as the incumbent notes the family of a subnet.
+const FAMILY_V4: u8 = 2;
+
+impl ExternalInterface {
+    pub(super) fn new(uplink: &UplinkRecord<'_>) -> Self {
+        Self {
+            name: uplink.name.to_owned(),
+            networks: BTreeMap::new(),
+            subnets: Vec::new(),
+            mac_address: Value::Null,
+            extra: members(json!({
+                "BridgeName": "", "DNSInfo": dns(&[]), "IPAddresses": null, "Routes": null,
+                "IPv4Gateway": "0.0.0.0", "IPv6Gateway": "::",
+            })),
+        }
+    }
+
+    pub(super) fn update(&mut self, uplink: &UplinkRecord<'_>, subnet: IpNet) {
+        self.mac_address = base64::encode(&uplink.mac).into();
+        let subnet = subnet.to_string();
+        if !self.subnets.contains(&subnet) {
+            self.subnets.push(subnet);
+        }
+    }
+}
+
+impl Network {
+    pub(super) fn new(name: &str) -> Self {
+        Self {
+            id: name.to_owned(),
+            subnets: Vec::new(),
+            endpoints: BTreeMap::new(),
+            extra: members(json!({
+                "Mode": MODE, "VlanId": 0, "DNS": dns(&[]), "EnableSnatOnHost": false, "NetNs": "", "SnatBridgeIP": "",
+            })),
+        }
+    }
+
+    /// Puts the subnet first, where the incumbent takes the next address from.
+    pub(super) fn update(&mut self, subnet: IpNet) {
+        if self.subnet() == Some(subnet) {
+            return;
+        }
+        self.subnets.retain(|record| prefix(record) != Some(subnet));
+        let record = json!({ "Family": FAMILY_V4, "Prefix": ip_net(subnet), "Gateway": "", "PrimaryIP": "" });
+        self.subnets.insert(0, record);
+    }
+
+    pub(super) fn subnet(&self) -> Option<IpNet> {
+        self.subnets.first().and_then(prefix)
+    }
+}
+
+fn prefix(subnet: &Value) -> Option<IpNet> {
+    subnet.get("Prefix").and_then(parse_ip_net)
+}
+
+impl Endpoint {
+    pub(super) fn new(id: &str, new: &NewEndpoint<'_>) -> Self {
+        let default_route = json!({
+            "Dst": { "IP": "0.0.0.0", "Mask": base64::encode(&[0; 4]) }, "Src": "", "Gw": new.gateway.to_string(),
+            "Protocol": 0, "DevName": "", "Scope": 0, "Priority": 0, "Table": 0,
+        });
+        Self {
+            id: id.to_owned(),
+            if_name: new.key.interface.clone(),
+            host_if_name: new.host_if.to_owned(),
+            container_id: new.key.container.clone(),
+            ip_addresses: vec![ip_net(new.address)],
+            extra: members(json!({
+                "SandboxKey": "", "MacAddress": base64::encode(&new.mac), "InfraVnetIP": no_ip_net(), "LocalIP": "",
+                "Gateways": [new.gateway.to_string()], "DNS": dns(new.nameservers), "Routes": [default_route], "VlanID": 0,
+                "EnableSnatOnHost": false, "EnableInfraVnet": false, "EnableMultitenancy": false,
+                "AllowInboundFromHostToNC": false, "AllowInboundFromNCToHost": false, "NetworkContainerID": "",
+                "NetworkNameSpace": new.netns, "PODName": new.pod, "PODNameSpace": new.namespace,
+                "SecondaryInterfaces": {},
+            })),
+        }
+    }
+
+    pub(super) fn is(&self, key: &Key) -> bool {
+        self.container_id == key.container && self.if_name == key.interface
+    }
+
+    /// Its addresses with their subnets' masks; what cannot be read is left out.
+    pub fn addresses(&self) -> Vec<IpNet> {
+        self.ip_addresses.iter().filter_map(parse_ip_net).collect()
+    }
+}
+
+fn dns(servers: &[String]) -> Value {
+    json!({ "Suffix": "", "Servers": servers, "Options": null })
+}
+
+fn members(object: Value) -> Map<String, Value> {
+    match object {
+        Value::Object(members) => members,
+        _ => Map::new(),
+    }
+}

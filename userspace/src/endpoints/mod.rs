@@ -1,0 +1,378 @@
+//! Which pods have an interface: `/var/run/azure-vnet.json`, in the incumbent's format.
+//!
+//! Owns the file, its lock and the keys of its entries. Knows nothing of the kernel: that an endpoint is listed does
+//! not prove that it works.
+
+mod format;
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime},
+};
+
+use ipnet::IpNet;
+
+pub use self::format::{Endpoint, NewEndpoint, State, UplinkRecord};
+use self::format::{ExternalInterface, File, Network};
+use crate::{
+    durable::{self, Lock, LockError},
+    go_json::{rfc3339, to_vec},
+    root::Root,
+};
+
+/// The state file.
+pub const STATE: &str = "/var/run/azure-vnet.json";
+/// The lock file that the incumbent takes, too.
+pub const LOCK: &str = "/var/run/azure-vnet/azure-vnet.lock";
+
+/// Names an interface of a container in a network.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Key {
+    /// The network's name.
+    pub network: String,
+    /// The whole container id.
+    pub container: String,
+    /// The interface's name in the container.
+    pub interface: String,
+}
+
+/// Why the state cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum EndpointsError {
+    /// The lock was not got.
+    #[error("Failed to initialize key-value store of network plugin: error Acquiring store lock: {0}")]
+    Lock(#[from] LockError),
+    /// The file cannot be read.
+    #[error("cannot read the endpoint state {path}: {source}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The file cannot be written.
+    #[error("cannot write the endpoint state {path}: {source}; is the file system full or read-only?")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The file is no such state.
+    #[error("the endpoint state {path} is damaged: {source}")]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// Line and column.
+        source: serde_json::Error,
+    },
+}
+
+/// The state as it is at this moment, without a lock: the file is only ever replaced as a whole. `None` when there is
+/// no file or it is empty.
+pub fn snapshot(root: &Root) -> Result<Option<State>, EndpointsError> {
+    Ok(load(&root.path(STATE))?.map(|file| file.network))
+}
+
+/// The state under its lock, to be changed and saved.
+#[derive(Debug)]
+pub struct Endpoints {
+    path: PathBuf,
+    file: File,
+    _lock: Lock,
+}
+
+impl Endpoints {
+    /// Takes the lock and reads the state. A damaged file is put aside and the state starts empty: pods are still
+    /// found, because the name of a host interface follows from the pod and leases are kept by container.
+    pub fn open(root: &Root, timeout: Duration) -> Result<Self, EndpointsError> {
+        let lock = Lock::acquire(&root.path(LOCK), timeout)?;
+        let path = root.path(STATE);
+        let file = match load(&path) {
+            Err(EndpointsError::Corrupt { path, source }) => {
+                let aside = durable::quarantine(&path).map_err(|source| EndpointsError::Write {
+                    path: path.clone(),
+                    source,
+                })?;
+                tracing::warn!(%source, path = %path.display(), aside = %aside.display(), "damaged state is put aside");
+                File::default()
+            }
+            loaded => loaded?.unwrap_or_default(),
+        };
+        Ok(Self {
+            path,
+            file,
+            _lock: lock,
+        })
+    }
+
+    /// Notes an endpoint, in place of one with the same key.
+    pub fn insert(&mut self, endpoint: &NewEndpoint<'_>) {
+        self.remove(endpoint.key);
+        let uplink = endpoint.uplink;
+        let interfaces = &mut self.file.network.external_interfaces;
+        let interface = interfaces
+            .entry(uplink.name.to_owned())
+            .or_insert_with(|| ExternalInterface::new(uplink));
+        interface.update(uplink, endpoint.subnet);
+        let network = interface
+            .networks
+            .entry(endpoint.key.network.clone())
+            .or_insert_with(|| Network::new(&endpoint.key.network));
+        network.update(endpoint.subnet);
+        let id = free_id(network, endpoint.key);
+        network.endpoints.insert(id.clone(), Endpoint::new(&id, endpoint));
+    }
+
+    /// Forgets an endpoint and returns what was known of it.
+    pub fn remove(&mut self, key: &Key) -> Option<Endpoint> {
+        for interface in self.file.network.external_interfaces.values_mut() {
+            let Some(network) = interface.networks.get_mut(&key.network) else {
+                continue;
+            };
+            let id = network
+                .endpoints
+                .iter()
+                .find(|(_, endpoint)| endpoint.is(key))
+                .map(|(id, _)| id.clone());
+            if let Some(id) = id {
+                return network.endpoints.remove(&id);
+            }
+        }
+        None
+    }
+
+    /// Writes the state to disk.
+    pub fn save(mut self) -> Result<(), EndpointsError> {
+        let failed = |source| EndpointsError::Write {
+            path: self.path.clone(),
+            source,
+        };
+        env!("CARGO_PKG_VERSION").clone_into(&mut self.file.network.version);
+        self.file.network.time_stamp = rfc3339(SystemTime::now());
+        let bytes = to_vec(&self.file).map_err(|error| failed(error.into()))?;
+        durable::write(&self.path, &bytes).map_err(failed)
+    }
+}
+
+impl State {
+    /// The endpoint of that key.
+    pub fn find(&self, key: &Key) -> Option<&Endpoint> {
+        let interfaces = self.external_interfaces.values();
+        let mut networks = interfaces.filter_map(|interface| interface.networks.get(&key.network));
+        networks.find_map(|network| network.endpoints.values().find(|endpoint| endpoint.is(key)))
+    }
+
+    /// The subnet that the network takes its addresses from.
+    pub fn subnet(&self, network: &str) -> Option<IpNet> {
+        let interfaces = self.external_interfaces.values();
+        interfaces
+            .filter_map(|interface| interface.networks.get(network))
+            .find_map(Network::subnet)
+    }
+
+    /// All endpoints, with their networks' names.
+    pub fn endpoints(&self) -> impl Iterator<Item = (&str, &Endpoint)> {
+        self.external_interfaces.values().flat_map(|interface| {
+            interface.networks.iter().flat_map(|(name, network)| {
+                network
+                    .endpoints
+                    .values()
+                    .map(move |endpoint| (name.as_str(), endpoint))
+            })
+        })
+    }
+}
+
+fn load(path: &Path) -> Result<Option<File>, EndpointsError> {
+    match durable::read(path) {
+        Ok(bytes) => parse(&bytes.unwrap_or_default(), path),
+        Err(source) => Err(EndpointsError::Read {
+            path: path.to_owned(),
+            source,
+        }),
+    }
+}
+
+fn parse(bytes: &[u8], path: &Path) -> Result<Option<File>, EndpointsError> {
+    if bytes.trim_ascii().is_empty() {
+        return Ok(None);
+    }
+    serde_json::from_slice(bytes)
+        .map(Some)
+        .map_err(|source| EndpointsError::Corrupt {
+            path: path.to_owned(),
+            source,
+        })
+}
+
+/// The incumbent's id, `<first 8 characters of the container id>-<interface>`; with the whole container id where
+/// that one is another's (`ctr` names all containers `default-…`) or the container id is too short for it.
+fn free_id(network: &Network, key: &Key) -> String {
+    let short = match key.container.split_at_checked(8) {
+        Some((short, rest)) if !rest.is_empty() => format!("{short}-{}", key.interface),
+        _ => String::new(),
+    };
+    if short.is_empty() || network.endpoints.contains_key(&short) {
+        format!("{}-{}", key.container, key.interface)
+    } else {
+        short
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, net::IpAddr};
+
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::endpoints::format::UplinkRecord;
+
+    fn key(container: &str, interface: &str) -> Key {
+        Key {
+            network: "azure".to_owned(),
+            container: container.to_owned(),
+            interface: interface.to_owned(),
+        }
+    }
+
+    fn add(root: &Root, key: &Key, host: u8) {
+        let mut endpoints = Endpoints::open(root, Duration::from_secs(1)).unwrap();
+        endpoints.insert(&NewEndpoint {
+            key,
+            uplink: &UplinkRecord {
+                name: "eth0",
+                mac: [0, 0x0d, 0x3a, 1, 2, 3],
+            },
+            host_if: "azv0123",
+            mac: [2, 0, 0, 0, 0, host],
+            address: IpNet::new(IpAddr::from([10, 240, 0, host]), 16).unwrap(),
+            subnet: "10.240.0.0/16".parse().unwrap(),
+            gateway: IpAddr::from([10, 240, 0, 1]),
+            nameservers: &["168.63.129.16".to_owned()],
+            netns: "/var/run/netns/x",
+            pod: "web",
+            namespace: "default",
+        });
+        endpoints.save().unwrap();
+    }
+
+    fn raw(root: &Root) -> Value {
+        serde_json::from_slice(&fs::read(root.path(STATE)).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn the_file_has_the_incumbents_form() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = Root::new(directory.path());
+        add(&root, &key("3f813b02aabbccdd", "eth0"), 5);
+        let text = fs::read_to_string(root.path(STATE)).unwrap();
+        assert!(text.starts_with("{\n\t\"Network\": {\n\t\t\""), "{text}");
+        let interface = &raw(&root)["Network"]["ExternalInterfaces"]["eth0"];
+        assert_eq!(interface["MacAddress"], "AA06AQID");
+        assert_eq!(interface["Subnets"], json!(["10.240.0.0/16"]));
+        let network = &interface["Networks"]["azure"];
+        assert_eq!(
+            network["Subnets"][0]["Prefix"],
+            json!({ "IP": "10.240.0.0", "Mask": "//8AAA==" })
+        );
+        let endpoint = &network["Endpoints"]["3f813b02-eth0"];
+        for (name, value) in [
+            ("Id", json!("3f813b02-eth0")),
+            ("IfName", json!("eth0")),
+            ("HostIfName", json!("azv0123")),
+            ("MacAddress", json!("AgAAAAAF")),
+            ("IPAddresses", json!([{ "IP": "10.240.0.5", "Mask": "//8AAA==" }])),
+            ("Gateways", json!(["10.240.0.1"])),
+            ("NetworkNameSpace", json!("/var/run/netns/x")),
+            ("ContainerID", json!("3f813b02aabbccdd")),
+            ("PODName", json!("web")),
+            ("PODNameSpace", json!("default")),
+        ] {
+            assert_eq!(endpoint[name], value, "{name}");
+        }
+    }
+
+    #[test]
+    fn endpoints_are_found_and_forgotten_one_by_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = Root::new(directory.path());
+        assert!(snapshot(&root).unwrap().is_none());
+        let keys = [
+            key("default-t1", "eth0"),
+            key("default-t2", "eth0"),
+            key("default-t1", "eth1"),
+            key("short", "eth0"),
+        ];
+        for (host, key) in (5..).zip(&keys) {
+            add(&root, key, host);
+        }
+        add(&root, &keys[1], 77);
+        let state = snapshot(&root).unwrap().unwrap();
+        assert_eq!(state.endpoints().count(), keys.len());
+        assert_eq!(state.subnet("azure").unwrap().to_string(), "10.240.0.0/16");
+        assert_eq!(
+            state.find(&keys[1]).unwrap().addresses()[0].to_string(),
+            "10.240.0.77/16"
+        );
+
+        let mut endpoints = Endpoints::open(&root, Duration::from_secs(1)).unwrap();
+        assert_eq!(endpoints.remove(&keys[0]).unwrap().host_if_name, "azv0123");
+        assert!(endpoints.remove(&keys[0]).is_none());
+        endpoints.save().unwrap();
+        let state = snapshot(&root).unwrap().unwrap();
+        assert!(state.find(&keys[0]).is_none());
+        assert!(keys[1..].iter().all(|key| state.find(key).is_some()));
+        let other = Key {
+            network: "other".to_owned(),
+            ..keys[1].clone()
+        };
+        assert!(state.find(&other).is_none());
+    }
+
+    #[test]
+    fn what_others_wrote_is_kept() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = Root::new(directory.path());
+        fs::create_dir_all(root.path("/var/run")).unwrap();
+        let theirs = json!({ "Other": [1], "Network": { "Version": "v1.4.20", "TimeStamp": "x", "New": 2, "ExternalInterfaces": {
+            "eth0": { "Name": "eth0", "BridgeName": "azure0", "IPAddresses": null, "Networks": { "azure": {
+                "Id": "azure", "Mode": "bridge", "Subnets": null, "Endpoints": { "11111111-eth0": {
+                    "Id": "11111111-eth0", "IfName": "eth0", "HostIfName": "azvbr", "ContainerID": "1111111122", "MacAddress": null,
+                    "IPAddresses": null, "InfraVnetIP": { "IP": "", "Mask": null } } } } } } } } });
+        fs::write(root.path(STATE), theirs.to_string()).unwrap();
+        add(&root, &key("3f813b02aabbccdd", "eth0"), 5);
+        let ours = raw(&root);
+        assert_eq!(ours["Other"], theirs["Other"]);
+        assert_eq!(ours["Network"]["New"], 2);
+        let eth0 = |file: &Value| file["Network"]["ExternalInterfaces"]["eth0"].clone();
+        assert_eq!(eth0(&ours)["BridgeName"], "azure0");
+        let pod = |file: &Value| eth0(file)["Networks"]["azure"]["Endpoints"]["11111111-eth0"].clone();
+        assert_eq!(pod(&ours)["InfraVnetIP"], pod(&theirs)["InfraVnetIP"]);
+        assert_eq!(eth0(&ours)["Networks"]["azure"]["Mode"], "bridge");
+    }
+
+    #[test]
+    fn empty_files_are_empty_states_and_damaged_ones_are_put_aside() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = Root::new(directory.path());
+        add(&root, &key("3f813b02aabbccdd", "eth0"), 5);
+        let whole = fs::read(root.path(STATE)).unwrap();
+        assert!(parse(&whole, Path::new("x")).unwrap().is_some());
+        assert!(parse(b"", Path::new("x")).unwrap().is_none());
+        for length in 1..whole.len() {
+            assert!(
+                parse(&whole[..length], Path::new("x")).is_err(),
+                "cut at {length}"
+            );
+        }
+        fs::write(root.path(STATE), &whole[..whole.len() / 2]).unwrap();
+        let mut endpoints = Endpoints::open(&root, Duration::from_secs(1)).unwrap();
+        assert!(endpoints.remove(&key("3f813b02aabbccdd", "eth0")).is_none());
+        endpoints.save().unwrap();
+        assert!(root.path(format!("{STATE}.corrupt-0")).exists());
+        assert!(snapshot(&root).unwrap().is_some());
+    }
+}

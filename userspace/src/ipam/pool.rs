@@ -1,0 +1,381 @@
+//! Which address is given to whom: pools and leases, as they stand in the incumbent's state file.
+//!
+//! Pure: time comes in as a number and nothing is read or written. An address has at most one holder, and a holder
+//! has at most one address in a pool.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::source::{SourcePool, gateway};
+use crate::go_json::{ip_net_field, null_default};
+
+/// Why a request is refused. The texts are the incumbent's: scripts and support documents quote them.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PoolError {
+    /// Every address of the pool has a holder.
+    #[error("No available addresses")]
+    NoAvailableAddresses,
+    /// No pool suits the request.
+    #[error("no available address pools")]
+    NoAvailablePools,
+    /// The requested subnet is no pool.
+    #[error("Pool id {0} not found :Invalid address pool")]
+    InvalidPool(String),
+    /// The requested address is not in the pool.
+    #[error("Address not found: {0}")]
+    AddressNotFound(IpAddr),
+    /// The requested address is another's.
+    #[error("Address already in use: {0}")]
+    AddressInUse(IpAddr),
+    /// The holder has another address than the one that it requests.
+    #[error("Address already exists: {0} is held by the container")]
+    HolderHasAnother(IpAddr),
+}
+
+/// Who holds an address: one interface of one container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// The whole container id.
+    pub container: String,
+    /// The interface's name in the container.
+    pub interface: String,
+}
+
+/// An address with its holder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// The address.
+    pub address: IpAddr,
+    /// Its subnet.
+    pub subnet: IpNet,
+    /// The subnet's gateway.
+    pub gateway: IpAddr,
+    /// The node's interface that carries the subnet.
+    pub uplink: String,
+}
+
+/// The pools of one address space (`local`), by the text of their subnet.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Space {
+    /// `local`.
+    #[serde(default)]
+    pub id: String,
+    /// 0, the incumbent's `LocalScope`.
+    #[serde(default)]
+    pub scope: i64,
+    /// The pools.
+    #[serde(default, deserialize_with = "null_default")]
+    pub pools: BTreeMap<String, Pool>,
+    /// Keys that others wrote.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+/// The addresses of a subnet.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Pool {
+    /// The subnet's text.
+    #[serde(default)]
+    pub id: String,
+    /// The node's interface that carries the subnet.
+    #[serde(default)]
+    pub if_name: String,
+    /// The subnet.
+    #[serde(with = "ip_net_field")]
+    pub subnet: IpNet,
+    /// The gateway's text, for readers of the file.
+    #[serde(default)]
+    pub gateway: String,
+    /// The addresses by their text.
+    #[serde(default, deserialize_with = "null_default")]
+    pub addresses: BTreeMap<String, Address>,
+    /// For readers of the file.
+    #[serde(default, rename = "IsIPv6")]
+    pub is_ipv6: bool,
+    /// A higher one is taken first.
+    #[serde(default)]
+    pub priority: i64,
+    /// For the incumbent: not zero once an address was given.
+    #[serde(default)]
+    pub ref_count: i64,
+    /// Keys that others wrote.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+/// An address. The incumbent ignores, and drops, the fields that only Causeway has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Address {
+    /// Container id of the holder, empty when free.
+    #[serde(rename = "ID", default)]
+    pub id: String,
+    /// The address.
+    pub addr: IpAddr,
+    /// Whether somebody holds it.
+    #[serde(default)]
+    pub in_use: bool,
+    /// Interface of the holder, Causeway's own; empty when the incumbent wrote the lease.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub holder_if_name: String,
+    /// When it was released last, Causeway's own: milliseconds since 1970, increasing from release to release.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub released_at: u64,
+    /// The source does not list it any more, Causeway's own: it goes when its holder releases it.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub vanished: bool,
+    /// Keys that others wrote.
+    #[serde(flatten)]
+    pub extra: Map<String, Value>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_zero(n: &u64) -> bool {
+    *n == 0
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_false(flag: &bool) -> bool {
+    !flag
+}
+
+impl Space {
+    /// Brings the pools up to date: what the source has is there, what it has no more goes once nobody holds it.
+    pub fn merge(&mut self, source: &[SourcePool]) {
+        for new in source {
+            self.pools
+                .entry(new.subnet.to_string())
+                .or_insert_with(|| Pool::new(new.subnet))
+                .update(new);
+        }
+        for pool in self.pools.values_mut() {
+            let listed = source.iter().find(|new| new.subnet == pool.subnet);
+            pool.addresses.retain(|_, address| {
+                address.vanished = !listed.is_some_and(|new| new.addresses.contains(&address.addr));
+                address.in_use || !address.vanished
+            });
+        }
+        self.pools.retain(|_, pool| {
+            !pool.addresses.is_empty() || source.iter().any(|new| new.subnet == pool.subnet)
+        });
+    }
+
+    /// The subnet to take an address from when none is prescribed. First where the holder has one already, then by
+    /// free addresses, the node's interface `uplink` if given, priority and size.
+    pub fn choose(&self, holder: &Holder, uplink: Option<&str>) -> Result<IpNet, PoolError> {
+        self.pools
+            .values()
+            .filter(|pool| !pool.is_ipv6 && uplink.is_none_or(|name| pool.if_name == name))
+            .max_by_key(|pool| {
+                let held = pool.held_by(holder).is_some();
+                (
+                    held,
+                    pool.free().next().is_some(),
+                    pool.priority,
+                    pool.addresses.len(),
+                )
+            })
+            .map(|pool| pool.subnet)
+            .ok_or(PoolError::NoAvailablePools)
+    }
+
+    /// Gives the holder an address of `subnet`: the one it has already, else the `requested` one, else the free one
+    /// whose release is longest ago.
+    pub fn allocate(
+        &mut self,
+        subnet: &str,
+        holder: &Holder,
+        requested: Option<IpAddr>,
+    ) -> Result<Lease, PoolError> {
+        let key = subnet
+            .parse::<IpNet>()
+            .map_or(subnet.to_owned(), |net| net.trunc().to_string());
+        let pool = self
+            .pools
+            .get_mut(&key)
+            .ok_or_else(|| PoolError::InvalidPool(subnet.to_owned()))?;
+        let address = pool.allocate(holder, requested)?;
+        pool.ref_count = pool.ref_count.max(1);
+        Ok(pool.lease(address))
+    }
+
+    /// Frees what the holder has, in all pools: the address under its name, and `also` if the container holds it.
+    /// Returns what was freed.
+    pub fn release(&mut self, holder: &Holder, also: &[IpAddr], now: u64) -> Vec<IpAddr> {
+        let mut freed = Vec::new();
+        for pool in self.pools.values_mut() {
+            let last = pool
+                .addresses
+                .values()
+                .map(|address| address.released_at)
+                .max()
+                .unwrap_or(0);
+            let held = pool.addresses.values_mut().filter(|address| {
+                let named = also.contains(&address.addr) && address.id == holder.container;
+                address.in_use && (named || address.is_held_by(holder))
+            });
+            // Increasing even where the clock stands still or goes back: the order is what counts.
+            for (address, stamp) in held.zip(now.max(last + 1)..) {
+                address.free(stamp);
+                freed.push(address.addr);
+            }
+            pool.addresses
+                .retain(|_, address| address.in_use || !address.vanished);
+        }
+        freed
+    }
+
+    /// What the holder has.
+    pub fn leases(&self, holder: &Holder) -> Vec<Lease> {
+        self.pools
+            .values()
+            .filter_map(|pool| Some(pool.lease(pool.held_by(holder)?)))
+            .collect()
+    }
+
+    /// Notes a lease that is known from elsewhere, unless the address has a holder. Used when the state was lost.
+    pub fn adopt(&mut self, holder: &Holder, address: IpNet) {
+        let pool = self
+            .pools
+            .entry(address.trunc().to_string())
+            .or_insert_with(|| Pool::new(address.trunc()));
+        let record = pool.record(address.addr());
+        if !record.in_use {
+            record.take(holder);
+        }
+    }
+
+    /// How many addresses there are, and how many of them are held.
+    pub fn usage(&self, subnet: &str) -> (usize, usize) {
+        let addresses = || {
+            self.pools
+                .get(subnet)
+                .into_iter()
+                .flat_map(|pool| pool.addresses.values())
+        };
+        (
+            addresses().count(),
+            addresses().filter(|address| address.in_use).count(),
+        )
+    }
+}
+
+impl Pool {
+    fn new(subnet: IpNet) -> Self {
+        Self {
+            id: subnet.to_string(),
+            if_name: String::new(),
+            subnet,
+            gateway: gateway(&subnet).to_string(),
+            addresses: BTreeMap::new(),
+            is_ipv6: matches!(subnet, IpNet::V6(_)),
+            priority: 0,
+            ref_count: 0,
+            extra: Map::new(),
+        }
+    }
+
+    fn update(&mut self, new: &SourcePool) {
+        self.if_name.clone_from(&new.interface);
+        self.priority = new.priority;
+        for address in &new.addresses {
+            self.record(*address);
+        }
+    }
+
+    fn record(&mut self, addr: IpAddr) -> &mut Address {
+        self.addresses.entry(addr.to_string()).or_insert_with(|| Address {
+            id: String::new(),
+            addr,
+            in_use: false,
+            holder_if_name: String::new(),
+            released_at: 0,
+            vanished: false,
+            extra: Map::new(),
+        })
+    }
+
+    fn allocate(&mut self, holder: &Holder, requested: Option<IpAddr>) -> Result<IpAddr, PoolError> {
+        if let Some(held) = self.held_by(holder) {
+            return match requested {
+                Some(requested) if requested != held => Err(PoolError::HolderHasAnother(held)),
+                _ => Ok(held),
+            };
+        }
+        let address = match requested {
+            Some(address) => self.requested(address)?,
+            None => self
+                .free()
+                .min_by_key(|free| (free.released_at, free.addr))
+                .map(|free| free.addr)
+                .ok_or(PoolError::NoAvailableAddresses)?,
+        };
+        self.record(address).take(holder);
+        Ok(address)
+    }
+
+    fn requested(&self, requested: IpAddr) -> Result<IpAddr, PoolError> {
+        match self.addresses.get(&requested.to_string()) {
+            None => Err(PoolError::AddressNotFound(requested)),
+            Some(address) if address.in_use => Err(PoolError::AddressInUse(requested)),
+            Some(address) if address.vanished => Err(PoolError::AddressNotFound(requested)),
+            Some(_) => Ok(requested),
+        }
+    }
+
+    fn free(&self) -> impl Iterator<Item = &Address> {
+        self.addresses
+            .values()
+            .filter(|address| !address.in_use && !address.vanished)
+    }
+
+    fn held_by(&self, holder: &Holder) -> Option<IpAddr> {
+        self.addresses
+            .values()
+            .find(|address| address.is_held_by(holder))
+            .map(|address| address.addr)
+    }
+
+    fn lease(&self, address: IpAddr) -> Lease {
+        Lease {
+            address,
+            subnet: self.subnet,
+            gateway: gateway(&self.subnet),
+            uplink: self.if_name.clone(),
+        }
+    }
+}
+
+/// The interface that a lease of the incumbent is for: it keeps one address a container.
+const INCUMBENT_INTERFACE: &str = "eth0";
+
+impl Address {
+    fn is_held_by(&self, holder: &Holder) -> bool {
+        let interface = match self.holder_if_name.as_str() {
+            "" => INCUMBENT_INTERFACE,
+            name => name,
+        };
+        self.in_use && self.id == holder.container && interface == holder.interface
+    }
+
+    fn take(&mut self, holder: &Holder) {
+        self.id.clone_from(&holder.container);
+        self.holder_if_name.clone_from(&holder.interface);
+        self.in_use = true;
+    }
+
+    fn free(&mut self, now: u64) {
+        self.id.clear();
+        self.holder_if_name.clear();
+        self.in_use = false;
+        self.released_at = now;
+    }
+}
+
+#[cfg(test)]
+mod tests;
