@@ -1,1 +1,22 @@
-//! Empty.
+//! What runs beside the kernel programs: loads and pins them, attaches them, fills their maps, gives pods their
+//! links and their addresses. The CNI plug-ins and the `causeway` command are thin users of this library.
+//!
+//! - [`datapath`]: the pinned programs and maps, and everything that is said to them;
+//! - [`links`]: interfaces, addresses, routes and neighbours, over rtnetlink;
+//! - [`node`]: what the node is: its uplink, its timeouts, the ports that are taken;
+//! - [`root`]: where all files are, so that several nodes can live on one machine;
+//! - [`ipam`] and [`endpoints`]: which addresses are given to whom;
+//! - [`durable`]: files that survive a power cut.
+//!
+//! Nothing here decides about a packet: that is in `causeway_common`.
+
+pub mod datapath;
+pub mod durable;
+pub mod endpoints;
+pub mod go_json;
+pub mod ipam;
+pub mod links;
+pub mod node;
+mod restore;
+pub mod root;
+mod sysctl;

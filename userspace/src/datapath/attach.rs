@@ -1,0 +1,398 @@
+//! Puts the pinned programs on their hooks, and takes them off.
+//!
+//! With tcx (Linux 6.6) a hook is a link pinned beside the programs. Without, it is a filter of fixed priority and
+//! handle at a clsact qdisc, where it is found again by them. Whether the kernel has tcx is found out by trying.
+
+use std::{env, fmt, io, mem, path::PathBuf};
+
+use aya::programs::{
+    Link as _, ProgramError, SchedClassifier, TcAttachType,
+    tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact},
+};
+
+use super::{
+    DatapathError,
+    bpf::{self, TcxLink},
+    pins::{self, Owner, PinTree},
+};
+use crate::{
+    links::{Filter, Netlink, Qdisc},
+    restore::Restore,
+};
+
+/// Which side of an interface. Also the kernel's word for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// What arrives on the interface.
+    Ingress,
+    /// What leaves by it.
+    Egress,
+}
+
+impl Direction {
+    /// Both of them.
+    pub const BOTH: [Self; 2] = [Self::Ingress, Self::Egress];
+
+    /// The word.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Ingress => "ingress",
+            Self::Egress => "egress",
+        }
+    }
+}
+
+impl From<Direction> for TcAttachType {
+    fn from(direction: Direction) -> Self {
+        match direction {
+            Direction::Ingress => Self::Ingress,
+            Direction::Egress => Self::Egress,
+        }
+    }
+}
+
+/// How a program is held on its hook.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mechanism {
+    /// A pinned link.
+    Tcx,
+    /// A filter.
+    Clsact,
+}
+
+impl Mechanism {
+    /// The word people see.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
+        }
+    }
+}
+
+/// Which mechanisms may be used for hooks to come. Hooks that are attached stay as they are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttachMode {
+    /// tcx where the kernel has it, else clsact.
+    Auto,
+    /// tcx or nothing.
+    Tcx,
+    /// clsact, as if the kernel had no tcx: for tests of that path on a kernel that has both.
+    Clsact,
+}
+
+impl AttachMode {
+    /// Names the mode: `auto`, `tcx` or `clsact`.
+    pub const VARIABLE: &str = "CAUSEWAY_ATTACH";
+
+    /// The mode that the environment names; [`Self::Auto`] unless it does.
+    pub fn from_env() -> Result<Self, DatapathError> {
+        match env::var(Self::VARIABLE) {
+            Ok(value) => Self::parse(&value),
+            Err(_) => Ok(Self::Auto),
+        }
+    }
+
+    fn parse(value: &str) -> Result<Self, DatapathError> {
+        match value {
+            "" | "auto" => Ok(Self::Auto),
+            "tcx" => Ok(Self::Tcx),
+            "clsact" => Ok(Self::Clsact),
+            other => Err(DatapathError::AttachMode(other.to_owned())),
+        }
+    }
+}
+
+/// One side of one interface, and the program that belongs there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Hook<'a> {
+    pub(crate) interface: &'a str,
+    pub(crate) ifindex: u32,
+    pub(crate) owner: Owner<'a>,
+    pub(crate) direction: Direction,
+}
+
+impl<'a> Hook<'a> {
+    /// Both hooks of the uplink.
+    pub(crate) fn uplink(interface: &'a str, ifindex: u32) -> [Self; 2] {
+        Direction::BOTH.map(|direction| Self {
+            interface,
+            ifindex,
+            owner: Owner::Uplink,
+            direction,
+        })
+    }
+
+    /// Both hooks of the host's end of a pod.
+    pub(crate) fn pod(host_if: &'a str, ifindex: u32) -> [Self; 2] {
+        let owner = Owner::Pod { host_if };
+        Direction::BOTH.map(|direction| Self {
+            interface: host_if,
+            ifindex,
+            owner,
+            direction,
+        })
+    }
+
+    /// Name of the program.
+    pub(crate) fn program(&self) -> &'static str {
+        match (self.owner, self.direction) {
+            (Owner::Pod { .. }, Direction::Ingress) => "cwy_from_pod",
+            (Owner::Pod { .. }, Direction::Egress) => "cwy_to_pod",
+            (Owner::Uplink, Direction::Ingress) => "cwy_from_uplink",
+            (Owner::Uplink, Direction::Egress) => "cwy_to_uplink",
+        }
+    }
+}
+
+impl fmt::Display for Hook<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.interface, self.direction.name())
+    }
+}
+
+/// Attaches the program to its hook, unless it is there.
+pub(crate) fn attach(
+    pins: &PinTree,
+    restore: &Restore,
+    hook: &Hook<'_>,
+    mode: AttachMode,
+) -> Result<Mechanism, DatapathError> {
+    if is_linked(pins, hook)? {
+        return Ok(Mechanism::Tcx);
+    }
+    // Whatever is pinned under this name is defunct or on another interface.
+    detach_pin(pins.link(hook.owner, hook.direction))?;
+    let mut netlink = Netlink::new()?;
+    let filter = our_filter(&mut netlink, hook)?;
+    if mode != AttachMode::Tcx && is_current(pins, hook, filter.as_ref())? {
+        return Ok(Mechanism::Clsact);
+    }
+    if mode != AttachMode::Clsact && attach_tcx(pins, hook)? {
+        if filter.is_some() {
+            clsact_link(hook)?
+                .detach()
+                .map_err(|source| failed(hook, source))?;
+        }
+        return Ok(Mechanism::Tcx);
+    }
+    if mode == AttachMode::Tcx {
+        return Err(DatapathError::NoTcx(hook.to_string()));
+    }
+    attach_clsact(&mut netlink, pins, restore, hook)?;
+    Ok(Mechanism::Clsact)
+}
+
+/// How the program is attached to its hook, `None` when it is not.
+pub(crate) fn attached(pins: &PinTree, hook: &Hook<'_>) -> Result<Option<Mechanism>, DatapathError> {
+    if is_linked(pins, hook)? {
+        return Ok(Some(Mechanism::Tcx));
+    }
+    let filter = our_filter(&mut Netlink::new()?, hook)?;
+    Ok(is_current(pins, hook, filter.as_ref())?.then_some(Mechanism::Clsact))
+}
+
+/// Takes the program off its hook, by whatever it is held. Returns whether it was there.
+pub(crate) fn detach(pins: &PinTree, hook: &Hook<'_>) -> Result<bool, DatapathError> {
+    Ok(detach_pin(pins.link(hook.owner, hook.direction))? || detach_filter(&mut Netlink::new()?, hook)?)
+}
+
+/// Detaches and unpins the tcx link at `path`. Returns whether it was there.
+pub(crate) fn detach_pin(path: PathBuf) -> Result<bool, DatapathError> {
+    let link = TcxLink::open(&path).map_err(|source| DatapathError::file(&path, source))?;
+    if let Some(link) = link {
+        match link.detach() {
+            // ENOLINK: its interface is gone.
+            Err(error) if error.raw_os_error() != Some(libc::ENOLINK) => {
+                return Err(DatapathError::file(&path, error));
+            }
+            _ => {}
+        }
+    }
+    pins::unpin(&path)
+}
+
+/// Removes the pins of links whose interface is gone.
+pub(crate) fn remove_defunct(pins: &PinTree) -> Result<(), DatapathError> {
+    for path in pins.link_pins()? {
+        let ifindex = TcxLink::open(&path).and_then(|link| link.map(|link| link.ifindex()).transpose());
+        if ifindex.map_err(|source| DatapathError::file(&path, source))? == Some(0) {
+            pins::unpin(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes our filter from a clsact hook. Returns whether it was there.
+pub(crate) fn detach_filter(netlink: &mut Netlink, hook: &Hook<'_>) -> Result<bool, DatapathError> {
+    if our_filter(netlink, hook)?.is_none() {
+        return Ok(false);
+    }
+    clsact_link(hook)?
+        .detach()
+        .map_err(|source| failed(hook, source))?;
+    Ok(true)
+}
+
+/// Whether the hook's pin is a link to its interface.
+fn is_linked(pins: &PinTree, hook: &Hook<'_>) -> Result<bool, DatapathError> {
+    let path = pins.link(hook.owner, hook.direction);
+    let ifindex = TcxLink::open(&path).and_then(|link| link.map(|link| link.ifindex()).transpose());
+    Ok(ifindex.map_err(|source| DatapathError::file(&path, source))? == Some(hook.ifindex))
+}
+
+/// Whether the filter runs the program of this tree, not one of a tree that was lost.
+fn is_current(pins: &PinTree, hook: &Hook<'_>, filter: Option<&Filter>) -> Result<bool, DatapathError> {
+    let Some(filter) = filter else { return Ok(false) };
+    let path = pins.program(hook.program());
+    let id = bpf::program_id(&path).map_err(|source| DatapathError::file(&path, source))?;
+    Ok(filter.program_id == id)
+}
+
+/// Returns `false` where the kernel has no tcx.
+fn attach_tcx(pins: &PinTree, hook: &Hook<'_>) -> Result<bool, DatapathError> {
+    let link = match TcxLink::create(&pins.program(hook.program()), hook.ifindex, hook.direction) {
+        Ok(link) => link,
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Ok(false),
+        Err(error) => return Err(failed(hook, error)),
+    };
+    let path = pins.link(hook.owner, hook.direction);
+    link.pin(&path)
+        .map_err(|source| DatapathError::file(&path, source))?;
+    pins::restrict(&path, 0o600)?;
+    Ok(true)
+}
+
+/// Priority of our filters: before those that `tc` numbers by itself (from 49152 down), behind a user's own first.
+const PRIORITY: u16 = 50;
+/// Handle of our filters.
+const HANDLE: u32 = 1;
+
+fn attach_clsact(
+    netlink: &mut Netlink,
+    pins: &PinTree,
+    restore: &Restore,
+    hook: &Hook<'_>,
+) -> Result<(), DatapathError> {
+    match (netlink.ingress_qdisc(hook.ifindex)?, hook.direction) {
+        (Some(Qdisc::Clsact), _) | (Some(Qdisc::Ingress), Direction::Ingress) => {}
+        (Some(Qdisc::Ingress), Direction::Egress) => {
+            return Err(DatapathError::IngressQdisc(hook.interface.to_owned()));
+        }
+        (None, _) => {
+            restore.note_clsact(hook.interface)?;
+            qdisc_add_clsact(hook.interface).map_err(|source| failed(hook, source))?;
+        }
+    }
+    let path = pins.program(hook.program());
+    let mut program = SchedClassifier::from_pin(&path).map_err(|source| DatapathError::Pin {
+        path,
+        source: source.into(),
+    })?;
+    let attached = match filter_in_place(netlink, hook)? {
+        Some(filter) if filter.name == hook.program() => program.attach_to_link(clsact_link(hook)?),
+        Some(filter) => {
+            return Err(DatapathError::FilterInPlace {
+                hook: hook.to_string(),
+                name: filter.name,
+            });
+        }
+        None => {
+            let options = NlOptions {
+                priority: PRIORITY,
+                handle: HANDLE.into(),
+                classid: None,
+            };
+            program.attach_with_options(
+                hook.interface,
+                hook.direction.into(),
+                TcAttachOptions::Netlink(options),
+            )
+        }
+    };
+    let link = attached
+        .and_then(|id| program.take_link(id))
+        .map_err(|source| failed(hook, source))?;
+    // The link object would remove the filter when it is dropped.
+    mem::forget(link);
+    Ok(())
+}
+
+/// Our filter on this hook, of whichever tree.
+fn our_filter(netlink: &mut Netlink, hook: &Hook<'_>) -> Result<Option<Filter>, DatapathError> {
+    match (netlink.ingress_qdisc(hook.ifindex)?, hook.direction) {
+        // An ingress qdisc shows its filters for either direction.
+        (None, _) | (Some(Qdisc::Ingress), Direction::Egress) => Ok(None),
+        _ => Ok(filter_in_place(netlink, hook)?.filter(|filter| filter.name == hook.program())),
+    }
+}
+
+/// The filter that stands where ours belongs.
+fn filter_in_place(netlink: &mut Netlink, hook: &Hook<'_>) -> Result<Option<Filter>, DatapathError> {
+    let (filters, _) = netlink.filters(hook.ifindex, hook.direction == Direction::Egress)?;
+    Ok(filters
+        .into_iter()
+        .find(|filter| filter.priority == PRIORITY && filter.handle == HANDLE))
+}
+
+fn clsact_link(hook: &Hook<'_>) -> Result<SchedClassifierLink, DatapathError> {
+    let handle = TcHandle::from(HANDLE);
+    SchedClassifierLink::attached(hook.interface, hook.direction.into(), PRIORITY, handle, None)
+        .map_err(|source| failed(hook, source))
+}
+
+fn failed(hook: &Hook<'_>, source: impl Into<AttachFailure>) -> DatapathError {
+    DatapathError::Attach {
+        program: hook.program(),
+        hook: hook.to_string(),
+        source: source.into(),
+    }
+}
+
+/// What the kernel said to an attachment.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachFailure {
+    /// To a link.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// To a qdisc.
+    #[error(transparent)]
+    Tc(#[from] aya::programs::tc::TcError),
+    /// To a filter.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_hook_has_its_own_program() {
+        let programs: Vec<_> = Hook::uplink("eth0", 2)
+            .iter()
+            .chain(&Hook::pod("azv1", 7))
+            .map(Hook::program)
+            .collect();
+        assert_eq!(
+            programs,
+            ["cwy_from_uplink", "cwy_to_uplink", "cwy_from_pod", "cwy_to_pod"]
+        );
+        assert!(
+            programs
+                .iter()
+                .all(|name| causeway_common::maps::PROGRAM_NAMES.contains(name))
+        );
+    }
+
+    #[test]
+    fn a_mode_that_is_none_is_refused_by_name() {
+        assert_eq!(AttachMode::parse("clsact").unwrap(), AttachMode::Clsact);
+        assert_eq!(AttachMode::parse("").unwrap(), AttachMode::Auto);
+        let error = AttachMode::parse("xdp").unwrap_err().to_string();
+        assert!(
+            error.contains("\"xdp\"") && error.contains(AttachMode::VARIABLE),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,341 @@
+//! The calls of bpf(2) that aya 0.14 does not offer: reading a hash map in batches; tcx links by interface index
+//! (aya takes a name, and probes the kernel's features first, which costs milliseconds), and where a link is attached.
+//!
+//! Commands and structures follow `include/uapi/linux/bpf.h` of Linux 6.18. All of the library's `unsafe` is here.
+
+use std::{
+    ffi::CString,
+    io::{self, ErrorKind},
+    mem::MaybeUninit,
+    os::{
+        fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
+};
+
+use aya::Pod;
+
+use super::attach::Direction;
+
+const BPF_OBJ_PIN: libc::c_long = 6;
+const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_PROG_QUERY: libc::c_long = 16;
+const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
+const BPF_LINK_CREATE: libc::c_long = 28;
+const BPF_LINK_DETACH: libc::c_long = 34;
+
+const BPF_LINK_TYPE_TCX: u32 = 11;
+const BPF_TCX_INGRESS: u32 = 46;
+const BPF_TCX_EGRESS: u32 = 47;
+
+/// A tcx link. It lives as long as a descriptor or a pin holds it.
+#[derive(Debug)]
+pub(crate) struct TcxLink(OwnedFd);
+
+impl TcxLink {
+    /// Attaches the program pinned at `program` to an interface, after the programs that are there already.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` where the kernel has no tcx (before 6.6, or built without).
+    pub(crate) fn create(program: &Path, ifindex: u32, direction: Direction) -> io::Result<Self> {
+        let program = open_pin(program)?;
+        let mut attributes = LinkAttributes {
+            program_fd: program.as_raw_fd().cast_unsigned(),
+            ifindex,
+            attach_type: match direction {
+                Direction::Ingress => BPF_TCX_INGRESS,
+                Direction::Egress => BPF_TCX_EGRESS,
+            },
+            flags: 0,
+            relative_fd: 0,
+            _hole: 0,
+            expected_revision: 0,
+        };
+        // SAFETY: the structure holds no pointer.
+        let fd = unsafe { bpf(BPF_LINK_CREATE, &mut attributes) }?;
+        // SAFETY: the kernel has just made this descriptor for us alone.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Pins the link at `path`.
+    pub(crate) fn pin(&self, path: &Path) -> io::Result<()> {
+        let path = CString::new(path.as_os_str().as_bytes())?;
+        let mut attributes = PathAttributes {
+            path: path.as_ptr() as u64,
+            fd: self.0.as_raw_fd().cast_unsigned(),
+            flags: 0,
+        };
+        // SAFETY: `path` is a terminated string that outlives the call.
+        unsafe { bpf(BPF_OBJ_PIN, &mut attributes) }?;
+        Ok(())
+    }
+
+    /// Opens the link pinned at `path`. `None` when there is no such file.
+    pub(crate) fn open(path: &Path) -> io::Result<Option<Self>> {
+        match open_pin(path) {
+            Ok(fd) => Ok(Some(Self(fd))),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Index of the interface; 0 when the link is defunct: its interface is gone, or it was detached.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidData` when the object is something else than a tcx link.
+    pub(crate) fn ifindex(&self) -> io::Result<u32> {
+        let mut info = LinkInfo::default();
+        // SAFETY: any bytes are a value of `LinkInfo`, the head of what the kernel writes for a link.
+        unsafe { read_info(&self.0, &mut info) }?;
+        if info.link_type != BPF_LINK_TYPE_TCX {
+            return Err(io::Error::new(
+                ErrorKind::InvalidData,
+                "the pinned object is not a tcx link",
+            ));
+        }
+        Ok(info.ifindex)
+    }
+
+    /// Detaches the program at once. Removing the pin alone does so only after an RCU grace period.
+    pub(crate) fn detach(&self) -> io::Result<()> {
+        let mut attributes = DetachAttributes {
+            fd: self.0.as_raw_fd().cast_unsigned(),
+        };
+        // SAFETY: the structure holds no pointer.
+        unsafe { bpf(BPF_LINK_DETACH, &mut attributes) }?;
+        Ok(())
+    }
+}
+
+/// Whether the kernel has tcx: asks for the programs on a hook of the loopback interface, which changes nothing.
+pub(crate) fn has_tcx() -> bool {
+    const LOOPBACK: u32 = 1;
+    let mut attributes = QueryAttributes {
+        ifindex: LOOPBACK,
+        attach_type: BPF_TCX_INGRESS,
+        ..Default::default()
+    };
+    // SAFETY: the structure asks for no program ids, so the kernel writes to none of its pointers.
+    unsafe { bpf(BPF_PROG_QUERY, &mut attributes) }.is_ok()
+}
+
+/// The kernel's number of the program pinned at `path`.
+pub(crate) fn program_id(path: &Path) -> io::Result<u32> {
+    let mut info = ProgramInfo::default();
+    // SAFETY: any bytes are a value of `ProgramInfo`, the head of what the kernel writes for a program.
+    unsafe { read_info(&open_pin(path)?, &mut info) }?;
+    Ok(info.id)
+}
+
+/// Calls `each` with every element of a hash map, read in batches. Elements that come or go meanwhile may be seen or
+/// not; the others are seen once.
+///
+/// `K` and `V` must have the map's key and value size.
+///
+/// # Errors
+///
+/// `Unsupported` or `InvalidInput` where the kernel has no batches for this map (before 5.6).
+pub(crate) fn for_each<K: Pod, V: Pod>(map: BorrowedFd<'_>, mut each: impl FnMut(K, V)) -> io::Result<()> {
+    let mut batch = Batch::<K, V>::with_room_for(4096);
+    let mut token: Option<u32> = None;
+    loop {
+        let (count, next) = match batch.read(map, token) {
+            // A bucket has more elements than there is room for.
+            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => {
+                batch = Batch::with_room_for(batch.keys.len() * 4);
+                continue;
+            }
+            other => other?,
+        };
+        for (key, value) in batch.keys.iter().zip(&batch.values).take(count) {
+            // SAFETY: the kernel has written the first `count` keys and values, and any bytes are a value of `Pod`.
+            unsafe { each(key.assume_init(), value.assume_init()) };
+        }
+        match next {
+            Some(next) => token = Some(next),
+            None => return Ok(()),
+        }
+    }
+}
+
+struct Batch<K, V> {
+    keys: Vec<MaybeUninit<K>>,
+    values: Vec<MaybeUninit<V>>,
+}
+
+impl<K: Pod, V: Pod> Batch<K, V> {
+    fn with_room_for(count: usize) -> Self {
+        let (mut keys, mut values) = (Vec::new(), Vec::new());
+        keys.resize_with(count, MaybeUninit::uninit);
+        values.resize_with(count, MaybeUninit::uninit);
+        Self { keys, values }
+    }
+
+    /// Reads the batch after `token`. Returns how many elements there are and the next token, `None` at the end.
+    fn read(&mut self, map: BorrowedFd<'_>, token: Option<u32>) -> io::Result<(usize, Option<u32>)> {
+        let mut next = 0u32;
+        let mut attributes = BatchAttributes {
+            in_batch: token.as_ref().map_or(0, |token| (&raw const *token) as u64),
+            out_batch: (&raw mut next) as u64,
+            keys: self.keys.as_mut_ptr() as u64,
+            values: self.values.as_mut_ptr() as u64,
+            count: self.keys.len() as u32,
+            map_fd: map.as_raw_fd().cast_unsigned(),
+            element_flags: 0,
+            flags: 0,
+        };
+        // SAFETY: for a hash map the kernel writes at most `count` keys and values, for which there is room since
+        // `K` and `V` have the map's sizes, and a token of four bytes. All outlive the call.
+        let result = unsafe { bpf(BPF_MAP_LOOKUP_BATCH, &mut attributes) };
+        match result {
+            Ok(_) => Ok((attributes.count as usize, Some(next))),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok((attributes.count as usize, None)),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+/// # Safety
+///
+/// Any bytes must be a value of `I`.
+unsafe fn read_info<I>(object: &OwnedFd, info: &mut I) -> io::Result<()> {
+    let mut attributes = InfoAttributes {
+        fd: object.as_raw_fd().cast_unsigned(),
+        length: size_of::<I>() as u32,
+        info: (&raw mut *info) as u64,
+    };
+    // SAFETY: `info` is writable for the length given and outlives the call.
+    unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes) }?;
+    Ok(())
+}
+
+fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attributes = PathAttributes {
+        path: path.as_ptr() as u64,
+        fd: 0,
+        flags: 0,
+    };
+    // SAFETY: `path` is a terminated string that outlives the call.
+    let fd = unsafe { bpf(BPF_OBJ_GET, &mut attributes) }?;
+    // SAFETY: the kernel has just made this descriptor for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// # Safety
+///
+/// `attributes` must be the structure of `command`, and its pointers valid as the command demands.
+unsafe fn bpf<A>(command: libc::c_long, attributes: &mut A) -> io::Result<i32> {
+    // SAFETY: the pointer and the length describe `attributes`; the rest is the caller's promise.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attributes, size_of::<A>()) };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result as i32)
+    }
+}
+
+/// `BPF_OBJ_*` of `union bpf_attr`.
+#[repr(C)]
+struct PathAttributes {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+/// `info` of `union bpf_attr`.
+#[repr(C)]
+struct InfoAttributes {
+    fd: u32,
+    length: u32,
+    info: u64,
+}
+
+/// `link_create` of `union bpf_attr`, with its `tcx` member.
+#[repr(C)]
+struct LinkAttributes {
+    program_fd: u32,
+    ifindex: u32,
+    attach_type: u32,
+    flags: u32,
+    relative_fd: u32,
+    _hole: u32,
+    expected_revision: u64,
+}
+
+/// `query` of `union bpf_attr`.
+#[repr(C)]
+#[derive(Default)]
+struct QueryAttributes {
+    ifindex: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    program_ids: u64,
+    count: u32,
+    _hole: u32,
+    program_attach_flags: u64,
+    link_ids: u64,
+    link_attach_flags: u64,
+    revision: u64,
+}
+
+/// `link_detach` of `union bpf_attr`.
+#[repr(C)]
+struct DetachAttributes {
+    fd: u32,
+}
+
+/// `batch` of `union bpf_attr`.
+#[repr(C)]
+struct BatchAttributes {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    element_flags: u64,
+    flags: u64,
+}
+
+/// The head of `struct bpf_prog_info`.
+#[repr(C, align(8))]
+#[derive(Default)]
+struct ProgramInfo {
+    program_type: u32,
+    id: u32,
+}
+
+/// The head of `struct bpf_link_info` and the `tcx` member of its union.
+#[repr(C, align(8))]
+#[derive(Default)]
+struct LinkInfo {
+    link_type: u32,
+    id: u32,
+    program_id: u32,
+    _hole: u32,
+    ifindex: u32,
+    attach_type: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_without_a_pin_has_no_link() {
+        assert!(TcxLink::open(Path::new("/nonexistent/link")).unwrap().is_none());
+    }
+
+    #[test]
+    fn structures_have_the_kernels_sizes() {
+        assert_eq!(size_of::<BatchAttributes>(), 56);
+        assert_eq!(size_of::<PathAttributes>(), 16);
+        assert_eq!(std::mem::offset_of!(LinkInfo, ifindex), 16);
+    }
+}

@@ -1,0 +1,79 @@
+//! What is attached where, for people who ask.
+
+use causeway_common::maps::PodEntry;
+
+use super::{
+    Datapath, DatapathError,
+    attach::{self, Direction, Hook, Mechanism},
+    bpf,
+};
+use crate::links::Netlink;
+
+/// A hook that should have a program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HookState {
+    /// Name of the interface; `None` when it is gone.
+    pub interface: Option<String>,
+    /// Index of the interface.
+    pub ifindex: u32,
+    /// Which side of it.
+    pub direction: Direction,
+    /// The program that belongs there.
+    pub program: &'static str,
+    /// How it is held there; `None` when it is not attached.
+    pub attached: Option<Mechanism>,
+}
+
+impl Datapath {
+    /// The hooks of the uplink and of every pod that is there.
+    pub fn hooks(&self) -> Result<Vec<HookState>, DatapathError> {
+        let mut netlink = Netlink::new()?;
+        let links = netlink.links()?;
+        let name_of = |ifindex: u32| {
+            links
+                .iter()
+                .find(|link| link.index == ifindex)
+                .map(|link| link.name.as_str())
+        };
+        let mut hooks = Vec::new();
+        let uplink = self.config()?.uplink_ifindex;
+        hooks.extend(self.states(uplink, name_of(uplink), Hook::uplink)?);
+        let mut pods = self.pods()?;
+        pods.retain(|(_, entry)| entry.flags & PodEntry::DEPARTED == 0);
+        pods.sort_unstable_by_key(|(addr, _)| *addr);
+        for (_, entry) in pods {
+            hooks.extend(self.states(entry.ifindex, name_of(entry.ifindex), Hook::pod)?);
+        }
+        Ok(hooks)
+    }
+
+    fn states<'a>(
+        &self,
+        ifindex: u32,
+        interface: Option<&'a str>,
+        hooks: impl Fn(&'a str, u32) -> [Hook<'a>; 2],
+    ) -> Result<Vec<HookState>, DatapathError> {
+        let state = |hook: Hook<'a>| {
+            let attached = match interface {
+                Some(_) => attach::attached(&self.pins, &hook)?,
+                None => None,
+            };
+            Ok(HookState {
+                interface: interface.map(ToOwned::to_owned),
+                ifindex,
+                direction: hook.direction,
+                program: hook.program(),
+                attached,
+            })
+        };
+        hooks(interface.unwrap_or_default(), ifindex)
+            .into_iter()
+            .map(state)
+            .collect()
+    }
+}
+
+/// Whether the kernel has tcx (6.6 and later, unless built without).
+pub fn tcx_supported() -> bool {
+    bpf::has_tcx()
+}

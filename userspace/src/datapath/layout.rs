@@ -1,0 +1,153 @@
+//! What each map must look like, and the check of a pin before it is trusted: aya compares nothing.
+
+use std::fmt;
+
+use aya::maps::{MapInfo, MapType};
+use causeway_common::{
+    flow::FlowEntry,
+    maps::{
+        Config, Count, FLOW_ENTRIES, IfaceEntry, MAP_NAMES, POD_ENTRIES, PodEntry, PortWord, RANGE_ENTRIES,
+        RangeEntry,
+    },
+    ports::RESERVED_ENTRIES,
+    reason::COUNT_ENTRIES,
+    tuple::FlowKey,
+};
+
+use super::{DatapathError, pins::PinTree};
+
+/// Type, sizes in bytes, capacity and flags of a map.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Layout {
+    map_type: MapType,
+    key: u32,
+    value: u32,
+    entries: u32,
+    flags: u32,
+}
+
+impl fmt::Display for Layout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            map_type,
+            key,
+            value,
+            entries,
+            flags,
+        } = self;
+        write!(
+            f,
+            "{map_type:?} with {key}-byte keys, {value}-byte values, {entries} entries, flags {flags:#x}"
+        )
+    }
+}
+
+/// `BPF_F_NO_PREALLOC`, which the kernel demands of an LPM trie.
+const NO_PREALLOC: u32 = 1;
+
+/// What the programs expect of the map `name`.
+pub(crate) fn expected(name: &str) -> Option<Layout> {
+    type Address = [u8; 4];
+    const LPM_KEY: usize = size_of::<u32>() + size_of::<Address>();
+    let layout = |map_type, key: usize, value: usize, entries: usize, flags| {
+        Some(Layout {
+            map_type,
+            key: key as u32,
+            value: value as u32,
+            entries: entries as u32,
+            flags,
+        })
+    };
+    let index = size_of::<u32>();
+    match name {
+        "cwy_flows" => layout(
+            MapType::Hash,
+            size_of::<FlowKey<Address>>(),
+            size_of::<FlowEntry<Address>>(),
+            FLOW_ENTRIES,
+            0,
+        ),
+        "cwy_pods" => layout(
+            MapType::Hash,
+            size_of::<Address>(),
+            size_of::<PodEntry>(),
+            POD_ENTRIES,
+            0,
+        ),
+        "cwy_ifaces" => layout(
+            MapType::Hash,
+            index,
+            size_of::<IfaceEntry<Address>>(),
+            POD_ENTRIES,
+            0,
+        ),
+        "cwy_ranges" => layout(
+            MapType::LpmTrie,
+            LPM_KEY,
+            size_of::<RangeEntry>(),
+            RANGE_ENTRIES,
+            NO_PREALLOC,
+        ),
+        "cwy_ports" => layout(MapType::Array, index, size_of::<PortWord>(), RESERVED_ENTRIES, 0),
+        "cwy_cfg" => layout(MapType::Array, index, size_of::<Config<Address>>(), 1, 0),
+        "cwy_count" => layout(MapType::PerCpuArray, index, size_of::<Count>(), COUNT_ENTRIES, 0),
+        _ => None,
+    }
+}
+
+/// Compares every map of a tree with what the programs expect.
+pub(crate) fn check(pins: &PinTree) -> Result<(), DatapathError> {
+    for name in MAP_NAMES {
+        let path = pins.map(name);
+        let info = MapInfo::from_pin(&path).map_err(|source| DatapathError::Pin {
+            path: path.clone(),
+            source: source.into(),
+        })?;
+        let found = of(&info).map_err(|source| DatapathError::Pin {
+            path: path.clone(),
+            source: source.into(),
+        })?;
+        match expected(name) {
+            Some(expected) if expected == found => {}
+            Some(expected) => {
+                return Err(DatapathError::Layout {
+                    name,
+                    path,
+                    expected: Box::new(expected),
+                    found: Box::new(found),
+                });
+            }
+            None => return Err(DatapathError::UnknownMap(name)),
+        }
+    }
+    Ok(())
+}
+
+fn of(info: &MapInfo) -> Result<Layout, aya::maps::MapError> {
+    Ok(Layout {
+        map_type: info.map_type()?,
+        key: info.key_size(),
+        value: info.value_size(),
+        entries: info.max_entries(),
+        flags: info.map_flags(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_map_has_a_layout() {
+        assert!(MAP_NAMES.iter().all(|name| expected(name).is_some()));
+        assert_eq!(expected("cwy_other"), None);
+    }
+
+    #[test]
+    fn a_layout_reads_as_a_sentence() {
+        assert_eq!(
+            expected("cwy_ranges").unwrap().to_string(),
+            "LpmTrie with 8-byte keys, 4-byte values, 16384 entries, flags 0x1"
+        );
+    }
+}

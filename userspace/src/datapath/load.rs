@@ -1,0 +1,124 @@
+//! Loads the embedded object: maps and programs are made and pinned in a staging tree, filled and attached to the
+//! uplink, and only then given their final name. Whoever sees the final name sees a complete datapath.
+
+use aya::{
+    EbpfLoader,
+    programs::{Program, SchedClassifier},
+};
+use causeway_common::{
+    decide::WIRESERVER,
+    maps::{Config, MAP_NAMES, PROGRAM_NAMES, RangeClass},
+};
+use ipnet::Ipv4Net;
+
+use super::{
+    DatapathError,
+    attach::{self, AttachMode, Hook},
+    layout,
+    pins::{self, PinTree},
+    tables::Tables,
+};
+use crate::{
+    node::{self, Uplink},
+    restore::Restore,
+    root::Root,
+};
+
+/// The kernel programs, compiled by the build script.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/causeway.bpf.o"));
+
+/// Loads, pins and attaches the datapath. The caller holds the lock and has seen that there is none.
+pub(crate) fn load(root: &Root, uplink: &Uplink, mode: AttachMode) -> Result<(), DatapathError> {
+    pins::mount_bpffs(root)?;
+    if let Some(path) = pins::foreign_trees(root)?.into_iter().next() {
+        return Err(DatapathError::ForeignTree(path));
+    }
+    let staging = PinTree::staging(root);
+    discard(&staging)?;
+    let loaded = fill(root, &staging, uplink, mode).and_then(|()| staging.rename(&PinTree::live(root)));
+    if loaded.is_err()
+        && let Err(error) = discard(&staging)
+    {
+        tracing::warn!(%error, "cannot remove the pins of a datapath that failed to load");
+    }
+    loaded
+}
+
+/// Removes a tree and detaches at once what its links hold.
+pub(crate) fn discard(pins: &PinTree) -> Result<(), DatapathError> {
+    for path in pins.link_pins()? {
+        attach::detach_pin(path)?;
+    }
+    pins.remove()
+}
+
+fn fill(root: &Root, staging: &PinTree, uplink: &Uplink, mode: AttachMode) -> Result<(), DatapathError> {
+    staging.create()?;
+    load_object(staging)?;
+    layout::check(staging)?;
+    configure(&Tables::new(staging.clone()), uplink)?;
+    let restore = Restore::new(root);
+    for hook in Hook::uplink(&uplink.name, uplink.ifindex) {
+        let mechanism = attach::attach(staging, &restore, &hook, mode)?;
+        tracing::info!(%hook, program = hook.program(), mechanism = mechanism.name(), "attached");
+    }
+    Ok(())
+}
+
+fn load_object(pins: &PinTree) -> Result<(), DatapathError> {
+    let mut loader = EbpfLoader::new();
+    for name in MAP_NAMES {
+        loader.map_pin_path(name, pins.map(name));
+    }
+    let mut object = loader
+        .load(OBJECT)
+        .map_err(|source| DatapathError::Load(Box::new(source)))?;
+    for name in MAP_NAMES {
+        pins::restrict(&pins.map(name), 0o640)?;
+    }
+    for name in PROGRAM_NAMES {
+        let failed = |source| DatapathError::Program {
+            name,
+            source: Box::new(source),
+        };
+        let program: &mut SchedClassifier = object
+            .program_mut(name)
+            .ok_or(DatapathError::UnknownProgram(name))
+            .and_then(|program: &mut Program| program.try_into().map_err(failed))?;
+        program.load().map_err(failed)?;
+        let path = pins.program(name);
+        program.pin(&path).map_err(|source| DatapathError::Pin {
+            path: path.clone(),
+            source: source.into(),
+        })?;
+        pins::restrict(&path, 0o600)?;
+    }
+    Ok(())
+}
+
+/// Fills what the programs read. Nothing is attached yet.
+fn configure(tables: &Tables, uplink: &Uplink) -> Result<(), DatapathError> {
+    tables.set_config(&Config {
+        node_addr: uplink.addr.octets(),
+        uplink_ifindex: uplink.ifindex,
+        uplink_mtu: uplink.mtu,
+        seed: random()?,
+        timeouts: node::timeouts(),
+    })?;
+    tables.set_ranges(&default_ranges())?;
+    tables.reserve_ports(&node::reserved_ports())
+}
+
+/// What the rule that is replaced leaves alone: `! -d 10.0.0.0/8` and `! --dst-range 168.63.129.16`.
+fn default_ranges() -> [(Ipv4Net, u8); 2] {
+    let vnet = Ipv4Net::new_assert([10, 0, 0, 0].into(), 8);
+    let wireserver = Ipv4Net::new_assert(WIRESERVER.into(), 32);
+    [(vnet, RangeClass::EXCLUDED), (wireserver, RangeClass::EXCLUDED)]
+}
+
+fn random() -> Result<u32, DatapathError> {
+    let mut bytes = [0; 4];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .map_err(|errno| DatapathError::Random(errno.into()))?;
+    Ok(u32::from_ne_bytes(bytes))
+}

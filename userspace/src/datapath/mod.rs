@@ -1,0 +1,381 @@
+//! The pinned datapath: programs, maps and where they are attached.
+//!
+//! Nothing of it belongs to a process. The first CNI ADD loads, pins and attaches ([`Datapath::ensure`]); whoever
+//! comes later adopts the pins, after comparing them with what this build expects. Changes that must not meet
+//! (loading, unloading, following a changed uplink) take the lock `<root>/run/causeway/datapath.lock`.
+
+mod attach;
+mod bpf;
+mod inspect;
+mod layout;
+mod load;
+mod pins;
+mod pods;
+mod tables;
+mod unload;
+
+use std::{
+    io,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+pub use attach::{AttachFailure, AttachMode, Direction, Mechanism};
+use aya::{maps::MapError, programs::ProgramError};
+use causeway_common::{
+    flow::FlowEntry,
+    maps::{Config, Count, PodEntry, RangeEntry},
+    reason::Reason,
+    tuple::FlowKey,
+};
+pub use inspect::{HookState, tcx_supported};
+use ipnet::Ipv4Net;
+pub use layout::Layout;
+pub use pods::{Pod, Removed};
+use thiserror::Error;
+pub use unload::Unloaded;
+
+use self::{attach::Hook, pins::PinTree, tables::Tables};
+use crate::{
+    durable::{Lock, LockError},
+    links::LinkError,
+    node::{NodeError, Uplink},
+    restore::{Restore, RestoreError},
+    root::Root,
+};
+
+/// The pinned datapath of one node.
+#[derive(Clone, Debug)]
+pub struct Datapath {
+    root: Root,
+    pins: PinTree,
+    tables: Tables,
+}
+
+/// How long to wait for whoever is loading. Loading takes well below a second.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(30);
+
+impl Datapath {
+    /// Adopts the pinned datapath; or loads it, pins it and attaches it to the uplink. Follows an uplink whose index,
+    /// address or MTU has changed.
+    pub fn ensure(root: &Root, uplink: &Uplink) -> Result<Self, DatapathError> {
+        if let Some(datapath) = Self::open(root)?
+            && datapath.serves(uplink)?
+        {
+            return Ok(datapath);
+        }
+        let _lock = lock(root)?;
+        let mode = AttachMode::from_env()?;
+        match Self::open(root)? {
+            Some(datapath) => datapath.follow(uplink, mode)?,
+            None => load::load(root, uplink, mode)?,
+        }
+        Self::open(root)?.ok_or_else(|| DatapathError::Vanished(PinTree::live(root).directory().to_owned()))
+    }
+
+    /// The pinned datapath, `None` when there is none.
+    pub fn open(root: &Root) -> Result<Option<Self>, DatapathError> {
+        let pins = PinTree::live(root);
+        if !pins.exists()? {
+            return Ok(None);
+        }
+        layout::check(&pins)?;
+        Ok(Some(Self {
+            root: root.clone(),
+            tables: Tables::new(pins.clone()),
+            pins,
+        }))
+    }
+
+    /// The directory of the pins.
+    pub fn directory(&self) -> &Path {
+        self.pins.directory()
+    }
+
+    /// The pods, departed ones included, in no order.
+    pub fn pods(&self) -> Result<Vec<(Ipv4Addr, PodEntry)>, DatapathError> {
+        let pods = self.tables.pods()?.all()?;
+        Ok(pods
+            .into_iter()
+            .map(|(addr, entry)| (addr.into(), entry))
+            .collect())
+    }
+
+    /// Every direction of every flow, in no order, while packets go on flowing.
+    pub fn flows(&self) -> Result<Vec<(FlowKey<[u8; 4]>, FlowEntry<[u8; 4]>)>, DatapathError> {
+        self.tables.flows()?.all()
+    }
+
+    /// Calls `each` for every direction of every flow, without holding them all.
+    pub fn for_each_flow(
+        &self,
+        each: impl FnMut(FlowKey<[u8; 4]>, FlowEntry<[u8; 4]>),
+    ) -> Result<(), DatapathError> {
+        self.tables.flows()?.for_each(each)
+    }
+
+    /// The ranges and what they are to the masquerade decision.
+    pub fn ranges(&self) -> Result<Vec<(Ipv4Net, RangeEntry)>, DatapathError> {
+        self.tables.ranges()
+    }
+
+    /// Replaces the ranges: prefix and [`RangeClass`](causeway_common::maps::RangeClass).
+    pub fn set_ranges(&self, ranges: &[(Ipv4Net, u8)]) -> Result<(), DatapathError> {
+        self.tables.set_ranges(ranges)
+    }
+
+    /// How often each reason was given, over all CPUs.
+    pub fn counts(&self) -> Result<Vec<(Reason, Count)>, DatapathError> {
+        self.tables.counts()
+    }
+
+    /// What the programs know of the node.
+    pub fn config(&self) -> Result<Config<[u8; 4]>, DatapathError> {
+        self.tables.config()
+    }
+
+    /// Whether the programs know the uplink as it is, and are attached to it.
+    fn serves(&self, uplink: &Uplink) -> Result<bool, DatapathError> {
+        if !describes(&self.config()?, uplink) {
+            return Ok(false);
+        }
+        for hook in Hook::uplink(&uplink.name, uplink.ifindex) {
+            if attach::attached(&self.pins, &hook)?.is_none() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Tells the programs about the uplink and attaches them to it. The seed stays: live flows depend on it.
+    fn follow(&self, uplink: &Uplink, mode: AttachMode) -> Result<(), DatapathError> {
+        let before = self.config()?;
+        if !describes(&before, uplink) {
+            tracing::warn!(
+                interface = uplink.name,
+                ifindex = uplink.ifindex,
+                addr = %uplink.addr,
+                mtu = uplink.mtu,
+                old_ifindex = before.uplink_ifindex,
+                old_addr = %Ipv4Addr::from(before.node_addr),
+                old_mtu = before.uplink_mtu,
+                "the uplink has changed"
+            );
+            self.tables.set_config(&Config {
+                node_addr: uplink.addr.octets(),
+                uplink_ifindex: uplink.ifindex,
+                uplink_mtu: uplink.mtu,
+                ..before
+            })?;
+        }
+        for hook in Hook::uplink(&uplink.name, uplink.ifindex) {
+            attach::attach(&self.pins, &Restore::new(&self.root), &hook, mode)?;
+        }
+        Ok(())
+    }
+}
+
+fn describes(config: &Config<[u8; 4]>, uplink: &Uplink) -> bool {
+    config.node_addr == uplink.addr.octets()
+        && config.uplink_ifindex == uplink.ifindex
+        && config.uplink_mtu == uplink.mtu
+}
+
+fn lock(root: &Root) -> Result<Lock, DatapathError> {
+    Ok(Lock::acquire(
+        &root.path("/run/causeway/datapath.lock"),
+        LOCK_TIMEOUT,
+    )?)
+}
+
+/// What can go wrong with the datapath.
+#[derive(Debug, Error)]
+pub enum DatapathError {
+    /// Somebody else holds the lock.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// No bpffs.
+    #[error("cannot use {} as bpffs: {source}", mount_point.display())]
+    Bpffs {
+        /// Where it should be.
+        mount_point: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A file or a pin cannot be used.
+    #[error("{}: {source}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// A pinned object cannot be made or opened.
+    #[error("cannot use the pin {}: {source}; `causeway unload` removes a damaged datapath", path.display())]
+    Pin {
+        /// The pin.
+        path: PathBuf,
+        /// What the kernel said.
+        source: PinFailure,
+    },
+    /// A pinned map is not what this build expects.
+    #[error(
+        "the pinned map {name} ({}) is a {found}, but this build needs a {expected}: it was made by another version; \
+         run `causeway unload` of either version, which ends the flows of the pods, and try again",
+        path.display()
+    )]
+    Layout {
+        /// The map.
+        name: &'static str,
+        /// Its pin.
+        path: PathBuf,
+        /// What this build needs.
+        expected: Box<Layout>,
+        /// What is there.
+        found: Box<Layout>,
+    },
+    /// Another version's datapath is in place.
+    #[error("{} is the datapath of another version: run `causeway unload` first, which ends the flows of the pods",
+        .0.display())]
+    ForeignTree(PathBuf),
+    /// The pins have gone while they were used.
+    #[error("{} has been removed by somebody else: was `causeway unload` run? Try again", .0.display())]
+    Vanished(PathBuf),
+    /// The object cannot be loaded.
+    #[error("cannot load the kernel programs: {0}; Linux 6.1 or later and CAP_BPF are needed")]
+    Load(#[source] Box<aya::EbpfError>),
+    /// A program cannot be loaded.
+    #[error("cannot load the kernel program {name}: {source}")]
+    Program {
+        /// The program.
+        name: &'static str,
+        /// What the kernel said, with the verifier's log.
+        source: Box<ProgramError>,
+    },
+    /// The object lacks a program.
+    #[error("the embedded object has no program {0}: it was built from other sources, build again")]
+    UnknownProgram(&'static str),
+    /// A map has no layout.
+    #[error("the map {0} has no known layout: it was built from other sources, build again")]
+    UnknownMap(&'static str),
+    /// A map cannot be read or written.
+    #[error("map {name}: {source}")]
+    Map {
+        /// The map.
+        name: &'static str,
+        /// What the kernel said.
+        source: MapError,
+    },
+    /// A map cannot be read in batches.
+    #[error("cannot read the map {name}: {source}")]
+    Batch {
+        /// The map.
+        name: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The table of pods is full.
+    #[error(
+        "cwy_pods is full: the node has as many pods as it can have, or departed ones are not yet forgotten"
+    )]
+    TooManyPods,
+    /// A program cannot be attached or detached.
+    #[error("{program} on {hook}: {source}")]
+    Attach {
+        /// The program.
+        program: &'static str,
+        /// Interface and direction.
+        hook: String,
+        /// What the kernel said.
+        source: AttachFailure,
+    },
+    /// The environment names an unknown mode.
+    #[error("{var}={0:?} is no way to attach: use auto, tcx or clsact", var = AttachMode::VARIABLE)]
+    AttachMode(String),
+    /// tcx is demanded and not there.
+    #[error("this kernel has no tcx for {0}: unset {var} to use clsact", var = AttachMode::VARIABLE)]
+    NoTcx(String),
+    /// An ingress qdisc is in the way.
+    #[error(
+        "interface {0} has an ingress qdisc, which has no egress hook, and this kernel has no tcx: replace it with \
+         `tc qdisc replace dev {0} clsact`, which drops its filters, or remove it"
+    )]
+    IngressQdisc(String),
+    /// Somebody else's filter is in the way.
+    #[error(
+        "the filter {name:?} stands on {hook} with the priority and handle of ours: move it to another priority"
+    )]
+    FilterInPlace {
+        /// Interface and direction.
+        hook: String,
+        /// Its name.
+        name: String,
+    },
+    /// The kernel gave no random numbers.
+    #[error("cannot draw a random seed: {0}")]
+    Random(#[source] io::Error),
+    /// rtnetlink failed.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// The node's settings cannot be changed.
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    /// Several things went wrong; the rest was done.
+    #[error("{action} is incomplete: {}", join(.errors))]
+    Incomplete {
+        /// What was being done.
+        action: String,
+        /// What went wrong.
+        errors: Vec<Self>,
+    },
+}
+
+impl DatapathError {
+    fn file(path: impl Into<PathBuf>, source: io::Error) -> Self {
+        Self::File {
+            path: path.into(),
+            source,
+        }
+    }
+
+    /// Nothing, or what went wrong while `action` was done to the end all the same.
+    fn collect(action: impl FnOnce() -> String, mut errors: Vec<Self>) -> Result<(), Self> {
+        match errors.len() {
+            0 => Ok(()),
+            1 => errors.pop().map_or(Ok(()), Err),
+            _ => Err(Self::Incomplete {
+                action: action(),
+                errors,
+            }),
+        }
+    }
+}
+
+impl From<RestoreError> for DatapathError {
+    fn from(RestoreError { path, source }: RestoreError) -> Self {
+        Self::File { path, source }
+    }
+}
+
+fn join(errors: &[DatapathError]) -> String {
+    errors
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join("; ")
+}
+
+/// Why a pinned object cannot be made or opened.
+#[derive(Debug, Error)]
+pub enum PinFailure {
+    /// It is a map.
+    #[error(transparent)]
+    Map(#[from] MapError),
+    /// It is a program.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    /// It was being pinned.
+    #[error(transparent)]
+    Pin(#[from] aya::pin::PinError),
+}

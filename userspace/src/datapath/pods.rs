@@ -1,0 +1,292 @@
+//! Pods come and go: what the programs must know of them, in an order that leaves no packet unchecked.
+
+use std::{
+    fs::{self, File, TryLockError},
+    net::Ipv4Addr,
+};
+
+use causeway_common::maps::{IfaceEntry, PodEntry};
+
+use super::{
+    Datapath, DatapathError,
+    attach::{self, AttachMode, Hook},
+    tables::{self, Entry, Key, Table},
+};
+use crate::{links::Netlink, restore::Restore};
+
+/// A pod whose link is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// Its address.
+    pub addr: Ipv4Addr,
+    /// Index of the host's end of its link.
+    pub ifindex: u32,
+    /// Name of the host's end.
+    pub host_if: String,
+    /// MAC of its interface.
+    pub mac: [u8; 6],
+    /// MAC of the host's end.
+    pub host_mac: [u8; 6],
+    /// MTU of its interface in bytes.
+    pub mtu: u16,
+}
+
+/// What the removal of a pod found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Removed {
+    /// How many flow entries it had; each flow has one for each direction.
+    pub flows: usize,
+    /// Whether it was there, not departed already.
+    pub was_known: bool,
+}
+
+/// How long a departed pod is remembered, in seconds: what is still under way from it is dropped by name, instead of
+/// leaving as the packet of a stranger.
+const DEPARTED_FOR: u32 = 300;
+
+impl Datapath {
+    /// Tells the programs about a pod and puts them on the host's end of its link. From then on the pod is served.
+    /// Idempotent. On an error the pod is removed again.
+    pub fn add_pod(&self, pod: &Pod) -> Result<(), DatapathError> {
+        let mode = AttachMode::from_env()?;
+        self.forget_departed(DEPARTED_FOR)?;
+        let added = self.admit(pod, mode);
+        if added.is_err()
+            && let Err(error) = self.remove_pod(pod.addr)
+        {
+            tracing::warn!(pod = %pod.addr, %error, "cannot remove a pod that failed to be added");
+        }
+        added
+    }
+
+    fn admit(&self, pod: &Pod, mode: AttachMode) -> Result<(), DatapathError> {
+        let _changing = self.lock_pods(Sharing::WithOthers)?;
+        let mut pods = self.tables.pods()?;
+        let mut ifaces = self.tables.ifaces()?;
+        if let Some(before) = pods.get(&pod.addr.octets())?
+            && before.ifindex != pod.ifindex
+        {
+            // Its last owner was not deleted cleanly, or packets of it arrived late.
+            ifaces.remove(&before.ifindex)?;
+            self.purge(pod.addr)?;
+        }
+        let mut entry = PodEntry {
+            ifindex: pod.ifindex,
+            mac: pod.mac,
+            host_mac: pod.host_mac,
+            mtu: pod.mtu,
+            flags: 0,
+            changed: now(),
+        };
+        let iface = IfaceEntry {
+            addr: pod.addr.octets(),
+            mac: pod.mac,
+            _pad: [0; 2],
+        };
+        self.insert(&mut ifaces, pod.ifindex, iface)?;
+        self.insert(&mut pods, pod.addr.octets(), entry)?;
+        for hook in Hook::pod(&pod.host_if, pod.ifindex) {
+            attach::attach(&self.pins, &Restore::new(&self.root), &hook, mode)?;
+        }
+        entry.flags = PodEntry::READY;
+        pods.insert(pod.addr.octets(), entry)
+    }
+
+    /// Makes the programs forget a pod. In this order, each step whatever became of those before: nothing more enters
+    /// from its interface; what is under way from it is dropped; its flows end; the programs leave its interface.
+    /// Idempotent.
+    ///
+    /// When this returns without an error, no entry of the address is left, and it may be given to another pod.
+    pub fn remove_pod(&self, addr: Ipv4Addr) -> Result<Removed, DatapathError> {
+        let mut errors = Vec::new();
+        let mut note = |result: Result<(), DatapathError>| errors.extend(result.err());
+        let before = self.tables.pods().and_then(|pods| pods.get(&addr.octets()));
+        let (before, unreadable) = match before {
+            Ok(before) => (before.filter(|entry| entry.flags & PodEntry::DEPARTED == 0), None),
+            Err(error) => (None, Some(error)),
+        };
+        note(unreadable.map_or(Ok(()), Err));
+        if let Some(entry) = before {
+            note(
+                self.tables
+                    .ifaces()
+                    .and_then(|mut ifaces| ifaces.remove(&entry.ifindex))
+                    .map(drop),
+            );
+            note(self.mark_departed(addr));
+        }
+        let purged = self.purge(addr);
+        let flows = *purged.as_ref().unwrap_or(&0);
+        note(purged.map(drop));
+        note(self.leave_interface(before.map(|entry| entry.ifindex)));
+        DatapathError::collect(|| format!("the removal of pod {addr}"), errors)?;
+        Ok(Removed {
+            flows,
+            was_known: before.is_some(),
+        })
+    }
+
+    fn mark_departed(&self, addr: Ipv4Addr) -> Result<(), DatapathError> {
+        let _changing = self.lock_pods(Sharing::WithOthers)?;
+        let departed = PodEntry {
+            ifindex: 0,
+            mac: [0; 6],
+            host_mac: [0; 6],
+            mtu: 0,
+            flags: PodEntry::DEPARTED,
+            changed: now(),
+        };
+        self.tables.pods()?.insert(addr.octets(), departed)
+    }
+
+    /// Deletes every flow entry that has the address in it: as source, as destination, or as what a translation
+    /// restores. Both halves of a translated flow do. Returns how many they were.
+    fn purge(&self, addr: Ipv4Addr) -> Result<usize, DatapathError> {
+        let mut flows = self.tables.flows()?;
+        let mut of_pod = Vec::new();
+        flows.for_each(|key, entry| of_pod.extend(mentions(&key, &entry, addr.octets()).then_some(key)))?;
+        let mut purged = 0;
+        for key in of_pod {
+            purged += usize::from(flows.remove(&key)?);
+        }
+        Ok(purged)
+    }
+
+    /// Takes the programs off the interface. Pins of interfaces that are gone are removed as well: their name is not
+    /// known any more.
+    fn leave_interface(&self, ifindex: Option<u32>) -> Result<(), DatapathError> {
+        let link = match ifindex {
+            Some(ifindex) => Netlink::new()?.link_by_index(ifindex)?,
+            None => None,
+        };
+        match link {
+            Some(link) => {
+                for hook in Hook::pod(&link.name, link.index) {
+                    attach::detach(&self.pins, &hook)?;
+                }
+                Ok(Restore::new(&self.root).forget_clsact(&link.name)?)
+            }
+            None => attach::remove_defunct(&self.pins),
+        }
+    }
+
+    /// Inserts, and makes room once if there is none.
+    fn insert<K, V>(&self, table: &mut Table<K, V>, key: K, value: V) -> Result<(), DatapathError>
+    where
+        K: aya::Pod + std::fmt::Debug,
+        V: aya::Pod,
+    {
+        match table.insert(key, value) {
+            Err(error) if tables::is_full(&error) => Err(DatapathError::TooManyPods),
+            other => other,
+        }
+    }
+
+    /// Forgets pods that departed more than `seconds` ago, unless somebody is adding or removing one just now.
+    fn forget_departed(&self, seconds: u32) -> Result<(), DatapathError> {
+        let mut pods = self.tables.pods()?;
+        let now = now();
+        let is_old = |entry: &PodEntry| {
+            entry.flags & PodEntry::DEPARTED != 0 && now.wrapping_sub(entry.changed) > seconds
+        };
+        if !pods.all()?.iter().any(|(_, entry)| is_old(entry)) {
+            return Ok(());
+        }
+        let Some(_alone) = self.lock_pods(Sharing::Alone)? else {
+            return Ok(());
+        };
+        for (addr, _) in pods.all()?.into_iter().filter(|(_, entry)| is_old(entry)) {
+            pods.remove(&addr)?;
+        }
+        Ok(())
+    }
+
+    /// Pods may be added and removed side by side, each writes its own entries; but not while departed ones are
+    /// being forgotten, or an address given anew could be forgotten too. `None` if [`Sharing::Alone`] is not to be
+    /// had at once.
+    fn lock_pods(&self, sharing: Sharing) -> Result<Option<File>, DatapathError> {
+        let path = self.root.path("/run/causeway/pods.lock");
+        let failed = |source| DatapathError::file(&path, source);
+        path.parent().map_or(Ok(()), fs::create_dir_all).map_err(failed)?;
+        let file = File::options()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .map_err(failed)?;
+        match sharing {
+            Sharing::WithOthers => file.lock_shared().map_err(failed)?,
+            Sharing::Alone => match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => return Ok(None),
+                Err(TryLockError::Error(error)) => return Err(failed(error)),
+            },
+        }
+        Ok(Some(file))
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Sharing {
+    WithOthers,
+    Alone,
+}
+
+fn mentions(key: &Key, entry: &Entry, addr: [u8; 4]) -> bool {
+    key.src == addr || key.dst == addr || entry.nat_addr == addr
+}
+
+/// Seconds of `CLOCK_MONOTONIC`, the clock of all times in the maps.
+fn now() -> u32 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use causeway_common::{
+        flow::{Nat, State},
+        tuple::TCP,
+    };
+
+    use super::*;
+
+    const POD: [u8; 4] = [10, 240, 0, 9];
+    const NODE: [u8; 4] = [10, 240, 0, 4];
+    const REMOTE: [u8; 4] = [203, 0, 113, 9];
+
+    fn key(src: [u8; 4], dst: [u8; 4]) -> Key {
+        Key {
+            src,
+            dst,
+            src_port: [0, 1],
+            dst_port: [0, 2],
+            protocol: TCP,
+            _pad: [0; 3],
+        }
+    }
+
+    #[test]
+    fn both_halves_of_a_translated_flow_mention_the_pod() {
+        let forward = Entry {
+            state: State::CARRIED,
+            nat: Nat::SOURCE,
+            nat_addr: NODE,
+            ..Entry::offer(3, [2; 6], 1)
+        };
+        let reverse = Entry {
+            nat: Nat::DESTINATION,
+            nat_addr: POD,
+            ..forward
+        };
+        assert!(mentions(&key(POD, REMOTE), &forward, POD));
+        assert!(mentions(&key(REMOTE, NODE), &reverse, POD));
+    }
+
+    #[test]
+    fn flows_of_others_do_not_mention_the_pod() {
+        let plain = Entry::offer(3, [2; 6], 1);
+        assert!(mentions(&key(REMOTE, POD), &plain, POD));
+        assert!(!mentions(&key(REMOTE, NODE), &plain, POD));
+        assert!(!mentions(&key([10, 240, 0, 10], REMOTE), &plain, POD));
+    }
+}

@@ -1,0 +1,284 @@
+//! The maps with their types. A map is opened from its pin when it is used: that is two system calls, and no handle
+//! has to be shared or kept.
+
+use std::{fmt::Debug, net::Ipv4Addr, ops::RangeInclusive, os::fd::AsFd as _};
+
+use aya::{
+    Pod,
+    maps::{
+        Array, HashMap, IterableMap as _, LpmTrie, Map, MapData, MapError, PerCpuArray,
+        lpm_trie::Key as PrefixKey,
+    },
+};
+use causeway_common::{
+    flow::FlowEntry,
+    maps::{Config, Count, IfaceEntry, PodEntry, PortWord, RangeEntry},
+    ports::{RESERVED_ENTRIES, reserved_bit},
+    reason::Reason,
+    tuple::FlowKey,
+};
+use ipnet::Ipv4Net;
+
+use super::{DatapathError, bpf, pins::PinTree};
+
+/// Key of `cwy_flows`.
+pub(crate) type Key = FlowKey<[u8; 4]>;
+/// Value of `cwy_flows`.
+pub(crate) type Entry = FlowEntry<[u8; 4]>;
+
+/// The maps of one tree.
+#[derive(Clone, Debug)]
+pub(crate) struct Tables {
+    pins: PinTree,
+}
+
+impl Tables {
+    /// The caller has checked the layouts of the tree.
+    pub(crate) fn new(pins: PinTree) -> Self {
+        Self { pins }
+    }
+
+    pub(crate) fn pods(&self) -> Result<Table<[u8; 4], PodEntry>, DatapathError> {
+        self.hash("cwy_pods")
+    }
+
+    pub(crate) fn ifaces(&self) -> Result<Table<u32, IfaceEntry<[u8; 4]>>, DatapathError> {
+        self.hash("cwy_ifaces")
+    }
+
+    pub(crate) fn flows(&self) -> Result<Table<Key, Entry>, DatapathError> {
+        self.hash("cwy_flows")
+    }
+
+    pub(crate) fn config(&self) -> Result<Config<[u8; 4]>, DatapathError> {
+        self.config_map()?.get(&0, 0).map_err(failed("cwy_cfg"))
+    }
+
+    pub(crate) fn set_config(&self, config: &Config<[u8; 4]>) -> Result<(), DatapathError> {
+        self.config_map()?.set(0, config, 0).map_err(failed("cwy_cfg"))
+    }
+
+    /// Each reason and how often it was given, over all CPUs.
+    pub(crate) fn counts(&self) -> Result<Vec<(Reason, Count)>, DatapathError> {
+        let name = "cwy_count";
+        let map: PerCpuArray<_, Count> =
+            PerCpuArray::try_from(Map::PerCpuArray(self.open(name)?)).map_err(failed(name))?;
+        let sum = |reason: &Reason| {
+            let per_cpu = map.get(&(*reason as u32), 0).map_err(failed(name))?;
+            Ok((*reason, per_cpu.iter().copied().fold(Count::default(), add)))
+        };
+        Reason::ALL.iter().map(sum).collect()
+    }
+
+    pub(crate) fn ranges(&self) -> Result<Vec<(Ipv4Net, RangeEntry)>, DatapathError> {
+        let range = |element: Result<(PrefixKey<[u8; 4]>, RangeEntry), MapError>| {
+            let (key, entry) = element.map_err(failed("cwy_ranges"))?;
+            Ok(prefix(&key).map(|prefix| (prefix, entry)))
+        };
+        self.range_map()?
+            .iter()
+            .filter_map(|element| range(element).transpose())
+            .collect()
+    }
+
+    /// Makes `ranges` the whole content of the map. What stays is not touched, so no packet finds the map empty.
+    pub(crate) fn set_ranges(&self, ranges: &[(Ipv4Net, u8)]) -> Result<(), DatapathError> {
+        let mut map = self.range_map()?;
+        for (prefix, class) in ranges {
+            let entry = RangeEntry {
+                class: *class,
+                _pad: [0; 3],
+            };
+            map.insert(&range_key(*prefix), entry, 0)
+                .map_err(failed("cwy_ranges"))?;
+        }
+        let wanted = |prefix: &Ipv4Net| ranges.iter().any(|(range, _)| range.trunc() == *prefix);
+        for (prefix, _) in self.ranges()?.iter().filter(|(prefix, _)| !wanted(prefix)) {
+            map.remove(&range_key(*prefix)).map_err(failed("cwy_ranges"))?;
+        }
+        Ok(())
+    }
+
+    /// Marks ports, of TCP and UDP alike, that no translated flow may take.
+    pub(crate) fn reserve_ports(&self, ports: &[RangeInclusive<u16>]) -> Result<(), DatapathError> {
+        let name = "cwy_ports";
+        let mut map: Array<_, PortWord> =
+            Array::try_from(Map::Array(self.open(name)?)).map_err(failed(name))?;
+        for (index, word) in (0..)
+            .zip(reserved_words(ports))
+            .filter(|(_, word)| word.reserved != 0)
+        {
+            map.set(index, word, 0).map_err(failed(name))?;
+        }
+        Ok(())
+    }
+
+    fn config_map(&self) -> Result<Array<MapData, Config<[u8; 4]>>, DatapathError> {
+        Array::try_from(Map::Array(self.open("cwy_cfg")?)).map_err(failed("cwy_cfg"))
+    }
+
+    fn range_map(&self) -> Result<LpmTrie<MapData, [u8; 4], RangeEntry>, DatapathError> {
+        LpmTrie::try_from(Map::LpmTrie(self.open("cwy_ranges")?)).map_err(failed("cwy_ranges"))
+    }
+
+    fn hash<K: Pod, V: Pod>(&self, name: &'static str) -> Result<Table<K, V>, DatapathError> {
+        let map = HashMap::try_from(Map::HashMap(self.open(name)?)).map_err(failed(name))?;
+        Ok(Table { name, map })
+    }
+
+    fn open(&self, name: &'static str) -> Result<MapData, DatapathError> {
+        let path = self.pins.map(name);
+        MapData::from_pin(&path).map_err(|source| DatapathError::Pin {
+            path,
+            source: source.into(),
+        })
+    }
+}
+
+/// A hash map.
+#[derive(Debug)]
+pub(crate) struct Table<K, V> {
+    name: &'static str,
+    map: HashMap<MapData, K, V>,
+}
+
+impl<K: Pod + Debug, V: Pod> Table<K, V> {
+    pub(crate) fn get(&self, key: &K) -> Result<Option<V>, DatapathError> {
+        match self.map.get(key, 0) {
+            Ok(value) => Ok(Some(value)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(failed(self.name)(error)),
+        }
+    }
+
+    pub(crate) fn insert(&mut self, key: K, value: V) -> Result<(), DatapathError> {
+        self.map.insert(key, value, 0).map_err(failed(self.name))
+    }
+
+    /// Returns whether the key was there.
+    pub(crate) fn remove(&mut self, key: &K) -> Result<bool, DatapathError> {
+        match self.map.remove(key) {
+            Ok(()) => Ok(true),
+            Err(MapError::KeyNotFound) => Ok(false),
+            Err(error) if errno(&error) == Some(libc::ENOENT) => Ok(false),
+            Err(error) => Err(failed(self.name)(error)),
+        }
+    }
+
+    /// Calls `each` with every element, in no order. Elements that come and go meanwhile may be missed.
+    pub(crate) fn for_each(&self, mut each: impl FnMut(K, V)) -> Result<(), DatapathError> {
+        match bpf::for_each(self.map.map().fd().as_fd(), &mut each) {
+            Ok(()) => Ok(()),
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                for element in self.map.iter() {
+                    let (key, value) = element.map_err(failed(self.name))?;
+                    each(key, value);
+                }
+                Ok(())
+            }
+            Err(source) => Err(DatapathError::Batch {
+                name: self.name,
+                source,
+            }),
+        }
+    }
+
+    /// Every element.
+    pub(crate) fn all(&self) -> Result<Vec<(K, V)>, DatapathError> {
+        let mut all = Vec::new();
+        self.for_each(|key, value| all.push((key, value)))?;
+        Ok(all)
+    }
+}
+
+fn failed(name: &'static str) -> impl Fn(MapError) -> DatapathError {
+    move |source| DatapathError::Map { name, source }
+}
+
+fn errno(error: &MapError) -> Option<i32> {
+    match error {
+        MapError::SyscallError(call) => call.io_error.raw_os_error(),
+        _ => None,
+    }
+}
+
+fn add(left: Count, right: Count) -> Count {
+    Count {
+        from_pod: left.from_pod.wrapping_add(right.from_pod),
+        to_pod: left.to_pod.wrapping_add(right.to_pod),
+        from_uplink: left.from_uplink.wrapping_add(right.from_uplink),
+        to_uplink: left.to_uplink.wrapping_add(right.to_uplink),
+    }
+}
+
+fn range_key(prefix: Ipv4Net) -> PrefixKey<[u8; 4]> {
+    PrefixKey::new(prefix.prefix_len().into(), prefix.network().octets())
+}
+
+fn prefix(key: &PrefixKey<[u8; 4]>) -> Option<Ipv4Net> {
+    Ipv4Net::new(Ipv4Addr::from(key.data()), u8::try_from(key.prefix_len()).ok()?).ok()
+}
+
+fn reserved_words(ports: &[RangeInclusive<u16>]) -> Vec<PortWord> {
+    let mut words = vec![PortWord { reserved: 0 }; RESERVED_ENTRIES];
+    for port in ports.iter().cloned().flatten() {
+        for udp in [false, true] {
+            let (index, bit) = reserved_bit(udp, port);
+            if let Some(word) = words.get_mut(index as usize) {
+                word.reserved |= bit;
+            }
+        }
+    }
+    words
+}
+
+/// Whether a map refused an element because it is full.
+pub(crate) fn is_full(error: &DatapathError) -> bool {
+    let DatapathError::Map {
+        source: MapError::SyscallError(call),
+        ..
+    } = error
+    else {
+        return false;
+    };
+    call.io_error.raw_os_error() == Some(libc::E2BIG)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reserved_ports_are_marked_for_both_protocols_ends_included() {
+        let words = reserved_words(&[30_000..=32_767, 80..=80]);
+        let is_reserved = |udp, port| {
+            let (index, bit) = reserved_bit(udp, port);
+            words[index as usize].reserved & bit != 0
+        };
+        for udp in [false, true] {
+            for port in [80, 30_000, 31_234, 32_767] {
+                assert!(is_reserved(udp, port), "{port}");
+            }
+            for port in [0, 79, 81, 29_999, 32_768, 65_535] {
+                assert!(!is_reserved(udp, port), "{port}");
+            }
+        }
+        assert_eq!(
+            words.iter().map(|word| word.reserved.count_ones()).sum::<u32>(),
+            2 * 2769
+        );
+    }
+
+    #[test]
+    fn a_prefix_survives_the_way_into_the_map_and_back() {
+        for text in ["10.0.0.0/8", "168.63.129.16/32", "0.0.0.0/0"] {
+            let net: Ipv4Net = text.parse().unwrap();
+            assert_eq!(prefix(&range_key(net)), Some(net));
+        }
+        let with_host_bits: Ipv4Net = "10.240.0.5/16".parse().unwrap();
+        assert_eq!(
+            prefix(&range_key(with_host_bits)),
+            Some("10.240.0.0/16".parse().unwrap())
+        );
+    }
+}

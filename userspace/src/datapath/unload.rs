@@ -1,0 +1,110 @@
+//! Leaves the node as it was found.
+
+use std::fs;
+
+use causeway_common::maps::PROGRAM_NAMES;
+
+use super::{
+    DatapathError,
+    attach::{self, Direction, Hook},
+    load, lock,
+    pins::{self, Owner, PinTree},
+};
+use crate::{
+    links::{Link, Netlink, Qdisc},
+    node,
+    restore::Restore,
+    root::Root,
+};
+
+/// What unloading found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unloaded {
+    /// Whether a datapath was there.
+    pub was_loaded: bool,
+}
+
+impl super::Datapath {
+    /// Detaches and unpins everything, and restores what loading and the first pod changed: bpffs, qdiscs,
+    /// `net.ipv4.ip_forward`. Refuses nothing, does what can be done, and is idempotent: pods that are still there
+    /// are served by the kernel's routing alone, untranslated.
+    pub fn unload(root: &Root) -> Result<Unloaded, DatapathError> {
+        let was_loaded = PinTree::live(root).exists()? || PinTree::staging(root).exists()?;
+        let lock = lock(root)?;
+        let restore = Restore::new(root);
+        let mut errors = Vec::new();
+        let mut note = |result: Result<(), DatapathError>| errors.extend(result.err());
+        // Filters before trees: a filter is known by its name, also when its tree is lost.
+        note(remove_filters(&restore));
+        note(remove_trees(root));
+        note(pins::unmount_bpffs(root));
+        note(restore_forwarding(&restore));
+        DatapathError::collect(|| "unloading".to_owned(), errors)?;
+        restore.clear()?;
+        let run = root.path("/run/causeway");
+        pins::ignore_missing(fs::remove_dir_all(&run)).map_err(|source| DatapathError::file(run, source))?;
+        drop(lock);
+        Ok(Unloaded { was_loaded })
+    }
+}
+
+fn remove_trees(root: &Root) -> Result<(), DatapathError> {
+    let mut errors = Vec::new();
+    let trees = [PinTree::live(root), PinTree::staging(root)];
+    errors.extend(trees.iter().filter_map(|tree| load::discard(tree).err()));
+    for path in pins::foreign_trees(root)? {
+        errors.extend(load::discard(&PinTree::at(path)).err());
+    }
+    let base = pins::base(root);
+    errors.extend(
+        pins::ignore_missing(fs::remove_dir(&base))
+            .err()
+            .map(|source| DatapathError::file(base, source)),
+    );
+    DatapathError::collect(|| "removing the pins".to_owned(), errors)
+}
+
+/// Removes our clsact filters from every interface, and the qdiscs that were added for them and are empty.
+fn remove_filters(restore: &Restore) -> Result<(), DatapathError> {
+    let mut netlink = Netlink::new()?;
+    let added = restore.clsact()?;
+    let mut errors = Vec::new();
+    for link in netlink.links()? {
+        errors.extend(remove_filters_of(&mut netlink, &link, added.contains(&link.name)).err());
+    }
+    DatapathError::collect(|| "removing the filters".to_owned(), errors)
+}
+
+fn remove_filters_of(netlink: &mut Netlink, link: &Link, qdisc_is_ours: bool) -> Result<(), DatapathError> {
+    let Some(qdisc) = netlink.ingress_qdisc(link.index)? else {
+        return Ok(());
+    };
+    let mut left = 0;
+    for direction in Direction::BOTH {
+        if qdisc == Qdisc::Ingress && direction == Direction::Egress {
+            continue;
+        }
+        for owner in [Owner::Uplink, Owner::Pod { host_if: &link.name }] {
+            let hook = Hook {
+                interface: &link.name,
+                ifindex: link.index,
+                owner,
+                direction,
+            };
+            debug_assert!(PROGRAM_NAMES.contains(&hook.program()), "a hook has a program");
+            attach::detach_filter(netlink, &hook)?;
+        }
+        left += netlink.filters(link.index, direction == Direction::Egress)?.1;
+    }
+    if qdisc_is_ours && qdisc == Qdisc::Clsact && left == 0 {
+        netlink.delete_clsact(link.index)?;
+    }
+    Ok(())
+}
+
+fn restore_forwarding(restore: &Restore) -> Result<(), DatapathError> {
+    match restore.forwarding()? {
+        Some(before) => Ok(node::restore_forwarding(&before)?),
+        None => Ok(()),
+    }
+}

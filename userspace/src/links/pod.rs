@@ -1,0 +1,261 @@
+//! A pod's connection: a veth pair, and what both of its ends need to know.
+//!
+//! In the pod the only next hop is [`GATEWAY`], whose MAC is the host end's; the pod never resolves a neighbour. On
+//! the host a /32 route leads to the pod, whose MAC is known too. So no ARP takes place on the pair at all.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr},
+    os::fd::{AsRawFd as _, BorrowedFd},
+    thread,
+};
+
+use rtnetlink::{
+    LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
+    packet_route::{
+        address::{AddressAttribute, AddressFlags},
+        link::{InfoData, InfoVeth},
+        route::RouteScope,
+    },
+};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+
+use super::{Link, LinkError, Netlink};
+use crate::sysctl;
+
+/// The next hop of every pod. Link-local and never on the wire (RFC 3927): the veth's host end answers for it.
+pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+
+/// How a pod is to be connected.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodNetwork {
+    /// The pod's address.
+    pub addr: Ipv4Addr,
+    /// Length of its subnet's prefix.
+    pub prefix_len: u8,
+    /// Name of the interface in the pod.
+    pub if_name: String,
+    /// Name of the host's end.
+    pub host_if: String,
+    /// MTU of both ends in bytes.
+    pub mtu: u32,
+    /// MAC of the pod's interface; random unless given.
+    pub mac: Option<[u8; 6]>,
+}
+
+/// A connected pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PodLink {
+    /// Index of the host's end.
+    pub host_ifindex: u32,
+    /// MAC of the host's end.
+    pub host_mac: [u8; 6],
+    /// MAC of the pod's interface.
+    pub mac: [u8; 6],
+}
+
+/// Connects a pod: makes the veth pair with one end in the pod's namespace `netns`, gives the pod its address, its
+/// routes and its neighbour, and the host the route and the neighbour of the pod. On an error nothing is left
+/// behind.
+pub fn connect_pod(netns: BorrowedFd<'_>, pod: &PodNetwork) -> Result<PodLink, LinkError> {
+    let mut host = Netlink::new()?;
+    let (mac, host_mac) = (pod.mac.map_or_else(random_mac, Ok)?, random_mac()?);
+    create_pair(&mut host, netns, pod, mac, host_mac)?;
+    let connected = set_up_host(&mut host, pod, mac).and_then(|host_link| {
+        in_namespace(netns, || set_up_pod(&mut Netlink::new()?, pod, host_mac))?;
+        Ok(PodLink {
+            host_ifindex: host_link.index,
+            host_mac,
+            mac,
+        })
+    });
+    if connected.is_err()
+        && let Err(error) = disconnect_pod(&pod.host_if)
+    {
+        tracing::warn!(interface = pod.host_if, %error, "cannot remove the interface of a pod that failed to connect");
+    }
+    connected
+}
+
+/// Deletes the host's end of a pod's connection, and with it the pod's end, the route and the neighbour. Returns
+/// whether it was there.
+pub fn disconnect_pod(host_if: &str) -> Result<bool, LinkError> {
+    let mut host = Netlink::new()?;
+    match host.link(host_if)? {
+        None => Ok(false),
+        Some(link) if !link.is_veth => Err(LinkError::NotVeth(link.name)),
+        Some(link) => host.delete_link(link.index),
+    }
+}
+
+fn create_pair(
+    host: &mut Netlink,
+    netns: BorrowedFd<'_>,
+    pod: &PodNetwork,
+    mac: [u8; 6],
+    host_mac: [u8; 6],
+) -> Result<(), LinkError> {
+    let peer = LinkUnspec::new_with_name(&pod.if_name)
+        .mtu(pod.mtu)
+        .address(mac.to_vec())
+        .setns_by_fd(netns.as_raw_fd())
+        .build();
+    let pair = LinkMessageBuilder::<LinkVeth>::new(&pod.host_if, &pod.if_name)
+        .mtu(pod.mtu)
+        .address(host_mac.to_vec())
+        .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
+        .build();
+    let request = host.handle.link().add(pair).execute();
+    let result = host.run(request, || {
+        format!("make the veth pair {} and {}", pod.host_if, pod.if_name)
+    });
+    match result {
+        // Both names can be taken, and the kernel does not say which.
+        Err(error) if error.errno() == Some(libc::EEXIST) => Err(match host.link(&pod.host_if)? {
+            Some(_) => LinkError::HostInterfaceExists(pod.host_if.clone()),
+            None => LinkError::PodInterfaceExists(pod.if_name.clone()),
+        }),
+        other => other,
+    }
+}
+
+fn set_up_host(host: &mut Netlink, pod: &PodNetwork, mac: [u8; 6]) -> Result<Link, LinkError> {
+    let link = host
+        .link(&pod.host_if)?
+        .ok_or_else(|| LinkError::Disappeared(pod.host_if.clone()))?;
+    quiet_ipv6(&pod.host_if)?;
+    host.bring_up(&link)?;
+    let route = RouteMessageBuilder::<Ipv4Addr>::new()
+        .destination_prefix(pod.addr, 32)
+        .output_interface(link.index)
+        .scope(RouteScope::Link)
+        .build();
+    // A pod that was not deleted cleanly may have left a route to another interface: the address has one owner.
+    let request = host.handle.route().add(route).replace().execute();
+    host.run(request, || format!("route {}/32 to {}", pod.addr, pod.host_if))?;
+    host.set_neighbour(&link, pod.addr, mac)?;
+    Ok(link)
+}
+
+/// The host's end needs no IPv6 address of its own and listens to no router advertisement of a pod.
+fn quiet_ipv6(interface: &str) -> Result<(), LinkError> {
+    const ADDR_GEN_MODE_NONE: &str = "1";
+    for (name, value) in [("accept_ra", "0"), ("addr_gen_mode", ADDR_GEN_MODE_NONE)] {
+        let name = format!("net/ipv6/conf/{interface}/{name}");
+        match sysctl::write(&name, value) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                return Err(LinkError::Refused {
+                    action: format!("set {name} to {value}"),
+                    source,
+                });
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn set_up_pod(netlink: &mut Netlink, pod: &PodNetwork, host_mac: [u8; 6]) -> Result<(), LinkError> {
+    if let Some(loopback) = netlink.link("lo")? {
+        netlink.bring_up(&loopback)?;
+    }
+    let link = netlink
+        .link(&pod.if_name)?
+        .ok_or_else(|| LinkError::Disappeared(pod.if_name.clone()))?;
+    let mut address = netlink
+        .handle
+        .address()
+        .add(link.index, IpAddr::V4(pod.addr), pod.prefix_len);
+    // With the subnet's route the pod would ARP for its neighbours, whom only the node can reach.
+    address
+        .message_mut()
+        .attributes
+        .push(AddressAttribute::Flags(AddressFlags::Noprefixroute));
+    netlink.run(address.execute(), || {
+        format!("give {}/{} to {}", pod.addr, pod.prefix_len, link.name)
+    })?;
+    netlink.bring_up(&link)?;
+
+    let to_gateway = RouteMessageBuilder::<Ipv4Addr>::new()
+        .destination_prefix(GATEWAY, 32)
+        .output_interface(link.index)
+        .scope(RouteScope::Link)
+        .build();
+    let default = RouteMessageBuilder::<Ipv4Addr>::new()
+        .gateway(GATEWAY)
+        .output_interface(link.index)
+        .build();
+    for (route, what) in [
+        (to_gateway, "the route to the gateway"),
+        (default, "the default route"),
+    ] {
+        let request = netlink.handle.route().add(route).execute();
+        netlink.run(request, || format!("add {what} in the pod"))?;
+    }
+    netlink.set_neighbour(&link, GATEWAY, host_mac)
+}
+
+impl Netlink {
+    fn bring_up(&mut self, link: &Link) -> Result<(), LinkError> {
+        let up = LinkUnspec::new_with_index(link.index).up().build();
+        let request = self.handle.link().set(up).execute();
+        self.run(request, || format!("bring {} up", link.name))
+    }
+
+    fn set_neighbour(&mut self, link: &Link, addr: Ipv4Addr, mac: [u8; 6]) -> Result<(), LinkError> {
+        let neighbours = self.handle.neighbours();
+        let request = neighbours
+            .add(link.index, IpAddr::V4(addr))
+            .link_layer_address(&mac)
+            .replace()
+            .execute();
+        self.run(request, || format!("set the neighbour {addr} on {}", link.name))
+    }
+}
+
+/// Runs `work` in the network namespace `netns`, on a thread of its own: the caller's namespace is not touched.
+fn in_namespace<T: Send>(
+    netns: BorrowedFd<'_>,
+    work: impl FnOnce() -> Result<T, LinkError> + Send,
+) -> Result<T, LinkError> {
+    thread::scope(|scope| {
+        let inside = scope.spawn(|| {
+            move_into_link_name_space(netns, Some(LinkNameSpaceType::Network))
+                .map_err(|errno| LinkError::Namespace(errno.into()))?;
+            work()
+        });
+        inside.join().unwrap_or_else(|_| {
+            Err(LinkError::Namespace(io::Error::other(
+                "the thread inside it panicked",
+            )))
+        })
+    })
+}
+
+/// A random unicast, locally administered MAC (IEEE 802 section 8.4). Given explicitly, it is left alone by
+/// systemd-udevd, whose default policy replaces MACs that the kernel made up, some time after the link appears.
+fn random_mac() -> Result<[u8; 6], LinkError> {
+    let mut mac = [0; 6];
+    rustix::rand::getrandom(&mut mac, rustix::rand::GetRandomFlags::empty()).map_err(|errno| {
+        LinkError::Refused {
+            action: "draw a random MAC".to_owned(),
+            source: errno.into(),
+        }
+    })?;
+    mac[0] = mac[0] & 0xfc | 0x02;
+    Ok(mac)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn random_macs_are_unicast_and_locally_administered() {
+        for _ in 0..64 {
+            let mac = random_mac().unwrap();
+            assert_eq!(mac[0] & 0x03, 0x02, "{mac:02x?}");
+        }
+        assert_ne!(random_mac().unwrap(), random_mac().unwrap());
+    }
+}

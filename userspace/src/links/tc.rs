@@ -1,0 +1,107 @@
+//! Queueing disciplines and filters at the clsact hooks.
+
+use rtnetlink::packet_route::tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcMessage, TcOption};
+
+use super::{LinkError, Netlink};
+
+/// A queueing discipline of the ingress kind: an interface has at most one of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Qdisc {
+    /// Filters at ingress and egress.
+    Clsact,
+    /// Filters at ingress only.
+    Ingress,
+}
+
+/// A BPF filter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Filter {
+    pub(crate) priority: u16,
+    pub(crate) handle: u32,
+    /// The name it was attached under.
+    pub(crate) name: String,
+    pub(crate) program_id: u32,
+}
+
+impl Netlink {
+    /// The interface's clsact or ingress discipline.
+    pub(crate) fn ingress_qdisc(&mut self, ifindex: u32) -> Result<Option<Qdisc>, LinkError> {
+        let request = self.handle.qdisc().get().index(ifindex.cast_signed()).execute();
+        let messages = self.collect(request, || format!("list the qdiscs of interface {ifindex}"))?;
+        let of_interface = messages
+            .iter()
+            .filter(|message| message.header.index == ifindex.cast_signed());
+        Ok(of_interface.into_iter().find_map(|message| match kind(message)? {
+            "clsact" => Some(Qdisc::Clsact),
+            "ingress" => Some(Qdisc::Ingress),
+            _ => None,
+        }))
+    }
+
+    /// Deletes the interface's clsact discipline, with all its filters.
+    pub(crate) fn delete_clsact(&mut self, ifindex: u32) -> Result<(), LinkError> {
+        let mut request = self.handle.qdisc().del(ifindex.cast_signed());
+        let header = &mut request.message_mut().header;
+        header.parent = TcHandle::CLSACT;
+        header.handle = TcHandle {
+            major: TcHandle::CLSACT.major,
+            minor: 0,
+        };
+        self.run(request.execute(), || {
+            format!("delete the clsact qdisc of interface {ifindex}")
+        })
+    }
+
+    /// The BPF filters of one direction, and how many filters there are in all.
+    pub(crate) fn filters(&mut self, ifindex: u32, egress: bool) -> Result<(Vec<Filter>, usize), LinkError> {
+        let request = self.handle.traffic_filter(ifindex.cast_signed()).get();
+        let request = if egress {
+            request.egress()
+        } else {
+            request.ingress()
+        };
+        let messages = self.collect(request.execute(), || {
+            format!("list the filters of interface {ifindex}")
+        })?;
+        // The dump holds a message for each filter and one, with handle 0, for each priority that has filters.
+        let filters: Vec<_> = messages
+            .iter()
+            .filter(|message| u32::from(message.header.handle) != 0)
+            .collect();
+        Ok((
+            filters.iter().filter_map(|message| bpf_filter(message)).collect(),
+            filters.len(),
+        ))
+    }
+}
+
+fn kind(message: &TcMessage) -> Option<&str> {
+    message.attributes.iter().find_map(|attribute| match attribute {
+        TcAttribute::Kind(kind) => Some(kind.as_str()),
+        _ => None,
+    })
+}
+
+fn bpf_filter(message: &TcMessage) -> Option<Filter> {
+    if kind(message) != Some("bpf") {
+        return None;
+    }
+    let mut filter = Filter {
+        priority: (message.header.info >> 16) as u16,
+        handle: message.header.handle.into(),
+        name: String::new(),
+        program_id: 0,
+    };
+    let options = message.attributes.iter().filter_map(|attribute| match attribute {
+        TcAttribute::Options(options) => Some(options),
+        _ => None,
+    });
+    for option in options.flatten() {
+        match option {
+            TcOption::Bpf(TcFilterBpfOption::ProgName(name)) => filter.name.clone_from(name),
+            TcOption::Bpf(TcFilterBpfOption::ProgId(id)) => filter.program_id = *id,
+            _ => {}
+        }
+    }
+    Some(filter)
+}

@@ -1,0 +1,312 @@
+//! What the node is: its uplink, how long it remembers flows, which ports it keeps for itself, and that it forwards.
+
+use std::{io, net::Ipv4Addr, ops::RangeInclusive, path::PathBuf};
+
+use causeway_common::lifetime::Timeouts;
+use ipnet::Ipv4Net;
+use thiserror::Error;
+
+use crate::{
+    links::{Address, Link, LinkError, Netlink},
+    restore::{Restore, RestoreError},
+    root::Root,
+    sysctl,
+};
+
+/// The interface through which the node reaches everything that is not a pod of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Uplink {
+    /// Its name.
+    pub name: String,
+    /// Its index.
+    pub ifindex: u32,
+    /// Its MAC, the only source MAC that the Azure fabric accepts from it.
+    pub mac: [u8; 6],
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Its primary address: the new source of masqueraded packets.
+    pub addr: Ipv4Addr,
+    /// Length of the primary address's prefix.
+    pub prefix_len: u8,
+}
+
+/// Why the node could not be read or set up.
+#[derive(Debug, Error)]
+pub enum NodeError {
+    /// The configured master does not exist.
+    #[error("no interface is named {0:?}: correct \"master\" in the network configuration")]
+    NoSuchInterface(String),
+    /// No interface qualifies.
+    #[error(
+        "no uplink: {}; name the interface as \"master\" in the network configuration",
+        missing_uplink(.0.as_ref())
+    )]
+    NoUplink(Option<Ipv4Net>),
+    /// The interface has no IPv4 address that could replace the pods'.
+    #[error("interface {0} has no global IPv4 address: masqueraded packets would have no source address")]
+    NoAddress(String),
+    /// The interface is not Ethernet.
+    #[error("interface {0} has no Ethernet address: only Ethernet interfaces can be the uplink")]
+    NotEthernet(String),
+    /// rtnetlink failed.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// A sysctl could not be read or set.
+    #[error("cannot set up {name}: {source}")]
+    Sysctl {
+        /// Path below `/proc/sys`.
+        name: &'static str,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// What must be put back could not be noted.
+    #[error("cannot note in {} what has to be put back later: {source}", path.display())]
+    Note {
+        /// The file.
+        path: PathBuf,
+        /// What went wrong.
+        source: io::Error,
+    },
+}
+
+impl From<RestoreError> for NodeError {
+    fn from(RestoreError { path, source }: RestoreError) -> Self {
+        Self::Note { path, source }
+    }
+}
+
+fn missing_uplink(subnet: Option<&Ipv4Net>) -> String {
+    match subnet {
+        Some(subnet) => {
+            format!("no interface has an address in {subnet}, and there is no IPv4 default route")
+        }
+        None => "there is no IPv4 default route".to_owned(),
+    }
+}
+
+/// Finds the uplink: `master` if it is named, else the interface that has an address in `subnet`, else the one of
+/// the default route.
+pub fn find_uplink(
+    links: &mut Netlink,
+    master: Option<&str>,
+    subnet: Option<Ipv4Net>,
+) -> Result<Uplink, NodeError> {
+    let addresses = links.addresses()?;
+    let link = match master {
+        Some(name) => links
+            .link(name)?
+            .ok_or_else(|| NodeError::NoSuchInterface(name.to_owned()))?,
+        None => choose(links, &addresses, subnet)?.ok_or(NodeError::NoUplink(subnet))?,
+    };
+    let address =
+        primary(&addresses, link.index, subnet).ok_or_else(|| NodeError::NoAddress(link.name.clone()))?;
+    let mac = link
+        .mac
+        .ok_or_else(|| NodeError::NotEthernet(link.name.clone()))?;
+    Ok(Uplink {
+        name: link.name,
+        ifindex: link.index,
+        mac,
+        mtu: link.mtu,
+        addr: address.addr,
+        prefix_len: address.prefix_len,
+    })
+}
+
+fn choose(
+    links: &mut Netlink,
+    addresses: &[Address],
+    subnet: Option<Ipv4Net>,
+) -> Result<Option<Link>, LinkError> {
+    let owner = subnet.and_then(|subnet| addresses.iter().find(|address| subnet.contains(&address.addr)));
+    let index = match owner {
+        Some(address) => Some(address.ifindex),
+        None => links.default_route()?.map(|route| route.ifindex),
+    };
+    match index {
+        Some(index) => links.link_by_index(index),
+        None => Ok(None),
+    }
+}
+
+/// The address of the interface that leads: of the subnet before others, first given before secondary ones.
+fn primary(addresses: &[Address], ifindex: u32, subnet: Option<Ipv4Net>) -> Option<&Address> {
+    addresses
+        .iter()
+        .filter(|address| address.ifindex == ifindex && address.is_global)
+        .min_by_key(|address| {
+            (
+                !subnet.is_some_and(|net| net.contains(&address.addr)),
+                address.is_secondary,
+            )
+        })
+}
+
+/// The idle times of the kernel's conntrack, not below the floors of the RFCs; [`Timeouts::DEFAULT`] where the
+/// kernel does not say (conntrack not loaded).
+pub fn timeouts() -> Timeouts {
+    let Timeouts {
+        offered,
+        tcp_opening,
+        tcp_established,
+        tcp_closing,
+        tcp_reset,
+        udp,
+        udp_stream,
+        icmp,
+    } = Timeouts::DEFAULT;
+    let floor = Timeouts::FLOOR;
+    Timeouts {
+        offered,
+        tcp_opening: conntrack(
+            &["tcp_timeout_syn_sent", "tcp_timeout_syn_recv"],
+            floor.tcp_opening,
+            tcp_opening,
+        ),
+        tcp_established: conntrack(
+            &["tcp_timeout_established"],
+            floor.tcp_established,
+            tcp_established,
+        ),
+        tcp_closing: conntrack(
+            &["tcp_timeout_time_wait", "tcp_timeout_last_ack"],
+            floor.tcp_closing,
+            tcp_closing,
+        ),
+        tcp_reset: conntrack(&["tcp_timeout_close"], floor.tcp_reset, tcp_reset),
+        udp: conntrack(&["udp_timeout"], floor.udp, udp),
+        udp_stream: conntrack(&["udp_timeout_stream"], floor.udp_stream, udp_stream),
+        icmp: conntrack(&["icmp_timeout"], floor.icmp, icmp),
+    }
+}
+
+/// The longest of the named conntrack timeouts in seconds, at least `floor`.
+fn conntrack(names: &[&str], floor: u32, default: u32) -> u32 {
+    let read = |name: &&str| {
+        let value = sysctl::read(&format!("net/netfilter/nf_conntrack_{name}"))
+            .ok()
+            .flatten()?;
+        value.parse::<u32>().ok()
+    };
+    names
+        .iter()
+        .filter_map(read)
+        .max()
+        .map_or(default, |seconds| seconds.max(floor))
+}
+
+/// Default of kube-apiserver's `--service-node-port-range`.
+const NODE_PORTS: RangeInclusive<u16> = 30_000..=32_767;
+
+/// Ports that no translated flow may take: the NodePorts, and what `net.ipv4.ip_local_reserved_ports` lists.
+pub fn reserved_ports() -> Vec<RangeInclusive<u16>> {
+    let listed = sysctl::read("net/ipv4/ip_local_reserved_ports")
+        .ok()
+        .flatten()
+        .unwrap_or_default();
+    let mut ports = vec![NODE_PORTS];
+    ports.extend(parse_ports(&listed));
+    ports
+}
+
+/// `8080,9148,30000-30010`: the format of the sysctl. What is not a port is left out.
+fn parse_ports(text: &str) -> impl Iterator<Item = RangeInclusive<u16>> {
+    text.split(',').filter_map(|part| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        Some(first.trim().parse().ok()?..=last.trim().parse().ok()?)
+    })
+}
+
+const FORWARDING: &str = "net/ipv4/ip_forward";
+
+/// Makes the node forward IPv4: without it the kernel drops a flow's first packet and `bpf_fib_lookup` refuses.
+/// The old value is noted and put back by [`Datapath::unload`](crate::datapath::Datapath::unload).
+/// Returns whether it had to be changed.
+pub fn enable_forwarding(root: &Root) -> Result<bool, NodeError> {
+    let failed = |source| NodeError::Sysctl {
+        name: FORWARDING,
+        source,
+    };
+    let before = sysctl::read(FORWARDING).map_err(failed)?.unwrap_or_default();
+    if before == "1" {
+        return Ok(false);
+    }
+    Restore::new(root).note_forwarding(&before)?;
+    sysctl::write(FORWARDING, "1").map_err(failed)?;
+    tracing::info!(
+        before,
+        "net.ipv4.ip_forward is set to 1: pods need the node to forward"
+    );
+    Ok(true)
+}
+
+/// Puts back what [`enable_forwarding`] changed.
+pub(crate) fn restore_forwarding(before: &str) -> Result<(), NodeError> {
+    sysctl::write(FORWARDING, before).map_err(|source| NodeError::Sysctl {
+        name: FORWARDING,
+        source,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn address(ifindex: u32, addr: [u8; 4], is_secondary: bool) -> Address {
+        Address {
+            ifindex,
+            addr: addr.into(),
+            prefix_len: 16,
+            is_secondary,
+            is_global: true,
+        }
+    }
+
+    #[test]
+    fn the_primary_address_leads_unless_another_is_in_the_subnet() {
+        let addresses = [
+            address(2, [10, 240, 0, 5], true),
+            address(2, [10, 240, 0, 4], false),
+            address(3, [192, 168, 0, 1], false),
+        ];
+        let primary_of = |subnet: Option<&str>| {
+            primary(&addresses, 2, subnet.map(|net| net.parse().unwrap()))
+                .unwrap()
+                .addr
+                .octets()
+        };
+        assert_eq!(primary_of(None), [10, 240, 0, 4]);
+        assert_eq!(primary_of(Some("10.240.0.0/16")), [10, 240, 0, 4]);
+        assert_eq!(primary_of(Some("10.240.0.5/32")), [10, 240, 0, 5]);
+        assert!(primary(&addresses, 7, None).is_none());
+    }
+
+    #[test]
+    fn link_local_addresses_are_no_source() {
+        let addresses = [Address {
+            is_global: false,
+            ..address(2, [169, 254, 0, 1], false)
+        }];
+        assert!(primary(&addresses, 2, None).is_none());
+    }
+
+    #[test]
+    fn ports_of_the_sysctl_are_read_singly_and_as_ranges() {
+        let ports: Vec<_> = parse_ports("8080,9148-9150,,x,70000").collect();
+        assert_eq!(ports, [8080..=8080, 9148..=9150]);
+        assert_eq!(parse_ports("").count(), 0);
+    }
+
+    #[test]
+    fn timeouts_are_never_below_the_floors() {
+        let (read, floor) = (timeouts(), Timeouts::FLOOR);
+        assert!(read.tcp_opening >= floor.tcp_opening && read.tcp_established >= floor.tcp_established);
+        assert!(read.tcp_closing >= floor.tcp_closing && read.tcp_reset >= floor.tcp_reset);
+        assert!(read.udp >= floor.udp && read.udp_stream >= floor.udp_stream && read.icmp >= floor.icmp);
+    }
+
+    #[test]
+    fn an_unreadable_timeout_is_the_default() {
+        assert_eq!(conntrack(&["no_such_timeout"], 10, 77), 77);
+    }
+}
