@@ -1,18 +1,19 @@
 //! The rig itself, on the kernel's own datapaths: its servers, captures and oracle must see what is there, or no other test
 //! here means anything.
 
-use std::net::SocketAddrV4;
+use std::{net::SocketAddrV4, time::Duration};
 
 use anyhow::{Result, ensure};
 use causeway_tests::{
     capture::Capture,
     echo::Echo,
-    fabric::{INTERNET, NODE, PARTNER, VNET},
+    fabric::{INTERNET, NODE, PARTNER, PEERED, VNET},
     node::Datapath,
-    ping::Pinger,
+    rate::{self, Lane},
     rig::Rig,
     stream,
     talk::{SILENCE, Tcp, Udp},
+    walk::Walk,
 };
 
 #[test]
@@ -30,35 +31,23 @@ fn conversations_work(datapath: Datapath) -> Result<()> {
     let rig = Rig::with(datapath, 2)?;
     let (a, b) = (rig.pod("a")?, rig.pod("b")?);
     for (server, ns, expected) in [
-        (SocketAddrV4::new(b.addr, 7), &b.ns, a.addr),
-        (SocketAddrV4::new(VNET, 7), &rig.fabric.vnet, a.addr),
-        (SocketAddrV4::new(INTERNET, 7), &rig.fabric.internet, NODE),
+        (b.addr, &b.ns, a.addr),
+        (VNET, &rig.fabric.vnet, a.addr),
+        (PEERED, &rig.fabric.vnet, a.addr),
+        (INTERNET, &rig.fabric.internet, NODE),
     ] {
-        let echo = Echo::start(ns, 7)?;
+        let walk = Walk::direct(&a.ns, ns, SocketAddrV4::new(server, 7));
         let wire = Capture::start(ns, "eth0")?;
-        Tcp::connect(&a.ns, server)?.chat(5)?;
-        Udp::connect(&a.ns, server)?.chat(5)?;
-        Pinger::new(&a.ns, 77)?.chat(*server.ip(), 3)?;
-        let seen = echo.seen();
-        ensure!(
-            seen.len() == 6 && seen.iter().all(|peer| *peer.ip() == expected),
-            "{server} saw {seen:?}"
-        );
-        let frames = wire.stop();
-        let requests: Vec<_> = frames
-            .iter()
-            .filter_map(|f| f.ip.as_ref())
-            .filter(|ip| ip.icmp == Some((8, 0)))
-            .collect();
-        ensure!(
-            requests.len() == 3 && requests.iter().all(|ip| ip.src == expected),
-            "{requests:?}"
-        );
-        if *server.ip() == INTERNET {
-            let bad: Vec<_> = frames
+        for talk in [walk.tcp(&rig)?, walk.udp(&rig)?, walk.ping(&rig)?] {
+            talk.expect_kernel(expected)?;
+        }
+        if server == INTERNET {
+            let frames = wire.stop();
+            let arrived = frames
                 .iter()
-                .filter(|f| !f.outgoing && f.ip.as_ref().is_some_and(|ip| !ip.checksums_good))
-                .collect();
+                .filter(|frame| !frame.outgoing)
+                .filter_map(|frame| frame.ip.as_ref());
+            let bad: Vec<_> = arrived.filter(|ip| !ip.checksums_good).collect();
             ensure!(bad.is_empty(), "{bad:?}");
         }
     }
@@ -83,4 +72,27 @@ fn routing_with_masquerade_serves_every_walk() -> Result<()> {
 #[test]
 fn the_bridge_twin_serves_every_walk() -> Result<()> {
     conversations_work(Datapath::BridgeMasquerade)
+}
+
+#[test]
+fn the_generator_sends_and_the_two_stock_datapaths_differ_as_the_reference_says() -> Result<()> {
+    let (routed, bridged) = (
+        Rig::unwatched(Datapath::RoutedMasquerade, 1)?,
+        Rig::unwatched(Datapath::BridgeMasquerade, 1)?,
+    );
+    let (a, b) = (routed.pod("a")?, bridged.pod("b")?);
+    let result = rate::compare(
+        &Lane::new(&routed, &a)?,
+        &Lane::new(&bridged, &b)?,
+        Duration::from_secs(3),
+    )?;
+    println!(
+        "routed {:.0} bridged {:.0} ratio {:.2} {:?}",
+        result.first,
+        result.second,
+        result.ratio(),
+        result.ratios
+    );
+    assert!(result.second > 50_000.0);
+    Ok(())
 }

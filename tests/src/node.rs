@@ -1,13 +1,13 @@
 //! A node: a namespace with an uplink, and the datapath that is tried on it.
 
 use std::{
-    cell::RefCell,
     io::Write,
     net::Ipv4Addr,
     process::{Command, Stdio},
+    sync::atomic::{AtomicUsize, Ordering},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
 use crate::{
@@ -62,7 +62,7 @@ pub struct Node {
     pub pool: Vec<Ipv4Addr>,
     datapath: Datapath,
     dist: Option<Dist>,
-    taken: RefCell<usize>,
+    taken: AtomicUsize,
 }
 
 impl Node {
@@ -80,7 +80,7 @@ impl Node {
             pool,
             datapath,
             dist,
-            taken: RefCell::new(0),
+            taken: AtomicUsize::new(0),
         };
         node.write_interfaces()?;
         stock::prepare(&node.ns, datapath)?;
@@ -123,6 +123,23 @@ impl Node {
         self.ns.mac("eth0")
     }
 
+    /// The name of the host's end of a pod's veth pair.
+    pub fn host_interface(&self, pod: &Pod) -> Result<String> {
+        let links = pod.ns.json("ip", &["-j", "link", "show", "dev", "eth0"])?;
+        let index = links[0]["link_index"]
+            .as_u64()
+            .context("the pod's eth0 is not one end of a veth pair")?;
+        let links = self.ns.json("ip", &["-j", "link", "show"])?;
+        let host = links
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find(|link| link["ifindex"].as_u64() == Some(index));
+        let name = host.and_then(|link| link["ifname"].as_str());
+        name.map(str::to_owned)
+            .with_context(|| format!("the node has no interface {index}"))
+    }
+
     /// The Causeway command line, to be run on this node.
     pub fn causeway(&self, args: &[&str]) -> Result<String> {
         let mut command = self.program(self.dist()?.cli().as_os_str());
@@ -135,6 +152,17 @@ impl Node {
     pub fn causeway_json(&self, verb: &str) -> Result<Value> {
         let text = self.causeway(&[verb, "--json"])?;
         serde_json::from_str(&text).with_context(|| format!("causeway {verb} --json printed: {text}"))
+    }
+
+    /// How often the datapath gave a reason, over all hooks (`causeway status`).
+    pub fn count(&self, reason: &str) -> Result<u64> {
+        let status = self.causeway_json("status")?;
+        let counts = status["counts"]
+            .as_array()
+            .with_context(|| format!("no counts in {status}"))?;
+        let row = counts.iter().find(|row| row["reason"] == reason);
+        let hooks = ["from_pod", "to_pod", "from_uplink", "to_uplink"];
+        Ok(row.map_or(0, |row| hooks.iter().filter_map(|&hook| row[hook].as_u64()).sum()))
     }
 
     /// Calls the CNI plug-in for a pod. An empty answer is `null`; an error holds the plug-in's own.
@@ -181,12 +209,11 @@ impl Node {
     }
 
     fn next_address(&self) -> Result<Ipv4Addr> {
-        let mut taken = self.taken.borrow_mut();
-        let Some(&addr) = self.pool.get(*taken) else {
-            bail!("all {} addresses are taken", self.pool.len())
-        };
-        *taken += 1;
-        Ok(addr)
+        let taken = self.taken.fetch_add(1, Ordering::Relaxed);
+        self.pool
+            .get(taken)
+            .copied()
+            .with_context(|| format!("all {} addresses are taken", self.pool.len()))
     }
 
     /// The file that the cloud leaves on a node: which addresses belong to which network card.

@@ -6,6 +6,7 @@ use crate::{
     fabric::{self, Fabric},
     leak::LeakWatch,
     node::{Datapath, Node, Pod},
+    rules,
 };
 
 /// A node, the fabric around it, and the watch on the wire between them.
@@ -26,14 +27,33 @@ impl Rig {
         Self::with(Datapath::Causeway, 20)
     }
 
-    /// A node of any kind. Only one that translates is watched for leaks.
+    /// A node of any kind, with `pool_size` addresses for pods.
     pub fn with(datapath: Datapath, pool_size: u8) -> Result<Self> {
+        let mut rig = Self::unwatched(datapath, pool_size)?;
+        rules::count_forwarded(&rig.node.ns)?;
+        // The bridge alone sends frames with the pods' MACs; ebtables rules hide that on the real thing.
+        if datapath != Datapath::BridgeMasquerade {
+            let router = &rig.fabric.router;
+            rig.watch = Some(LeakWatch::start(
+                router,
+                "node",
+                fabric::NODE,
+                rig.node.mac()?,
+                fabric::PARTNER,
+            )?);
+        }
+        Ok(rig)
+    }
+
+    /// A node without the watch and the count of forwarded packets, which cost time for each packet: for measuring only.
+    pub fn unwatched(datapath: Datapath, pool_size: u8) -> Result<Self> {
         let fabric = Fabric::new()?;
         let node = Node::new(&fabric, datapath, pool_size)?;
-        let watch = || LeakWatch::start(&fabric.router, "node", fabric::NODE, node.mac()?, fabric::PARTNER);
-        // The bridge alone sends frames with the pods' MACs; ebtables rules hide that on the real thing.
-        let watch = (datapath != Datapath::BridgeMasquerade).then(watch).transpose()?;
-        Ok(Self { node, fabric, watch })
+        Ok(Self {
+            node,
+            fabric,
+            watch: None,
+        })
     }
 
     /// Adds a pod.

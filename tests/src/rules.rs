@@ -73,6 +73,16 @@ pub fn forbid_wireserver(node: &Netns) -> Result<()> {
     )
 }
 
+/// Counts what the node's kernel forwards from here on, see [`forwarded`].
+pub fn count_forwarded(node: &Netns) -> Result<()> {
+    run(node, "-t mangle -A FORWARD -m comment --comment forwarded")
+}
+
+/// Packets that the node's kernel has forwarded since [`count_forwarded`].
+pub fn forwarded(node: &Netns) -> Result<u64> {
+    counted(node, "mangle", "FORWARD", "forwarded")
+}
+
 /// Counts and drops the UDP packets to `port` that come from `src`, before anything else is done with them.
 pub fn sink(ns: &Netns, src: Ipv4Addr, port: u16) -> Result<()> {
     run(
@@ -81,10 +91,15 @@ pub fn sink(ns: &Netns, src: Ipv4Addr, port: u16) -> Result<()> {
     )
 }
 
-/// Packets that the only `DROP` rule of a chain has dropped.
+/// Packets that the `DROP` rules of a chain have dropped.
 pub fn dropped(ns: &Netns, table: &str, chain: &str) -> Result<u64> {
-    let listing = ns.output("iptables", &["-t", table, "-nvxL", chain])?;
-    let rows = listing.lines().filter(|row| row.contains("DROP"));
+    counted(ns, table, chain, "DROP")
+}
+
+/// The sum of the packet counters of the rules that `word` stands in.
+fn counted(ns: &Netns, table: &str, chain: &str, word: &str) -> Result<u64> {
+    let listing = ns.output("iptables", &["-w", "-t", table, "-nvxL", chain])?;
+    let rows = listing.lines().filter(|row| row.contains(word));
     Ok(rows
         .filter_map(|row| row.split_whitespace().next()?.parse::<u64>().ok())
         .sum())

@@ -1,0 +1,150 @@
+//! The node's own connections and the pods' share one address: they never share a port towards one remote.
+
+use std::net::SocketAddrV4;
+
+use anyhow::{Result, ensure};
+use causeway_tests::{
+    echo::Echo,
+    fabric::{INTERNET, NODE},
+    node::Pod,
+    rig::Rig,
+    talk::{Tcp, Udp},
+};
+
+const WANTED: u16 = 45_000;
+const SERVER: SocketAddrV4 = SocketAddrV4::new(INTERNET, 8080);
+
+struct Scene {
+    rig: Rig,
+    pod: Pod,
+    echo: Echo,
+}
+
+impl Scene {
+    fn new() -> Result<Self> {
+        let rig = Rig::causeway()?;
+        let (pod, echo) = (rig.pod("a")?, Echo::start(&rig.fabric.internet, SERVER.port())?);
+        Ok(Self { rig, pod, echo })
+    }
+
+    fn host_tcp(&self) -> Result<Tcp> {
+        Tcp::connect_from(&self.rig.node.ns, SocketAddrV4::new(NODE, WANTED), SERVER)
+    }
+
+    fn pod_tcp(&self) -> Result<Tcp> {
+        Tcp::connect_from(&self.pod.ns, SocketAddrV4::new(self.pod.addr, WANTED), SERVER)
+    }
+
+    fn host_udp(&self) -> Result<Udp> {
+        Udp::connect_from(&self.rig.node.ns, SocketAddrV4::new(NODE, WANTED), SERVER)
+    }
+
+    fn pod_udp(&self) -> Result<Udp> {
+        Udp::connect_from(&self.pod.ns, SocketAddrV4::new(self.pod.addr, WANTED), SERVER)
+    }
+
+    /// Both were seen with the node's address and each with a port of its own.
+    fn expect_two(&self) -> Result<()> {
+        let mut seen = self.echo.seen();
+        seen.sort_unstable();
+        seen.dedup();
+        ensure!(
+            seen.len() == 2 && seen.iter().all(|peer| *peer.ip() == NODE),
+            "the server saw {seen:?}"
+        );
+        Ok(())
+    }
+}
+
+#[test]
+fn tcp_the_host_first() -> Result<()> {
+    let scene = Scene::new()?;
+    let (mut host, mut pod) = (scene.host_tcp()?, scene.pod_tcp()?);
+    for _ in 0..10 {
+        host.chat(2)?;
+        pod.chat(2)?;
+    }
+    scene.expect_two()
+}
+
+#[test]
+fn tcp_the_pod_first() -> Result<()> {
+    let scene = Scene::new()?;
+    let (mut pod, mut host) = (scene.pod_tcp()?, scene.host_tcp()?);
+    for _ in 0..10 {
+        pod.chat(2)?;
+        host.chat(2)?;
+    }
+    scene.expect_two()
+}
+
+#[test]
+fn udp_the_host_first() -> Result<()> {
+    let scene = Scene::new()?;
+    let host = scene.host_udp()?;
+    host.chat(2)?;
+    let pod = scene.pod_udp()?;
+    for _ in 0..10 {
+        pod.chat(2)?;
+        host.chat(2)?;
+    }
+    scene.expect_two()
+}
+
+#[test]
+fn udp_the_pod_first() -> Result<()> {
+    let scene = Scene::new()?;
+    let pod = scene.pod_udp()?;
+    pod.chat(2)?;
+    let host = scene.host_udp()?;
+    for _ in 0..10 {
+        host.chat(2)?;
+        pod.chat(2)?;
+    }
+    scene.expect_two()
+}
+
+/// A host socket that was there before the datapath: nobody saw its first packet.
+#[test]
+fn a_host_connection_older_than_the_datapath() -> Result<()> {
+    let rig = Rig::causeway()?;
+    let echo = Echo::start(&rig.fabric.internet, SERVER.port())?;
+    let mut host = Tcp::connect_from(&rig.node.ns, SocketAddrV4::new(NODE, WANTED), SERVER)?;
+    host.chat(2)?;
+    let pod = rig.pod("a")?;
+    let scene = Scene { rig, pod, echo };
+    let mut pod = scene.pod_tcp()?;
+    for _ in 0..10 {
+        pod.chat(2)?;
+        host.chat(2)?;
+    }
+    scene.expect_two()
+}
+
+#[test]
+fn two_pods_want_the_same_port() -> Result<()> {
+    let scene = Scene::new()?;
+    let other = scene.rig.pod("b")?;
+    let mut one = scene.pod_tcp()?;
+    let mut two = Tcp::connect_from(&other.ns, SocketAddrV4::new(other.addr, WANTED), SERVER)?;
+    for _ in 0..10 {
+        one.chat(2)?;
+        two.chat(2)?;
+    }
+    scene.expect_two()
+}
+
+/// A server of the node listens on the port: answers to the pod's flow must not reach it, nor its clients the pod.
+#[test]
+fn a_listener_of_the_node_keeps_its_port() -> Result<()> {
+    let scene = Scene::new()?;
+    let listener = Echo::start(&scene.rig.node.ns, WANTED)?;
+    let mut pod = scene.pod_tcp()?;
+    pod.chat(5)?;
+    // The same tuple in the other direction: the internet's host calls from the port that it serves.
+    let caller = Udp::connect(&scene.rig.fabric.internet, SocketAddrV4::new(NODE, WANTED))?;
+    caller.chat(3)?;
+    pod.chat(5)?;
+    ensure!(listener.seen().iter().all(|peer| *peer.ip() == INTERNET));
+    Ok(())
+}
