@@ -13,6 +13,8 @@
 //! its packets INVALID. UDP and ICMP directions are carried each by itself. With SNAT the forward direction is
 //! enough, because the answer can come only through us.
 
+use core::sync::atomic::{Ordering, compiler_fence};
+
 use crate::{
     addr::Address,
     decide::{Role, tcp_flags},
@@ -261,26 +263,23 @@ impl<A: Address> FlowEntry<A> {
         Self { state: State::KERNEL, flags, ..Self::offer(0, [0; 6], now) }
     }
 
-    /// This direction, carried to `hop`.
+    /// Notes where this direction leaves.
     #[inline(always)]
-    #[must_use]
-    pub fn carried_to(self, hop: &Hop) -> Self {
-        Self { state: State::CARRIED, ..self.leaving_by(hop) }
+    pub fn leave_by(&mut self, hop: &Hop) {
+        self.flags |= Flags::CAME_OUT;
+        self.exit = hop.exit;
+        self.mtu = hop.mtu;
+        self.out_ifindex = hop.ifindex;
+        self.out_dst_mac = hop.dst_mac;
+        self.out_src_mac = hop.src_mac;
     }
 
-    /// This direction, seen to leave by `hop` and not carried yet.
+    /// Changes the state of an entry that other CPUs read, after everything that the state implies was written.
     #[inline(always)]
-    #[must_use]
-    pub fn leaving_by(self, hop: &Hop) -> Self {
-        Self {
-            flags: self.flags | Flags::CAME_OUT,
-            exit: hop.exit,
-            mtu: hop.mtu,
-            out_ifindex: hop.ifindex,
-            out_dst_mac: hop.dst_mac,
-            out_src_mac: hop.src_mac,
-            ..self
-        }
+    pub fn set_state(&mut self, state: u8) {
+        compiler_fence(Ordering::Release);
+        // SAFETY: a reference to an integer is valid and aligned; volatile keeps the store behind the others.
+        unsafe { (&raw mut self.state).write_volatile(state) };
     }
 
     /// [`Progress`] of the flow as this direction stores it.

@@ -54,7 +54,7 @@ impl PodEntry {
 }
 
 /// Who may send on an interface.
-#[repr(C)]
+#[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct IfaceEntry<A> {
     /// The pod's address.

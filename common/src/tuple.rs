@@ -13,7 +13,9 @@ pub const UDP: u8 = 17;
 ///
 /// For ICMP echo the identifier takes the place of the requester's port: it is `src_port` of a request and
 /// `dst_port` of a reply, and the other port is zero (RFC 5508 section 3.1).
-#[repr(C)]
+///
+/// Aligned to words, or the compiler would read and write it byte by byte.
+#[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FlowKey<A> {
     /// Source address, network order.

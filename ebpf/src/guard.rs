@@ -38,7 +38,7 @@ pub fn check_other(ctx: &TcContext, reason: Reason) -> Reason {
 
 /// The pod of this interface, if the frame carries its MAC.
 #[inline(always)]
-fn sender(ctx: &TcContext) -> Result<IfaceEntry<Addr>, Reason> {
+fn sender(ctx: &TcContext) -> Result<&'static IfaceEntry<Addr>, Reason> {
     let pod = iface(skb(ctx).ifindex).ok_or(Reason::UnknownInterface)?;
     if packet::src_mac(ctx) == pod.mac { Ok(pod) } else { Err(Reason::SourceMac) }
 }

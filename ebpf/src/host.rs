@@ -12,7 +12,7 @@ use causeway_common::{
 
 use crate::{
     carry::{note_progress, translation},
-    maps::{Addr, Entry, FLOWS, flow, now},
+    maps::{Addr, Entry, FLOWS, Key, flow, now},
     packet::{self, Ip, Transport},
     rewrite::{Translation, translate},
     snat::{self, Claim},
@@ -37,7 +37,7 @@ pub fn to_uplink(ctx: &TcContext, config: &Config<Addr>, ip: &Ip, transport: &Tr
     let answer = key.reversed();
     match flow(&answer) {
         Some(owner) if owner.nat == Nat::DESTINATION && !owner.has(Flags::HOST) => {
-            let port = snat::claim(ctx, config, &Claim::for_host(&key))?;
+            let port = snat::claim(ctx, config, &Claim { key: &key, ends: None, carried: false, opens: true })?;
             translated(ctx, ip, &key, &Translation { nat: Nat::SOURCE, addr: config.node_addr, port })
         }
         Some(_) => Ok(Reason::NotFromPod),
@@ -55,7 +55,7 @@ pub fn to_uplink(ctx: &TcContext, config: &Config<Addr>, ip: &Ip, transport: &Tr
 fn translated(
     ctx: &TcContext,
     ip: &Ip,
-    key: &crate::maps::Key,
+    key: &Key,
     to: &Translation,
 ) -> Result<Reason, Reason> {
     translate(ctx, ip, key, to).map_err(|_failed| Reason::RewriteFailed)?;

@@ -1,6 +1,6 @@
 //! At the egress hooks: what the stack did to a flow's first packet decides who carries the flow.
 
-use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use aya_ebpf::bindings::BPF_NOEXIST;
 use causeway_common::{
     decide::Role,
     flow::{AtEgress, Exit, Flags, Hop, Nat, State, at_egress, completes},
@@ -10,7 +10,7 @@ use causeway_common::{
 
 use crate::{
     count::{Hook, bump},
-    maps::{Entry, FLOWS, Key, flow, now},
+    maps::{EEXIST, Entry, FLOWS, Key, flow, now},
 };
 
 /// A packet that the stack emitted and that keeps its tuple here.
@@ -29,109 +29,105 @@ pub struct Emitted<'a> {
 /// Learns from one packet.
 #[inline(never)]
 pub fn learn(packet: &Emitted<'_>) -> Reason {
-    let now = now();
     let entry = flow(packet.key);
+    let decision = at_egress(entry.as_deref(), packet.role, packet.key.protocol, packet.unchanged);
     if let Some(entry) = entry {
-        entry.last_seen = now;
-        return match at_egress(Some(entry), packet.role, packet.key.protocol, packet.unchanged) {
-            AtEgress::Promote | AtEgress::AwaitAnswer if packet.hop.exit == Exit::STACK => Reason::Offered,
-            AtEgress::Promote => promote(packet, &entry.carried_to(&packet.hop), now),
-            AtEgress::AwaitAnswer => await_answer(packet, &entry.leaving_by(&packet.hop), now),
-            AtEgress::Record => record(packet, now),
-            AtEgress::SettleQuestion => settle(packet, now),
-            AtEgress::Demote => demote(packet, now),
-            AtEgress::Leave(reason) => reason,
-        };
+        entry.last_seen = now();
+        match decision {
+            AtEgress::Promote | AtEgress::AwaitAnswer if packet.hop.exit == Exit::STACK => return Reason::Offered,
+            AtEgress::Promote => return promote(packet, entry),
+            AtEgress::AwaitAnswer => return await_answer(packet, entry),
+            AtEgress::Demote => return demote(packet, entry),
+            AtEgress::Record | AtEgress::SettleQuestion | AtEgress::Leave(_) => {}
+        }
     }
-    match at_egress::<[u8; 4]>(None, packet.role, packet.key.protocol, packet.unchanged) {
-        AtEgress::Record => record(packet, now),
-        AtEgress::SettleQuestion => settle(packet, now),
+    match decision {
+        AtEgress::Record => record(packet),
+        AtEgress::SettleQuestion => settle(packet),
         AtEgress::Leave(reason) => reason,
         AtEgress::Promote | AtEgress::AwaitAnswer | AtEgress::Demote => Reason::MidFlow,
     }
 }
 
 #[inline(always)]
-fn promote(packet: &Emitted<'_>, carried: &Entry, now: u32) -> Reason {
-    if !insert(packet, packet.key, carried, BPF_ANY) {
-        return Reason::Offered;
-    }
+fn promote(packet: &Emitted<'_>, entry: &mut Entry) -> Reason {
+    entry.leave_by(&packet.hop);
+    entry.set_state(State::CARRIED);
     // An echo reply opens nothing by itself, and the answer to a flow from outside must be known as one.
     let must_await = packet.key.protocol == ICMP || packet.answer_flags & Flags::ANSWER != 0;
     if must_await && packet.role == Role::Opens {
-        await_under(&packet.key.reversed(), packet.answer_flags, now);
+        insert(packet, &packet.key.reversed(), State::OFFERED, packet.answer_flags);
     }
     Reason::Promoted
 }
 
 #[inline(always)]
-fn await_answer(packet: &Emitted<'_>, leaving: &Entry, now: u32) -> Reason {
+fn await_answer(packet: &Emitted<'_>, entry: &mut Entry) -> Reason {
+    entry.leave_by(&packet.hop);
     let answer_key = packet.key.reversed();
     let answer = flow(&answer_key);
     if completes(answer.as_deref()) {
-        let Some(answer) = answer else { return Reason::SeenOneWay };
-        let both = insert(packet, packet.key, &Entry { state: State::CARRIED, ..*leaving }, BPF_ANY)
-            && insert(packet, &answer_key, &Entry { state: State::CARRIED, ..*answer }, BPF_ANY);
-        return if both { Reason::Promoted } else { Reason::SeenOneWay };
+        if let Some(answer) = answer {
+            answer.set_state(State::CARRIED);
+        }
+        entry.set_state(State::CARRIED);
+        return Reason::Promoted;
     }
-    if insert(packet, packet.key, leaving, BPF_ANY) {
-        await_under(&answer_key, packet.answer_flags, now);
+    if answer.is_none() {
+        insert(packet, &answer_key, State::OFFERED, packet.answer_flags);
     }
     Reason::SeenOneWay
 }
 
 /// Both directions stay with the kernel, unless an entry says that they have a life of their own.
 #[inline(always)]
-fn record(packet: &Emitted<'_>, now: u32) -> Reason {
-    record_one(packet, packet.key, Flags::CAME_OUT, now);
-    record_one(packet, &packet.key.reversed(), packet.answer_flags, now);
+fn record(packet: &Emitted<'_>) -> Reason {
+    leave_to_kernel(packet, packet.key, Flags::CAME_OUT);
+    leave_to_kernel(packet, &packet.key.reversed(), packet.answer_flags);
     Reason::RecordedKernel
 }
 
 /// The kernel's answer came under another tuple than the question's offer expects: the question is the kernel's.
 #[inline(always)]
-fn settle(packet: &Emitted<'_>, now: u32) -> Reason {
+fn settle(packet: &Emitted<'_>) -> Reason {
     let question_key = packet.key.reversed();
     if !flow(&question_key).is_some_and(|question| question.state == State::OFFERED) {
         return Reason::MidFlow;
     }
-    record_one(packet, packet.key, Flags::CAME_OUT, now);
-    record_one(packet, &question_key, 0, now);
+    leave_to_kernel(packet, packet.key, Flags::CAME_OUT);
+    leave_to_kernel(packet, &question_key, 0);
     Reason::RecordedKernel
 }
 
 /// The tuple of a carried flow comes out of the stack for another one: the stack wins.
 #[inline(always)]
-fn demote(packet: &Emitted<'_>, now: u32) -> Reason {
+fn demote(packet: &Emitted<'_>, entry: &mut Entry) -> Reason {
+    entry.set_state(State::KERNEL);
+    if let Some(answer) = flow(&packet.key.reversed()) {
+        answer.set_state(State::KERNEL);
+    }
     bump(packet.hook, Reason::Demoted);
-    insert(packet, packet.key, &Entry::kernel(Flags::CAME_OUT, now), BPF_ANY);
-    insert(packet, &packet.key.reversed(), &Entry::kernel(packet.answer_flags, now), BPF_ANY);
     Reason::RecordedKernel
 }
 
 #[inline(always)]
-fn record_one(packet: &Emitted<'_>, key: &Key, flags: u8, now: u32) {
-    let kernel = Entry::kernel(flags, now);
+fn leave_to_kernel(packet: &Emitted<'_>, key: &Key, flags: u8) {
     match flow(key) {
-        None => insert(packet, key, &kernel, BPF_NOEXIST),
+        None => insert(packet, key, State::KERNEL, flags),
         Some(entry) if entry.state == State::OFFERED && entry.nat == Nat::NONE => {
-            insert(packet, key, &kernel, BPF_ANY)
+            entry.flags |= flags;
+            entry.set_state(State::KERNEL);
         }
-        Some(_) => true,
-    };
-}
-
-/// A failure costs speed only: the answer takes the stack.
-#[inline(always)]
-fn await_under(key: &Key, flags: u8, now: u32) {
-    if FLOWS.insert(key, Entry::awaited(flags, now), u64::from(BPF_NOEXIST)).is_err() {}
-}
-
-#[inline(always)]
-fn insert(packet: &Emitted<'_>, key: &Key, entry: &Entry, flags: u32) -> bool {
-    let inserted = FLOWS.insert(key, entry, u64::from(flags)).is_ok();
-    if !inserted {
-        bump(packet.hook, Reason::OfferRefused);
+        Some(_) => {}
     }
-    inserted
+}
+
+/// A failure costs speed only: the direction takes the stack.
+#[inline(never)]
+fn insert(packet: &Emitted<'_>, key: &Key, state: u8, flags: u8) {
+    let entry = Entry { state, ..Entry::awaited(flags, now()) };
+    match FLOWS.insert(key, entry, u64::from(BPF_NOEXIST)) {
+        Ok(()) | Err(EEXIST) => {}
+        Err(_) => bump(packet.hook, Reason::OfferRefused),
+    }
 }

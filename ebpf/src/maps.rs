@@ -23,6 +23,9 @@ pub type Key = FlowKey<Addr>;
 /// Value of `cwy_flows`.
 pub type Entry = FlowEntry<Addr>;
 
+/// `-EEXIST` of an insert with `BPF_NOEXIST`: somebody was first.
+pub const EEXIST: i32 = -17;
+
 /// Both directions of every flow, by the tuple on the wire at the hook.
 #[btf_map(name = "cwy_flows")]
 pub static FLOWS: HashMap<Key, Entry, FLOW_ENTRIES> = HashMap::new();
@@ -70,16 +73,16 @@ pub fn flow(key: &Key) -> Option<&'static mut Entry> {
 
 /// The pod that has this address.
 #[inline(always)]
-pub fn pod(addr: &Addr) -> Option<PodEntry> {
-    // SAFETY: as in `flow`; programs never write this map, and the value is copied out.
-    PODS.get_ptr(addr).map(|pod| unsafe { *pod })
+pub fn pod(addr: &Addr) -> Option<&'static PodEntry> {
+    // SAFETY: as in `flow`; programs never write this map.
+    PODS.get_ptr(addr).map(|pod| unsafe { &*pod })
 }
 
 /// The pod that may send on this interface.
 #[inline(always)]
-pub fn iface(ifindex: u32) -> Option<IfaceEntry<Addr>> {
+pub fn iface(ifindex: u32) -> Option<&'static IfaceEntry<Addr>> {
     // SAFETY: as in `pod`.
-    IFACES.get_ptr(ifindex).map(|iface| unsafe { *iface })
+    IFACES.get_ptr(ifindex).map(|iface| unsafe { &*iface })
 }
 
 /// Whole seconds of `CLOCK_MONOTONIC_COARSE`, the clock of all times in the maps.

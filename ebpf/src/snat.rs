@@ -1,12 +1,14 @@
-//! Claims a port for a new translated flow. The line that picks a port is in [`claim`].
+//! Claims a port for a new translated flow. The line that picks a port is in [`try_candidate`].
 //!
 //! The reverse entry is the claim: it is inserted with `BPF_NOEXIST`, so the table itself decides who gets a port
 //! and nothing is looked up first. Then comes the forward entry; if that fails, the claim is taken back.
 
+use core::ffi::c_void;
+
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{BPF_ANY, BPF_F_CURRENT_NETNS, BPF_NOEXIST, bpf_sock_tuple},
-    helpers::generated::{bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp},
+    bindings::{BPF_ANY, BPF_F_CURRENT_NETNS, BPF_NOEXIST},
+    helpers::generated::{bpf_loop, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp},
     programs::TcContext,
 };
 use causeway_common::{
@@ -19,133 +21,178 @@ use causeway_common::{
 
 use crate::{
     count::{Hook, bump},
-    maps::{Addr, Entry, FLOWS, Key, PORTS, flow, now},
+    maps::{Addr, EEXIST, Entry, FLOWS, Key, PORTS, flow, now},
 };
 
-/// `-EEXIST` of `bpf_map_update_elem`.
-const EEXIST: i32 = -17;
 /// `-EBUSY`: the bucket's lock is held on this CPU by a program that we interrupted.
 const EBUSY: i32 = -16;
 
-/// What is claimed.
-pub struct Claim {
-    /// The flow as it comes from the pod (or from the node's own socket).
-    pub key: Key,
+/// What is claimed, and for whom.
+pub struct Claim<'a> {
+    /// The flow as it comes from the pod or from the node's own socket.
+    pub key: &'a Key,
+    /// The pod and the uplink; `None` for a flow of the node itself.
+    pub ends: Option<Ends<'a>>,
     /// Both entries are carried; otherwise they are the kernel's.
     pub carried: bool,
     /// The packet may open a flow. Otherwise only a mapping that exists is found.
-    opens: bool,
-    /// The forward entry, without its translation.
-    forward: Entry,
-    /// The reverse entry.
-    reverse: Entry,
+    pub opens: bool,
 }
 
-impl Claim {
-    /// For a flow of a pod.
-    #[inline(always)]
-    pub fn for_pod(key: &Key, pod: &PodEntry, uplink: &Hop, carried: bool, opens: bool) -> Self {
-        let to_pod = Hop {
-            exit: Exit::POD,
-            mtu: pod.mtu,
-            ifindex: pod.ifindex,
-            dst_mac: pod.mac,
-            src_mac: pod.host_mac,
-        };
-        let state = if carried { State::CARRIED } else { State::KERNEL };
-        let mut claim = Self::of(key, Flags::WENT_UP, opens);
-        claim.carried = carried;
-        claim.forward = Entry { state, in_ifindex: pod.ifindex, in_mac: pod.mac, ..claim.forward.leaving_by(uplink) };
-        claim.reverse = Entry { state, in_ifindex: uplink.ifindex, ..claim.reverse.leaving_by(&to_pod) };
-        claim
-    }
-
-    /// For a flow of the node itself.
-    #[inline(always)]
-    pub fn for_host(key: &Key) -> Self {
-        Self::of(key, Flags::HOST, true)
-    }
-
-    #[inline(always)]
-    fn of(key: &Key, flags: u8, opens: bool) -> Self {
-        let kernel = Entry::kernel(flags, now());
-        let awaiting = Progress::NONE.and_peer(Progress::SPOKE).bits();
-        let reverse = Entry {
-            nat: Nat::DESTINATION,
-            nat_addr: key.src,
-            nat_port: key.src_port,
-            progress: awaiting,
-            ..kernel
-        };
-        Self { key: *key, carried: false, opens, forward: kernel, reverse }
-    }
+/// The two ends between which a translated flow is carried.
+pub struct Ends<'a> {
+    pub pod: &'a PodEntry,
+    pub uplink: &'a Hop,
 }
 
 /// Claims a port and writes both entries. Returns the port, network order.
 #[inline(never)]
-pub fn claim(ctx: &TcContext, config: &Config<Addr>, claim: &Claim) -> Result<[u8; 2], Reason> {
+pub fn claim(ctx: &TcContext, config: &Config<Addr>, claim: &Claim<'_>) -> Result<[u8; 2], Reason> {
     let port = reserve(ctx, config, claim)?;
-    let forward = Entry { nat: Nat::SOURCE, nat_addr: config.node_addr, nat_port: port, ..claim.forward };
-    if FLOWS.insert(claim.key, forward, u64::from(BPF_ANY)).is_err() {
+    if write_forward(config, claim, port).is_err() {
         if FLOWS.remove(answer_key(config, claim, port)).is_err() {}
         return Err(Reason::SnatTableFull);
     }
     Ok(port)
 }
 
+#[inline(never)]
+fn write_forward(config: &Config<Addr>, claim: &Claim<'_>, port: [u8; 2]) -> Result<(), i32> {
+    let mut forward = Entry::kernel(claim.flags(), now());
+    forward.nat = Nat::SOURCE;
+    forward.nat_addr = config.node_addr;
+    forward.nat_port = port;
+    forward.state = claim.state();
+    if let Some(Ends { pod, uplink }) = claim.ends.as_ref() {
+        forward.in_ifindex = pod.ifindex;
+        forward.in_mac = pod.mac;
+        forward.leave_by(uplink);
+    }
+    FLOWS.insert(claim.key, forward, u64::from(BPF_ANY))
+}
+
+/// Completes the reverse entry in place: the stack is too small for copies of it.
+#[inline(always)]
+fn fill_reverse(reverse: &mut Entry, claim: &Claim<'_>) {
+    reverse.nat = Nat::DESTINATION;
+    reverse.nat_addr = claim.key.src;
+    reverse.nat_port = claim.key.src_port;
+    reverse.progress = Progress::NONE.and_peer(Progress::SPOKE).bits();
+    reverse.state = claim.state();
+    if let Some(Ends { pod, uplink }) = claim.ends.as_ref() {
+        reverse.in_ifindex = uplink.ifindex;
+        reverse.leave_by(&Hop {
+            exit: Exit::POD,
+            mtu: pod.mtu,
+            ifindex: pod.ifindex,
+            dst_mac: pod.mac,
+            src_mac: pod.host_mac,
+        });
+    }
+}
+
+impl Claim<'_> {
+    #[inline(always)]
+    fn state(&self) -> u8 {
+        if self.carried { State::CARRIED } else { State::KERNEL }
+    }
+
+    #[inline(always)]
+    fn flags(&self) -> u8 {
+        if self.ends.is_some() { Flags::WENT_UP } else { Flags::HOST }
+    }
+}
+
 /// Walks the candidates until one is ours.
 #[inline(always)]
-fn reserve(ctx: &TcContext, config: &Config<Addr>, claim: &Claim) -> Result<[u8; 2], Reason> {
-    let key = &claim.key;
-    let own = u16::from_be_bytes(key.src_port);
-    let hash = key.hash(config.seed);
-    let mut attempt = 0;
-    while attempt < PROBES {
-        let port = if key.protocol == ICMP { candidate_id(own, hash, attempt) } else { candidate(own, hash, attempt) };
-        let answer = answer_key(config, claim, port.to_be_bytes());
-        match try_port(ctx, config, claim, port, &answer) {
-            Attempt::Ours => return Ok(port.to_be_bytes()),
-            Attempt::Taken => {}
-            Attempt::TableFull => return Err(Reason::SnatTableFull),
-        }
-        attempt += 1;
+fn reserve(ctx: &TcContext, config: &Config<Addr>, claim: &Claim<'_>) -> Result<[u8; 2], Reason> {
+    let mut walk = Walk {
+        skb: ctx.as_ptr(),
+        config,
+        claim,
+        reverse: Entry::kernel(claim.flags(), now()),
+        hash: claim.key.hash(config.seed),
+        port: [0; 2],
+        end: if claim.opens { Reason::SnatNoPort } else { Reason::SnatNoMapping } as u8,
+    };
+    fill_reverse(&mut walk.reverse, claim);
+    let (callback, state) = (try_candidate as *mut c_void, (&raw mut walk).cast());
+    // SAFETY: the callback has the signature that the helper calls (Linux 5.17), and `walk` outlives the call.
+    unsafe { bpf_loop(PROBES, callback, state, 0) };
+    match walk.end {
+        OURS => Ok(walk.port),
+        end if end == Reason::SnatTableFull as u8 => Err(Reason::SnatTableFull),
+        _ if claim.opens => Err(Reason::SnatNoPort),
+        _ => Err(Reason::SnatNoMapping),
     }
-    Err(if claim.opens { Reason::SnatNoPort } else { Reason::SnatNoMapping })
 }
 
-enum Attempt {
-    Ours,
-    Taken,
-    TableFull,
+/// [`Walk::end`] when a port was found. No reason has this number.
+const OURS: u8 = u8::MAX;
+
+/// State of a walk over the candidates, on the stack of [`reserve`].
+struct Walk<'a> {
+    skb: *mut c_void,
+    config: *const Config<Addr>,
+    claim: *const Claim<'a>,
+    reverse: Entry,
+    hash: u32,
+    port: [u8; 2],
+    /// [`OURS`], or the [`Reason`] to give if the walk ends here. A number, because an enum that the verifier sees
+    /// change in a loop costs it a state for each variant.
+    end: u8,
 }
 
-/// Tries to make one port ours.
-#[inline(never)]
-fn try_port(ctx: &TcContext, config: &Config<Addr>, claim: &Claim, port: u16, answer: &Key) -> Attempt {
-    if let Some(owner) = flow(answer) {
+/// Return values of a callback of `bpf_loop`.
+const GO_ON: i64 = 0;
+const STOP: i64 = 1;
+
+/// Tries to make candidate number `attempt` ours.
+///
+/// # Safety
+///
+/// Called by `bpf_loop` with the [`Walk`] of [`reserve`].
+unsafe extern "C" fn try_candidate(attempt: u32, walk: *mut c_void) -> i64 {
+    // SAFETY: the caller's; its pointers are those that `reserve` stored.
+    let walk = unsafe { &mut *walk.cast::<Walk<'_>>() };
+    // SAFETY: as above.
+    let (config, claim) = unsafe { (&*walk.config, &*walk.claim) };
+    let own = u16::from_be_bytes(claim.key.src_port);
+    let is_icmp = claim.key.protocol == ICMP;
+    let port = if is_icmp { candidate_id(own, walk.hash, attempt) } else { candidate(own, walk.hash, attempt) };
+    let answer = answer_key(config, claim, port.to_be_bytes());
+    walk.port = port.to_be_bytes();
+    if let Some(owner) = flow(&answer) {
         let is_ours = owner.nat == Nat::DESTINATION
             && owner.nat_addr == claim.key.src
             && owner.nat_port == claim.key.src_port;
         if is_ours {
             // Another CPU was first with a packet of this very flow, or its forward half was lost.
-            if claim.opens && FLOWS.insert(answer, claim.reverse, u64::from(BPF_ANY)).is_err() {}
-            return Attempt::Ours;
+            if claim.opens && FLOWS.insert(answer, &walk.reverse, u64::from(BPF_ANY)).is_err() {}
+            walk.end = OURS;
+            return STOP;
         }
-        if !claim.opens || !is_over(config, answer, owner) {
-            return Attempt::Taken;
+        if !claim.opens || !is_over(config, &answer, owner) {
+            return GO_ON;
         }
         // A mapping nobody uses any more. Its two halves go together.
-        let forward = owner.peer_key(answer);
+        let forward = owner.peer_key(&answer);
         if FLOWS.remove(answer).is_err() {}
         if FLOWS.remove(forward).is_err() {}
     }
-    if !claim.opens || is_reserved(claim.key.protocol, port) || host_holds(ctx, answer) {
-        return Attempt::Taken;
+    if !claim.opens || is_reserved(claim.key.protocol, port) || host_holds(walk.skb, &answer) {
+        return GO_ON;
     }
-    match FLOWS.insert(answer, claim.reverse, u64::from(BPF_NOEXIST)) {
-        Ok(()) => Attempt::Ours,
-        Err(EEXIST | EBUSY) => Attempt::Taken,
-        Err(_) => Attempt::TableFull,
+    match FLOWS.insert(answer, &walk.reverse, u64::from(BPF_NOEXIST)) {
+        Ok(()) => {
+            walk.end = OURS;
+            STOP
+        }
+        Err(EEXIST | EBUSY) => GO_ON,
+        Err(_) => {
+            walk.end = Reason::SnatTableFull as u8;
+            STOP
+        }
     }
 }
 
@@ -168,23 +215,31 @@ fn is_reserved(protocol: u8, port: u16) -> bool {
     PORTS.get(word).is_some_and(|word| word.reserved & mask != 0)
 }
 
+/// The IPv4 member of the kernel's `bpf_sock_tuple`, all in network order.
+#[repr(C, align(4))]
+struct Ipv4Tuple {
+    saddr: Addr,
+    daddr: Addr,
+    sport: [u8; 2],
+    dport: [u8; 2],
+}
+
 /// Whether a socket of the node would receive the answer: a connection of its own, a listener, a bound socket.
 #[inline(always)]
-fn host_holds(ctx: &TcContext, answer: &Key) -> bool {
-    // SAFETY: integers only: all zeros is a value.
-    let mut tuple: bpf_sock_tuple = unsafe { core::mem::zeroed() };
-    tuple.__bindgen_anon_1.ipv4.saddr = u32::from_ne_bytes(answer.src);
-    tuple.__bindgen_anon_1.ipv4.daddr = u32::from_ne_bytes(answer.dst);
-    tuple.__bindgen_anon_1.ipv4.sport = u16::from_ne_bytes(answer.src_port);
-    tuple.__bindgen_anon_1.ipv4.dport = u16::from_ne_bytes(answer.dst_port);
-    /// Size of the IPv4 member of `bpf_sock_tuple`.
-    const SIZE: u32 = 12;
+fn host_holds(skb: *mut c_void, answer: &Key) -> bool {
+    let mut tuple = Ipv4Tuple {
+        saddr: answer.src,
+        daddr: answer.dst,
+        sport: answer.src_port,
+        dport: answer.dst_port,
+    };
+    const SIZE: u32 = size_of::<Ipv4Tuple>() as u32;
     let netns = BPF_F_CURRENT_NETNS as i64 as u64;
     // SAFETY: `tuple` holds `SIZE` bytes, and the reference that a hit returns is released below.
     let socket = unsafe {
         match answer.protocol {
-            TCP => bpf_skc_lookup_tcp(ctx.as_ptr(), &raw mut tuple, SIZE, netns, 0),
-            UDP => bpf_sk_lookup_udp(ctx.as_ptr(), &raw mut tuple, SIZE, netns, 0),
+            TCP => bpf_skc_lookup_tcp(skb, (&raw mut tuple).cast(), SIZE, netns, 0),
+            UDP => bpf_sk_lookup_udp(skb, (&raw mut tuple).cast(), SIZE, netns, 0),
             _ => return false,
         }
     };
@@ -199,7 +254,7 @@ fn host_holds(ctx: &TcContext, answer: &Key) -> bool {
 
 /// The key under which the answer to this claim arrives.
 #[inline(always)]
-fn answer_key(config: &Config<Addr>, claim: &Claim, port: [u8; 2]) -> Key {
+fn answer_key(config: &Config<Addr>, claim: &Claim<'_>, port: [u8; 2]) -> Key {
     let answer = claim.key.reversed();
     Key { dst: config.node_addr, dst_port: port, ..answer }
 }

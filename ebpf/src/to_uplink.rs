@@ -19,8 +19,8 @@ use crate::{
     learn::{Emitted, learn},
     maps::{Addr, Entry, Key, RANGES, config, flow, iface, now, pod},
     packet::{self, Ip, Transport, skb},
-    rewrite::translate,
-    snat,
+    rewrite::{Translation, translate},
+    snat::{self, Claim, Ends},
 };
 
 /// `None` for a packet that one of our ingress hooks has carried here: it is counted there.
@@ -58,7 +58,7 @@ fn classify(ctx: &TcContext) -> Result<Reason, Reason> {
         return Err(Reason::PodDeparted);
     }
     match transport {
-        Ok(transport) => from_pod(ctx, config, &pod, &ip, &transport),
+        Ok(transport) => from_pod(ctx, config, pod, &ip, &transport),
         Err(reason) if !needs_snat(&ip.dst) => Err(reason),
         Err(Reason::Fragment) => Err(Reason::SnatFragment),
         Err(Reason::OtherProtocol) => Err(Reason::SnatProtocol),
@@ -103,9 +103,14 @@ fn from_pod(
     if !pod.is_ready() || config.node_addr == Addr::UNSPECIFIED {
         return Err(Reason::SnatNotReady);
     }
-    let claim = snat::Claim::for_pod(&key, pod, &hop, unchanged && offered, role == Role::Opens);
+    let claim = Claim {
+        key: &key,
+        ends: Some(Ends { pod, uplink: &hop }),
+        carried: unchanged && offered,
+        opens: role == Role::Opens,
+    };
     let port = snat::claim(ctx, config, &claim)?;
-    let to = crate::rewrite::Translation { nat: Nat::SOURCE, addr: config.node_addr, port };
+    let to = Translation { nat: Nat::SOURCE, addr: config.node_addr, port };
     translate(ctx, ip, &key, &to).map_err(|_failed| Reason::RewriteFailed)?;
     Ok(if claim.carried { Reason::SnatPromoted } else { Reason::SnatKernel })
 }

@@ -13,8 +13,13 @@ fn offered() -> Entry {
     Entry::offer(VETH, [2; 6], 100)
 }
 
+fn leaving(mut entry: Entry) -> Entry {
+    entry.leave_by(&hop());
+    entry
+}
+
 fn carried() -> Entry {
-    offered().carried_to(&hop())
+    Entry { state: State::CARRIED, ..leaving(offered()) }
 }
 
 fn hop() -> Hop {
@@ -43,7 +48,7 @@ fn tcp_completes_only_when_the_other_direction_went_in_and_came_out_too() {
     assert!(!completes::<[u8; 4]>(None));
     assert!(!completes(Some(&awaited)));
     assert!(!completes(Some(&offered())), "went up, not seen to come out");
-    assert!(completes(Some(&offered().leaving_by(&hop()))));
+    assert!(completes(Some(&leaving(offered()))));
     assert!(!completes(Some(&Entry::kernel(0, 100))));
 }
 
@@ -159,9 +164,9 @@ impl Pair {
             return false;
         }
         match at_egress(own.as_ref(), role, self.protocol, true) {
-            AtEgress::Promote => *own = Some(own.unwrap().carried_to(&hop())),
+            AtEgress::Promote => *own = Some(Entry { state: State::CARRIED, ..leaving(own.unwrap()) }),
             AtEgress::AwaitAnswer => {
-                let entry = own.unwrap().leaving_by(&hop());
+                let entry = leaving(own.unwrap());
                 if completes(peer.as_ref()) {
                     *own = Some(Entry { state: State::CARRIED, ..entry });
                     *peer = peer.map(|peer| Entry { state: State::CARRIED, ..peer });
