@@ -24,7 +24,7 @@ fn a_new_pod_with_the_old_address_gets_no_packet_of_the_old_ones_flows() -> Resu
     let rig = Rig::with(Datapath::Causeway, 1)?;
     let old = rig.pod("old")?;
     let server = SocketAddrV4::new(INTERNET, 7);
-    let remote = rig.fabric.internet.run(|| UdpSocket::bind(server))??;
+    let remote = rig.fabric.internet.bind(|| UdpSocket::bind(server))?;
     let client = Udp::connect(&old.ns, server)?;
     for _ in 0..5 {
         client.0.send(b"old")?;

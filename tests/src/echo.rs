@@ -37,8 +37,7 @@ impl Echo {
     /// Serves one address. Datagrams are answered from the address they were sent to only if it is the namespace's
     /// preferred one, so a server on a secondary address names it here.
     pub fn on(ns: &Netns, address: SocketAddrV4) -> Result<Self> {
-        let bound =
-            ns.run(|| Ok::<_, std::io::Error>((TcpListener::bind(address)?, UdpSocket::bind(address)?)))?;
+        let bound = ns.bind(|| Ok((TcpListener::bind(address)?, UdpSocket::bind(address)?)));
         let (listener, datagrams) = bound.with_context(|| format!("cannot listen on {address}"))?;
         datagrams.set_read_timeout(Some(Duration::from_millis(50)))?;
         let (seen, stop) = (Seen::default(), Arc::new(AtomicBool::new(false)));

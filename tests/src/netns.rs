@@ -12,6 +12,7 @@ use std::{
     },
     process::{Command, Output, Stdio},
     thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
@@ -49,6 +50,23 @@ impl Netns {
             enter(self.fd.as_fd()).context("cannot enter a network namespace")?;
             Ok(f())
         })
+    }
+
+    /// Binds sockets inside, and waits a little for an address that is still in use: a process that another thread is
+    /// starting holds a copy of every descriptor until it has become its program.
+    pub fn bind<T: Send>(&self, f: impl Fn() -> io::Result<T> + Send) -> Result<T> {
+        let bound = self.run(move || {
+            let end = Instant::now() + Duration::from_secs(2);
+            loop {
+                match f() {
+                    Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < end => {
+                        thread::sleep(Duration::from_millis(1));
+                    }
+                    done => return done,
+                }
+            }
+        })?;
+        Ok(bound?)
     }
 
     /// A path by which another process can open the namespace, such as `CNI_NETNS`.

@@ -54,7 +54,7 @@ impl Drop for Scratch {
 }
 
 fn sweep() {
-    let Ok(entries) = fs::read_dir(std::env::temp_dir()) else {
+    let Ok(entries) = fs::read_dir(tempfile::env::temp_dir()) else {
         return;
     };
     for entry in entries.flatten() {

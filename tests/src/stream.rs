@@ -20,7 +20,7 @@ pub fn exchange(
     bytes: u64,
 ) -> Result<(Duration, SocketAddrV4)> {
     let listener = to
-        .run(|| TcpListener::bind(server))?
+        .bind(|| TcpListener::bind(server))
         .with_context(|| format!("cannot listen on {server}"))?;
     let start = Instant::now();
     let client = from.run(|| TcpStream::connect_timeout(&server.into(), Duration::from_secs(5)))?;

@@ -39,8 +39,8 @@ impl Tcp {
 
     /// Connects from an address and port of the caller's choice; port 0 lets the kernel pick.
     pub fn connect_from(ns: &Netns, from: SocketAddrV4, to: SocketAddrV4) -> Result<Self> {
-        let connected = ns.run(|| bound_stream(from, to))?;
-        let stream = connected.with_context(|| format!("TCP connection from {from} to {to}"))?;
+        let stream = ns.bind(|| bound_stream(from, to));
+        let stream = stream.with_context(|| format!("TCP connection from {from} to {to}"))?;
         Ok(Self::patient(stream)?)
     }
 
@@ -88,12 +88,12 @@ impl Udp {
 
     /// A socket on an address and port of the caller's choice.
     pub fn connect_from(ns: &Netns, from: SocketAddrV4, to: SocketAddrV4) -> Result<Self> {
-        let socket = ns.run(|| {
+        let socket = ns.bind(|| {
             let socket = UdpSocket::bind(from)?;
             socket.connect(to)?;
             socket.set_read_timeout(Some(PATIENCE))?;
-            Ok::<_, io::Error>(socket)
-        })?;
+            Ok(socket)
+        });
         Ok(Self(
             socket.with_context(|| format!("UDP socket from {from} to {to}"))?,
         ))

@@ -117,13 +117,12 @@ impl<'a> Walk<'a> {
         Pinger::new(self.client, ID)?.chat(*self.dial.ip(), TURNS)?;
         let forwarded = rules::forwarded(&rig.node.ns)? - before;
         let frames = wire.stop();
-        let request = frames
+        let mut arrived = frames
             .iter()
             .filter(|frame| !frame.outgoing)
             .filter_map(|frame| frame.ip.as_ref());
-        let request = request
-            .filter(|ip| ip.icmp == Some((8, 0)))
-            .next_back()
+        let request = arrived
+            .rfind(|ip| ip.icmp == Some((8, 0)))
             .context("the server saw no ping")?;
         // The client's address is not the socket's to tell; a capture of its own interface would only repeat the rig.
         let local = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, ID);
