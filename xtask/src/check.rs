@@ -78,7 +78,7 @@ impl Report {
 
 fn format(workspace: &Workspace) -> Result<()> {
     heading("format (rustfmt)");
-    run(workspace.cargo(["fmt", "--all", "--check"]))
+    run(workspace.cargo(["fmt", "--all", "--check", "--", "-l"]))
         .context("run `cargo fmt --all`, or add the component rustfmt")
 }
 

@@ -16,7 +16,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::workspace::Workspace;
+use crate::workspace::{NeedsRoot, Workspace};
 
 /// Builds, tests, checks and packages Causeway.
 #[derive(Parser)]
@@ -49,30 +49,31 @@ enum Verb {
     Demo,
 }
 
-impl Verb {
-    fn name(&self) -> &'static str {
-        match self {
-            Self::Setup => "setup",
-            Self::Build => "build",
-            Self::Test { .. } => "test",
-            Self::Check => "check",
-            Self::Dist => "dist",
-            Self::Demo => "demo",
-        }
-    }
-}
-
 fn main() -> ExitCode {
     let verb = Cli::parse().verb;
     match act(&verb) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            match error.downcast_ref::<workspace::NeedsRoot>() {
-                Some(needs_root) => eprintln!("{}", needs_root.hint(verb.name())),
-                None => eprintln!("error: {error:#}"),
-            }
+            report(&verb, &error);
             ExitCode::FAILURE
         }
+    }
+}
+
+fn report(verb: &Verb, error: &anyhow::Error) {
+    if let Some(needs_root) = error.downcast_ref::<NeedsRoot>() {
+        // Not the verb itself where set-up is all that root is needed for: files built by root are in the way later.
+        let verb = match verb {
+            Verb::Test { .. } => "test",
+            Verb::Demo => "demo",
+            Verb::Setup | Verb::Build | Verb::Check | Verb::Dist => "setup",
+        };
+        eprintln!("{}", needs_root.hint(verb));
+        return;
+    }
+    eprintln!("error: {error}");
+    for cause in error.chain().skip(1) {
+        eprintln!("because: {cause}");
     }
 }
 

@@ -10,7 +10,7 @@ use std::{
     process::Command,
 };
 
-use aim::{Aim, decide};
+use aim::{Aim, LINKER_LLVMS, decide};
 use anyhow::{Context as _, Result, bail};
 use xtask::ebpf_object::{Found, Gap, LINKER_VERSION, Route, SYSTEM_CLIPPY, linker_dir, probe, select};
 
@@ -107,31 +107,22 @@ impl Setup<'_> {
             self.aim = Some(aim);
             return Ok(());
         }
-        let why = "compiles the kernel programs";
         let packages: &[&str] = match &self.found.system {
             Err(Gap::NoSource { .. }) => &["rust-web-src"],
             _ => &["rustc-web", "rust-web-src"],
         };
-        let Some(apt) = &self.apt else {
-            bail!(
-                "{}\nThere is no apt-get here to install one with. Simplest: rustup toolchain install nightly --component \
-                 rust-src; then LLVM's development files of the major number `rustc +nightly -vV` shows.",
-                describe(&self.found)
-            );
-        };
-        apt.install(packages, why, &step)?;
-        self.found = probe(&self.workspace.root);
-        if matches!(self.found.system, Err(Gap::TooOld { .. })) && apt.refresh(&step)? {
-            apt.install(packages, why, &step)?;
+        let apt = self.apt.as_ref().with_context(|| by_hand(&self.found))?;
+        let why = "they compile the kernel programs";
+        // Lists that are out of date may hold a compiler that is too old.
+        loop {
+            apt.install(packages, why, &step)
+                .with_context(|| by_hand(&self.found))?;
             self.found = probe(&self.workspace.root);
+            if !matches!(self.found.system, Err(Gap::TooOld { .. })) || !apt.refresh(&step)? {
+                break;
+            }
         }
-        let Some(aim) = self.decide(&step)? else {
-            bail!(
-                "{}\napt has no newer compiler: its sources lack this Debian's security updates, where rustc-web is kept \
-                 current. Or: rustup toolchain install nightly --component rust-src",
-                describe(&self.found)
-            );
-        };
+        let aim = self.decide(&step)?.with_context(|| by_hand(&self.found))?;
         step.done(&format!(
             "{} (rustc {}, LLVM {})",
             aim.route, aim.release, aim.llvm
@@ -142,13 +133,11 @@ impl Setup<'_> {
 
     /// The compiler to go on with, when one is there whose linker is there or can be had.
     fn decide(&self, step: &Step) -> Result<Option<Aim>> {
-        decide(&self.found, |llvm| {
-            let package = format!("llvm-{llvm}-dev");
-            Ok(llvm_prefix(llvm).is_some()
-                || match &self.apt {
-                    Some(apt) => apt.has(&package, step)?,
-                    None => false,
-                })
+        decide(&self.found, |llvm| match &self.apt {
+            _ if llvm_prefix(llvm).is_some() => Ok(true),
+            Some(apt) => apt.has(&format!("llvm-{llvm}-dev"), step),
+            // The step that needs it says what to install.
+            None => Ok(true),
         })
     }
 
@@ -165,8 +154,8 @@ impl Setup<'_> {
         );
         let Some(apt) = &self.apt else {
             bail!(
-                "install the development files of LLVM {} below /usr/lib/llvm-{} ({why})",
-                aim.llvm,
+                "install libLLVM {0} with its development files so that /usr/lib/llvm-{0}/lib/libLLVM.so is there ({why}), \
+                 or put a bpf-linker {LINKER_VERSION} in PATH",
                 aim.llvm
             );
         };
@@ -267,7 +256,7 @@ impl Setup<'_> {
         packages.dedup();
         let Some(apt) = &self.apt else {
             bail!(
-                "install {programs}: tests and demo call them (Debian's packages: {})",
+                "install {programs}, which tests and demo call (Debian's packages: {})",
                 packages.join(" ")
             );
         };
@@ -277,9 +266,22 @@ impl Setup<'_> {
     }
 }
 
-/// Why nothing on this machine serves.
-fn describe(found: &Found) -> String {
-    select(found).map_or_else(|refusal| refusal.to_string(), |toolchain| toolchain.to_string())
+/// What a person can install where set-up cannot, and what is there.
+fn by_hand(found: &Found) -> String {
+    let reasons = select(found).map_or_else(
+        |refusal| refusal.reasons(),
+        |toolchain| vec![toolchain.to_string()],
+    );
+    format!(
+        "the kernel programs need a compiler with the sources of `core`, and this machine has none that serves:\n  {}\n\
+         Install either of these, then run `cargo xtask setup` again:\n  \
+         rustup toolchain install nightly --component rust-src, with libLLVM and its development files of the major \
+         number that `rustc +nightly -vV` shows ({} to {})\n  \
+         Debian's rustc-web and rust-web-src, which the security updates of Debian 12 keep current",
+        reasons.join("\n  "),
+        LINKER_LLVMS.start(),
+        LINKER_LLVMS.end(),
+    )
 }
 
 /// Where Debian puts an LLVM, when its shared library can be linked with.

@@ -52,6 +52,8 @@ pub fn cargo(toolchain: &Toolchain, target: &Target, root: &Path, verb: Verb) ->
         PACKAGE,
         "--target",
         target.triple(),
+        "--profile",
+        PROFILE,
         "-Z",
         "build-std=core",
     ]);
@@ -59,9 +61,6 @@ pub fn cargo(toolchain: &Toolchain, target: &Target, root: &Path, verb: Verb) ->
         .arg("--target-dir")
         .arg(target_dir(root))
         .current_dir(root);
-    if verb != Verb::Doc {
-        command.args(["--profile", PROFILE]);
-    }
     // Left over from the cargo, the rustup or the clippy above; each of them would pick another compiler.
     for name in [
         "RUSTC",
@@ -191,8 +190,8 @@ mod tests {
         let command = cargo(&toolchain(Route::Nightly), &x86(), Path::new("/w"), Verb::Build);
         assert_eq!(
             words(&command),
-            "rustup run nightly cargo build --package causeway-ebpf --target bpfel-unknown-none -Z build-std=core \
-             --target-dir /w/target/ebpf --profile bpf"
+            "rustup run nightly cargo build --package causeway-ebpf --target bpfel-unknown-none --profile bpf -Z build-std=core \
+             --target-dir /w/target/ebpf"
         );
         assert_eq!(command.get_current_dir(), Some(Path::new("/w")));
         for name in [

@@ -199,14 +199,24 @@ pub struct Refusal {
     pub gaps: Vec<(Route, Gap)>,
 }
 
+impl Refusal {
+    /// A line for each route: what it lacks.
+    pub fn reasons(&self) -> Vec<String> {
+        self.gaps
+            .iter()
+            .map(|(route, gap)| format!("{route}: {}", gap.describe(*route)))
+            .collect()
+    }
+}
+
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
             "no toolchain on this machine can compile the kernel programs (ebpf/). One of these is enough:"
         )?;
-        for (route, gap) in &self.gaps {
-            writeln!(f, "  {route}: {}", gap.describe(*route))?;
+        for reason in self.reasons() {
+            writeln!(f, "  {reason}")?;
         }
         f.write_str(
             "Run `cargo xtask setup` as root: it installs what is missing, or says what to install by hand.",

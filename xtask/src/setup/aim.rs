@@ -6,7 +6,7 @@ use anyhow::Result;
 use xtask::ebpf_object::{Found, Route, select};
 
 /// The majors of LLVM this release of bpf-linker can be built with (its features `llvm-N`).
-const LINKER_LLVMS: RangeInclusive<u32> = 21..=23;
+pub(super) const LINKER_LLVMS: RangeInclusive<u32> = 21..=23;
 
 /// The first route that is ready, else the first that lacks nothing but a linker that `reachable` says can be had.
 pub(super) fn decide(found: &Found, reachable: impl Fn(u32) -> Result<bool>) -> Result<Option<Aim>> {
