@@ -3,7 +3,7 @@
 //! With tcx (Linux 6.6) a hook is a link pinned beside the programs. Without, it is a filter of fixed priority and
 //! handle at a clsact qdisc, where it is found again by them. Whether the kernel has tcx is found out by trying.
 
-use std::{env, fmt, io, mem, path::PathBuf};
+use std::{env, fmt, io, mem, path::Path};
 
 use aya::programs::{
     Link as _, ProgramError, SchedClassifier, TcAttachType,
@@ -153,6 +153,7 @@ impl fmt::Display for Hook<'_> {
 
 /// Attaches the program to its hook, unless it is there.
 pub(crate) fn attach(
+    netlink: &mut Netlink,
     pins: &PinTree,
     restore: &Restore,
     hook: &Hook<'_>,
@@ -162,9 +163,8 @@ pub(crate) fn attach(
         return Ok(Mechanism::Tcx);
     }
     // Whatever is pinned under this name is defunct or on another interface.
-    detach_pin(pins.link(hook.owner, hook.direction))?;
-    let mut netlink = Netlink::new()?;
-    let filter = our_filter(&mut netlink, hook)?;
+    detach_pin(&pins.link(hook.owner, hook.direction))?;
+    let filter = our_filter(netlink, hook)?;
     if mode != AttachMode::Tcx && is_current(pins, hook, filter.as_ref())? {
         return Ok(Mechanism::Clsact);
     }
@@ -179,7 +179,7 @@ pub(crate) fn attach(
     if mode == AttachMode::Tcx {
         return Err(DatapathError::NoTcx(hook.to_string()));
     }
-    attach_clsact(&mut netlink, pins, restore, hook)?;
+    attach_clsact(netlink, pins, restore, hook)?;
     Ok(Mechanism::Clsact)
 }
 
@@ -192,24 +192,30 @@ pub(crate) fn attached(pins: &PinTree, hook: &Hook<'_>) -> Result<Option<Mechani
     Ok(is_current(pins, hook, filter.as_ref())?.then_some(Mechanism::Clsact))
 }
 
-/// Takes the program off its hook, by whatever it is held. Returns whether it was there.
-pub(crate) fn detach(pins: &PinTree, hook: &Hook<'_>) -> Result<bool, DatapathError> {
-    Ok(detach_pin(pins.link(hook.owner, hook.direction))? || detach_filter(&mut Netlink::new()?, hook)?)
+/// Gives up a hook of a pod whose interface is about to go. Of a tcx link only the pin is removed: the kernel detaches
+/// in its own time, which spares the caller an RCU grace period, and until then the program drops what it sees, since
+/// no pod is registered for the interface.
+pub(crate) fn release(netlink: &mut Netlink, pins: &PinTree, hook: &Hook<'_>) -> Result<(), DatapathError> {
+    let was_pinned = pins::unpin(&pins.link(hook.owner, hook.direction))?;
+    if !was_pinned {
+        detach_filter(netlink, hook)?;
+    }
+    Ok(())
 }
 
 /// Detaches and unpins the tcx link at `path`. Returns whether it was there.
-pub(crate) fn detach_pin(path: PathBuf) -> Result<bool, DatapathError> {
-    let link = TcxLink::open(&path).map_err(|source| DatapathError::file(&path, source))?;
+pub(crate) fn detach_pin(path: &Path) -> Result<bool, DatapathError> {
+    let link = TcxLink::open(path).map_err(|source| DatapathError::file(path, source))?;
     if let Some(link) = link {
         match link.detach() {
             // ENOLINK: its interface is gone.
             Err(error) if error.raw_os_error() != Some(libc::ENOLINK) => {
-                return Err(DatapathError::file(&path, error));
+                return Err(DatapathError::file(path, error));
             }
             _ => {}
         }
     }
-    pins::unpin(&path)
+    pins::unpin(path)
 }
 
 /// Removes the pins of links whose interface is gone.

@@ -19,13 +19,14 @@ use super::{
     tables::Tables,
 };
 use crate::{
+    links::Netlink,
     node::{self, Uplink},
     restore::Restore,
     root::Root,
 };
 
 /// The kernel programs, compiled by the build script.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/causeway.bpf.o"));
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/causeway.bpf.o"));
 
 /// Loads, pins and attaches the datapath. The caller holds the lock and has seen that there is none.
 pub(crate) fn load(root: &Root, uplink: &Uplink, mode: AttachMode) -> Result<(), DatapathError> {
@@ -47,7 +48,7 @@ pub(crate) fn load(root: &Root, uplink: &Uplink, mode: AttachMode) -> Result<(),
 /// Removes a tree and detaches at once what its links hold.
 pub(crate) fn discard(pins: &PinTree) -> Result<(), DatapathError> {
     for path in pins.link_pins()? {
-        attach::detach_pin(path)?;
+        attach::detach_pin(&path)?;
     }
     pins.remove()
 }
@@ -57,9 +58,9 @@ fn fill(root: &Root, staging: &PinTree, uplink: &Uplink, mode: AttachMode) -> Re
     load_object(staging)?;
     layout::check(staging)?;
     configure(&Tables::new(staging.clone()), uplink)?;
-    let restore = Restore::new(root);
+    let (mut netlink, restore) = (Netlink::new()?, Restore::new(root));
     for hook in Hook::uplink(&uplink.name, uplink.ifindex) {
-        let mechanism = attach::attach(staging, &restore, &hook, mode)?;
+        let mechanism = attach::attach(&mut netlink, staging, &restore, &hook, mode)?;
         tracing::info!(%hook, program = hook.program(), mechanism = mechanism.name(), "attached");
     }
     Ok(())

@@ -32,18 +32,22 @@ use causeway_common::{
 pub use inspect::{HookState, tcx_supported};
 use ipnet::Ipv4Net;
 pub use layout::Layout;
-pub use pods::{Pod, Removed};
+pub use load::OBJECT;
+pub use pods::{Pod, Removed, now};
 use thiserror::Error;
 pub use unload::Unloaded;
 
 use self::{attach::Hook, pins::PinTree, tables::Tables};
 use crate::{
     durable::{Lock, LockError},
-    links::LinkError,
+    links::{LinkError, Netlink},
     node::{NodeError, Uplink},
     restore::{Restore, RestoreError},
     root::Root,
 };
+
+/// One direction of a flow.
+pub type Flow = (FlowKey<[u8; 4]>, FlowEntry<[u8; 4]>);
 
 /// The pinned datapath of one node.
 #[derive(Clone, Debug)]
@@ -103,7 +107,7 @@ impl Datapath {
     }
 
     /// Every direction of every flow, in no order, while packets go on flowing.
-    pub fn flows(&self) -> Result<Vec<(FlowKey<[u8; 4]>, FlowEntry<[u8; 4]>)>, DatapathError> {
+    pub fn flows(&self) -> Result<Vec<Flow>, DatapathError> {
         self.tables.flows()?.all()
     }
 
@@ -169,8 +173,9 @@ impl Datapath {
                 ..before
             })?;
         }
+        let (mut netlink, restore) = (Netlink::new()?, Restore::new(&self.root));
         for hook in Hook::uplink(&uplink.name, uplink.ifindex) {
-            attach::attach(&self.pins, &Restore::new(&self.root), &hook, mode)?;
+            attach::attach(&mut netlink, &self.pins, &restore, &hook, mode)?;
         }
         Ok(())
     }

@@ -201,11 +201,10 @@ fn make_directory(path: &Path) -> Result<(), DatapathError> {
 }
 
 /// `BPF_FS_MAGIC` of `linux/magic.h`.
-const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
+const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 
 fn is_bpffs(path: &Path) -> io::Result<bool> {
-    // `f_type` is signed or unsigned, 32 or 64 bits wide, depending on the architecture.
-    Ok(statfs(path)?.f_type as u64 & 0xffff_ffff == BPF_FS_MAGIC)
+    Ok(statfs(path)?.f_type == BPF_FS_MAGIC)
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use causeway_common::maps::{IfaceEntry, PodEntry};
 use super::{
     Datapath, DatapathError,
     attach::{self, AttachMode, Hook},
-    tables::{self, Entry, Key, Table},
+    tables::{self, Entry, Key},
 };
 use crate::{links::Netlink, restore::Restore};
 
@@ -50,7 +50,11 @@ impl Datapath {
     pub fn add_pod(&self, pod: &Pod) -> Result<(), DatapathError> {
         let mode = AttachMode::from_env()?;
         self.forget_departed(DEPARTED_FOR)?;
-        let added = self.admit(pod, mode);
+        let mut added = self.admit(pod, mode);
+        if matches!(added, Err(DatapathError::TooManyPods)) {
+            self.forget_departed(0)?;
+            added = self.admit(pod, mode);
+        }
         if added.is_err()
             && let Err(error) = self.remove_pod(pod.addr)
         {
@@ -83,10 +87,11 @@ impl Datapath {
             mac: pod.mac,
             _pad: [0; 2],
         };
-        self.insert(&mut ifaces, pod.ifindex, iface)?;
-        self.insert(&mut pods, pod.addr.octets(), entry)?;
+        ifaces.insert(pod.ifindex, iface).map_err(too_many)?;
+        pods.insert(pod.addr.octets(), entry).map_err(too_many)?;
+        let (mut netlink, restore) = (Netlink::new()?, Restore::new(&self.root));
         for hook in Hook::pod(&pod.host_if, pod.ifindex) {
-            attach::attach(&self.pins, &Restore::new(&self.root), &hook, mode)?;
+            attach::attach(&mut netlink, &self.pins, &restore, &hook, mode)?;
         }
         entry.flags = PodEntry::READY;
         pods.insert(pod.addr.octets(), entry)
@@ -155,31 +160,18 @@ impl Datapath {
     /// Takes the programs off the interface. Pins of interfaces that are gone are removed as well: their name is not
     /// known any more.
     fn leave_interface(&self, ifindex: Option<u32>) -> Result<(), DatapathError> {
+        let mut netlink = Netlink::new()?;
         let link = match ifindex {
-            Some(ifindex) => Netlink::new()?.link_by_index(ifindex)?,
+            Some(ifindex) => netlink.link_by_index(ifindex)?,
             None => None,
         };
-        match link {
-            Some(link) => {
-                for hook in Hook::pod(&link.name, link.index) {
-                    attach::detach(&self.pins, &hook)?;
-                }
-                Ok(Restore::new(&self.root).forget_clsact(&link.name)?)
-            }
-            None => attach::remove_defunct(&self.pins),
+        let Some(link) = link else {
+            return attach::remove_defunct(&self.pins);
+        };
+        for hook in Hook::pod(&link.name, link.index) {
+            attach::release(&mut netlink, &self.pins, &hook)?;
         }
-    }
-
-    /// Inserts, and makes room once if there is none.
-    fn insert<K, V>(&self, table: &mut Table<K, V>, key: K, value: V) -> Result<(), DatapathError>
-    where
-        K: aya::Pod + std::fmt::Debug,
-        V: aya::Pod,
-    {
-        match table.insert(key, value) {
-            Err(error) if tables::is_full(&error) => Err(DatapathError::TooManyPods),
-            other => other,
-        }
+        Ok(Restore::new(&self.root).forget_clsact(&link.name)?)
     }
 
     /// Forgets pods that departed more than `seconds` ago, unless somebody is adding or removing one just now.
@@ -225,6 +217,14 @@ impl Datapath {
     }
 }
 
+fn too_many(error: DatapathError) -> DatapathError {
+    if tables::is_full(&error) {
+        DatapathError::TooManyPods
+    } else {
+        error
+    }
+}
+
 #[derive(Clone, Copy)]
 enum Sharing {
     WithOthers,
@@ -236,9 +236,9 @@ fn mentions(key: &Key, entry: &Entry, addr: [u8; 4]) -> bool {
 }
 
 /// Seconds of `CLOCK_MONOTONIC`, the clock of all times in the maps.
-fn now() -> u32 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    now.tv_sec as u32
+pub fn now() -> u32 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    time.tv_sec.cast_unsigned() as u32
 }
 
 #[cfg(test)]

@@ -73,7 +73,7 @@ impl Tables {
     pub(crate) fn ranges(&self) -> Result<Vec<(Ipv4Net, RangeEntry)>, DatapathError> {
         let range = |element: Result<(PrefixKey<[u8; 4]>, RangeEntry), MapError>| {
             let (key, entry) = element.map_err(failed("cwy_ranges"))?;
-            Ok(prefix(&key).map(|prefix| (prefix, entry)))
+            Ok(prefix(key).map(|prefix| (prefix, entry)))
         };
         self.range_map()?
             .iter()
@@ -170,7 +170,7 @@ impl<K: Pod + Debug, V: Pod> Table<K, V> {
         match bpf::for_each(self.map.map().fd().as_fd(), &mut each) {
             Ok(()) => Ok(()),
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                for element in self.map.iter() {
+                for element in &self.map {
                     let (key, value) = element.map_err(failed(self.name))?;
                     each(key, value);
                 }
@@ -215,7 +215,7 @@ fn range_key(prefix: Ipv4Net) -> PrefixKey<[u8; 4]> {
     PrefixKey::new(prefix.prefix_len().into(), prefix.network().octets())
 }
 
-fn prefix(key: &PrefixKey<[u8; 4]>) -> Option<Ipv4Net> {
+fn prefix(key: PrefixKey<[u8; 4]>) -> Option<Ipv4Net> {
     Ipv4Net::new(Ipv4Addr::from(key.data()), u8::try_from(key.prefix_len()).ok()?).ok()
 }
 
@@ -273,11 +273,11 @@ mod tests {
     fn a_prefix_survives_the_way_into_the_map_and_back() {
         for text in ["10.0.0.0/8", "168.63.129.16/32", "0.0.0.0/0"] {
             let net: Ipv4Net = text.parse().unwrap();
-            assert_eq!(prefix(&range_key(net)), Some(net));
+            assert_eq!(prefix(range_key(net)), Some(net));
         }
         let with_host_bits: Ipv4Net = "10.240.0.5/16".parse().unwrap();
         assert_eq!(
-            prefix(&range_key(with_host_bits)),
+            prefix(range_key(with_host_bits)),
             Some("10.240.0.0/16".parse().unwrap())
         );
     }

@@ -1,0 +1,487 @@
+//! `causeway flows`.
+
+use std::{
+    collections::HashMap,
+    io::{self, Write},
+    net::Ipv4Addr,
+    str::FromStr,
+};
+
+use causeway::datapath::{self, Datapath};
+use causeway_common::{
+    flow::{Exit, Flags, FlowEntry, Nat, Progress, State},
+    tuple::{self, FlowKey},
+};
+use clap::Args;
+use ipnet::Ipv4Net;
+use serde::Serialize;
+
+use super::{
+    Failure,
+    output::{self, Report, duration, mac, seconds_since},
+    pods::interface_names,
+};
+
+/// Which flows to show.
+#[derive(Args, Default)]
+pub(crate) struct Filter {
+    /// Source: ADDRESS[/LENGTH][:PORT] or :PORT
+    #[arg(long, value_name = "ENDPOINT")]
+    src: Option<EndpointFilter>,
+    /// Destination: ADDRESS[/LENGTH][:PORT] or :PORT
+    #[arg(long, value_name = "ENDPOINT")]
+    dst: Option<EndpointFilter>,
+    /// Flows of this pod, in either direction and behind a translation
+    #[arg(long, value_name = "ADDRESS")]
+    pod: Option<Ipv4Addr>,
+    /// tcp, udp, icmp or a number
+    #[arg(long, value_name = "PROTOCOL", value_parser = parse_protocol)]
+    proto: Option<u8>,
+    /// offered, carried or kernel
+    #[arg(long, value_name = "STATE", value_parser = parse_state)]
+    state: Option<u8>,
+    /// Show at most COUNT rows
+    #[arg(long, value_name = "COUNT")]
+    limit: Option<usize>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Flows {
+    flows: Vec<Flow>,
+    /// How many more match than are shown.
+    omitted: usize,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Flow {
+    protocol: String,
+    source: Ipv4Addr,
+    source_port: u16,
+    destination: Ipv4Addr,
+    destination_port: u16,
+    state: &'static str,
+    nat: Option<Translation>,
+    exit: Hop,
+    flags: Vec<&'static str>,
+    progress: Directions,
+    idle_seconds: u32,
+    stack_idle_seconds: u32,
+}
+
+#[derive(Serialize)]
+struct Translation {
+    kind: &'static str,
+    address: Ipv4Addr,
+    port: u16,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Hop {
+    kind: &'static str,
+    interface: Option<String>,
+    ifindex: u32,
+    mtu: u16,
+    source_mac: String,
+    destination_mac: String,
+}
+
+#[derive(Serialize)]
+struct Directions {
+    this: Vec<&'static str>,
+    peer: Vec<&'static str>,
+}
+
+pub(crate) fn gather(datapath: &Datapath, filter: &Filter) -> Result<Flows, Failure> {
+    let mut matching = Vec::new();
+    datapath.for_each_flow(|key, entry| {
+        if filter.matches(&key, &entry) {
+            matching.push((key, entry));
+        }
+    })?;
+    matching.sort_unstable_by_key(|(key, _)| (key.src, key.dst, key.protocol, key.src_port, key.dst_port));
+    let shown = filter.limit.unwrap_or(usize::MAX).min(matching.len());
+    let omitted = matching.len() - shown;
+    let (names, now) = (interface_names()?, datapath::now());
+    let flows = matching[..shown]
+        .iter()
+        .map(|(key, entry)| flow(key, entry, &names, now))
+        .collect();
+    Ok(Flows { flows, omitted })
+}
+
+impl Report for Flows {
+    const KIND: &'static str = "Flows";
+
+    fn write_text(&self, out: &mut dyn Write) -> io::Result<()> {
+        let row = |flow: &Flow| {
+            let is_icmp = flow.protocol == "icmp";
+            [
+                flow.protocol.clone(),
+                endpoint(flow.source, flow.source_port, is_icmp),
+                endpoint(flow.destination, flow.destination_port, is_icmp),
+                flow.state.to_owned(),
+                flow.nat.as_ref().map_or_else(
+                    || "-".to_owned(),
+                    |nat| format!("{} {}", nat.kind, endpoint(nat.address, nat.port, is_icmp)),
+                ),
+                flow.exit
+                    .interface
+                    .clone()
+                    .unwrap_or_else(|| flow.exit.kind.to_owned()),
+                duration(flow.idle_seconds),
+            ]
+        };
+        let heading = ["PROTO", "SOURCE", "DESTINATION", "STATE", "NAT", "EXIT", "IDLE"];
+        output::write_table(out, heading, self.flows.iter().map(row))?;
+        if self.omitted > 0 {
+            writeln!(out, "({} more)", self.omitted)?;
+        }
+        Ok(())
+    }
+}
+
+impl Filter {
+    fn matches(&self, key: &FlowKey<[u8; 4]>, entry: &FlowEntry<[u8; 4]>) -> bool {
+        let is = |filter: &Option<EndpointFilter>, addr, port| {
+            filter.as_ref().is_none_or(|filter| filter.matches(addr, port))
+        };
+        is(&self.src, key.src, key.src_port)
+            && is(&self.dst, key.dst, key.dst_port)
+            && self.proto.is_none_or(|protocol| protocol == key.protocol)
+            && self.state.is_none_or(|state| state == entry.state)
+            && self
+                .pod
+                .is_none_or(|pod| [key.src, key.dst, entry.nat_addr].contains(&pod.octets()))
+    }
+}
+
+/// Addresses, ports, or both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct EndpointFilter {
+    prefix: Option<Ipv4Net>,
+    port: Option<u16>,
+}
+
+impl EndpointFilter {
+    fn matches(&self, addr: [u8; 4], port: [u8; 2]) -> bool {
+        self.prefix
+            .is_none_or(|prefix| prefix.contains(&Ipv4Addr::from(addr)))
+            && self.port.is_none_or(|wanted| wanted == u16::from_be_bytes(port))
+    }
+}
+
+impl FromStr for EndpointFilter {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (addr, port) = match text.split_once(':') {
+            Some((addr, port)) => (addr, Some(port)),
+            None => (text, None),
+        };
+        let port = port
+            .map(|port| port.parse().map_err(|_| format!("{port:?} is no port")))
+            .transpose()?;
+        let prefix = match addr {
+            "" if port.is_some() => None,
+            addr => Some(parse_prefix(addr).ok_or_else(|| format!("{addr:?} is no IPv4 address or prefix"))?),
+        };
+        Ok(Self { prefix, port })
+    }
+}
+
+fn parse_prefix(text: &str) -> Option<Ipv4Net> {
+    text.parse()
+        .ok()
+        .or_else(|| text.parse::<Ipv4Addr>().ok().map(Ipv4Net::from))
+}
+
+fn parse_protocol(text: &str) -> Result<u8, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "tcp" => Ok(tuple::TCP),
+        "udp" => Ok(tuple::UDP),
+        "icmp" => Ok(tuple::ICMP),
+        number => number
+            .parse()
+            .map_err(|_| "use tcp, udp, icmp or a number".to_owned()),
+    }
+}
+
+fn parse_state(text: &str) -> Result<u8, String> {
+    [State::OFFERED, State::CARRIED, State::KERNEL]
+        .into_iter()
+        .find(|&state| state_name(state) == text)
+        .ok_or_else(|| "use offered, carried or kernel".to_owned())
+}
+
+fn flow(key: &FlowKey<[u8; 4]>, entry: &FlowEntry<[u8; 4]>, names: &HashMap<u32, String>, now: u32) -> Flow {
+    Flow {
+        protocol: protocol_name(key.protocol),
+        source: key.src.into(),
+        source_port: u16::from_be_bytes(key.src_port),
+        destination: key.dst.into(),
+        destination_port: u16::from_be_bytes(key.dst_port),
+        state: state_name(entry.state),
+        nat: translation(entry),
+        exit: Hop {
+            kind: exit_name(entry.exit),
+            interface: names.get(&entry.out_ifindex).cloned(),
+            ifindex: entry.out_ifindex,
+            mtu: entry.mtu,
+            source_mac: mac(entry.out_src_mac),
+            destination_mac: mac(entry.out_dst_mac),
+        },
+        flags: flag_names(entry.flags),
+        progress: directions(entry.progress()),
+        idle_seconds: seconds_since(entry.last_seen, now),
+        stack_idle_seconds: seconds_since(entry.last_up, now),
+    }
+}
+
+fn translation(entry: &FlowEntry<[u8; 4]>) -> Option<Translation> {
+    let kind = match entry.nat {
+        Nat::NONE => return None,
+        Nat::SOURCE => "source",
+        Nat::DESTINATION => "destination",
+        _ => UNKNOWN,
+    };
+    Some(Translation {
+        kind,
+        address: entry.nat_addr.into(),
+        port: u16::from_be_bytes(entry.nat_port),
+    })
+}
+
+/// What a value is called that this version does not know.
+const UNKNOWN: &str = "unknown";
+
+/// The word for a [`State`].
+fn state_name(state: u8) -> &'static str {
+    match state {
+        State::OFFERED => "offered",
+        State::CARRIED => "carried",
+        State::KERNEL => "kernel",
+        _ => UNKNOWN,
+    }
+}
+
+fn exit_name(exit: u8) -> &'static str {
+    match exit {
+        Exit::STACK => "stack",
+        Exit::UPLINK => "uplink",
+        Exit::POD => "pod",
+        _ => UNKNOWN,
+    }
+}
+
+fn protocol_name(protocol: u8) -> String {
+    match protocol {
+        tuple::TCP => "tcp".to_owned(),
+        tuple::UDP => "udp".to_owned(),
+        tuple::ICMP => "icmp".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+fn flag_names(flags: u8) -> Vec<&'static str> {
+    let names = [
+        (Flags::WENT_UP, "wentUp"),
+        (Flags::CAME_OUT, "cameOut"),
+        (Flags::ANSWER, "answer"),
+        (Flags::HOST, "host"),
+    ];
+    names
+        .into_iter()
+        .filter(|(bit, _)| flags & bit != 0)
+        .map(|(_, name)| name)
+        .collect()
+}
+
+fn directions(progress: Progress) -> Directions {
+    let names = |progress: Progress| {
+        let names = [
+            (Progress::SPOKE, "spoke"),
+            (Progress::FIN, "fin"),
+            (Progress::RST, "rst"),
+        ];
+        names
+            .into_iter()
+            .filter(|(bits, _)| progress.has(*bits))
+            .map(|(_, name)| name)
+            .collect()
+    };
+    Directions {
+        this: names(progress),
+        peer: names(progress.swapped()),
+    }
+}
+
+/// `10.240.0.9:443`; for ICMP, whose one identifier stands on the requester's side, `10.240.0.9 id 7`.
+fn endpoint(addr: Ipv4Addr, port: u16, is_icmp: bool) -> String {
+    match (is_icmp, port) {
+        (true, 0) => addr.to_string(),
+        (true, id) => format!("{addr} id {id}"),
+        (false, port) => format!("{addr}:{port}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key() -> FlowKey<[u8; 4]> {
+        FlowKey {
+            src: [10, 240, 0, 9],
+            dst: [203, 0, 113, 9],
+            src_port: 43_210u16.to_be_bytes(),
+            dst_port: 443u16.to_be_bytes(),
+            protocol: tuple::TCP,
+            _pad: [0; 3],
+        }
+    }
+
+    fn entry() -> FlowEntry<[u8; 4]> {
+        FlowEntry {
+            state: State::CARRIED,
+            nat: Nat::SOURCE,
+            exit: Exit::UPLINK,
+            out_ifindex: 2,
+            nat_addr: [10, 240, 0, 4],
+            nat_port: 43_210u16.to_be_bytes(),
+            ..FlowEntry::offer(7, [2; 6], 100)
+        }
+    }
+
+    fn matches(filter: &Filter) -> bool {
+        filter.matches(&key(), &entry())
+    }
+
+    #[test]
+    fn endpoints_are_addresses_prefixes_and_ports() {
+        let parse = |text: &str| text.parse::<EndpointFilter>();
+        let net = |text: &str| Some(text.parse().unwrap());
+        assert_eq!(
+            parse("10.0.0.1"),
+            Ok(EndpointFilter {
+                prefix: net("10.0.0.1/32"),
+                port: None
+            })
+        );
+        assert_eq!(
+            parse("10.0.0.0/8:53"),
+            Ok(EndpointFilter {
+                prefix: net("10.0.0.0/8"),
+                port: Some(53)
+            })
+        );
+        assert_eq!(
+            parse(":443"),
+            Ok(EndpointFilter {
+                prefix: None,
+                port: Some(443)
+            })
+        );
+        for wrong in [
+            "",
+            ":",
+            "10.0.0",
+            "10.0.0.1:x",
+            "10.0.0.1:70000",
+            "10.0.0.0/33",
+            "host",
+        ] {
+            assert!(parse(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn every_filter_must_match() {
+        let endpoint = |text: &str| Some(text.parse().unwrap());
+        assert!(matches(&Filter::default()));
+        assert!(matches(&Filter {
+            src: endpoint("10.240.0.0/16"),
+            dst: endpoint(":443"),
+            ..Filter::default()
+        }));
+        assert!(!matches(&Filter {
+            src: endpoint("10.240.0.0/16"),
+            dst: endpoint(":80"),
+            ..Filter::default()
+        }));
+        assert!(!matches(&Filter {
+            proto: Some(tuple::UDP),
+            ..Filter::default()
+        }));
+        assert!(!matches(&Filter {
+            state: Some(State::KERNEL),
+            ..Filter::default()
+        }));
+    }
+
+    #[test]
+    fn a_pods_flows_are_those_with_its_address_anywhere() {
+        for addr in ["10.240.0.9", "203.0.113.9", "10.240.0.4"] {
+            assert!(
+                matches(&Filter {
+                    pod: addr.parse().ok(),
+                    ..Filter::default()
+                }),
+                "{addr}"
+            );
+        }
+        assert!(!matches(&Filter {
+            pod: "10.240.0.5".parse().ok(),
+            ..Filter::default()
+        }));
+    }
+
+    #[test]
+    fn a_flow_is_one_line_with_names() {
+        let names = HashMap::from([(2, "eth0".to_owned())]);
+        let flows = Flows {
+            flows: vec![flow(&key(), &entry(), &names, 103)],
+            omitted: 4,
+        };
+        let mut out = Vec::new();
+        flows.write_text(&mut out).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        let lines: Vec<Vec<&str>> = text
+            .lines()
+            .map(|line| line.split_whitespace().collect())
+            .collect();
+        assert_eq!(
+            lines[1],
+            [
+                "tcp",
+                "10.240.0.9:43210",
+                "203.0.113.9:443",
+                "carried",
+                "source",
+                "10.240.0.4:43210",
+                "eth0",
+                "3s"
+            ]
+        );
+        assert_eq!(text.lines().last(), Some("(4 more)"));
+    }
+
+    #[test]
+    fn an_echo_identifier_is_no_port() {
+        let addr = Ipv4Addr::new(10, 240, 0, 9);
+        assert_eq!(endpoint(addr, 7, true), "10.240.0.9 id 7");
+        assert_eq!(endpoint(addr, 0, true), "10.240.0.9");
+        assert_eq!(endpoint(addr, 0, false), "10.240.0.9:0");
+    }
+
+    #[test]
+    fn states_are_parsed_by_the_names_they_are_shown_with() {
+        for state in [State::OFFERED, State::CARRIED, State::KERNEL] {
+            assert_eq!(parse_state(state_name(state)), Ok(state));
+        }
+        assert!(parse_state(UNKNOWN).is_err());
+        assert_eq!(parse_protocol("ICMP"), Ok(1));
+        assert!(parse_protocol("256").is_err());
+    }
+}

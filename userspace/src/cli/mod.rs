@@ -1,0 +1,236 @@
+//! The command line. Reads the pinned maps and prints them; no daemon is asked.
+//!
+//! Exit codes: 0 done, 1 failed, 2 wrong usage, 4 the datapath is not loaded.
+
+mod flows;
+mod output;
+mod pods;
+mod ranges;
+mod status;
+mod version;
+
+use std::{
+    io::{self, Write as _},
+    process::ExitCode,
+};
+
+use causeway::{
+    datapath::{Datapath, DatapathError, Unloaded},
+    root::Root,
+};
+use clap::{Args, Parser, Subcommand};
+use thiserror::Error;
+
+use self::output::{Format, Report};
+
+/// Parses the arguments, does what they say, and tells the shell how it went.
+pub(crate) fn main() -> ExitCode {
+    let root = Root::from_env();
+    match run(Cli::parse().command, &root) {
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever reads us has seen enough (`causeway flows | head`).
+        Err(Failure::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
+        Err(failure) => {
+            // Standard error may be closed as well, and there is nobody else to tell.
+            writeln!(io::stderr(), "causeway: {failure}").ok();
+            failure.exit_code()
+        }
+    }
+}
+
+/// Shows what Causeway's datapath does on this node.
+///
+/// The datapath is loaded by the first pod (CNI ADD) and needs no daemon. Environment: CAUSEWAY_ROOT names the
+/// directory that stands for / (several nodes on one machine), CAUSEWAY_ATTACH=clsact makes the CNI plug-in attach
+/// without tcx.
+#[derive(Parser)]
+#[command(name = "causeway", version, max_term_width = 80)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// What is loaded and attached, how full it is, and what became of the packets
+    Status {
+        /// Also reasons that were never given
+        #[arg(long)]
+        all: bool,
+        #[command(flatten)]
+        shown: Shown,
+    },
+    /// The pods of this node
+    Pods {
+        #[command(flatten)]
+        shown: Shown,
+    },
+    /// The flows, one row for each direction
+    Flows {
+        #[command(flatten)]
+        filter: flows::Filter,
+        #[command(flatten)]
+        shown: Shown,
+    },
+    /// The ranges whose addresses are not masqueraded
+    Ranges {
+        #[command(flatten)]
+        shown: Shown,
+    },
+    /// Versions of the program, of the map layouts and of the kernel
+    Version {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Take everything away and leave the node as it was found
+    ///
+    /// Pods that are still there lose masquerading and are served by the kernel's routing alone.
+    Unload,
+}
+
+/// How a report is shown.
+#[derive(Args)]
+struct Shown {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Show it again every SECONDS, until interrupted
+    #[arg(short, long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2",
+          value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    watch: Option<u32>,
+}
+
+fn run(command: Command, root: &Root) -> Result<(), Failure> {
+    match command {
+        Command::Status { all, shown } => show(&shown, || status::gather(root, all)),
+        Command::Pods { shown } => show(&shown, || pods::gather(&open(root)?)),
+        Command::Flows { filter, shown } => show(&shown, || flows::gather(&open(root)?, &filter)),
+        Command::Ranges { shown } => show(&shown, || ranges::gather(&open(root)?)),
+        Command::Version { json } => output::print(version::gather(), Format::new(json)),
+        Command::Unload => unload(root),
+    }
+}
+
+fn show<R: Report>(shown: &Shown, gather: impl Fn() -> Result<R, Failure>) -> Result<(), Failure> {
+    let format = Format::new(shown.json);
+    match shown.watch {
+        None => output::print(gather()?, format),
+        Some(seconds) => output::watch(seconds, format, gather),
+    }
+}
+
+fn unload(root: &Root) -> Result<(), Failure> {
+    let Unloaded { was_loaded } = Datapath::unload(root)?;
+    let text = if was_loaded {
+        "unloaded"
+    } else {
+        "nothing was loaded"
+    };
+    writeln!(io::stdout(), "{text}").map_err(Failure::Output)
+}
+
+fn open(root: &Root) -> Result<Datapath, Failure> {
+    Datapath::open(root)?.ok_or_else(|| Failure::NotLoaded(root.clone()))
+}
+
+/// Why the command did not do what it was asked.
+#[derive(Debug, Error)]
+enum Failure {
+    #[error(
+        "the datapath is not loaded: there is no {}\n\
+         hint: the first pod loads it (CNI ADD through azure-vnet); {}",
+        .0.path("/sys/fs/bpf/causeway").display(),
+        root_hint(.0)
+    )]
+    NotLoaded(Root),
+    #[error("{0}{hint}", hint = permission_hint(.0))]
+    Datapath(#[from] DatapathError),
+    #[error("cannot write the output: {0}")]
+    Output(io::Error),
+}
+
+impl Failure {
+    fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::NotLoaded(_) => ExitCode::from(4),
+            Self::Datapath(_) | Self::Output(_) => ExitCode::FAILURE,
+        }
+    }
+}
+
+fn root_hint(root: &Root) -> String {
+    if root.is_system() {
+        format!(
+            "if this node has a root of its own, name it in {}",
+            Root::VARIABLE
+        )
+    } else {
+        format!(
+            "{} is {}: is that the node you mean?",
+            Root::VARIABLE,
+            root.path("/").display()
+        )
+    }
+}
+
+fn permission_hint(error: &DatapathError) -> &'static str {
+    let denied = |error: &io::Error| error.kind() == io::ErrorKind::PermissionDenied;
+    let mut source: Option<&dyn std::error::Error> = Some(error);
+    while let Some(error) = source {
+        if error.downcast_ref::<io::Error>().is_some_and(denied) {
+            return "\nhint: the pins are root's: run it as root";
+        }
+        source = error.source();
+    }
+    ""
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn watching_takes_seconds_or_none() {
+        let watch = |arguments: &[&str]| match Cli::try_parse_from(arguments).map(|cli| cli.command) {
+            Ok(Command::Pods { shown }) => shown.watch,
+            _ => panic!("{arguments:?} is not understood"),
+        };
+        assert_eq!(watch(&["causeway", "pods"]), None);
+        assert_eq!(watch(&["causeway", "pods", "-w"]), Some(2));
+        assert_eq!(watch(&["causeway", "pods", "--watch", "5", "--json"]), Some(5));
+        assert!(Cli::try_parse_from(["causeway", "pods", "-w", "0"]).is_err());
+    }
+
+    #[test]
+    fn a_datapath_that_is_not_loaded_says_how_it_is_loaded_and_exits_with_4() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = Root::new(directory.path());
+        let failure = run(
+            Command::Pods {
+                shown: Shown {
+                    json: false,
+                    watch: None,
+                },
+            },
+            &root,
+        )
+        .unwrap_err();
+        let text = failure.to_string();
+        assert!(
+            text.contains("CNI ADD") && text.contains("CAUSEWAY_ROOT"),
+            "{text}"
+        );
+        assert_eq!(
+            format!("{:?}", failure.exit_code()),
+            format!("{:?}", ExitCode::from(4))
+        );
+    }
+}

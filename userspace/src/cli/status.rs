@@ -1,0 +1,385 @@
+//! `causeway status`.
+
+use std::{
+    collections::BTreeMap,
+    io::{self, Write},
+    net::Ipv4Addr,
+    path::PathBuf,
+};
+
+use causeway::{
+    datapath::{Datapath, HookState},
+    root::Root,
+};
+use causeway_common::{
+    flow::State,
+    lifetime::Timeouts,
+    maps::{Count, FLOW_ENTRIES, POD_ENTRIES, PodEntry, SCHEMA},
+    reason::Reason,
+};
+use serde::Serialize;
+
+use super::{
+    Failure,
+    output::{self, Report},
+    pods::interface_names,
+};
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct Status {
+    loaded: bool,
+    schema: u32,
+    #[serde(flatten)]
+    datapath: Option<Loaded>,
+    #[serde(skip)]
+    root: Root,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Loaded {
+    pins: PathBuf,
+    uplink: UplinkStatus,
+    attached: &'static str,
+    hooks: Vec<HookStatus>,
+    pods: PodCount,
+    flows: FlowCount,
+    timeouts: BTreeMap<&'static str, u32>,
+    counters: Vec<Counter>,
+}
+
+#[derive(Serialize)]
+struct UplinkStatus {
+    interface: Option<String>,
+    ifindex: u32,
+    address: Ipv4Addr,
+    mtu: u32,
+}
+
+#[derive(Serialize)]
+struct HookStatus {
+    interface: Option<String>,
+    ifindex: u32,
+    direction: &'static str,
+    program: &'static str,
+    /// `tcx`, `clsact`, or null.
+    attached: Option<&'static str>,
+}
+
+#[derive(Serialize)]
+struct PodCount {
+    ready: usize,
+    attaching: usize,
+    departed: usize,
+    capacity: usize,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct FlowCount {
+    offered: usize,
+    carried: usize,
+    kernel: usize,
+    entries: usize,
+    capacity: usize,
+    fill_ratio: f64,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Counter {
+    reason: &'static str,
+    verdict: &'static str,
+    meaning: &'static str,
+    from_pod: u64,
+    to_pod: u64,
+    from_uplink: u64,
+    to_uplink: u64,
+}
+
+/// With `all`, also the reasons that were never given.
+pub(crate) fn gather(root: &Root, all: bool) -> Result<Status, Failure> {
+    let datapath = Datapath::open(root)?
+        .map(|datapath| loaded(&datapath, all))
+        .transpose()?;
+    Ok(Status {
+        loaded: datapath.is_some(),
+        schema: SCHEMA,
+        datapath,
+        root: root.clone(),
+    })
+}
+
+fn loaded(datapath: &Datapath, all: bool) -> Result<Loaded, Failure> {
+    let config = datapath.config()?;
+    let hooks: Vec<_> = datapath.hooks()?.into_iter().map(hook).collect();
+    Ok(Loaded {
+        pins: datapath.directory().to_owned(),
+        uplink: UplinkStatus {
+            interface: interface_names()?.remove(&config.uplink_ifindex),
+            ifindex: config.uplink_ifindex,
+            address: config.node_addr.into(),
+            mtu: config.uplink_mtu,
+        },
+        attached: attached(&hooks),
+        hooks,
+        pods: count_pods(&datapath.pods()?),
+        flows: count_flows(datapath)?,
+        timeouts: timeouts(config.timeouts),
+        counters: datapath
+            .counts()?
+            .into_iter()
+            .filter(|(_, count)| all || *count != Count::default())
+            .map(|(reason, count)| counter(reason, count))
+            .collect(),
+    })
+}
+
+impl Report for Status {
+    const KIND: &'static str = "Status";
+
+    fn write_text(&self, out: &mut dyn Write) -> io::Result<()> {
+        let Some(loaded) = &self.datapath else {
+            return Ok(());
+        };
+        let Loaded {
+            pins,
+            uplink,
+            attached,
+            hooks,
+            pods,
+            flows,
+            counters,
+            ..
+        } = loaded;
+        let interface = uplink.interface.as_deref().unwrap_or("GONE");
+        writeln!(
+            out,
+            "datapath  loaded, schema {}, {}",
+            self.schema,
+            pins.display()
+        )?;
+        writeln!(
+            out,
+            "uplink    {interface} ({}), {}, MTU {}",
+            uplink.ifindex, uplink.address, uplink.mtu
+        )?;
+        writeln!(out, "attached  {attached}")?;
+        write!(out, "pods      {} ready, {} departed", pods.ready, pods.departed)?;
+        if pods.attaching > 0 {
+            write!(out, ", {} attaching", pods.attaching)?;
+        }
+        writeln!(out, " (room for {})", pods.capacity)?;
+        writeln!(
+            out,
+            "flows     {} carried, {} kernel, {} offered: {} of {} entries, {:.1} % full",
+            flows.carried,
+            flows.kernel,
+            flows.offered,
+            flows.entries,
+            flows.capacity,
+            flows.fill_ratio * 100.0
+        )?;
+        writeln!(out)?;
+        write_hooks(out, hooks)?;
+        writeln!(out)?;
+        write_counters(out, counters)
+    }
+
+    fn failure(self) -> Option<Failure> {
+        (!self.loaded).then_some(Failure::NotLoaded(self.root))
+    }
+}
+
+fn write_hooks(out: &mut dyn Write, hooks: &[HookStatus]) -> io::Result<()> {
+    let rows = hooks.iter().map(|hook| {
+        [
+            hook.interface
+                .clone()
+                .unwrap_or_else(|| format!("GONE ({})", hook.ifindex)),
+            hook.direction.to_owned(),
+            hook.program.to_owned(),
+            hook.attached.unwrap_or("NOT ATTACHED").to_owned(),
+        ]
+    });
+    output::write_table(out, ["INTERFACE", "HOOK", "PROGRAM", "ATTACHED"], rows)
+}
+
+fn write_counters(out: &mut dyn Write, counters: &[Counter]) -> io::Result<()> {
+    let rows = counters.iter().map(|counter| {
+        [
+            counter.verdict.to_owned(),
+            counter.reason.to_owned(),
+            counter.from_pod.to_string(),
+            counter.to_pod.to_string(),
+            counter.from_uplink.to_string(),
+            counter.to_uplink.to_string(),
+            counter.meaning.to_owned(),
+        ]
+    });
+    let heading = [
+        "VERDICT",
+        "REASON",
+        "FROM POD",
+        "TO POD",
+        "FROM UPLINK",
+        "TO UPLINK",
+        "MEANING",
+    ];
+    output::write_table(out, heading, rows)
+}
+
+fn hook(state: HookState) -> HookStatus {
+    let HookState {
+        interface,
+        ifindex,
+        direction,
+        program,
+        attached,
+    } = state;
+    HookStatus {
+        interface,
+        ifindex,
+        direction: direction.name(),
+        program,
+        attached: attached.map(causeway::datapath::Mechanism::name),
+    }
+}
+
+/// All hooks in one word.
+fn attached(hooks: &[HookStatus]) -> &'static str {
+    let mut mechanisms = hooks.iter().map(|hook| hook.attached);
+    let first = mechanisms.next().flatten();
+    match first {
+        Some(mechanism) if mechanisms.clone().all(|other| other == first) => mechanism,
+        _ if hooks.iter().any(|hook| hook.attached.is_none()) => "incomplete",
+        _ => "mixed",
+    }
+}
+
+fn count_pods(pods: &[(Ipv4Addr, PodEntry)]) -> PodCount {
+    let count = |is: fn(&PodEntry) -> bool| pods.iter().filter(|(_, entry)| is(entry)).count();
+    let departed = count(|entry| entry.flags & PodEntry::DEPARTED != 0);
+    let ready = count(PodEntry::is_ready);
+    PodCount {
+        ready,
+        departed,
+        attaching: pods.len() - ready - departed,
+        capacity: POD_ENTRIES,
+    }
+}
+
+fn count_flows(datapath: &Datapath) -> Result<FlowCount, Failure> {
+    let mut count = FlowCount {
+        offered: 0,
+        carried: 0,
+        kernel: 0,
+        entries: 0,
+        capacity: FLOW_ENTRIES,
+        fill_ratio: 0.0,
+    };
+    datapath.for_each_flow(|_, entry| {
+        count.entries += 1;
+        match entry.state {
+            State::OFFERED => count.offered += 1,
+            State::CARRIED => count.carried += 1,
+            State::KERNEL => count.kernel += 1,
+            _ => {}
+        }
+    })?;
+    #[expect(clippy::cast_precision_loss, reason = "both are far below 2^52")]
+    let ratio = count.entries as f64 / count.capacity as f64;
+    count.fill_ratio = ratio;
+    Ok(count)
+}
+
+fn timeouts(timeouts: Timeouts) -> BTreeMap<&'static str, u32> {
+    let Timeouts {
+        offered,
+        tcp_opening,
+        tcp_established,
+        tcp_closing,
+        tcp_reset,
+        udp,
+        udp_stream,
+        icmp,
+    } = timeouts;
+    BTreeMap::from([
+        ("offered", offered),
+        ("tcpOpening", tcp_opening),
+        ("tcpEstablished", tcp_established),
+        ("tcpClosing", tcp_closing),
+        ("tcpReset", tcp_reset),
+        ("udp", udp),
+        ("udpStream", udp_stream),
+        ("icmp", icmp),
+    ])
+}
+
+fn counter(reason: Reason, count: Count) -> Counter {
+    Counter {
+        reason: reason.name(),
+        verdict: reason.verdict().name(),
+        meaning: reason.meaning(),
+        from_pod: count.from_pod,
+        to_pod: count.to_pod,
+        from_uplink: count.from_uplink,
+        to_uplink: count.to_uplink,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hooks(attached: &[Option<&'static str>]) -> Vec<HookStatus> {
+        let hook = |&attached| HookStatus {
+            interface: Some("eth0".to_owned()),
+            ifindex: 2,
+            direction: "ingress",
+            program: "cwy_from_uplink",
+            attached,
+        };
+        attached.iter().map(hook).collect()
+    }
+
+    #[test]
+    fn hooks_are_summed_up_in_one_word() {
+        assert_eq!(attached(&hooks(&[Some("tcx"), Some("tcx")])), "tcx");
+        assert_eq!(attached(&hooks(&[Some("tcx"), Some("clsact")])), "mixed");
+        assert_eq!(attached(&hooks(&[Some("tcx"), None])), "incomplete");
+        assert_eq!(attached(&hooks(&[None, Some("tcx")])), "incomplete");
+    }
+
+    #[test]
+    fn a_node_without_datapath_is_a_status_and_a_failure() {
+        let directory = tempfile::tempdir().unwrap();
+        let status = gather(&Root::new(directory.path()), false).unwrap();
+        let json = serde_json::to_value(&status).unwrap();
+        assert_eq!(json, serde_json::json!({ "loaded": false, "schema": SCHEMA }));
+        assert!(matches!(status.failure(), Some(Failure::NotLoaded(_))));
+    }
+
+    #[test]
+    fn pods_are_counted_by_state() {
+        let pod = |flags| {
+            let entry = PodEntry {
+                ifindex: 3,
+                mac: [2; 6],
+                host_mac: [2; 6],
+                mtu: 1500,
+                flags,
+                changed: 0,
+            };
+            (Ipv4Addr::LOCALHOST, entry)
+        };
+        let count = count_pods(&[
+            pod(0),
+            pod(PodEntry::READY),
+            pod(PodEntry::READY),
+            pod(PodEntry::DEPARTED),
+        ]);
+        assert_eq!((count.attaching, count.ready, count.departed), (1, 2, 1));
+    }
+}
