@@ -48,8 +48,8 @@ pub struct Ends<'a> {
 /// Claims a port and writes both entries. Returns the port, network order.
 #[inline(never)]
 pub fn claim(ctx: &TcContext, config: &Config<Addr>, claim: &Claim<'_>) -> Result<[u8; 2], Reason> {
-    let port = reserve(ctx, config, claim)?;
-    if write_forward(config, claim, port).is_err() {
+    let Won { port, state } = reserve(ctx, config, claim)?;
+    if write_forward(config, claim, port, state).is_err() {
         if FLOWS.remove(answer_key(config, claim, port)).is_err() {}
         return Err(Reason::SnatTableFull);
     }
@@ -57,12 +57,12 @@ pub fn claim(ctx: &TcContext, config: &Config<Addr>, claim: &Claim<'_>) -> Resul
 }
 
 #[inline(never)]
-fn write_forward(config: &Config<Addr>, claim: &Claim<'_>, port: [u8; 2]) -> Result<(), i32> {
+fn write_forward(config: &Config<Addr>, claim: &Claim<'_>, port: [u8; 2], state: u8) -> Result<(), i32> {
     let mut forward = Entry::kernel(claim.flags(), now());
     forward.nat = Nat::SOURCE;
     forward.nat_addr = config.node_addr;
     forward.nat_port = port;
-    forward.state = claim.state();
+    forward.state = state;
     if let Some(Ends { pod, uplink }) = claim.ends.as_ref() {
         forward.in_ifindex = pod.ifindex;
         forward.in_mac = pod.mac;
@@ -103,9 +103,15 @@ impl Claim<'_> {
     }
 }
 
+/// A claimed port, and the state of both halves.
+struct Won {
+    port: [u8; 2],
+    state: u8,
+}
+
 /// Walks the candidates until one is ours.
 #[inline(always)]
-fn reserve(ctx: &TcContext, config: &Config<Addr>, claim: &Claim<'_>) -> Result<[u8; 2], Reason> {
+fn reserve(ctx: &TcContext, config: &Config<Addr>, claim: &Claim<'_>) -> Result<Won, Reason> {
     let mut walk = Walk {
         skb: ctx.as_ptr(),
         config,
@@ -113,6 +119,7 @@ fn reserve(ctx: &TcContext, config: &Config<Addr>, claim: &Claim<'_>) -> Result<
         reverse: Entry::kernel(claim.flags(), now()),
         hash: claim.key.hash(config.seed),
         port: [0; 2],
+        state: claim.state(),
         end: if claim.opens { Reason::SnatNoPort } else { Reason::SnatNoMapping } as u8,
     };
     fill_reverse(&mut walk.reverse, claim);
@@ -120,7 +127,7 @@ fn reserve(ctx: &TcContext, config: &Config<Addr>, claim: &Claim<'_>) -> Result<
     // SAFETY: the callback has the signature that the helper calls (Linux 5.17), and `walk` outlives the call.
     unsafe { bpf_loop(PROBES, callback, state, 0) };
     match walk.end {
-        OURS => Ok(walk.port),
+        OURS => Ok(Won { port: walk.port, state: walk.state }),
         end if end == Reason::SnatTableFull as u8 => Err(Reason::SnatTableFull),
         _ if claim.opens => Err(Reason::SnatNoPort),
         _ => Err(Reason::SnatNoMapping),
@@ -138,6 +145,7 @@ struct Walk<'a> {
     reverse: Entry,
     hash: u32,
     port: [u8; 2],
+    state: u8,
     /// [`OURS`], or the [`Reason`] to give if the walk ends here. A number, because an enum that the verifier sees
     /// change in a loop costs it a state for each variant.
     end: u8,
@@ -167,8 +175,12 @@ unsafe extern "C" fn try_candidate(attempt: u32, walk: *mut c_void) -> i64 {
             && owner.nat_addr == claim.key.src
             && owner.nat_port == claim.key.src_port;
         if is_ours {
-            // Another CPU was first with a packet of this very flow, or its forward half was lost.
-            if claim.opens && FLOWS.insert(answer, &walk.reverse, u64::from(BPF_ANY)).is_err() {}
+            // Another CPU was first with a packet of this very flow, or its forward half was lost: it takes the state
+            // of the half that is left.
+            if !claim.opens {
+                walk.state = owner.state;
+            } else if FLOWS.insert(answer, &walk.reverse, u64::from(BPF_ANY)).is_err() {
+            }
             walk.end = OURS;
             return STOP;
         }

@@ -1,1 +1,14 @@
 //! The kernel programs through `BPF_PROG_TEST_RUN`: packet in, packet out, verdict, counters that moved.
+//!
+//! The oracle for what a packet should look like is etherparse, which parses the result anew and computes every
+//! checksum itself. A run cannot set `skb->tc_index`, so promotion (a packet whose tag fits) is seen in `netns`.
+
+mod bench;
+mod bounds;
+mod carried;
+mod drops;
+mod host;
+mod malformed;
+mod packets;
+mod snat;
+mod table;

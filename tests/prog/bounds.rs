@@ -1,0 +1,22 @@
+//! Costs that do not depend on the machine.
+
+use crate::bench::{Bench, Hook};
+
+/// The kernel's limit is a million. A tenth of a tenth of it keeps loading quick, and growth shows here first.
+#[test]
+fn the_verifier_needs_few_instructions() {
+    let bench = Bench::new();
+    for (hook, budget) in [
+        (Hook::FromPod, 14_000),
+        (Hook::ToPod, 9_000),
+        (Hook::FromUplink, 12_000),
+        (Hook::ToUplink, 26_000),
+    ] {
+        let verified = bench.verified_instructions(hook);
+        println!(
+            "{:16} {verified:6} instructions verified, budget {budget}",
+            hook.program()
+        );
+        assert!(verified <= budget, "{}: {verified} > {budget}", hook.program());
+    }
+}
