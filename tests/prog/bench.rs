@@ -339,7 +339,6 @@ impl Bench {
         };
         assert_eq!(action, expected, "action of {reason:?}");
         Ran {
-            action,
             packet: out,
             reason,
             noted,
