@@ -164,6 +164,14 @@ impl State {
         networks.find_map(|network| network.endpoints.values().find(|endpoint| endpoint.is(key)))
     }
 
+    /// Whether an endpoint other than that of `key` has the host's end `host_if`. In mode `transparent` the name
+    /// follows from the pod, not the container, so the sandboxes of one pod share it.
+    pub fn is_shared(&self, host_if: &str, key: &Key) -> bool {
+        self.endpoints().any(|(network, endpoint)| {
+            endpoint.host_if_name == host_if && !(network == key.network && endpoint.is(key))
+        })
+    }
+
     /// The subnet that the network takes its addresses from.
     pub fn subnet(&self, network: &str) -> Option<IpNet> {
         let interfaces = self.external_interfaces.values();
@@ -330,6 +338,7 @@ mod tests {
             ..keys[1].clone()
         };
         assert!(state.find(&other).is_none());
+        assert!(state.is_shared("azv0123", &keys[1]) && !state.is_shared("azv9", &keys[1]));
     }
 
     #[test]
