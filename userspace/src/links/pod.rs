@@ -57,17 +57,23 @@ pub struct PodLink {
 /// Connects a pod: makes the veth pair with one end in the pod's namespace `netns`, gives the pod its address, its
 /// routes and its neighbour, and the host the route and the neighbour of the pod. On an error nothing is left
 /// behind.
-pub fn connect_pod(netns: BorrowedFd<'_>, pod: &PodNetwork) -> Result<PodLink, LinkError> {
+///
+/// `admit` is called when the pair is there and both ends are down: whatever must know the pod before it can send its
+/// first packet is told there.
+pub fn connect_pod<E: From<LinkError>>(
+    netns: BorrowedFd<'_>,
+    pod: &PodNetwork,
+    admit: impl FnOnce(&PodLink) -> Result<(), E>,
+) -> Result<PodLink, E> {
     let mut host = Netlink::new()?;
     let (mac, host_mac) = (pod.mac.map_or_else(random_mac, Ok)?, random_mac()?);
     create_pair(&mut host, netns, pod, mac, host_mac)?;
-    let connected = set_up_host(&mut host, pod, mac).and_then(|host_link| {
+    let connected = find_host_end(&mut host, pod).map_err(E::from).and_then(|end| {
+        let link = PodLink { host_ifindex: end.index, host_mac, mac };
+        admit(&link)?;
+        set_up_host(&mut host, &end, pod, mac)?;
         in_namespace(netns, || set_up_pod(&mut Netlink::new()?, pod, host_mac))?;
-        Ok(PodLink {
-            host_ifindex: host_link.index,
-            host_mac,
-            mac,
-        })
+        Ok(link)
     });
     if connected.is_err()
         && let Err(error) = disconnect_pod(&pod.host_if)
