@@ -129,7 +129,11 @@ pub fn ip(ctx: &TcContext) -> Result<Ip, Reason> {
 
     let version_and_length = read(ETH_LEN);
     let header_len = usize::from(version_and_length & 0x0f) * 4;
-    let total_len = u16::from_be(word(ETH_LEN + 2));
+    let total_len = match u16::from_be(word(ETH_LEN + 2)) {
+        // BIG TCP (Linux 6.3): the field cannot hold the length of a GSO packet above 64 KiB.
+        0 if is_gso(ctx) => (ctx.len() - ETH_LEN as u32).min(u32::from(u16::MAX)) as u16,
+        total_len => total_len,
+    };
     let fits = usize::from(total_len) >= header_len && u32::from(total_len) + ETH_LEN as u32 <= ctx.len();
     if version_and_length >> 4 != 4 || header_len < 20 || !fits {
         return Err(Reason::Malformed);

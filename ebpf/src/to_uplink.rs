@@ -36,7 +36,10 @@ pub fn handle(ctx: &TcContext) -> Option<Outcome> {
 
 #[inline(always)]
 fn classify(ctx: &TcContext) -> Result<Reason, Reason> {
-    let ip = packet::ip(ctx)?;
+    let ip = match packet::ip(ctx) {
+        Ok(ip) => ip,
+        Err(reason) => return Err(judge_unparsed(ctx, reason)),
+    };
     let transport = packet::transport(ctx, &ip);
     let config = config().ok_or(Reason::NotFromPod)?;
     let dst_port = transport.as_ref().ok().map(|transport| transport.dst_port);
@@ -66,6 +69,16 @@ fn classify(ctx: &TcContext) -> Result<Reason, Reason> {
     }
 }
 
+/// A header that contradicts itself still shows a source. The kernel forwards no such packet; if one comes all the
+/// same, it is not sent with a pod's address.
+#[inline(always)]
+fn judge_unparsed(ctx: &TcContext, reason: Reason) -> Reason {
+    match packet::addr_at(ctx, packet::IP_SRC) {
+        Some(src) if reason == Reason::Malformed && pod(&src).is_some() => Reason::SnatMalformed,
+        _ => reason,
+    }
+}
+
 #[inline(always)]
 fn from_pod(
     ctx: &TcContext,
@@ -92,7 +105,7 @@ fn from_pod(
     }
     let hop = Hop {
         exit: Exit::UPLINK,
-        mtu: config.uplink_mtu as u16,
+        mtu: config.uplink_mtu.min(u32::from(u16::MAX)) as u16,
         ifindex: skb(ctx).ifindex,
         dst_mac: packet::dst_mac(ctx),
         src_mac: packet::src_mac(ctx),

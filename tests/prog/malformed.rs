@@ -118,7 +118,7 @@ fn check(bench: &mut Bench, hook: Hook, ifindex: u32, packet: &[u8]) {
     }
     // The leak rule, judged on the result alone: a pod's address towards a public destination.
     let passes = ran.reason.verdict() != Verdict::Dropped;
-    if hook == Hook::ToUplink && passes && ran.packet.len() >= 34 && ran.packet[12..15] == [8, 0, 0x45] {
+    if hook == Hook::ToUplink && passes && ran.packet.len() >= 34 && ran.packet[12..14] == [8, 0] {
         let is_pod =
             ran.packet[26..30] == bench.a.addr.octets() || ran.packet[26..30] == bench.b.addr.octets();
         let is_public = ran.packet[30] != 10 && ran.packet[30..34] != [168, 63, 129, 16];
