@@ -2,6 +2,7 @@
 //! datapath does not know, and that can be taken back from every point.
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     io,
     net::{IpAddr, Ipv4Addr},
@@ -16,7 +17,7 @@ use causeway::{
         pool::{Holder, Lease},
         source::LocalNic,
     },
-    links::{self, Netlink, PodNetwork},
+    links::{self, Netlink, PodLink, PodNetwork},
     node::{self, Uplink},
     root::Root,
 };
@@ -59,8 +60,9 @@ pub(crate) fn run(
     node::enable_forwarding(root)?;
     let host_if = attachment::host_interface(invocation, conf);
     clear_remnants(&datapath, &mut netlink, &host_if)?;
+    let busy = answering(&datapath, &mut netlink)?;
     let lease = ipam
-        .allocate(&subnet.to_string(), &holder, conf.address)
+        .allocate(&subnet.to_string(), &holder, conf.address, &busy)
         .map_err(|error| ipam_failure(error, "Failed to allocate address"))?;
     summary.ip = lease.address.to_string();
 
@@ -78,7 +80,7 @@ pub(crate) fn run(
     undo.push("releasing the address", Safety::AfterSuccess, || {
         ipam.release(&holder, &[lease.address]).map(drop)
     });
-    let done = pod.make(&lease, &mut netlink, &mut undo).and_then(|result| {
+    let done = pod.make(&lease, &mut undo).and_then(|result| {
         print(&result).map_err(|error| CniError::new(code::IO, format!("cannot print the result: {error}")))
     });
     match done {
@@ -104,12 +106,7 @@ struct Connection<'a> {
 
 impl Connection<'_> {
     /// Makes the link, tells the datapath, notes the endpoint. Returns the result to print.
-    fn make<'a>(
-        &'a self,
-        lease: &Lease,
-        netlink: &mut Netlink,
-        undo: &mut Undo<'a>,
-    ) -> Result<Value, CniError> {
+    fn make<'a>(&'a self, lease: &Lease, undo: &mut Undo<'a>) -> Result<Value, CniError> {
         let Self {
             root,
             invocation,
@@ -121,7 +118,6 @@ impl Connection<'_> {
             ..
         } = self;
         let address = v4(lease.address)?;
-        refuse_foreign_use(datapath, netlink, address)?;
         let network = PodNetwork {
             addr: address,
             prefix_len: lease.subnet.prefix_len(),
@@ -130,11 +126,7 @@ impl Connection<'_> {
             mtu: uplink.mtu,
             mac: conf.mac,
         };
-        let link = links::connect_pod(self.netns.as_fd(), &network)?;
-        undo.push("removing the interface", Safety::Always, || {
-            links::disconnect_pod(host_if).map(drop)
-        });
-        let pod = Pod {
+        let pod = |link: &PodLink| Pod {
             addr: address,
             ifindex: link.host_ifindex,
             host_if: host_if.clone(),
@@ -142,10 +134,18 @@ impl Connection<'_> {
             host_mac: link.host_mac,
             mtu: u16::try_from(uplink.mtu).unwrap_or(u16::MAX),
         };
-        datapath.add_pod(&pod)?;
-        undo.push("removing the pod from the datapath", Safety::Always, move || {
-            datapath.remove_pod(address).map(drop)
+        // Told while the link is still down: no packet of the pod finds the datapath unprepared.
+        let admit = |link: &PodLink| -> Result<(), CniError> {
+            undo.push("removing the pod from the datapath", Safety::Always, move || {
+                datapath.remove_pod(address).map(drop)
+            });
+            Ok(datapath.add_pod(&pod(link))?)
+        };
+        let link = links::connect_pod(self.netns.as_fd(), &network, admit)?;
+        undo.push("removing the interface", Safety::Always, || {
+            links::disconnect_pod(host_if).map(drop)
         });
+        let pod = pod(&link);
         self.note_endpoint(lease, &pod)?;
         undo.push("forgetting the endpoint", Safety::Always, || {
             forget_endpoint(root, key)
@@ -301,26 +301,18 @@ fn clear_remnants(datapath: &Datapath, netlink: &mut Netlink, host_if: &str) -> 
     Ok(())
 }
 
-/// The last line of defence against an address that two pods have: the programs know who answers to it.
-fn refuse_foreign_use(datapath: &Datapath, netlink: &mut Netlink, address: Ipv4Addr) -> Result<(), CniError> {
-    let Some((_, entry)) = datapath
-        .pods()?
-        .into_iter()
-        .find(|(known, entry)| *known == address && entry.is_ready())
-    else {
-        return Ok(());
-    };
-    match netlink.link_by_index(entry.ifindex)? {
-        None => Ok(()),
-        Some(link) => {
-            let msg = format!(
-                "address {address} answers on interface {} of another pod though it was free in {}: delete that pod",
-                link.name,
-                causeway::ipam::store::STATE
-            );
-            Err(CniError::new(code::PLUGIN, msg))
-        }
+/// Addresses that answer on an interface of the node. With the leases lost they are free in the state file, and must
+/// not be given to a second pod all the same.
+fn answering(datapath: &Datapath, netlink: &mut Netlink) -> Result<BTreeSet<IpAddr>, CniError> {
+    let pods = datapath.pods()?;
+    if !pods.iter().any(|(_, entry)| entry.is_ready()) {
+        return Ok(BTreeSet::new());
     }
+    let interfaces: BTreeSet<u32> = netlink.links()?.iter().map(|link| link.index).collect();
+    let live = pods
+        .iter()
+        .filter(|(_, entry)| entry.is_ready() && interfaces.contains(&entry.ifindex));
+    Ok(live.map(|(address, _)| IpAddr::V4(*address)).collect())
 }
 
 /// Takes the endpoint out of the state, if it is there.

@@ -1,6 +1,6 @@
 //! `azure-vnet-ipam`, called by itself: addresses for any plug-in that speaks the IPAM part of the specification.
 
-use std::io;
+use std::{collections::BTreeSet, io};
 
 use causeway::{
     ipam::{Ipam, NAMESERVER, pool::PoolError},
@@ -41,7 +41,7 @@ pub(crate) fn add(
     check_subnet(prescribed, subnet).map_err(|error| error.during("Failed to allocate address"))?;
     let held = !ipam.leases(&holder)?.is_empty();
     let lease = ipam
-        .allocate(&subnet.to_string(), &holder, conf.address)
+        .allocate(&subnet.to_string(), &holder, conf.address, &BTreeSet::new())
         .map_err(failed("Failed to allocate address"))?;
     let mut undo = Undo::default();
     if !held {

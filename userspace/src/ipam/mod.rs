@@ -11,6 +11,7 @@ pub mod source;
 pub mod store;
 
 use std::{
+    collections::BTreeSet,
     net::IpAddr,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -133,16 +134,18 @@ impl<'a> Ipam<'a> {
         }
     }
 
-    /// Gives the holder an address of `subnet`, or the one that it has already. It is on disk when this returns.
+    /// Gives the holder an address of `subnet` that is not `busy`, or the one that it has already. It is on disk when
+    /// this returns.
     pub fn allocate(
         &mut self,
         subnet: &str,
         holder: &Holder,
         requested: Option<IpAddr>,
+        busy: &BTreeSet<IpAddr>,
     ) -> Result<Lease, IpamError> {
         let mut store = self.open()?;
         let space = store.space();
-        match space.allocate(subnet, holder, requested) {
+        match space.allocate(subnet, holder, requested, busy) {
             Ok(lease) => {
                 store.save()?;
                 Ok(lease)

@@ -3,7 +3,10 @@
 //! Pure: time comes in as a number and nothing is read or written. An address has at most one holder, and a holder
 //! has at most one address in a pool.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -185,12 +188,13 @@ impl Space {
     }
 
     /// Gives the holder an address of `subnet`: the one it has already, else the `requested` one, else the free one
-    /// whose release is longest ago.
+    /// whose release is longest ago. Addresses in `busy` are not given, whatever the leases say.
     pub fn allocate(
         &mut self,
         subnet: &str,
         holder: &Holder,
         requested: Option<IpAddr>,
+        busy: &BTreeSet<IpAddr>,
     ) -> Result<Lease, PoolError> {
         let key = subnet
             .parse::<IpNet>()
@@ -199,7 +203,7 @@ impl Space {
             .pools
             .get_mut(&key)
             .ok_or_else(|| PoolError::InvalidPool(subnet.to_owned()))?;
-        let address = pool.allocate(holder, requested)?;
+        let address = pool.allocate(holder, requested, busy)?;
         pool.ref_count = pool.ref_count.max(1);
         Ok(pool.lease(address))
     }
@@ -300,32 +304,32 @@ impl Pool {
         })
     }
 
-    fn allocate(&mut self, holder: &Holder, requested: Option<IpAddr>) -> Result<IpAddr, PoolError> {
+    fn allocate(
+        &mut self,
+        holder: &Holder,
+        requested: Option<IpAddr>,
+        busy: &BTreeSet<IpAddr>,
+    ) -> Result<IpAddr, PoolError> {
         if let Some(held) = self.held_by(holder) {
             return match requested {
                 Some(requested) if requested != held => Err(PoolError::HolderHasAnother(held)),
                 _ => Ok(held),
             };
         }
+        let free = || self.free().filter(|free| !busy.contains(&free.addr));
         let address = match requested {
-            Some(address) => self.requested(address)?,
-            None => self
-                .free()
-                .min_by_key(|free| (free.released_at, free.addr))
-                .map(|free| free.addr)
-                .ok_or(PoolError::NoAvailableAddresses)?,
+            Some(wanted) if free().any(|free| free.addr == wanted) => wanted,
+            Some(wanted) if self.addresses.contains_key(&wanted.to_string()) => {
+                return Err(PoolError::AddressInUse(wanted));
+            }
+            Some(wanted) => return Err(PoolError::AddressNotFound(wanted)),
+            None => {
+                let longest_ago = free().min_by_key(|free| (free.released_at, free.addr));
+                longest_ago.ok_or(PoolError::NoAvailableAddresses)?.addr
+            }
         };
         self.record(address).take(holder);
         Ok(address)
-    }
-
-    fn requested(&self, requested: IpAddr) -> Result<IpAddr, PoolError> {
-        match self.addresses.get(&requested.to_string()) {
-            None => Err(PoolError::AddressNotFound(requested)),
-            Some(address) if address.in_use => Err(PoolError::AddressInUse(requested)),
-            Some(address) if address.vanished => Err(PoolError::AddressNotFound(requested)),
-            Some(_) => Ok(requested),
-        }
     }
 
     fn free(&self) -> impl Iterator<Item = &Address> {

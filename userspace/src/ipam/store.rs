@@ -184,7 +184,7 @@ fn rebuild(root: &Root) -> Option<File> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::{collections::BTreeSet, fs};
 
     use serde_json::json;
 
@@ -216,7 +216,10 @@ mod tests {
     fn add(root: &Root, container: &str) -> String {
         let mut store = open(root).unwrap();
         store.space().merge(&[source()]);
-        let lease = store.space().allocate(SUBNET, &holder(container), None).unwrap();
+        let lease = store
+            .space()
+            .allocate(SUBNET, &holder(container), None, &BTreeSet::new())
+            .unwrap();
         store.save().unwrap();
         lease.address.to_string()
     }

@@ -69,7 +69,11 @@ pub fn connect_pod<E: From<LinkError>>(
     let (mac, host_mac) = (pod.mac.map_or_else(random_mac, Ok)?, random_mac()?);
     create_pair(&mut host, netns, pod, mac, host_mac)?;
     let connected = find_host_end(&mut host, pod).map_err(E::from).and_then(|end| {
-        let link = PodLink { host_ifindex: end.index, host_mac, mac };
+        let link = PodLink {
+            host_ifindex: end.index,
+            host_mac,
+            mac,
+        };
         admit(&link)?;
         set_up_host(&mut host, &end, pod, mac)?;
         in_namespace(netns, || set_up_pod(&mut Netlink::new()?, pod, host_mac))?;
@@ -125,12 +129,14 @@ fn create_pair(
     }
 }
 
-fn set_up_host(host: &mut Netlink, pod: &PodNetwork, mac: [u8; 6]) -> Result<Link, LinkError> {
-    let link = host
-        .link(&pod.host_if)?
-        .ok_or_else(|| LinkError::Disappeared(pod.host_if.clone()))?;
+fn find_host_end(host: &mut Netlink, pod: &PodNetwork) -> Result<Link, LinkError> {
+    host.link(&pod.host_if)?
+        .ok_or_else(|| LinkError::Disappeared(pod.host_if.clone()))
+}
+
+fn set_up_host(host: &mut Netlink, link: &Link, pod: &PodNetwork, mac: [u8; 6]) -> Result<(), LinkError> {
     quiet_ipv6(&pod.host_if)?;
-    host.bring_up(&link)?;
+    host.bring_up(link)?;
     let route = RouteMessageBuilder::<Ipv4Addr>::new()
         .destination_prefix(pod.addr, 32)
         .output_interface(link.index)
@@ -139,8 +145,7 @@ fn set_up_host(host: &mut Netlink, pod: &PodNetwork, mac: [u8; 6]) -> Result<Lin
     // A pod that was not deleted cleanly may have left a route to another interface: the address has one owner.
     let request = host.handle.route().add(route).replace().execute();
     host.run(request, || format!("route {}/32 to {}", pod.addr, pod.host_if))?;
-    host.set_neighbour(&link, pod.addr, mac)?;
-    Ok(link)
+    host.set_neighbour(link, pod.addr, mac)
 }
 
 /// The host's end needs no IPv6 address of its own and listens to no router advertisement of a pod.

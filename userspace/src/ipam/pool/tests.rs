@@ -36,7 +36,7 @@ fn space(hosts: impl IntoIterator<Item = u8>) -> Space {
 
 fn take(space: &mut Space, container: &str) -> Result<IpAddr, PoolError> {
     space
-        .allocate(SUBNET, &holder(container), None)
+        .allocate(SUBNET, &holder(container), None, &BTreeSet::new())
         .map(|lease| lease.address)
 }
 
@@ -67,7 +67,13 @@ fn a_container_has_one_address_for_each_interface() {
         container: "a".to_owned(),
         interface: "eth1".to_owned(),
     };
-    assert_eq!(space.allocate(SUBNET, &second, None).unwrap().address, ip(6));
+    assert_eq!(
+        space
+            .allocate(SUBNET, &second, None, &BTreeSet::new())
+            .unwrap()
+            .address,
+        ip(6)
+    );
     assert_eq!(space.release(&holder("a"), &[], 0), [ip(5)]);
     assert_eq!(space.leases(&second).len(), 1, "eth1 is left");
     assert!(space.release(&holder("a"), &[], 0).is_empty());
@@ -90,7 +96,13 @@ fn a_lease_of_the_incumbent_is_its_containers_eth0() {
         container: "a".to_owned(),
         interface: "eth1".to_owned(),
     };
-    assert_eq!(space.allocate(SUBNET, &second, None).unwrap().address, ip(6));
+    assert_eq!(
+        space
+            .allocate(SUBNET, &second, None, &BTreeSet::new())
+            .unwrap()
+            .address,
+        ip(6)
+    );
     assert_eq!(space.release(&holder("a"), &[], 0), [ip(5)]);
 }
 
@@ -99,7 +111,7 @@ fn requests() {
     let mut space = space([5, 6, 7]);
     let mut ask = |who: &str, what| {
         space
-            .allocate(SUBNET, &holder(who), Some(ip(what)))
+            .allocate(SUBNET, &holder(who), Some(ip(what)), &BTreeSet::new())
             .map(|l| l.address)
     };
     assert_eq!(ask("a", 6), Ok(ip(6)));
@@ -107,19 +119,38 @@ fn requests() {
     assert_eq!(ask("b", 6), Err(PoolError::AddressInUse(ip(6))));
     assert_eq!(ask("b", 4), Err(PoolError::AddressNotFound(ip(4))));
     assert_eq!(ask("a", 5), Err(PoolError::HolderHasAnother(ip(6))));
-    let error = space.allocate("10.9.0.0/16", &holder("a"), None).unwrap_err();
+    let error = space
+        .allocate("10.9.0.0/16", &holder("a"), None, &BTreeSet::new())
+        .unwrap_err();
     assert_eq!(
         error.to_string(),
         "Pool id 10.9.0.0/16 not found :Invalid address pool"
     );
     assert_eq!(
         space
-            .allocate("10.240.0.9/16", &holder("b"), None)
+            .allocate("10.240.0.9/16", &holder("b"), None, &BTreeSet::new())
             .unwrap()
             .address,
         ip(5),
         "host bits are no matter"
     );
+}
+
+#[test]
+fn busy_addresses_are_not_given() {
+    let mut space = space([5, 6]);
+    let busy = BTreeSet::from([ip(5)]);
+    let error = space
+        .allocate(SUBNET, &holder("a"), Some(ip(5)), &busy)
+        .unwrap_err();
+    assert_eq!(error, PoolError::AddressInUse(ip(5)));
+    assert_eq!(
+        space.allocate(SUBNET, &holder("a"), None, &busy).unwrap().address,
+        ip(6)
+    );
+    let error = space.allocate(SUBNET, &holder("b"), None, &busy).unwrap_err();
+    assert_eq!(error, PoolError::NoAvailableAddresses);
+    assert_eq!(space.usage(SUBNET), (2, 1));
 }
 
 #[test]
@@ -200,10 +231,16 @@ fn the_choice_of_a_pool() {
     let choose = |space: &Space, uplink| space.choose(&who, uplink).unwrap().to_string();
     assert_eq!(choose(&space, None), "10.3.0.0/24");
     assert_eq!(choose(&space, Some("eth1")), "10.2.0.0/24");
-    space.allocate("10.3.0.0/24", &holder("x"), None).unwrap();
-    space.allocate("10.3.0.0/24", &holder("y"), None).unwrap();
+    space
+        .allocate("10.3.0.0/24", &holder("x"), None, &BTreeSet::new())
+        .unwrap();
+    space
+        .allocate("10.3.0.0/24", &holder("y"), None, &BTreeSet::new())
+        .unwrap();
     assert_eq!(choose(&space, None), "10.2.0.0/24", "the other is exhausted");
-    space.allocate("10.1.0.0/24", &who, None).unwrap();
+    space
+        .allocate("10.1.0.0/24", &who, None, &BTreeSet::new())
+        .unwrap();
     assert_eq!(choose(&space, None), "10.1.0.0/24", "where the holder is already");
 }
 
@@ -270,7 +307,7 @@ proptest! {
                     Err(_) => prop_assert!(free.is_empty() && !held.contains_key(&who)),
                 },
                 Step::Request(who, what) => {
-                    let got = space.allocate(SUBNET, &holder(&who.to_string()), Some(ip(what)));
+                    let got = space.allocate(SUBNET, &holder(&who.to_string()), Some(ip(what)), &BTreeSet::new());
                     let may = held.get(&who).map_or(free.contains(&ip(what)), |h| *h == ip(what));
                     prop_assert_eq!(got.is_ok(), may);
                     if may {
