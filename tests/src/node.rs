@@ -157,11 +157,11 @@ impl Node {
     /// How often the datapath gave a reason, over all hooks (`causeway status`).
     pub fn count(&self, reason: &str) -> Result<u64> {
         let status = self.causeway_json("status")?;
-        let counts = status["counts"]
+        let counts = status["counters"]
             .as_array()
-            .with_context(|| format!("no counts in {status}"))?;
+            .with_context(|| format!("no counters in {status}"))?;
         let row = counts.iter().find(|row| row["reason"] == reason);
-        let hooks = ["from_pod", "to_pod", "from_uplink", "to_uplink"];
+        let hooks = ["fromPod", "toPod", "fromUplink", "toUplink"];
         Ok(row.map_or(0, |row| hooks.iter().filter_map(|&hook| row[hook].as_u64()).sum()))
     }
 
