@@ -38,11 +38,20 @@ pub(crate) fn load(root: &Root, uplink: &Uplink, mode: AttachMode) -> Result<(),
     discard(&staging)?;
     let loaded = fill(root, &staging, uplink, mode).and_then(|()| staging.rename(&PinTree::live(root)));
     if loaded.is_err()
-        && let Err(error) = discard(&staging)
+        && let Err(error) = undo(&staging, uplink)
     {
-        tracing::warn!(%error, "cannot remove the pins of a datapath that failed to load");
+        tracing::warn!(%error, "cannot undo the loading of a datapath that failed");
     }
     loaded
+}
+
+/// Takes back what [`fill`] did: nothing stays attached without its pins.
+fn undo(staging: &PinTree, uplink: &Uplink) -> Result<(), DatapathError> {
+    let mut netlink = Netlink::new()?;
+    for hook in Hook::uplink(&uplink.name, uplink.ifindex) {
+        attach::detach_filter(&mut netlink, &hook)?;
+    }
+    discard(staging)
 }
 
 /// Removes a tree and detaches at once what its links hold.

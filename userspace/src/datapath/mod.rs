@@ -217,7 +217,7 @@ pub enum DatapathError {
         source: io::Error,
     },
     /// A pinned object cannot be made or opened.
-    #[error("cannot use the pin {}: {source}; `causeway unload` removes a damaged datapath", path.display())]
+    #[error("cannot use the pin {}: {}; `causeway unload` removes a damaged datapath", path.display(), chain(source))]
     Pin {
         /// The pin.
         path: PathBuf,
@@ -248,10 +248,10 @@ pub enum DatapathError {
     #[error("{} has been removed by somebody else: was `causeway unload` run? Try again", .0.display())]
     Vanished(PathBuf),
     /// The object cannot be loaded.
-    #[error("cannot load the kernel programs: {0}; Linux 6.1 or later and CAP_BPF are needed")]
+    #[error("cannot load the kernel programs: {}; Linux 6.1 or later and CAP_BPF are needed", chain(.0.as_ref()))]
     Load(#[source] Box<aya::EbpfError>),
     /// A program cannot be loaded.
-    #[error("cannot load the kernel program {name}: {source}")]
+    #[error("cannot load the kernel program {name}: {}", chain(source.as_ref()))]
     Program {
         /// The program.
         name: &'static str,
@@ -265,7 +265,7 @@ pub enum DatapathError {
     #[error("the map {0} has no known layout: it was built from other sources, build again")]
     UnknownMap(&'static str),
     /// A map cannot be read or written.
-    #[error("map {name}: {source}")]
+    #[error("map {name}: {}", chain(source))]
     Map {
         /// The map.
         name: &'static str,
@@ -286,7 +286,7 @@ pub enum DatapathError {
     )]
     TooManyPods,
     /// A program cannot be attached or detached.
-    #[error("{program} on {hook}: {source}")]
+    #[error("{program} on {hook}: {}", chain(source))]
     Attach {
         /// The program.
         program: &'static str,
@@ -363,6 +363,20 @@ impl From<RestoreError> for DatapathError {
     }
 }
 
+/// An error with its causes: aya's own text often names the call and not what the kernel said to it.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
 fn join(errors: &[DatapathError]) -> String {
     errors
         .iter()
@@ -383,4 +397,46 @@ pub enum PinFailure {
     /// It was being pinned.
     #[error(transparent)]
     Pin(#[from] aya::pin::PinError),
+}
+
+#[cfg(test)]
+mod tests {
+    use aya::sys::SyscallError;
+
+    use super::*;
+
+    #[test]
+    fn an_error_says_what_the_kernel_said_and_says_it_once() {
+        let refused = || io::Error::from_raw_os_error(libc::EACCES);
+        let call = SyscallError {
+            call: "BPF_OBJ_GET",
+            io_error: refused(),
+        };
+        let error = DatapathError::Map {
+            name: "cwy_pods",
+            source: MapError::SyscallError(call),
+        };
+        let text = error.to_string();
+        assert!(
+            text.contains("cwy_pods") && text.contains("BPF_OBJ_GET"),
+            "{text}"
+        );
+        assert_eq!(text.matches(&refused().to_string()).count(), 1, "{text}");
+    }
+
+    #[test]
+    fn one_error_is_itself_and_several_are_listed() {
+        let random = || DatapathError::Random(io::Error::from_raw_os_error(libc::EIO));
+        let action = || "the test".to_owned();
+        assert!(DatapathError::collect(action, vec![]).is_ok());
+        let one = DatapathError::collect(action, vec![random()]).unwrap_err();
+        assert_eq!(one.to_string(), random().to_string());
+        let two = DatapathError::collect(action, vec![random(), DatapathError::TooManyPods]).unwrap_err();
+        let text = two.to_string();
+        assert!(text.starts_with("the test is incomplete: "), "{text}");
+        assert!(
+            text.contains(&random().to_string()) && text.contains("cwy_pods is full"),
+            "{text}"
+        );
+    }
 }

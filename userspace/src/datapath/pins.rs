@@ -111,10 +111,15 @@ pub(crate) fn base(root: &Root) -> PathBuf {
     mount_point(root).join("causeway")
 }
 
-/// Names of the trees of other schema versions.
+/// Every tree, of whichever version.
+pub(crate) fn trees(root: &Root) -> Result<Vec<PathBuf>, DatapathError> {
+    list(&base(root))
+}
+
+/// The trees of other schema versions.
 pub(crate) fn foreign_trees(root: &Root) -> Result<Vec<PathBuf>, DatapathError> {
     let ours = [PinTree::live(root).directory, PinTree::staging(root).directory];
-    Ok(list(&base(root))?
+    Ok(trees(root)?
         .into_iter()
         .filter(|path| !ours.contains(path))
         .collect())

@@ -72,6 +72,7 @@ impl Datapath {
         {
             // Its last owner was not deleted cleanly, or packets of it arrived late.
             ifaces.remove(&before.ifindex)?;
+            attach::remove_defunct(&self.pins)?;
             self.purge(pod.addr)?;
         }
         let mut entry = PodEntry {

@@ -29,8 +29,8 @@ impl super::Datapath {
     /// `net.ipv4.ip_forward`. Refuses nothing, does what can be done, and is idempotent: pods that are still there
     /// are served by the kernel's routing alone, untranslated.
     pub fn unload(root: &Root) -> Result<Unloaded, DatapathError> {
-        let was_loaded = PinTree::live(root).exists()? || PinTree::staging(root).exists()?;
         let lock = lock(root)?;
+        let was_loaded = !pins::trees(root)?.is_empty();
         let restore = Restore::new(root);
         let mut errors = Vec::new();
         let mut note = |result: Result<(), DatapathError>| errors.extend(result.err());
@@ -48,19 +48,15 @@ impl super::Datapath {
     }
 }
 
+/// Removes the trees of every version.
 fn remove_trees(root: &Root) -> Result<(), DatapathError> {
     let mut errors = Vec::new();
-    let trees = [PinTree::live(root), PinTree::staging(root)];
-    errors.extend(trees.iter().filter_map(|tree| load::discard(tree).err()));
-    for path in pins::foreign_trees(root)? {
+    for path in pins::trees(root)? {
         errors.extend(load::discard(&PinTree::at(path)).err());
     }
     let base = pins::base(root);
-    errors.extend(
-        pins::ignore_missing(fs::remove_dir(&base))
-            .err()
-            .map(|source| DatapathError::file(base, source)),
-    );
+    let removed = pins::ignore_missing(fs::remove_dir(&base));
+    errors.extend(removed.err().map(|source| DatapathError::file(base, source)));
     DatapathError::collect(|| "removing the pins".to_owned(), errors)
 }
 
