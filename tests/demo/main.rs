@@ -33,7 +33,7 @@ fn tell(story: &mut Story) -> Result<()> {
     scenes::cluster_ip(story, &rig, &pods)?;
     scenes::host_port(story, &rig, &pods)?;
     scenes::policy(story, &rig, &pods)?;
-    scenes::what_the_tools_show(story, &rig)?;
+    scenes::what_the_tools_show(story, &rig, &pods)?;
     scenes::nothing_leaked(story, rig);
     twin::side_by_side(story)
 }

@@ -226,22 +226,36 @@ pub(crate) fn policy(story: &mut Story, rig: &Rig, pods: &Pods) -> Result<()> {
     Ok(())
 }
 
-pub(crate) fn what_the_tools_show(story: &mut Story, rig: &Rig) -> Result<()> {
+pub(crate) fn what_the_tools_show(story: &mut Story, rig: &Rig, pods: &Pods) -> Result<()> {
     story.scene("What the tools show");
-    let flows = rig.node.causeway(&["flows"])?;
-    story.tell("$ causeway flows");
-    story.tell(&head(&flows, 24));
+    for (destination, remark) in [
+        (INTERNET.to_string(), "translated"),
+        (VIP.to_string(), "the kernel's"),
+    ] {
+        story.tell(&format!("$ causeway flows --dst {destination}    # {remark}"));
+        story.tell(&rig.node.causeway(&["flows", "--dst", &destination])?);
+        story.tell("");
+    }
+    let api = pods.api.addr.to_string();
+    story.tell(&format!(
+        "$ causeway flows --src {} --dst {api}    # carried",
+        pods.web.addr
+    ));
+    story.tell(
+        &rig.node
+            .causeway(&["flows", "--src", &pods.web.addr.to_string(), "--dst", &api])?,
+    );
     story.tell("\n$ causeway status");
     story.tell(&rig.node.causeway(&["status"])?);
     let pin = rig
         .node
         .root
-        .join("/sys/fs/bpf/causeway/v1/maps/cwy_pods")
+        .join("/sys/fs/bpf/causeway/v1/maps/cwy_flows")
         .display()
         .to_string();
     let dump = rig.node.ns.output("bpftool", &["map", "dump", "pinned", &pin])?;
     story.tell(&format!("\n$ bpftool map dump pinned {pin}"));
-    story.tell(&head(&dump, 24));
+    story.tell(&head(&dump, 36));
     let carried = rig.node.count("carried_to_pod")? + rig.node.count("carried_to_uplink")?;
     story.check(
         carried > 0,

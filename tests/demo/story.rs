@@ -58,7 +58,7 @@ impl Story {
                     "by the kernel"
                 };
                 let text = format!(
-                    "{what:<22} seen as {:<21} the kernel forwarded {:>3} packets: {way}",
+                    "{what:<28} seen as {:<21} packets through the kernel: {:>2}, {way}",
                     talk.seen.to_string(),
                     talk.forwarded
                 );
@@ -68,7 +68,7 @@ impl Story {
                     self.tell(&format!("    {error:#}"));
                 }
             }
-            Err(error) => self.check(false, &format!("{what:<22} {error:#}")),
+            Err(error) => self.check(false, &format!("{what:<28} {error:#}")),
         }
     }
 

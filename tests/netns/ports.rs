@@ -1,8 +1,8 @@
 //! The node's own connections and the pods' share one address: they never share a port towards one remote.
 
-use std::net::SocketAddrV4;
+use std::{net::SocketAddrV4, time::Duration};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use causeway_tests::{
     echo::Echo,
     fabric::{INTERNET, NODE},
@@ -10,6 +10,7 @@ use causeway_tests::{
     rig::Rig,
     talk::{Tcp, Udp},
 };
+use rustix::net::sockopt::set_socket_linger;
 
 const WANTED: u16 = 45_000;
 const SERVER: SocketAddrV4 = SocketAddrV4::new(INTERNET, 8080);
@@ -146,5 +147,26 @@ fn a_listener_of_the_node_keeps_its_port() -> Result<()> {
     caller.chat(3)?;
     pod.chat(5)?;
     ensure!(listener.seen().iter().all(|peer| *peer.ip() == INTERNET));
+    Ok(())
+}
+
+/// A client that closes with RST and calls again from the same port at once: the same tuple, another connection.
+#[test]
+fn the_same_tuple_again_and_again() -> Result<()> {
+    let scene = Scene::new()?;
+    let neighbour = scene.rig.pod("b")?;
+    let _echo = Echo::start(&neighbour.ns, 7)?;
+    for server in [SERVER, SocketAddrV4::new(neighbour.addr, 7)] {
+        for round in 0..20 {
+            let from = SocketAddrV4::new(scene.pod.addr, WANTED);
+            let mut connection = Tcp::connect_from(&scene.pod.ns, from, server)
+                .with_context(|| format!("connection {round} to {server}"))?;
+            connection
+                .chat(3)
+                .with_context(|| format!("connection {round} to {server}"))?;
+            set_socket_linger(&connection.0, Some(Duration::ZERO))?;
+        }
+    }
+    ensure!(scene.echo.seen().iter().all(|peer| *peer.ip() == NODE));
     Ok(())
 }

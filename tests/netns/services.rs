@@ -1,16 +1,22 @@
 //! What kube-proxy and portmap translate stays with the kernel, and the rest of its way is right: the server sees the right
 //! client, the client never notices.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::{
+    net::{Ipv4Addr, SocketAddrV4},
+    time::Duration,
+};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use causeway_tests::{
+    echo::Echo,
     fabric::{INTERNET, NODE, PARTNER, VNET},
     netns::Netns,
     rig::Rig,
     rules,
+    talk::{Tcp, Udp},
     walk::Walk,
 };
+use rustix::net::sockopt::set_socket_linger;
 
 const VIP: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 50), 80);
 const TARGET: u16 = 8080;
@@ -143,4 +149,51 @@ fn host_port_from_another_pod_and_from_the_pod_itself() -> Result<()> {
         },
         NODE,
     )
+}
+
+/// Both conversations come from one port of the client and end at one port of the server: behind the DNAT they are one tuple.
+#[test]
+fn a_direct_flow_and_a_translated_one_in_one_tuple() -> Result<()> {
+    const FROM: u16 = 45_000;
+    let rig = Rig::causeway()?;
+    let (a, b) = (rig.pod("a")?, rig.pod("b")?);
+    let endpoint = SocketAddrV4::new(b.addr, TARGET);
+    rules::cluster_ip(&rig.node.ns, VIP, endpoint)?;
+    let _echo = Echo::start(&b.ns, TARGET)?;
+    let mut from = SocketAddrV4::new(a.addr, FROM);
+    for order in [[endpoint, VIP], [VIP, endpoint]] {
+        let talk = |to: SocketAddrV4| -> Result<()> {
+            Udp::connect_from(&a.ns, from, to)?
+                .chat(10)
+                .with_context(|| format!("UDP to {to} of {order:?}"))?;
+            let mut connection = Tcp::connect_from(&a.ns, from, to)?;
+            connection
+                .chat(10)
+                .with_context(|| format!("TCP to {to} of {order:?}"))?;
+            set_socket_linger(&connection.0, Some(Duration::ZERO))?;
+            Ok(())
+        };
+        order.into_iter().chain(order).try_for_each(talk)?;
+        from.set_port(FROM + 1);
+    }
+    Ok(())
+}
+
+/// And at the same time: the newcomer must not break the one that talks already for longer than a retry.
+#[test]
+fn a_translated_flow_joins_a_direct_one_in_one_tuple() -> Result<()> {
+    let rig = Rig::causeway()?;
+    let (a, b) = (rig.pod("a")?, rig.pod("b")?);
+    let endpoint = SocketAddrV4::new(b.addr, TARGET);
+    rules::cluster_ip(&rig.node.ns, VIP, endpoint)?;
+    let _echo = Echo::start(&b.ns, TARGET)?;
+    let from = SocketAddrV4::new(a.addr, 45_000);
+    let mut direct = Tcp::connect_from(&a.ns, from, endpoint)?;
+    direct.chat(10)?;
+    let mut translated = Tcp::connect_from(&a.ns, from, VIP)?;
+    for _ in 0..5 {
+        translated.chat(3).context("the translated one")?;
+        direct.chat(3).context("the direct one")?;
+    }
+    Ok(())
 }

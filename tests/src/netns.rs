@@ -59,7 +59,7 @@ impl Netns {
             let end = Instant::now() + Duration::from_secs(2);
             loop {
                 match f() {
-                    Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < end => {
+                    Err(error) if is_taken(&error) && Instant::now() < end => {
                         thread::sleep(Duration::from_millis(1));
                     }
                     done => return done,
@@ -190,6 +190,14 @@ pub fn stdout_of(output: io::Result<Output>, what: impl Fn() -> String) -> Resul
         );
     }
     Ok(stdout)
+}
+
+/// Binding to an address, or connecting to one from a port, that another socket holds.
+fn is_taken(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::AddrInUse | io::ErrorKind::AddrNotAvailable
+    )
 }
 
 fn enter(ns: BorrowedFd<'_>) -> io::Result<()> {
