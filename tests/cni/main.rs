@@ -1,1 +1,10 @@
 //! The CNI contract: configuration on standard input, environment, exact results and errors.
+//!
+//! Black box: the tests run the installed plug-ins as a container runtime does, in a node of their own, and judge by what was
+//! printed, what the kernel has and what the state files say.
+
+mod call;
+mod crash;
+mod ipam;
+mod pods;
+mod protocol;

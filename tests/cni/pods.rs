@@ -1,0 +1,378 @@
+//! Whole pods: links, routes, neighbours, map entries, state; and that nothing of them is left.
+
+use std::fs;
+
+use anyhow::Result;
+use causeway_tests::netns::Netns;
+use serde_json::{Value, json};
+
+use crate::call::{Call, World, address};
+
+fn id(n: u32) -> String {
+    format!("{n:08x}").repeat(8)
+}
+
+fn add<'a>(world: &'a World, n: u32, ns: &Netns) -> Result<Call<'a>> {
+    let args = format!("IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=pod-{n}");
+    Ok(world.network("ADD", &id(n))?.netns(ns).env("CNI_ARGS", args))
+}
+
+fn del(world: &World, n: u32) -> Result<Call<'_>> {
+    world.network("DEL", &id(n))
+}
+
+#[test]
+fn three_pods_come_and_go() -> Result<()> {
+    let world = World::new(3)?;
+    let pods = [Netns::new()?, Netns::new()?, Netns::new()?];
+    for ((n, ns), version) in (1..).zip(&pods).zip(["0.3.0", "0.4.0", "1.0.0"]) {
+        let result = add(&world, n, ns)?.with("cniVersion", json!(version)).ok()?;
+        check_result(&world, ns, &result, version)?;
+        check_pod(&world, ns, &result)?;
+    }
+    assert_eq!(
+        (
+            world.leases()?.len(),
+            world.endpoints()?.len(),
+            world.interfaces()?.len()
+        ),
+        (3, 3, 3)
+    );
+    let mut served = world.served()?;
+    served.sort();
+    assert_eq!(served, ["10.240.0.5", "10.240.0.6", "10.240.0.7"]);
+    for to in ["10.240.0.6", "10.240.0.7", "10.240.0.4"] {
+        pods[0].output("ping", &["-c1", "-W2", to])?;
+    }
+    for (n, ns) in (1..).zip(&pods) {
+        for _ in 0..3 {
+            assert_eq!(del(&world, n)?.netns(ns).ok()?, Value::Null);
+        }
+        assert!(!ns.output("ip", &["link"])?.contains("eth0"));
+    }
+    world.assert_empty()
+}
+
+fn check_result(world: &World, ns: &Netns, result: &Value, version: &str) -> Result<()> {
+    let host = &result["interfaces"][1];
+    let host_name = host["name"].as_str().unwrap_or_default();
+    let mac = |ns: &Netns, name: &str| {
+        Ok::<_, anyhow::Error>(ns.mac(name)?.map(|byte| format!("{byte:02x}")).join(":"))
+    };
+    let mut ip =
+        json!({ "interface": 0, "address": format!("{}/16", address(result)?), "gateway": "10.240.0.1" });
+    if version != "1.0.0" {
+        ip["version"] = "4".into();
+    }
+    let expected = json!({
+        "cniVersion": version,
+        "interfaces": [
+            { "name": "eth0", "mac": mac(ns, "eth0")?, "sandbox": ns.path() },
+            { "name": host_name, "mac": mac(&world.node.ns, host_name)?, "sandbox": "" },
+        ],
+        "ips": [ip],
+        "routes": [{ "dst": "0.0.0.0/0", "gw": "10.240.0.1" }],
+        "dns": { "nameservers": ["168.63.129.16"] },
+    });
+    assert_eq!(*result, expected);
+    Ok(())
+}
+
+fn check_pod(world: &World, ns: &Netns, result: &Value) -> Result<()> {
+    let (pod, host) = (
+        address(result)?,
+        result["interfaces"][1]["name"].as_str().unwrap_or_default(),
+    );
+    let eth0 = &ns.json("ip", &["-j", "addr", "show", "dev", "eth0"])?[0];
+    assert_eq!((&eth0["operstate"], &eth0["mtu"]), (&json!("UP"), &json!(1500)));
+    let own: Vec<&Value> = eth0["addr_info"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|a| a["family"] == "inet")
+        .collect();
+    assert_eq!(own.len(), 1);
+    assert_eq!(
+        (&own[0]["local"], &own[0]["prefixlen"]),
+        (&json!(pod), &json!(16))
+    );
+    let routes = ns.json("ip", &["-j", "route"])?;
+    let gateways: Vec<&Value> = routes
+        .as_array()
+        .into_iter()
+        .flatten()
+        .map(|route| &route["gateway"])
+        .collect();
+    assert_eq!(gateways, [&json!("169.254.1.1"), &Value::Null], "{routes}");
+    let neighbours = ns.json("ip", &["-j", "neigh"])?;
+    assert_eq!(neighbours[0]["lladdr"], result["interfaces"][1]["mac"]);
+    assert_eq!(neighbours[0]["state"], json!(["PERMANENT"]));
+    let route = &world
+        .node
+        .ns
+        .json("ip", &["-j", "route", "show", &pod.to_string()])?[0];
+    assert_eq!((&route["dev"], &route["scope"]), (&json!(host), &json!("link")));
+    let neighbour = &world
+        .node
+        .ns
+        .json("ip", &["-j", "neigh", "show", &pod.to_string()])?[0];
+    assert_eq!(neighbour["lladdr"], result["interfaces"][0]["mac"]);
+    Ok(())
+}
+
+#[test]
+fn names_of_the_host_interface_are_the_incumbents() -> Result<()> {
+    let world = World::new(2)?;
+    let pods = [Netns::new()?, Netns::new()?];
+    world
+        .network("ADD", &"0123456789abcdef".repeat(4))?
+        .netns(&pods[0])
+        .ok()?;
+    let args = "K8S_POD_NAMESPACE=kube-system;K8S_POD_NAME=metrics-server-77c8679d7d-6ksdh";
+    let transparent = |verb| {
+        Ok::<_, anyhow::Error>(
+            world
+                .network(verb, "c2")?
+                .with("mode", json!("transparent"))
+                .env("CNI_ARGS", args),
+        )
+    };
+    transparent("ADD")?.netns(&pods[1]).ok()?;
+    let mut names = world.interfaces()?;
+    names.sort();
+    assert_eq!(names, ["azvb87ebbb93f6", "azvd805fb1b0f8"]);
+    transparent("DEL")?.without("CNI_ARGS").ok()?;
+    assert_eq!(
+        world.interfaces()?,
+        ["azvb87ebbb93f6"],
+        "found by what was noted, without the pod's name"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_new_sandbox_of_a_pod_takes_over_in_mode_transparent() -> Result<()> {
+    let world = World::new(2)?;
+    let pods = [Netns::new()?, Netns::new()?];
+    let args = "K8S_POD_NAMESPACE=default;K8S_POD_NAME=web";
+    let call = |verb, container: &str| {
+        Ok::<_, anyhow::Error>(
+            world
+                .network(verb, container)?
+                .with("mode", json!("transparent"))
+                .env("CNI_ARGS", args),
+        )
+    };
+    call("ADD", "old")?.netns(&pods[0]).ok()?;
+    let new = address(&call("ADD", "new")?.netns(&pods[1]).ok()?)?;
+    assert_eq!(
+        world.leases()?.len(),
+        2,
+        "the old sandbox keeps its address until its DEL"
+    );
+    call("DEL", "old")?.ok()?;
+    pods[1].output("ping", &["-c1", "-W2", "10.240.0.4"])?;
+    assert_eq!(
+        (world.leases()?, world.served()?),
+        (vec![(new, "new".to_owned())], vec![new.to_string()])
+    );
+    call("DEL", "new")?.ok()?;
+    world.assert_empty()
+}
+
+#[test]
+fn a_second_add_leaves_the_first_pod_alone() -> Result<()> {
+    let world = World::new(2)?;
+    let ns = Netns::new()?;
+    let first = address(&add(&world, 1, &ns)?.ok()?)?;
+    let failure = add(&world, 1, &ns)?.error()?;
+    assert!(
+        failure.code == 999 && failure.msg.ends_with("Endpoint already exists"),
+        "{failure:?}"
+    );
+    ns.output("ping", &["-c1", "-W2", "10.240.0.4"])?;
+    assert_eq!(world.leases()?, [(first, id(1))]);
+    Ok(())
+}
+
+#[test]
+fn interfaces_of_a_container_are_independent() -> Result<()> {
+    let world = World::new(2)?;
+    let ns = Netns::new()?;
+    add(&world, 1, &ns)?.ok()?;
+    // The pod's default route is eth0's: a second interface needs another table, which is not this test's matter.
+    ns.ip("route del default\nroute del 169.254.1.1")?;
+    let second = address(&add(&world, 1, &ns)?.env("CNI_IFNAME", "eth1").ok()?)?;
+    assert_eq!(world.leases()?.len(), 2);
+    del(&world, 1)?.ok()?;
+    assert_eq!(world.leases()?, [(second, id(1))]);
+    let links = ns.output("ip", &["link"])?;
+    assert!(links.contains("eth1") && !links.contains("eth0"), "{links}");
+    del(&world, 1)?.env("CNI_IFNAME", "eth1").ok()?;
+    world.assert_empty()
+}
+
+/// What may have happened between ADD and DEL.
+type Damage = fn(&World) -> Result<()>;
+
+#[test]
+fn del_needs_neither_namespace_nor_state() -> Result<()> {
+    let world = World::new(1)?;
+    let damages: [(&str, Damage); 6] = [
+        ("nothing", |_| Ok(())),
+        ("endpoints lost", |world| {
+            Ok(fs::remove_file(world.node.root.join("/var/run/azure-vnet.json"))?)
+        }),
+        ("endpoints damaged", |world| {
+            world.node.root.write("/var/run/azure-vnet.json", "{\"Network\":")
+        }),
+        ("leases lost", |world| {
+            Ok(fs::remove_file(
+                world.node.root.join("/var/run/azure-vnet-ipam.json"),
+            )?)
+        }),
+        ("leases damaged", |world| {
+            world.node.root.write("/var/run/azure-vnet-ipam.json", "garbage")
+        }),
+        ("the interface lost", |world| {
+            world.node.ns.ip(&format!("link del {}", world.interfaces()?[0]))
+        }),
+    ];
+    for (what, damage) in damages {
+        for netns in ["", "netnspath", "/nonexistent", "/dev/null"] {
+            let ns = Netns::new()?;
+            add(&world, 1, &ns)?.ok()?;
+            damage(&world)?;
+            drop(ns);
+            for _ in 0..2 {
+                let answer = del(&world, 1)?.env("CNI_NETNS", netns).ok();
+                assert_eq!(answer.map_err(|error| error.context(what))?, Value::Null);
+            }
+            world.assert_empty()?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn del_before_any_add_and_without_a_datapath() -> Result<()> {
+    let world = World::new(1)?;
+    del(&world, 1)?.env("CNI_NETNS", "netnspath").ok()?;
+    world.assert_empty()?;
+    let ns = Netns::new()?;
+    add(&world, 1, &ns)?.ok()?;
+    world.node.causeway(&["unload"])?;
+    del(&world, 1)?.ok()?;
+    world.assert_empty()
+}
+
+/// With every lease forgotten, the programs still know who answers to an address.
+#[test]
+fn an_address_that_answers_is_not_given_again() -> Result<()> {
+    let world = World::new(3)?;
+    let pods = [Netns::new()?, Netns::new()?];
+    add(&world, 1, &pods[0])?.ok()?;
+    for file in ["azure-vnet.json", "azure-vnet-ipam.json"] {
+        fs::remove_file(world.node.root.join(&format!("/var/run/{file}")))?;
+    }
+    assert_eq!(address(&add(&world, 2, &pods[1])?.ok()?)?.octets()[3], 6);
+    pods[1].output("ping", &["-c1", "-W2", "10.240.0.5"])?;
+    for n in [1, 2] {
+        del(&world, n)?.ok()?;
+    }
+    world.assert_empty()
+}
+
+#[test]
+fn leases_are_rebuilt_from_the_endpoints() -> Result<()> {
+    let world = World::new(3)?;
+    let pods = [Netns::new()?, Netns::new()?];
+    let first = address(&add(&world, 1, &pods[0])?.ok()?)?;
+    world
+        .node
+        .root
+        .write("/var/run/azure-vnet-ipam.json", "{\"IPAM\":")?;
+    let second = address(&add(&world, 2, &pods[1])?.ok()?)?;
+    assert_eq!(world.leases()?, [(first, id(1)), (second, id(2))]);
+    let aside = world.node.root.join("/var/run/azure-vnet-ipam.json.corrupt-0");
+    assert_eq!(fs::read_to_string(aside)?, "{\"IPAM\":");
+    Ok(())
+}
+
+#[test]
+fn a_failed_add_leaves_nothing_at_any_step() -> Result<()> {
+    let world = World::new(2)?;
+    let ns = Netns::new()?;
+    let refused = |needle: &str| -> Result<()> {
+        let failure = add(&world, 1, &ns)?.error()?;
+        assert!(failure.msg.contains(needle), "expected {needle}: {failure:?}");
+        assert_eq!(world.leases()?, [], "{needle}");
+        assert_eq!(world.interfaces()?, [""; 0], "{needle}");
+        Ok(())
+    };
+    // The name is taken in the pod.
+    ns.ip("link add eth0 type veth peer name other")?;
+    refused("eth0")?;
+    world.assert_empty()?;
+    ns.ip("link del eth0")?;
+    // The endpoint cannot be noted.
+    let state = world.node.root.join("/var/run/azure-vnet.json");
+    fs::remove_file(&state).ok();
+    fs::create_dir(&state)?;
+    refused("azure-vnet.json")?;
+    fs::remove_dir(&state)?;
+    world.assert_empty()?;
+    // The address list is for another machine.
+    let list = world.node.root.join("/etc/kubernetes/interfaces.json");
+    let text = fs::read_to_string(&list)?;
+    fs::write(
+        &list,
+        r#"{"Interfaces":[{"MacAddress":"0A0000000001","IPSubnets":[{"Prefix":"10.240.0.0/16","IPAddresses":[{"Address":"10.240.0.9"}]}]}]}"#,
+    )?;
+    fs::remove_file(world.node.root.join("/var/run/azure-vnet-ipam.json")).ok();
+    refused("0a:00:00:00:00:01")?;
+    fs::write(&list, text)?;
+    add(&world, 1, &ns)?.ok()?;
+    del(&world, 1)?.ok()?;
+    world.assert_empty()
+}
+
+#[test]
+fn the_runtimes_wishes_are_met() -> Result<()> {
+    let world = World::new(3)?;
+    let ns = Netns::new()?;
+    // podman: no namespace of the pod, address and MAC in CNI_ARGS, then in capabilities.
+    let podman = world.network("ADD", "podman")?.netns(&ns).env(
+        "CNI_ARGS",
+        "IgnoreUnknown=1;K8S_POD_NAME=b;MAC=02:00:00:00:00:60;IP=10.240.0.7",
+    );
+    let result = podman.ok()?;
+    assert_eq!(
+        (address(&result)?.octets()[3], ns.mac("eth0")?),
+        (7, [2, 0, 0, 0, 0, 0x60])
+    );
+    world.network("DEL", "podman")?.ok()?;
+    // containerd: PascalCase, nulls; ctr: no CNI_ARGS, ids that share eight characters.
+    let wishes = json!({ "PortMappings": [{ "HostPort": 8082, "ContainerPort": 80, "Protocol": "tcp", "HostIP": "" }], "dns": null });
+    world
+        .network("ADD", "default-t1")?
+        .netns(&ns)
+        .with("runtimeConfig", wishes)
+        .with("prevResult", Value::Null)
+        .ok()?;
+    let other = Netns::new()?;
+    let dns = json!({ "Nameservers": ["10.0.0.10"], "search": ["svc.cluster.local"] });
+    let result = world
+        .network("ADD", "default-t2")?
+        .netns(&other)
+        .with("dns", dns)
+        .ok()?;
+    assert_eq!(
+        result["dns"],
+        json!({ "nameservers": ["10.0.0.10"], "search": ["svc.cluster.local"] })
+    );
+    for container in ["default-t1", "default-t2"] {
+        world.network("DEL", container)?.env("CNI_NETNS", "").ok()?;
+    }
+    world.assert_empty()
+}
