@@ -31,7 +31,7 @@ pub(crate) struct Filter {
     /// Destination: ADDRESS[/LENGTH][:PORT] or :PORT
     #[arg(long, value_name = "ENDPOINT")]
     dst: Option<EndpointFilter>,
-    /// Flows of this pod, in either direction and behind a translation
+    /// Flows of this pod: to it, from it, translated for it
     #[arg(long, value_name = "ADDRESS")]
     pod: Option<Ipv4Addr>,
     /// tcp, udp, icmp or a number

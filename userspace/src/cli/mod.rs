@@ -40,11 +40,12 @@ pub(crate) fn main() -> ExitCode {
 
 /// Shows what Causeway's datapath does on this node.
 ///
-/// The datapath is loaded by the first pod (CNI ADD) and needs no daemon. Environment: CAUSEWAY_ROOT names the
-/// directory that stands for / (several nodes on one machine), CAUSEWAY_ATTACH=clsact makes the CNI plug-in attach
-/// without tcx.
+/// The first pod (CNI ADD) loads the datapath; no daemon is needed.
+///
+/// CAUSEWAY_ROOT    directory that stands for /, where a machine has several nodes
+/// CAUSEWAY_ATTACH  auto, tcx or clsact: how the CNI plug-in attaches programs
 #[derive(Parser)]
-#[command(name = "causeway", version, max_term_width = 80)]
+#[command(name = "causeway", version, verbatim_doc_comment)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -52,7 +53,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// What is loaded and attached, how full it is, and what became of the packets
+    /// What is loaded and attached, how full it is, where packets went
     Status {
         /// Also reasons that were never given
         #[arg(long)]
@@ -85,7 +86,7 @@ enum Command {
     },
     /// Take everything away and leave the node as it was found
     ///
-    /// Pods that are still there lose masquerading and are served by the kernel's routing alone.
+    /// Pods that are still there lose masquerading: only the kernel routes them.
     Unload,
 }
 
@@ -195,6 +196,21 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn help_fits_a_terminal_of_80_columns() {
+        let mut commands = vec![Cli::command()];
+        commands.extend(Cli::command().get_subcommands().cloned());
+        for mut command in commands {
+            for text in [
+                command.render_help().to_string(),
+                command.render_long_help().to_string(),
+            ] {
+                let too_long = text.lines().find(|line| line.chars().count() > 80);
+                assert_eq!(too_long, None, "{}", command.get_name());
+            }
+        }
     }
 
     #[test]
