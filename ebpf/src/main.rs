@@ -40,26 +40,26 @@ use count::Hook;
 /// Pods to everywhere: source check, carry, offer.
 #[classifier]
 pub fn cwy_from_pod(ctx: TcContext) -> i32 {
-    finish(Hook::FromPod, from_pod::handle(&ctx))
+    finish(&ctx, Hook::FromPod, from_pod::handle(&ctx))
 }
 
 /// What the stack delivers to a pod: promote, or record that the kernel keeps the flow.
 #[classifier]
 pub fn cwy_to_pod(ctx: TcContext) -> i32 {
-    finish(Hook::ToPod, to_pod::handle(&ctx))
+    finish(&ctx, Hook::ToPod, to_pod::handle(&ctx))
 }
 
 /// The wire to the node: reverse SNAT, carry, offer.
 #[classifier]
 pub fn cwy_from_uplink(ctx: TcContext) -> i32 {
-    finish(Hook::FromUplink, from_uplink::handle(&ctx))
+    finish(&ctx, Hook::FromUplink, from_uplink::handle(&ctx))
 }
 
 /// What the stack sends to the wire: SNAT, promote, record. The one place where SNAT is decided.
 #[classifier]
 pub fn cwy_to_uplink(ctx: TcContext) -> i32 {
     match to_uplink::handle(&ctx) {
-        Some(outcome) => finish(Hook::ToUplink, outcome),
+        Some(outcome) => finish(&ctx, Hook::ToUplink, outcome),
         None => TC_ACT_UNSPEC,
     }
 }
@@ -85,14 +85,26 @@ impl From<Reason> for Outcome {
 /// "Not ours" is `TC_ACT_UNSPEC` and never `TC_ACT_OK`: under tcx the latter ends the chain, and programs that
 /// follow ours would not run.
 #[inline(always)]
-fn finish(hook: Hook, outcome: Outcome) -> i32 {
+fn finish(ctx: &TcContext, hook: Hook, outcome: Outcome) -> i32 {
     count::bump(hook, outcome.reason);
+    log(ctx, hook, outcome.reason);
     match outcome.reason.verdict() {
         Verdict::Carried => outcome.redirect,
         Verdict::Stack | Verdict::Noted => TC_ACT_UNSPEC,
         Verdict::Dropped => TC_ACT_SHOT,
     }
 }
+
+/// One line a packet, for whoever debugs the programs. A release object has neither the code nor the map behind it.
+#[cfg(feature = "log")]
+#[inline(always)]
+fn log(ctx: &TcContext, hook: Hook, reason: Reason) {
+    aya_log_ebpf::info!(ctx, "hook {} reason {} length {}", hook as u8, reason as u8, ctx.len());
+}
+
+#[cfg(not(feature = "log"))]
+#[inline(always)]
+fn log(_: &TcContext, _: Hook, _: Reason) {}
 
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
