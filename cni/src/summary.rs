@@ -16,7 +16,7 @@ pub(crate) struct Summary {
     pub(crate) interface: String,
     /// The container's namespace, as given.
     pub(crate) netns: String,
-    /// The pod as `namespace/name`.
+    /// The pod as `namespace/name`, as far as the client names them.
     pub(crate) pod: String,
     /// The address.
     pub(crate) ip: String,
@@ -40,9 +40,13 @@ impl Summary {
         self.container.clone_from(&invocation.container);
         self.interface.clone_from(&invocation.interface);
         self.netns.clone_from(&invocation.netns);
-        if !invocation.pod().is_empty() {
-            self.pod = format!("{}/{}", invocation.namespace(), invocation.pod());
-        }
+        let names = [invocation.namespace(), invocation.pod()];
+        self.pod = names
+            .iter()
+            .filter(|name| !name.is_empty())
+            .copied()
+            .collect::<Vec<_>>()
+            .join("/");
     }
 
     /// Writes the line. A pod without a name is no error (podman and ctr give none), but noted by the empty field.
