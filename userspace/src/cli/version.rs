@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use causeway::datapath::tcx_supported;
+use causeway::datapath::{Mechanism, mechanisms};
 use causeway_common::maps::SCHEMA;
 use serde::Serialize;
 
@@ -18,16 +18,15 @@ pub(crate) struct Version {
     schema: u32,
     /// Release of the running kernel.
     kernel: String,
-    /// Ways to attach that the kernel has, the preferred one first.
-    attach_modes: Vec<&'static str>,
+    /// Ways to attach that the kernel has, the preferred one first; null when it does not say.
+    attach_modes: Option<Vec<&'static str>>,
 }
 
 pub(crate) fn gather() -> Version {
     let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
-    let mut attach_modes = vec!["clsact"];
-    if tcx_supported() {
-        attach_modes.insert(0, "tcx");
-    }
+    let attach_modes = mechanisms()
+        .ok()
+        .map(|all| all.into_iter().map(Mechanism::name).collect());
     Version {
         program: env!("CARGO_PKG_VERSION"),
         schema: SCHEMA,
@@ -47,10 +46,9 @@ impl Report for Version {
             attach_modes,
         } = self;
         writeln!(out, "causeway {program}, schema {schema}")?;
-        writeln!(
-            out,
-            "kernel {kernel}, attaches with {}",
-            attach_modes.join(" or ")
-        )
+        match attach_modes {
+            Some(modes) => writeln!(out, "kernel {kernel}, attaches with {}", modes.join(" or ")),
+            None => writeln!(out, "kernel {kernel} (how it attaches is told to root)"),
+        }
     }
 }

@@ -112,7 +112,11 @@ impl TcxLink {
 }
 
 /// Whether the kernel has tcx: asks for the programs on a hook of the loopback interface, which changes nothing.
-pub(crate) fn has_tcx() -> bool {
+///
+/// # Errors
+///
+/// `PermissionDenied` without CAP_NET_ADMIN: the kernel does not say.
+pub(crate) fn has_tcx() -> io::Result<bool> {
     const LOOPBACK: u32 = 1;
     let mut attributes = QueryAttributes {
         ifindex: LOOPBACK,
@@ -120,7 +124,11 @@ pub(crate) fn has_tcx() -> bool {
         ..Default::default()
     };
     // SAFETY: the structure asks for no program ids, so the kernel writes to none of its pointers.
-    unsafe { bpf(BPF_PROG_QUERY, &mut attributes) }.is_ok()
+    match unsafe { bpf(BPF_PROG_QUERY, &mut attributes) } {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// The kernel's number of the program pinned at `path`.
@@ -139,8 +147,16 @@ pub(crate) fn program_id(path: &Path) -> io::Result<u32> {
 /// # Errors
 ///
 /// `Unsupported` or `InvalidInput` where the kernel has no batches for this map (before 5.6).
-pub(crate) fn for_each<K: Pod, V: Pod>(map: BorrowedFd<'_>, mut each: impl FnMut(K, V)) -> io::Result<()> {
-    let mut batch = Batch::<K, V>::with_room_for(4096);
+pub(crate) fn for_each<K: Pod, V: Pod>(map: BorrowedFd<'_>, each: impl FnMut(K, V)) -> io::Result<()> {
+    in_batches_of(4096, map, each)
+}
+
+fn in_batches_of<K: Pod, V: Pod>(
+    room: usize,
+    map: BorrowedFd<'_>,
+    mut each: impl FnMut(K, V),
+) -> io::Result<()> {
+    let mut batch = Batch::<K, V>::with_room_for(room);
     let mut token: Option<u32> = None;
     loop {
         let (count, next) = match batch.read(map, token) {
@@ -330,6 +346,36 @@ mod tests {
     #[test]
     fn a_path_without_a_pin_has_no_link() {
         assert!(TcxLink::open(Path::new("/nonexistent/link")).unwrap().is_none());
+    }
+
+    /// Needs CAP_BPF, as the whole test run does.
+    #[test]
+    fn every_element_of_a_hash_is_seen_once_whatever_the_room() {
+        use std::os::fd::AsFd as _;
+
+        use aya::maps::{HashMap, IterableMap as _};
+
+        const ELEMENTS: u32 = 10_000;
+        let mut map: HashMap<_, u32, u64> =
+            HashMap::create(ELEMENTS, 0).expect("CAP_BPF is needed: run as root");
+        for key in 0..ELEMENTS {
+            map.insert(key, u64::from(key) * 3, 0).unwrap();
+        }
+        // With room for one element, a bucket of two does not fit: the room has to grow.
+        for room in [1, 1000, 4096, 20_000] {
+            let mut seen = Vec::new();
+            in_batches_of(room, map.map().fd().as_fd(), |key: u32, value: u64| {
+                assert_eq!(value, u64::from(key) * 3);
+                seen.push(key);
+            })
+            .unwrap();
+            seen.sort_unstable();
+            assert!(
+                seen.iter().copied().eq(0..ELEMENTS),
+                "{} elements with room for {room}",
+                seen.len()
+            );
+        }
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! What is attached where, for people who ask.
 
+use std::io;
+
 use causeway_common::maps::PodEntry;
 
 use super::{
@@ -73,7 +75,12 @@ impl Datapath {
     }
 }
 
-/// Whether the kernel has tcx (6.6 and later, unless built without).
-pub fn tcx_supported() -> bool {
-    bpf::has_tcx()
+/// The ways to attach that the kernel has, the preferred one first: tcx from 6.6 on, unless built without.
+///
+/// # Errors
+///
+/// `PermissionDenied` without CAP_NET_ADMIN: the kernel does not say.
+pub fn mechanisms() -> io::Result<Vec<Mechanism>> {
+    let tcx = bpf::has_tcx()?.then_some(Mechanism::Tcx);
+    Ok(tcx.into_iter().chain([Mechanism::Clsact]).collect())
 }
