@@ -47,12 +47,18 @@ pub fn carry(ctx: &TcContext, ip: &Ip, transport: &Transport, key: &Key, entry: 
     if hop.exit == Exit::POD {
         // SAFETY: the helper takes integers only; it fails with a drop when the device is gone.
         let action = unsafe { bpf_redirect_peer(hop.ifindex, 0) };
-        Outcome { reason: Reason::CarriedToPod, redirect: action as i32 }
+        Outcome {
+            reason: Reason::CarriedToPod,
+            redirect: action as i32,
+        }
     } else {
         packet::set_tag(ctx, TAG_CARRIED);
         // SAFETY: as above.
         let action = unsafe { bpf_redirect(hop.ifindex, 0) };
-        Outcome { reason: Reason::CarriedToUplink, redirect: action as i32 }
+        Outcome {
+            reason: Reason::CarriedToUplink,
+            redirect: action as i32,
+        }
     }
 }
 
@@ -67,7 +73,11 @@ fn up(ctx: &TcContext, ip: &Ip, key: &Key, to: &Translation, reason: Reason) -> 
         if translate(ctx, ip, key, to).is_err() {
             return Reason::RewriteFailed.into();
         }
-        inside = Key { dst: to.addr, dst_port: to.port, ..*key };
+        inside = Key {
+            dst: to.addr,
+            dst_port: to.port,
+            ..*key
+        };
     }
     if let Some(config) = config() {
         packet::set_tag(ctx, inside.tag(config.seed));
@@ -107,5 +117,9 @@ fn hop(entry: &Entry) -> Hop {
 /// What the entry replaces.
 #[inline(always)]
 pub fn translation(entry: &Entry) -> Translation {
-    Translation { nat: entry.nat, addr: entry.nat_addr, port: entry.nat_port }
+    Translation {
+        nat: entry.nat,
+        addr: entry.nat_addr,
+        port: entry.nat_port,
+    }
 }

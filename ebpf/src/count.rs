@@ -16,7 +16,9 @@ pub enum Hook {
 /// Counts one packet.
 #[inline(always)]
 pub fn bump(hook: Hook, reason: Reason) {
-    let Some(count) = COUNT.get_ptr_mut(reason as u32) else { return };
+    let Some(count) = COUNT.get_ptr_mut(reason as u32) else {
+        return;
+    };
     // SAFETY: a per-CPU element, valid until the program ends; programs do not nest on one CPU at one hook.
     unsafe {
         match hook {

@@ -58,7 +58,14 @@ fn not_carried(ctx: &TcContext, ip: &Ip, transport: Result<Transport, Reason>) -
         return Reason::Vlan;
     }
     match transport {
-        Ok(transport) => give_up(ctx, Hook::FromPod, ip, &transport, &packet::key(ip, &transport), mac),
+        Ok(transport) => give_up(
+            ctx,
+            Hook::FromPod,
+            ip,
+            &transport,
+            &packet::key(ip, &transport),
+            mac,
+        ),
         Err(reason) => reason,
     }
 }

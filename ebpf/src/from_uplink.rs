@@ -38,7 +38,8 @@ pub fn handle(ctx: &TcContext) -> Outcome {
     {
         let key = packet::key(&ip, transport);
         if let Some(entry) = flow(&key) {
-            if at_ingress(Some(entry), transport.role(&ip), ip.protocol, skb(ctx).ifindex) == AtIngress::Carry {
+            if at_ingress(Some(entry), transport.role(&ip), ip.protocol, skb(ctx).ifindex) == AtIngress::Carry
+            {
                 return carry(ctx, &ip, transport, &key, entry);
             }
             if entry.state == State::KERNEL && entry.nat == Nat::DESTINATION {
@@ -59,7 +60,11 @@ fn kernel_answer(ctx: &TcContext, ip: &Ip, transport: &Transport, key: &Key, ent
         return Reason::RewriteFailed;
     }
     if let Some(config) = config() {
-        let inside = Key { dst: to.addr, dst_port: to.port, ..*key };
+        let inside = Key {
+            dst: to.addr,
+            dst_port: to.port,
+            ..*key
+        };
         packet::set_tag(ctx, inside.tag(config.seed));
     }
     Reason::KernelFlowTranslated
@@ -79,7 +84,14 @@ fn not_carried(ctx: &TcContext, ip: &Ip, transport: Result<Transport, Reason>) -
         return Reason::Vlan;
     }
     match transport {
-        Ok(transport) => give_up(ctx, Hook::FromUplink, ip, &transport, &packet::key(ip, &transport), [0; 6]),
+        Ok(transport) => give_up(
+            ctx,
+            Hook::FromUplink,
+            ip,
+            &transport,
+            &packet::key(ip, &transport),
+            [0; 6],
+        ),
         Err(reason) => reason,
     }
 }

@@ -17,7 +17,11 @@ const ARP_SENDER_ADDR: usize = packet::ETH_LEN + 14;
 #[inline(always)]
 pub fn check_source(ctx: &TcContext, ip: &Ip) -> Result<Mac, Reason> {
     let pod = sender(ctx)?;
-    if ip.src == pod.addr { Ok(pod.mac) } else { Err(Reason::SourceAddress) }
+    if ip.src == pod.addr {
+        Ok(pod.mac)
+    } else {
+        Err(Reason::SourceAddress)
+    }
 }
 
 /// The verdict on a frame without an IPv4 header; `reason` says what it is instead.
@@ -33,12 +37,20 @@ pub fn check_other(ctx: &TcContext, reason: Reason) -> Reason {
     let sender_addr = packet::addr_at(ctx, ARP_SENDER_ADDR);
     // A probe for a free address has no sender address yet (RFC 5227 section 2.1.1).
     let is_own = sender_addr == Some(pod.addr) || sender_addr == Some([0; 4]);
-    if is_own && packet::mac_at(ctx, ARP_SENDER_MAC) == pod.mac { reason } else { Reason::ArpSpoofed }
+    if is_own && packet::mac_at(ctx, ARP_SENDER_MAC) == pod.mac {
+        reason
+    } else {
+        Reason::ArpSpoofed
+    }
 }
 
 /// The pod of this interface, if the frame carries its MAC.
 #[inline(always)]
 fn sender(ctx: &TcContext) -> Result<&'static IfaceEntry<Addr>, Reason> {
     let pod = iface(skb(ctx).ifindex).ok_or(Reason::UnknownInterface)?;
-    if packet::src_mac(ctx) == pod.mac { Ok(pod) } else { Err(Reason::SourceMac) }
+    if packet::src_mac(ctx) == pod.mac {
+        Ok(pod)
+    } else {
+        Err(Reason::SourceMac)
+    }
 }

@@ -20,7 +20,12 @@ use crate::{
 
 /// A packet with the node's address. It is translated only if its port is a pod's towards this remote.
 #[inline(always)]
-pub fn to_uplink(ctx: &TcContext, config: &Config<Addr>, ip: &Ip, transport: &Transport) -> Result<Reason, Reason> {
+pub fn to_uplink(
+    ctx: &TcContext,
+    config: &Config<Addr>,
+    ip: &Ip,
+    transport: &Transport,
+) -> Result<Reason, Reason> {
     let key = packet::key(ip, transport);
     if let Some(entry) = flow(&key)
         && entry.nat == Nat::SOURCE
@@ -37,14 +42,34 @@ pub fn to_uplink(ctx: &TcContext, config: &Config<Addr>, ip: &Ip, transport: &Tr
     let answer = key.reversed();
     match flow(&answer) {
         Some(owner) if owner.nat == Nat::DESTINATION && !owner.has(Flags::HOST) => {
-            let port = snat::claim(ctx, config, &Claim { key: &key, ends: None, carried: false, opens: true })?;
-            translated(ctx, ip, &key, &Translation { nat: Nat::SOURCE, addr: config.node_addr, port })
+            let port = snat::claim(
+                ctx,
+                config,
+                &Claim {
+                    key: &key,
+                    pod: None,
+                    carried: false,
+                    opens: true,
+                },
+            )?;
+            translated(
+                ctx,
+                ip,
+                &key,
+                &Translation {
+                    nat: Nat::SOURCE,
+                    addr: config.node_addr,
+                    port,
+                },
+            )
         }
         Some(_) => Ok(Reason::NotFromPod),
         None => {
             // An echo identifier has no socket that could be looked up when a pod wants it: it is noted here.
             if ip.protocol == ICMP
-                && FLOWS.insert(answer, Entry::kernel(Flags::HOST, now()), u64::from(BPF_NOEXIST)).is_err()
+                && FLOWS
+                    .insert(answer, Entry::kernel(Flags::HOST, now()), u64::from(BPF_NOEXIST))
+                    .is_err()
             {}
             Ok(Reason::NotFromPod)
         }
@@ -52,12 +77,7 @@ pub fn to_uplink(ctx: &TcContext, config: &Config<Addr>, ip: &Ip, transport: &Tr
 }
 
 #[inline(always)]
-fn translated(
-    ctx: &TcContext,
-    ip: &Ip,
-    key: &Key,
-    to: &Translation,
-) -> Result<Reason, Reason> {
+fn translated(ctx: &TcContext, ip: &Ip, key: &Key, to: &Translation) -> Result<Reason, Reason> {
     translate(ctx, ip, key, to).map_err(|_failed| Reason::RewriteFailed)?;
     Ok(Reason::HostFlowTranslated)
 }

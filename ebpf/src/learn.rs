@@ -30,11 +30,18 @@ pub struct Emitted<'a> {
 #[inline(never)]
 pub fn learn(packet: &Emitted<'_>) -> Reason {
     let entry = flow(packet.key);
-    let decision = at_egress(entry.as_deref(), packet.role, packet.key.protocol, packet.unchanged);
+    let decision = at_egress(
+        entry.as_deref(),
+        packet.role,
+        packet.key.protocol,
+        packet.unchanged,
+    );
     if let Some(entry) = entry {
         entry.last_seen = now();
         match decision {
-            AtEgress::Promote | AtEgress::AwaitAnswer if packet.hop.exit == Exit::STACK => return Reason::Offered,
+            AtEgress::Promote | AtEgress::AwaitAnswer if packet.hop.exit == Exit::STACK => {
+                return Reason::Offered;
+            }
             AtEgress::Promote => return promote(packet, entry),
             AtEgress::AwaitAnswer => return await_answer(packet, entry),
             AtEgress::Demote => return demote(packet, entry),
@@ -56,7 +63,12 @@ fn promote(packet: &Emitted<'_>, entry: &mut Entry) -> Reason {
     // An echo reply opens nothing by itself, and the answer to a flow from outside must be known as one.
     let must_await = packet.key.protocol == ICMP || packet.answer_flags & Flags::ANSWER != 0;
     if must_await && packet.role == Role::Opens {
-        insert(packet, &packet.key.reversed(), State::OFFERED, packet.answer_flags);
+        insert(
+            packet,
+            &packet.key.reversed(),
+            State::OFFERED,
+            packet.answer_flags,
+        );
     }
     Reason::Promoted
 }
@@ -125,7 +137,10 @@ fn leave_to_kernel(packet: &Emitted<'_>, key: &Key, flags: u8) {
 /// A failure costs speed only: the direction takes the stack.
 #[inline(never)]
 fn insert(packet: &Emitted<'_>, key: &Key, state: u8, flags: u8) {
-    let entry = Entry { state, ..Entry::awaited(flags, now()) };
+    let entry = Entry {
+        state,
+        ..Entry::awaited(flags, now())
+    };
     match FLOWS.insert(key, entry, u64::from(BPF_NOEXIST)) {
         Ok(()) | Err(EEXIST) => {}
         Err(_) => bump(packet.hook, Reason::OfferRefused),

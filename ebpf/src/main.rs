@@ -76,7 +76,10 @@ struct Outcome {
 impl From<Reason> for Outcome {
     #[inline(always)]
     fn from(reason: Reason) -> Self {
-        Self { reason, redirect: TC_ACT_SHOT }
+        Self {
+            reason,
+            redirect: TC_ACT_SHOT,
+        }
     }
 }
 
@@ -99,7 +102,13 @@ fn finish(ctx: &TcContext, hook: Hook, outcome: Outcome) -> i32 {
 #[cfg(feature = "log")]
 #[inline(always)]
 fn log(ctx: &TcContext, hook: Hook, reason: Reason) {
-    aya_log_ebpf::info!(ctx, "hook {} reason {} length {}", hook as u8, reason as u8, ctx.len());
+    aya_log_ebpf::info!(
+        ctx,
+        "hook {} reason {} length {}",
+        hook as u8,
+        reason as u8,
+        ctx.len()
+    );
 }
 
 #[cfg(not(feature = "log"))]

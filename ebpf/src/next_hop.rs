@@ -1,4 +1,4 @@
-//! Follows a changed next hop, once a second and flow, so that a carried flow does not depend on an agent.
+//! The next hop: read off the frame of a flow's first packet, and followed when it changes, once a second and flow, so that a carried flow does not depend on an agent.
 //!
 //! A carried flow with SNAT may never return to the stack in mid-life (conntrack would call it INVALID), so the
 //! route and the neighbour are read here and the entry is changed in place.
@@ -10,16 +10,30 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use causeway_common::{
-    flow::{Nat, State},
+    flow::{Exit, Hop, Nat, State},
+    maps::Config,
     reason::Reason,
 };
 
 use crate::{
     count::{Hook, bump},
-    maps::{Entry, Key, flow},
+    maps::{Addr, Entry, Key, flow},
+    packet::{self, skb},
 };
 
 const AF_INET: u8 = 2;
+
+/// Where a frame that leaves the uplink goes: the kernel has just resolved it.
+#[inline(always)]
+pub fn of_frame(ctx: &TcContext, config: &Config<Addr>) -> Hop {
+    Hop {
+        exit: Exit::UPLINK,
+        mtu: config.uplink_mtu.min(u32::from(u16::MAX)) as u16,
+        ifindex: skb(ctx).ifindex,
+        dst_mac: packet::dst_mac(ctx),
+        src_mac: packet::src_mac(ctx),
+    }
+}
 
 /// Asks the kernel for the route and the neighbour and follows them.
 ///

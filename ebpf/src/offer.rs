@@ -17,7 +17,9 @@ use crate::{
 /// Gives a packet to the stack. `mac` is the pod's, or zeros for a packet from the wire.
 #[inline(always)]
 pub fn give_up(ctx: &TcContext, hook: Hook, ip: &Ip, transport: &Transport, key: &Key, mac: Mac) -> Reason {
-    let Some(config) = config() else { return Reason::NeverOffered };
+    let Some(config) = config() else {
+        return Reason::NeverOffered;
+    };
     let entry = flow(key);
     let ifindex = skb(ctx).ifindex;
     match at_ingress(entry.as_deref(), transport.role(ip), key.protocol, ifindex) {
@@ -63,11 +65,17 @@ fn write_offer(hook: Hook, key: &Key, earlier: Option<&Entry>, ifindex: u32, mac
     let now = now();
     if earlier.is_some_and(|earlier| earlier.nat == Nat::NONE) {
         // Both directions start again together: an answer still carried would pass the kernel unseen.
-        if FLOWS.insert(key.reversed(), Entry::awaited(0, now), u64::from(BPF_ANY)).is_err() {
+        if FLOWS
+            .insert(key.reversed(), Entry::awaited(0, now), u64::from(BPF_ANY))
+            .is_err()
+        {
             bump(hook, Reason::OfferRefused);
         }
     }
-    if FLOWS.insert(key, Entry::offer(ifindex, mac, now), u64::from(BPF_ANY)).is_err() {
+    if FLOWS
+        .insert(key, Entry::offer(ifindex, mac, now), u64::from(BPF_ANY))
+        .is_err()
+    {
         bump(hook, Reason::OfferRefused);
     }
 }

@@ -100,11 +100,19 @@ pub fn is_for_us(ctx: &TcContext) -> bool {
 #[inline(always)]
 pub fn linearise_headers(ctx: &TcContext) {
     let linear = (ctx.data_end() - ctx.data()) as u32;
-    let wanted = if linear > (ETH_LEN + 9) as u32 && byte(ctx, ETH_LEN + 9) == Some(TCP) { 54 } else { 42 };
+    let wanted = if linear > (ETH_LEN + 9) as u32 && byte(ctx, ETH_LEN + 9) == Some(TCP) {
+        54
+    } else {
+        42
+    };
     let len = ctx.len();
     if linear < wanted && linear < len {
         // A failure leaves the buffer as it was; parsing then finds the header absent.
-        if ctx.skb.pull_data(if len < wanted { len } else { wanted }).is_err() {}
+        if ctx
+            .skb
+            .pull_data(if len < wanted { len } else { wanted })
+            .is_err()
+        {}
     }
 }
 
@@ -178,22 +186,40 @@ pub fn transport(ctx: &TcContext, ip: &Ip) -> Result<Transport, Reason> {
             if data_offset < 20 || usize::from(ip.total_len) + ETH_LEN < ip.l4() + usize::from(data_offset) {
                 return Err(Reason::Malformed);
             }
-            Ok(Transport { src_port: word(0), dst_port: word(2), flags: read(13), header_len: data_offset })
+            Ok(Transport {
+                src_port: word(0),
+                dst_port: word(2),
+                flags: read(13),
+                header_len: data_offset,
+            })
         }
         UDP => {
             let length = u16::from_be_bytes(word(4));
-            if length < 8 || usize::from(length) + ip.l4() > usize::from(ip.total_len) + ETH_LEN && !is_gso(ctx) {
+            if length < 8
+                || usize::from(length) + ip.l4() > usize::from(ip.total_len) + ETH_LEN && !is_gso(ctx)
+            {
                 return Err(Reason::Malformed);
             }
-            Ok(Transport { src_port: word(0), dst_port: word(2), flags: 0, header_len: 8 })
+            Ok(Transport {
+                src_port: word(0),
+                dst_port: word(2),
+                flags: 0,
+                header_len: 8,
+            })
         }
         _ => match read(0) {
-            ECHO_REQUEST if read(1) == 0 => {
-                Ok(Transport { src_port: word(4), dst_port: [0; 2], flags: ECHO_REQUEST, header_len: 8 })
-            }
-            ECHO_REPLY if read(1) == 0 => {
-                Ok(Transport { src_port: [0; 2], dst_port: word(4), flags: ECHO_REPLY, header_len: 8 })
-            }
+            ECHO_REQUEST if read(1) == 0 => Ok(Transport {
+                src_port: word(4),
+                dst_port: [0; 2],
+                flags: ECHO_REQUEST,
+                header_len: 8,
+            }),
+            ECHO_REPLY if read(1) == 0 => Ok(Transport {
+                src_port: [0; 2],
+                dst_port: word(4),
+                flags: ECHO_REPLY,
+                header_len: 8,
+            }),
             _ => Err(Reason::OtherProtocol),
         },
     }

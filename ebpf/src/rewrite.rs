@@ -34,7 +34,11 @@ pub struct Translation {
 }
 
 impl Translation {
-    pub const NONE: Self = Self { nat: Nat::NONE, addr: [0; 4], port: [0; 2] };
+    pub const NONE: Self = Self {
+        nat: Nat::NONE,
+        addr: [0; 4],
+        port: [0; 2],
+    };
 }
 
 /// Replaces address and port with their checksums; the frame's addresses and the TTL stay.

@@ -22,6 +22,8 @@ use causeway_common::{
 use crate::{
     count::{Hook, bump},
     maps::{Addr, EEXIST, Entry, FLOWS, Key, PORTS, flow, now},
+    next_hop,
+    packet::skb,
 };
 
 /// `-EBUSY`: the bucket's lock is held on this CPU by a program that we interrupted.
@@ -31,25 +33,19 @@ const EBUSY: i32 = -16;
 pub struct Claim<'a> {
     /// The flow as it comes from the pod or from the node's own socket.
     pub key: &'a Key,
-    /// The pod and the uplink; `None` for a flow of the node itself.
-    pub ends: Option<Ends<'a>>,
+    /// The pod; `None` for a flow of the node itself.
+    pub pod: Option<&'a PodEntry>,
     /// Both entries are carried; otherwise they are the kernel's.
     pub carried: bool,
     /// The packet may open a flow. Otherwise only a mapping that exists is found.
     pub opens: bool,
 }
 
-/// The two ends between which a translated flow is carried.
-pub struct Ends<'a> {
-    pub pod: &'a PodEntry,
-    pub uplink: &'a Hop,
-}
-
 /// Claims a port and writes both entries. Returns the port, network order.
 #[inline(never)]
 pub fn claim(ctx: &TcContext, config: &Config<Addr>, claim: &Claim<'_>) -> Result<[u8; 2], Reason> {
     let Won { port, state } = reserve(ctx, config, claim)?;
-    if write_forward(config, claim, port, state).is_err() {
+    if write_forward(ctx, config, claim, &Won { port, state }).is_err() {
         if FLOWS.remove(answer_key(config, claim, port)).is_err() {}
         return Err(Reason::SnatTableFull);
     }
@@ -57,30 +53,32 @@ pub fn claim(ctx: &TcContext, config: &Config<Addr>, claim: &Claim<'_>) -> Resul
 }
 
 #[inline(never)]
-fn write_forward(config: &Config<Addr>, claim: &Claim<'_>, port: [u8; 2], state: u8) -> Result<(), i32> {
+fn write_forward(ctx: &TcContext, config: &Config<Addr>, claim: &Claim<'_>, won: &Won) -> Result<(), i32> {
     let mut forward = Entry::kernel(claim.flags(), now());
     forward.nat = Nat::SOURCE;
     forward.nat_addr = config.node_addr;
-    forward.nat_port = port;
-    forward.state = state;
-    if let Some(Ends { pod, uplink }) = claim.ends.as_ref() {
+    forward.nat_port = won.port;
+    forward.state = won.state;
+    if let Some(pod) = claim.pod {
         forward.in_ifindex = pod.ifindex;
         forward.in_mac = pod.mac;
-        forward.leave_by(uplink);
+        forward.leave_by(&next_hop::of_frame(ctx, config));
     }
     FLOWS.insert(claim.key, forward, u64::from(BPF_ANY))
 }
 
-/// Completes the reverse entry in place: the stack is too small for copies of it.
-#[inline(always)]
-fn fill_reverse(reverse: &mut Entry, claim: &Claim<'_>) {
+/// Completes the reverse entry in place and in a frame of its own: 512 bytes of stack are all that the caller, the
+/// walk and its callback have together.
+#[inline(never)]
+fn fill_reverse(reverse: &mut Entry, claim: &Claim<'_>, uplink: u32) {
+    *reverse = Entry::kernel(claim.flags(), now());
     reverse.nat = Nat::DESTINATION;
     reverse.nat_addr = claim.key.src;
     reverse.nat_port = claim.key.src_port;
     reverse.progress = Progress::NONE.and_peer(Progress::SPOKE).bits();
     reverse.state = claim.state();
-    if let Some(Ends { pod, uplink }) = claim.ends.as_ref() {
-        reverse.in_ifindex = uplink.ifindex;
+    if let Some(pod) = claim.pod {
+        reverse.in_ifindex = uplink;
         reverse.leave_by(&Hop {
             exit: Exit::POD,
             mtu: pod.mtu,
@@ -94,12 +92,20 @@ fn fill_reverse(reverse: &mut Entry, claim: &Claim<'_>) {
 impl Claim<'_> {
     #[inline(always)]
     fn state(&self) -> u8 {
-        if self.carried { State::CARRIED } else { State::KERNEL }
+        if self.carried {
+            State::CARRIED
+        } else {
+            State::KERNEL
+        }
     }
 
     #[inline(always)]
     fn flags(&self) -> u8 {
-        if self.ends.is_some() { Flags::WENT_UP } else { Flags::HOST }
+        if self.pod.is_some() {
+            Flags::WENT_UP
+        } else {
+            Flags::HOST
+        }
     }
 }
 
@@ -116,18 +122,25 @@ fn reserve(ctx: &TcContext, config: &Config<Addr>, claim: &Claim<'_>) -> Result<
         skb: ctx.as_ptr(),
         config,
         claim,
-        reverse: Entry::kernel(claim.flags(), now()),
+        reverse: Entry::offer(0, [0; 6], 0),
         hash: claim.key.hash(config.seed),
         port: [0; 2],
         state: claim.state(),
-        end: if claim.opens { Reason::SnatNoPort } else { Reason::SnatNoMapping } as u8,
+        end: if claim.opens {
+            Reason::SnatNoPort
+        } else {
+            Reason::SnatNoMapping
+        } as u8,
     };
-    fill_reverse(&mut walk.reverse, claim);
+    fill_reverse(&mut walk.reverse, claim, skb(ctx).ifindex);
     let (callback, state) = (try_candidate as *mut c_void, (&raw mut walk).cast());
     // SAFETY: the callback has the signature that the helper calls (Linux 5.17), and `walk` outlives the call.
     unsafe { bpf_loop(PROBES, callback, state, 0) };
     match walk.end {
-        OURS => Ok(Won { port: walk.port, state: walk.state }),
+        OURS => Ok(Won {
+            port: walk.port,
+            state: walk.state,
+        }),
         end if end == Reason::SnatTableFull as u8 => Err(Reason::SnatTableFull),
         _ if claim.opens => Err(Reason::SnatNoPort),
         _ => Err(Reason::SnatNoMapping),
@@ -167,7 +180,11 @@ unsafe extern "C" fn try_candidate(attempt: u32, walk: *mut c_void) -> i64 {
     let (config, claim) = unsafe { (&*walk.config, &*walk.claim) };
     let own = u16::from_be_bytes(claim.key.src_port);
     let is_icmp = claim.key.protocol == ICMP;
-    let port = if is_icmp { candidate_id(own, walk.hash, attempt) } else { candidate(own, walk.hash, attempt) };
+    let port = if is_icmp {
+        candidate_id(own, walk.hash, attempt)
+    } else {
+        candidate(own, walk.hash, attempt)
+    };
     let answer = answer_key(config, claim, port.to_be_bytes());
     walk.port = port.to_be_bytes();
     if let Some(owner) = flow(&answer) {
@@ -268,5 +285,9 @@ fn host_holds(skb: *mut c_void, answer: &Key) -> bool {
 #[inline(always)]
 fn answer_key(config: &Config<Addr>, claim: &Claim<'_>, port: [u8; 2]) -> Key {
     let answer = claim.key.reversed();
-    Key { dst: config.node_addr, dst_port: port, ..answer }
+    Key {
+        dst: config.node_addr,
+        dst_port: port,
+        ..answer
+    }
 }

@@ -5,7 +5,7 @@ use aya_ebpf::{btf_maps::lpm_trie, programs::TcContext};
 use causeway_common::{
     addr::Address,
     decide::{Role, is_guarded, masquerade},
-    flow::{Exit, Flags, Hop, Nat, State},
+    flow::{Flags, Nat, State},
     maps::{Config, PodEntry},
     reason::Reason,
     tuple::{TAG_CARRIED, TAG_NONE, TCP},
@@ -18,9 +18,10 @@ use crate::{
     host,
     learn::{Emitted, learn},
     maps::{Addr, Entry, Key, RANGES, config, flow, iface, now, pod},
+    next_hop,
     packet::{self, Ip, Transport, skb},
     rewrite::{Translation, translate},
-    snat::{self, Claim, Ends},
+    snat::{self, Claim},
 };
 
 /// `None` for a packet that one of our ingress hooks has carried here: it is counted there.
@@ -99,33 +100,49 @@ fn from_pod(
         }
         // A TCP flow that a pod opens is no answer, whatever a stranger's SYN has written under its tuple.
         let opens_tcp = ip.protocol == TCP && role == Role::Opens;
-        let left_before = entry.state != State::OFFERED && entry.has(Flags::CAME_OUT) && entry.nat == Nat::NONE;
+        let left_before =
+            entry.state != State::OFFERED && entry.has(Flags::CAME_OUT) && entry.nat == Nat::NONE;
         keeps_address = !opens_tcp && (entry.has(Flags::ANSWER) || left_before);
         offered = entry.state == State::OFFERED && entry.has(Flags::WENT_UP);
     }
-    let hop = Hop {
-        exit: Exit::UPLINK,
-        mtu: config.uplink_mtu.min(u32::from(u16::MAX)) as u16,
-        ifindex: skb(ctx).ifindex,
-        dst_mac: packet::dst_mac(ctx),
-        src_mac: packet::src_mac(ctx),
-    };
     if keeps_address || !needs_snat(&key.dst) {
-        return Ok(learn(&Emitted { hook: Hook::ToUplink, key: &key, role, unchanged, hop, answer_flags: 0 }));
+        return Ok(keep_address(ctx, config, &key, role, unchanged));
     }
     if !pod.is_ready() || config.node_addr == Addr::UNSPECIFIED {
         return Err(Reason::SnatNotReady);
     }
     let claim = Claim {
         key: &key,
-        ends: Some(Ends { pod, uplink: &hop }),
+        pod: Some(pod),
         carried: unchanged && offered,
         opens: role == Role::Opens,
     };
     let port = snat::claim(ctx, config, &claim)?;
-    let to = Translation { nat: Nat::SOURCE, addr: config.node_addr, port };
+    let to = Translation {
+        nat: Nat::SOURCE,
+        addr: config.node_addr,
+        port,
+    };
     translate(ctx, ip, &key, &to).map_err(|_failed| Reason::RewriteFailed)?;
-    Ok(if claim.carried { Reason::SnatPromoted } else { Reason::SnatKernel })
+    Ok(if claim.carried {
+        Reason::SnatPromoted
+    } else {
+        Reason::SnatKernel
+    })
+}
+
+/// A packet that leaves with the pod's address: only its flow is learnt.
+#[inline(never)]
+fn keep_address(ctx: &TcContext, config: &Config<Addr>, key: &Key, role: Role, unchanged: bool) -> Reason {
+    let hop = next_hop::of_frame(ctx, config);
+    learn(&Emitted {
+        hook: Hook::ToUplink,
+        key,
+        role,
+        unchanged,
+        hop,
+        answer_flags: 0,
+    })
 }
 
 /// A packet of a flow that has its translation.
@@ -147,7 +164,11 @@ fn known(
     entry.last_seen = now();
     note_progress(key, entry, transport);
     translate(ctx, ip, key, &to).map_err(|_failed| Reason::RewriteFailed)?;
-    Ok(if is_carried { Reason::CarriedTakesStack } else { Reason::SnatKernel })
+    Ok(if is_carried {
+        Reason::CarriedTakesStack
+    } else {
+        Reason::SnatKernel
+    })
 }
 
 #[inline(always)]

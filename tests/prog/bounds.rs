@@ -10,7 +10,7 @@ fn the_verifier_needs_few_instructions() {
         (Hook::FromPod, 14_000),
         (Hook::ToPod, 9_000),
         (Hook::FromUplink, 12_000),
-        (Hook::ToUplink, 26_000),
+        (Hook::ToUplink, 30_000),
     ] {
         let verified = bench.verified_instructions(hook);
         println!(

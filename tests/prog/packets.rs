@@ -42,7 +42,13 @@ pub(crate) fn udp(link: Link, ends: Ends, ttl: u8, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-pub(crate) fn tcp(link: Link, ends: Ends, ttl: u8, flags: impl Fn(&mut TcpHeader), payload: &[u8]) -> Vec<u8> {
+pub(crate) fn tcp(
+    link: Link,
+    ends: Ends,
+    ttl: u8,
+    flags: impl Fn(&mut TcpHeader),
+    payload: &[u8],
+) -> Vec<u8> {
     let mut header = TcpHeader::new(ends.src_port, ends.dst_port, 1000, 64_000);
     flags(&mut header);
     let mut frame = Vec::new();

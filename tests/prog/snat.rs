@@ -137,9 +137,16 @@ fn a_lost_half_comes_back_with_the_same_port() {
     let ran = leaves(&mut bench, &packet);
     assert_eq!(ran.reason, Reason::SnatKernel);
     assert_eq!(seen(&ran.packet, None).ports.0, 40_000);
-    assert_eq!(bench.flow(&forward).unwrap().state, State::CARRIED, "like the half that was left");
+    assert_eq!(
+        bench.flow(&forward).unwrap().state,
+        State::CARRIED,
+        "like the half that was left"
+    );
     let next = ack(a.sends(), ends);
-    assert_eq!(bench.run(Hook::FromPod, a.ifindex, &next).reason, Reason::CarriedToUplink);
+    assert_eq!(
+        bench.run(Hook::FromPod, a.ifindex, &next).reason,
+        Reason::CarriedToUplink
+    );
 }
 
 #[test]
