@@ -179,7 +179,7 @@ impl From<RestoreError> for DatapathError {
 
 /// An error with its causes: aya's own text often names the call and not what the kernel said to it.
 fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
+    let mut text = error.to_string().trim_end().to_owned();
     let mut source = error.source();
     while let Some(cause) = source {
         let cause_text = cause.to_string();
