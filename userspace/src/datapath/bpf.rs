@@ -1,7 +1,7 @@
 //! The calls of bpf(2) that aya 0.14 does not offer: reading a hash map in batches; tcx links by interface index
 //! (aya takes a name, and probes the kernel's features first, which costs milliseconds), and where a link is attached.
 //!
-//! Commands and structures follow `include/uapi/linux/bpf.h` of Linux 6.18. All of the library's `unsafe` is here.
+//! Commands and structures follow `include/uapi/linux/bpf.h` of Linux 6.18. All of the datapath's `unsafe` is here.
 
 use std::{
     ffi::CString,
