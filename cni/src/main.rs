@@ -3,7 +3,7 @@
 //! Owns the protocol of the CNI specification: environment and configuration in; exactly one JSON object, or nothing,
 //! on standard output. Everything else is the library's.
 //!
-//! - [`invocation`], [`netconf`], [`version`]: what the runtime wants;
+//! - [`invocation`], [`netconf`], [`wishes`], [`version`]: what the runtime wants;
 //! - [`add`], [`del`], [`ipam`]: the verbs;
 //! - [`result`], [`error`]: the answers;
 //! - [`log`], [`summary`]: one line a call, for whoever looks afterwards.
@@ -22,6 +22,7 @@ mod stdio;
 mod summary;
 mod undo;
 mod version;
+mod wishes;
 
 use std::{
     env,

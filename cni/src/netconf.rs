@@ -3,13 +3,14 @@
 
 use std::net::IpAddr;
 
-use causeway::go_json::{Fields, ShapeError, parse_mac};
+use causeway::go_json::{Fields, ShapeError};
 use serde_json::{Map, Value};
 
 use crate::{
     error::{CniError, code},
     invocation::{Invocation, Verb, is_identifier},
     version::Version,
+    wishes,
 };
 
 /// What is used of the configuration.
@@ -31,15 +32,16 @@ pub(crate) struct NetConf {
 }
 
 /// `mode`. Every mode has the same datapath; the name of the host's interface depends on it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Mode {
     Bridge,
+    #[default]
     Tunnel,
     Transparent,
 }
 
 /// `ipam`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct IpamConf {
     pub(crate) kind: String,
     /// Where the addresses come from; `azure` unless given.
@@ -70,8 +72,7 @@ pub(crate) fn version(document: &Value) -> String {
 }
 
 impl NetConf {
-    /// Checks the configuration of a call. What only ADD needs is looked at by ADD alone: a configuration that has
-    /// changed for the worse must not keep a pod from being deleted.
+    /// Checks the configuration of a call.
     pub(crate) fn parse(document: &Value, invocation: &Invocation) -> Result<Self, CniError> {
         let fields = Fields::of(document, "").map_err(|error| shape(&error))?;
         let name = string(&fields, "name")?;
@@ -82,31 +83,24 @@ impl NetConf {
         Ok(Self {
             version,
             name,
-            mode: Mode::parse(&string(&fields, "mode")?)?,
+            mode: needed_by_add(adds, Mode::read(&fields))?,
             master: filled(string(&fields, "master")?),
-            ipam: ipam(&fields)?,
-            dns: fields
-                .object("dns")
-                .map_err(|error| shape(&error))?
-                .map(|dns| dns_of(&dns))
-                .transpose()?,
-            address: if adds {
-                requested_address(&fields, invocation)?
-            } else {
-                None
-            },
-            mac: if adds {
-                requested_mac(&fields, invocation)?
-            } else {
-                None
-            },
+            ipam: needed_by_add(adds, ipam(&fields))?,
+            dns: needed_by_add(adds, dns(&fields))?,
+            address: needed_by_add(adds, wishes::address(&fields, invocation))?,
+            mac: needed_by_add(adds, wishes::mac(&fields, invocation))?,
         })
     }
 }
 
+/// A configuration that has changed for the worse must not keep a pod from being deleted.
+fn needed_by_add<T: Default>(adds: bool, read: Result<T, CniError>) -> Result<T, CniError> {
+    if adds { read } else { Ok(read.unwrap_or_default()) }
+}
+
 impl Mode {
-    fn parse(text: &str) -> Result<Self, CniError> {
-        match text {
+    fn read(fields: &Fields<'_>) -> Result<Self, CniError> {
+        match string(fields, "mode")?.as_str() {
             "bridge" => Ok(Self::Bridge),
             "" | "tunnel" => Ok(Self::Tunnel),
             "transparent" => Ok(Self::Transparent),
@@ -164,88 +158,11 @@ fn ipam(fields: &Fields<'_>) -> Result<IpamConf, CniError> {
     })
 }
 
-/// The capability `ips` before `args.cni.ips` before `CNI_ARGS` before the plug-in's own key. With `args` in the
-/// configuration, `CNI_ARGS` is not looked at.
-fn requested_address(fields: &Fields<'_>, invocation: &Invocation) -> Result<Option<IpAddr>, CniError> {
-    let lists = [
-        object_at(fields, &["runtimeConfig"])?,
-        object_at(fields, &["args", "cni"])?,
-    ];
-    for object in lists.iter().flatten() {
-        let wanted = object.strings("ips").map_err(|error| shape(&error))?;
-        if !wanted.is_empty() {
-            return one_address(&wanted, &object.place("ips")).map(Some);
-        }
-    }
-    let from_args = invocation.args.get("IP").filter(|text| !text.is_empty());
-    if let (Some(text), None) = (from_args, fields.get("args")) {
-        return one_address(std::slice::from_ref(text), "IP in CNI_ARGS").map(Some);
-    }
-    match object_at(fields, &["ipam"])? {
-        Some(ipam) => match string(&ipam, "ipAddress")?.as_str() {
-            "" => Ok(None),
-            text => one_address(&[text.to_owned()], "ipam.ipAddress").map(Some),
-        },
-        None => Ok(None),
-    }
-}
-
-/// One address may be listed twice: podman does so on a network reload.
-fn one_address(texts: &[String], place: &str) -> Result<IpAddr, CniError> {
-    let mut addresses = Vec::new();
-    for text in texts {
-        let address = text
-            .split('/')
-            .next()
-            .and_then(|address| address.parse::<IpAddr>().ok());
-        let address = address.ok_or_else(|| {
-            CniError::new(
-                code::CONFIGURATION,
-                format!("{place}: {text:?} is not an IP address"),
-            )
-        })?;
-        if !addresses.contains(&address) {
-            addresses.push(address);
-        }
-    }
-    if let [address] = addresses[..] {
-        return Ok(address);
-    }
-    let msg = format!(
-        "failed to allocate all requested IPs: {}: an interface has one address",
-        texts.join(", ")
-    );
-    Err(CniError::new(code::CONFIGURATION, msg).with_details(place.to_owned()))
-}
-
-fn requested_mac(fields: &Fields<'_>, invocation: &Invocation) -> Result<Option<[u8; 6]>, CniError> {
-    let configured = [
-        object_at(fields, &["runtimeConfig"])?,
-        object_at(fields, &["args", "cni"])?,
-    ];
-    let mut texts = Vec::new();
-    for object in configured.iter().flatten() {
-        texts.push(string(object, "mac")?);
-    }
-    if fields.get("args").is_none() {
-        texts.push(invocation.args.get("MAC").cloned().unwrap_or_default());
-    }
-    let Some(text) = texts.into_iter().find(|text| !text.is_empty()) else {
+/// `dns` with its keys in the case of the specification.
+fn dns(fields: &Fields<'_>) -> Result<Option<Value>, CniError> {
+    let Some(fields) = fields.object("dns").map_err(|error| shape(&error))? else {
         return Ok(None);
     };
-    match parse_mac(&text) {
-        // The lowest bit of the first byte marks groups (IEEE 802): the kernel refuses them as an interface's address.
-        Some(mac) if mac[0] & 1 == 0 && mac != [0; 6] => Ok(Some(mac)),
-        _ => {
-            let msg =
-                format!("mac: {text:?} is not the MAC of a single interface, such as 02:00:00:00:00:60");
-            Err(CniError::new(code::CONFIGURATION, msg))
-        }
-    }
-}
-
-/// The keys of a result's `dns`, in the case of the specification.
-fn dns_of(fields: &Fields<'_>) -> Result<Value, CniError> {
     let mut dns = Map::new();
     for name in ["nameservers", "search", "options"] {
         if fields.get(name).is_some() {
@@ -255,25 +172,14 @@ fn dns_of(fields: &Fields<'_>) -> Result<Value, CniError> {
             );
         }
     }
-    match string(fields, "domain")? {
-        domain if domain.is_empty() => {}
-        domain => drop(dns.insert("domain".to_owned(), domain.into())),
+    if let Some(domain) = filled(string(&fields, "domain")?) {
+        dns.insert("domain".to_owned(), domain.into());
     }
-    Ok(dns.into())
+    Ok(Some(dns.into()))
 }
 
-fn object_at<'a>(fields: &Fields<'a>, path: &[&str]) -> Result<Option<Fields<'a>>, CniError> {
-    let mut at = Some(fields.clone());
-    for name in path {
-        at = match at {
-            Some(fields) => fields.object(name).map_err(|error| shape(&error))?,
-            None => None,
-        };
-    }
-    Ok(at)
-}
-
-fn string(fields: &Fields<'_>, name: &str) -> Result<String, CniError> {
+/// A string member, empty when absent.
+pub(crate) fn string(fields: &Fields<'_>, name: &str) -> Result<String, CniError> {
     fields
         .string(name)
         .map(str::to_owned)
@@ -284,7 +190,8 @@ fn filled(text: String) -> Option<String> {
     (!text.trim().is_empty()).then_some(text)
 }
 
-fn shape(error: &ShapeError) -> CniError {
+/// A part of the configuration that has not the form it must have.
+pub(crate) fn shape(error: &ShapeError) -> CniError {
     CniError::new(code::DECODE, format!("error unmarshall network config: {error}"))
 }
 
@@ -376,50 +283,20 @@ mod tests {
             (with(&json!({ "bridge": "a/b" })), 7),
             (with(&json!({ "ipam": [] })), 6),
             (with(&json!({ "ipam": { "addressSpace": "global" } })), 7),
-            (with(&json!({ "ipam": { "ipAddress": "ten" } })), 7),
-            (
-                with(&json!({ "runtimeConfig": { "ips": ["10.0.0.1", "10.0.0.2"] } })),
-                7,
-            ),
-            (
-                with(&json!({ "runtimeConfig": { "mac": "01:00:5e:00:00:01" } })),
-                7,
-            ),
             (with(&json!({ "dns": { "nameservers": "8.8.8.8" } })), 6),
         ] {
             assert_eq!(parse(&document).unwrap_err().0, expected, "{document}");
         }
+        let del = |name: &str| {
+            (name == "CNI_COMMAND")
+                .then(|| "DEL".to_owned())
+                .or(Some("x".to_owned()))
+        };
+        let worse = with(&json!({ "mode": "later", "ipam": [], "dns": 7, "runtimeConfig": 7 }));
+        NetConf::parse(&worse, &Invocation::read(del).unwrap()).unwrap();
         assert_eq!(decode(b"{").unwrap_err().code, 6);
         assert_eq!(decode(b"").unwrap_err().code, 6);
         assert_eq!(decode(b"[]").unwrap_err().code, 6);
-    }
-
-    #[test]
-    fn the_precedence_of_requests() {
-        let both = "IP=10.0.0.9;MAC=02:00:00:00:00:09";
-        let read = |more: Value| {
-            let conf = NetConf::parse(&with(&more), &call(both)).unwrap();
-            (
-                conf.address.map(|address| address.to_string()),
-                conf.mac.map(|mac| mac[5]),
-            )
-        };
-        let text = |text: &str| Some(text.to_owned());
-        assert_eq!(
-            read(json!({ "ipam": { "ipAddress": "10.0.0.8" } })),
-            (text("10.0.0.9"), Some(9))
-        );
-        assert_eq!(
-            read(json!({ "args": { "cni": { "ips": ["10.0.0.7/24"], "mac": "020000000007" } } })),
-            (text("10.0.0.7"), Some(7))
-        );
-        assert_eq!(
-            read(json!({ "args": {}, "ipam": { "ipAddress": "10.0.0.8" } })),
-            (text("10.0.0.8"), None)
-        );
-        let runtime = json!({ "args": { "cni": { "ips": ["10.0.0.7"], "mac": "020000000007" } },
-            "runtimeConfig": { "ips": ["10.0.0.6", "10.0.0.6"], "mac": "02:00:00:00:00:06" } });
-        assert_eq!(read(runtime), (text("10.0.0.6"), Some(6)));
     }
 
     #[test]

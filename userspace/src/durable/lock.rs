@@ -106,14 +106,16 @@ impl KeyLock {
             path: path.to_owned(),
             source,
         };
-        let file = open_lock(path).map_err(failed)?;
         let start = Instant::now();
         loop {
+            let file = open_lock(path).map_err(failed)?;
             let mut record = record(key);
             if record_lock(&file, libc::F_SETLK, &mut record).map_err(failed)? {
-                return Ok(Self { _file: file });
-            }
-            if start.elapsed() >= timeout {
+                // Somebody may have removed the name: then the lock excludes nobody.
+                if is_named(&file, path).map_err(failed)? {
+                    return Ok(Self { _file: file });
+                }
+            } else if start.elapsed() >= timeout {
                 record_lock(&file, libc::F_GETLK, &mut record).map_err(failed)?;
                 let holder = describe(&record.l_pid.to_string());
                 return Err(LockError::Held {
@@ -121,8 +123,9 @@ impl KeyLock {
                     holder,
                     waited: timeout,
                 });
+            } else {
+                thread::sleep(KEY_POLL);
             }
-            thread::sleep(KEY_POLL);
         }
     }
 }
