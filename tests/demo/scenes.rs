@@ -255,7 +255,7 @@ pub(crate) fn what_the_tools_show(story: &mut Story, rig: &Rig, pods: &Pods) -> 
         .to_string();
     let dump = rig.node.ns.output("bpftool", &["map", "dump", "pinned", &pin])?;
     story.tell(&format!("\n$ bpftool map dump pinned {pin}"));
-    story.tell(&head(&dump, 36));
+    story.tell(&one_entry(&dump, &["\"state\": 2,", "\"nat\": 1,"]));
     let carried = rig.node.count("carried_to_pod")? + rig.node.count("carried_to_uplink")?;
     story.check(
         carried > 0,
@@ -302,13 +302,16 @@ fn by_the_kernel(story: &mut Story, rig: &Rig, name: &str, walk: &Walk<'_>, seen
     }
 }
 
-/// The first lines of a text, and how many more there are.
-fn head(text: &str, lines: usize) -> String {
-    let total = text.lines().count();
-    let mut shown: Vec<&str> = text.lines().take(lines).collect();
-    let rest = format!("… {} more lines", total.saturating_sub(lines));
-    if total > lines {
-        shown.push(&rest);
-    }
-    shown.join("\n")
+/// The first entry of a dump in which all of `words` stand, as `bpftool` prints it, and how many others there are.
+fn one_entry(dump: &str, words: &[&str]) -> String {
+    let entries: Vec<&str> = dump.split("},{").collect();
+    let wanted = entries
+        .iter()
+        .find(|entry| words.iter().all(|word| entry.contains(word)));
+    let entry = wanted.map_or("(none)", |entry| entry.trim_matches(['[', ']', '\n']));
+    format!(
+        "[… {{{}\n    }}, … {} others]",
+        entry.trim_end(),
+        entries.len() - 1
+    )
 }

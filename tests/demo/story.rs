@@ -55,10 +55,10 @@ impl Story {
                 let way = if talk.was_carried() {
                     "carried"
                 } else {
-                    "by the kernel"
+                    "kernel flow"
                 };
                 let text = format!(
-                    "{what:<28} seen as {:<21} packets through the kernel: {:>2}, {way}",
+                    "{what:<28} seen as {:<21} {:>2} packets through the kernel: {way}",
                     talk.seen.to_string(),
                     talk.forwarded
                 );
