@@ -57,17 +57,35 @@ mod tests {
 
     #[test]
     fn special_addresses_are_those_of_the_standard_library() {
-        for text in ["0.0.0.0", "127.0.0.1", "169.254.169.254", "224.0.0.1", "239.255.255.250", "255.255.255.255"] {
+        for text in [
+            "0.0.0.0",
+            "127.0.0.1",
+            "169.254.169.254",
+            "224.0.0.1",
+            "239.255.255.250",
+            "255.255.255.255",
+        ] {
             let addr: Ipv4Addr = text.parse().unwrap();
             assert!(addr.octets().is_special(), "{text}");
         }
-        for text in ["10.240.0.5", "168.63.129.16", "169.253.0.1", "203.0.113.9", "1.1.1.1"] {
+        for text in [
+            "10.240.0.5",
+            "168.63.129.16",
+            "169.253.0.1",
+            "203.0.113.9",
+            "1.1.1.1",
+        ] {
             let addr: Ipv4Addr = text.parse().unwrap();
             assert!(!addr.octets().is_special(), "{text}");
         }
-        for (text, special) in
-            [("::", true), ("::1", true), ("fe80::1", true), ("ff02::1", true), ("2001:db8::1", false), ("fc00::1", false)]
-        {
+        for (text, special) in [
+            ("::", true),
+            ("::1", true),
+            ("fe80::1", true),
+            ("ff02::1", true),
+            ("2001:db8::1", false),
+            ("fc00::1", false),
+        ] {
             let addr: Ipv6Addr = text.parse().unwrap();
             assert_eq!(addr.octets().is_special(), special, "{text}");
         }

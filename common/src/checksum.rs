@@ -20,11 +20,8 @@ pub fn replace_u16(check: u16, old: u16, new: u16) -> u16 {
 pub fn replace_u32(check: u16, old: [u8; 4], new: [u8; 4]) -> u16 {
     let half = |bytes: [u8; 4], i: usize| u32::from(u16::from_ne_bytes([bytes[i], bytes[i + 1]]));
     let inverted = |word: u32| !word & 0xffff;
-    let sum = u32::from(!check)
-        + inverted(half(old, 0))
-        + inverted(half(old, 2))
-        + half(new, 0)
-        + half(new, 2);
+    let sum =
+        u32::from(!check) + inverted(half(old, 0)) + inverted(half(old, 2)) + half(new, 0) + half(new, 2);
     !fold(sum)
 }
 

@@ -95,9 +95,23 @@ mod tests {
         use tcp_flags::{ACK, FIN, RST, SYN};
         let ece_cwr = 0xc0;
         assert_eq!(role(tuple::TCP, SYN), Role::Opens);
-        assert_eq!(role(tuple::TCP, SYN | ece_cwr), Role::Opens, "ECN setup, RFC 3168 section 6.1.1");
+        assert_eq!(
+            role(tuple::TCP, SYN | ece_cwr),
+            Role::Opens,
+            "ECN setup, RFC 3168 section 6.1.1"
+        );
         assert_eq!(role(tuple::TCP, SYN | ACK), Role::Answers);
-        for flags in [ACK, FIN | ACK, RST, RST | ACK, SYN | FIN, SYN | RST, SYN | ACK | RST, 0, 0xff] {
+        for flags in [
+            ACK,
+            FIN | ACK,
+            RST,
+            RST | ACK,
+            SYN | FIN,
+            SYN | RST,
+            SYN | ACK | RST,
+            0,
+            0xff,
+        ] {
             assert_eq!(role(tuple::TCP, flags), Role::Continues, "{flags:#x}");
         }
     }
@@ -130,7 +144,14 @@ mod tests {
             _pad: [0; 3],
         };
         assert!(may_be_offered(&key([10, 240, 0, 6]), WIRESERVER));
-        for dst in [[10, 240, 0, 5], WIRESERVER, [169, 254, 169, 254], [224, 0, 0, 1], [255; 4], [127, 0, 0, 1]] {
+        for dst in [
+            [10, 240, 0, 5],
+            WIRESERVER,
+            [169, 254, 169, 254],
+            [224, 0, 0, 1],
+            [255; 4],
+            [127, 0, 0, 1],
+        ] {
             assert!(!may_be_offered(&key(dst), WIRESERVER), "{dst:?}");
         }
     }

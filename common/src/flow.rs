@@ -223,7 +223,13 @@ pub struct Hop {
 
 impl Hop {
     /// No place to which packets could be redirected.
-    pub const UNKNOWN: Self = Self { exit: Exit::STACK, mtu: 0, ifindex: 0, dst_mac: [0; 6], src_mac: [0; 6] };
+    pub const UNKNOWN: Self = Self {
+        exit: Exit::STACK,
+        mtu: 0,
+        ifindex: 0,
+        dst_mac: [0; 6],
+        src_mac: [0; 6],
+    };
 }
 
 impl<A: Address> FlowEntry<A> {
@@ -254,13 +260,21 @@ impl<A: Address> FlowEntry<A> {
     /// [`Flags::ANSWER`].
     #[inline(always)]
     pub fn awaited(flags: u8, now: u32) -> Self {
-        Self { flags, progress: Progress::NONE.and_peer(Progress::SPOKE).bits(), ..Self::offer(0, [0; 6], now) }
+        Self {
+            flags,
+            progress: Progress::NONE.and_peer(Progress::SPOKE).bits(),
+            ..Self::offer(0, [0; 6], now)
+        }
     }
 
     /// A flow that stays with the kernel.
     #[inline(always)]
     pub fn kernel(flags: u8, now: u32) -> Self {
-        Self { state: State::KERNEL, flags, ..Self::offer(0, [0; 6], now) }
+        Self {
+            state: State::KERNEL,
+            flags,
+            ..Self::offer(0, [0; 6], now)
+        }
     }
 
     /// Notes where this direction leaves.
@@ -293,8 +307,16 @@ impl<A: Address> FlowEntry<A> {
     pub fn peer_key(&self, key: &FlowKey<A>) -> FlowKey<A> {
         let answer = key.reversed();
         match self.nat {
-            Nat::SOURCE => FlowKey { dst: self.nat_addr, dst_port: self.nat_port, ..answer },
-            Nat::DESTINATION => FlowKey { src: self.nat_addr, src_port: self.nat_port, ..answer },
+            Nat::SOURCE => FlowKey {
+                dst: self.nat_addr,
+                dst_port: self.nat_port,
+                ..answer
+            },
+            Nat::DESTINATION => FlowKey {
+                src: self.nat_addr,
+                src_port: self.nat_port,
+                ..answer
+            },
             _ => answer,
         }
     }
@@ -321,9 +343,18 @@ pub enum AtIngress {
 
 /// Decides at an ingress hook. `ifindex` is the interface of arrival.
 #[inline(always)]
-pub fn at_ingress<A: Address>(entry: Option<&FlowEntry<A>>, role: Role, protocol: u8, ifindex: u32) -> AtIngress {
+pub fn at_ingress<A: Address>(
+    entry: Option<&FlowEntry<A>>,
+    role: Role,
+    protocol: u8,
+    ifindex: u32,
+) -> AtIngress {
     let Some(entry) = entry else {
-        return if role == Role::Opens { AtIngress::Offer } else { AtIngress::Stack(Reason::MidFlow) };
+        return if role == Role::Opens {
+            AtIngress::Offer
+        } else {
+            AtIngress::Stack(Reason::MidFlow)
+        };
     };
     match entry.state {
         State::CARRIED if entry.in_ifindex != ifindex => match role {
@@ -394,7 +425,8 @@ pub fn at_egress<A: Address>(
 /// entry under the reversed key.
 #[inline(always)]
 pub fn completes<A: Address>(answer: Option<&FlowEntry<A>>) -> bool {
-    answer.is_some_and(|answer| answer.state == State::OFFERED && answer.has(Flags::WENT_UP | Flags::CAME_OUT))
+    answer
+        .is_some_and(|answer| answer.state == State::OFFERED && answer.has(Flags::WENT_UP | Flags::CAME_OUT))
 }
 
 /// Seconds after which a packet of a carried flow without SNAT and without TCP's state goes up the stack, so that

@@ -87,7 +87,11 @@ mod tests {
     use super::*;
 
     fn entry(state: u8, progress: Progress) -> FlowEntry<[u8; 4]> {
-        FlowEntry { state, progress: progress.bits(), ..FlowEntry::offer(7, [2; 6], 100) }
+        FlowEntry {
+            state,
+            progress: progress.bits(),
+            ..FlowEntry::offer(7, [2; 6], 100)
+        }
     }
 
     #[test]
@@ -97,15 +101,25 @@ mod tests {
         let spoke = Progress::SPOKE.and_peer(Progress::SPOKE);
         assert_eq!(carried(Progress::SPOKE), t.tcp_opening);
         assert_eq!(carried(spoke), t.tcp_established);
-        assert_eq!(carried(spoke.with(Progress::FIN)), t.tcp_established, "half closed may stay long");
-        assert_eq!(carried(spoke.with(Progress::FIN).and_peer(Progress::FIN)), t.tcp_closing);
+        assert_eq!(
+            carried(spoke.with(Progress::FIN)),
+            t.tcp_established,
+            "half closed may stay long"
+        );
+        assert_eq!(
+            carried(spoke.with(Progress::FIN).and_peer(Progress::FIN)),
+            t.tcp_closing
+        );
         assert_eq!(carried(spoke.and_peer(Progress::RST)), t.tcp_reset);
     }
 
     #[test]
     fn an_offer_lives_for_seconds_whatever_the_protocol() {
         for protocol in [tuple::TCP, tuple::UDP, tuple::ICMP] {
-            assert_eq!(Timeouts::DEFAULT.of(&entry(State::OFFERED, Progress::SPOKE), protocol), 10);
+            assert_eq!(
+                Timeouts::DEFAULT.of(&entry(State::OFFERED, Progress::SPOKE), protocol),
+                10
+            );
         }
     }
 
@@ -120,8 +134,16 @@ mod tests {
 
     #[test]
     fn no_default_is_below_its_floor() {
-        let Timeouts { offered, tcp_opening, tcp_established, tcp_closing, tcp_reset, udp, udp_stream, icmp } =
-            Timeouts::DEFAULT;
+        let Timeouts {
+            offered,
+            tcp_opening,
+            tcp_established,
+            tcp_closing,
+            tcp_reset,
+            udp,
+            udp_stream,
+            icmp,
+        } = Timeouts::DEFAULT;
         let floor = Timeouts::FLOOR;
         assert!(offered >= floor.offered && tcp_opening >= floor.tcp_opening && icmp >= floor.icmp);
         assert!(tcp_established >= floor.tcp_established && tcp_closing >= floor.tcp_closing);

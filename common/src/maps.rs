@@ -134,8 +134,15 @@ const _: () = assert!(size_of::<Config<[u8; 4]>>() == 4 + 4 + 4 + 4 + 32);
 const _: () = assert!(size_of::<Count>() == 4 * 8);
 
 /// The names of the maps, as `bpftool` and the pin directory show them.
-pub const MAP_NAMES: [&str; 7] =
-    ["cwy_flows", "cwy_pods", "cwy_ifaces", "cwy_ranges", "cwy_ports", "cwy_cfg", "cwy_count"];
+pub const MAP_NAMES: [&str; 7] = [
+    "cwy_flows",
+    "cwy_pods",
+    "cwy_ifaces",
+    "cwy_ranges",
+    "cwy_ports",
+    "cwy_cfg",
+    "cwy_count",
+];
 
 /// The names of the programs, as `bpftool` and the pin directory show them.
 pub const PROGRAM_NAMES: [&str; 4] = ["cwy_from_pod", "cwy_to_pod", "cwy_from_uplink", "cwy_to_uplink"];

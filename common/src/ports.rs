@@ -40,7 +40,10 @@ pub fn candidate(own: u16, hash: u32, attempt: u32) -> u16 {
         return own;
     }
     let class = class_of(own);
-    let (first, size) = (u32::from(*class.start()), u32::from(*class.end() - *class.start()) + 1);
+    let (first, size) = (
+        u32::from(*class.start()),
+        u32::from(*class.end() - *class.start()) + 1,
+    );
     let stride = (hash >> 16) | 1;
     let ring = hash.wrapping_add(attempt.wrapping_mul(stride)) & 0xffff;
     (first + ((ring * size) >> 16)) as u16

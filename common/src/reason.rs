@@ -125,7 +125,10 @@ mod tests {
     fn discriminants_index_the_list_and_names_are_unique() {
         for (index, &reason) in Reason::ALL.iter().enumerate() {
             assert_eq!(reason as usize, index);
-            let same_name = Reason::ALL.iter().filter(|other| other.name() == reason.name()).count();
+            let same_name = Reason::ALL
+                .iter()
+                .filter(|other| other.name() == reason.name())
+                .count();
             assert_eq!(same_name, 1, "{}", reason.name());
         }
     }
@@ -134,7 +137,11 @@ mod tests {
     fn every_reason_is_explained_in_the_debugging_guide() {
         let guide = include_str!("../../docs/debugging.md");
         for reason in Reason::ALL {
-            assert!(guide.contains(&format!("| `{}` |", reason.name())), "no row for {}", reason.name());
+            assert!(
+                guide.contains(&format!("| `{}` |", reason.name())),
+                "no row for {}",
+                reason.name()
+            );
         }
     }
 }

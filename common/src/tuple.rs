@@ -38,6 +38,7 @@ const _: () = assert!(size_of::<FlowKey<[u8; 16]>>() == 16 + 16 + 2 + 2 + 1 + 3)
 impl<A: Address> FlowKey<A> {
     /// The key under which the answer to this direction is seen.
     #[inline(always)]
+    #[must_use]
     pub fn reversed(&self) -> Self {
         Self {
             src: self.dst,
@@ -52,7 +53,12 @@ impl<A: Address> FlowKey<A> {
     /// A hash of the whole tuple. `seed` makes it unpredictable from outside (RFC 6056 section 3.3.3).
     #[inline(always)]
     pub fn hash(&self, seed: u32) -> u32 {
-        let ports = u32::from_ne_bytes([self.src_port[0], self.src_port[1], self.dst_port[0], self.dst_port[1]]);
+        let ports = u32::from_ne_bytes([
+            self.src_port[0],
+            self.src_port[1],
+            self.dst_port[0],
+            self.dst_port[1],
+        ]);
         let mut h = seed ^ self.src.fold();
         h = mix(h).wrapping_add(self.dst.fold());
         h = mix(h).wrapping_add(ports);
@@ -68,7 +74,11 @@ impl<A: Address> FlowKey<A> {
     pub fn tag(&self, seed: u32) -> u16 {
         let h = self.hash(seed);
         let tag = (h ^ (h >> 16)) as u16;
-        if tag == TAG_NONE || tag == TAG_CARRIED { 1 } else { tag }
+        if tag == TAG_NONE || tag == TAG_CARRIED {
+            1
+        } else {
+            tag
+        }
     }
 }
 
@@ -95,9 +105,16 @@ mod tests {
     use super::*;
 
     fn key() -> impl Strategy<Value = FlowKey<[u8; 4]>> {
-        any::<([u8; 4], [u8; 4], [u8; 2], [u8; 2], u8)>().prop_map(|(src, dst, src_port, dst_port, protocol)| {
-            FlowKey { src, dst, src_port, dst_port, protocol, _pad: [0; 3] }
-        })
+        any::<([u8; 4], [u8; 4], [u8; 2], [u8; 2], u8)>().prop_map(
+            |(src, dst, src_port, dst_port, protocol)| FlowKey {
+                src,
+                dst,
+                src_port,
+                dst_port,
+                protocol,
+                _pad: [0; 3],
+            },
+        )
     }
 
     proptest! {
@@ -130,7 +147,11 @@ mod tests {
             let tag = base.tag(seed.wrapping_mul(0x9e37_79b9));
             for host in 0..=255u8 {
                 for low in 0..16u8 {
-                    let other = FlowKey { dst: [10, 240, 0, host], dst_port: [0, low], ..base };
+                    let other = FlowKey {
+                        dst: [10, 240, 0, host],
+                        dst_port: [0, low],
+                        ..base
+                    };
                     same += u32::from(other.tag(seed.wrapping_mul(0x9e37_79b9)) == tag);
                 }
             }

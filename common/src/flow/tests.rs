@@ -19,27 +19,54 @@ fn leaving(mut entry: Entry) -> Entry {
 }
 
 fn carried() -> Entry {
-    Entry { state: State::CARRIED, ..leaving(offered()) }
+    Entry {
+        state: State::CARRIED,
+        ..leaving(offered())
+    }
 }
 
 fn hop() -> Hop {
-    Hop { exit: Exit::POD, mtu: 1500, ifindex: 9, dst_mac: [4; 6], src_mac: [6; 6] }
+    Hop {
+        exit: Exit::POD,
+        mtu: 1500,
+        ifindex: 9,
+        dst_mac: [4; 6],
+        src_mac: [6; 6],
+    }
 }
 
 #[test]
 fn a_first_packet_is_offered_and_anything_else_without_an_entry_is_left_alone() {
-    assert_eq!(at_ingress::<[u8; 4]>(None, Role::Opens, TCP, VETH), AtIngress::Offer);
+    assert_eq!(
+        at_ingress::<[u8; 4]>(None, Role::Opens, TCP, VETH),
+        AtIngress::Offer
+    );
     for role in [Role::Answers, Role::Continues] {
-        assert_eq!(at_ingress::<[u8; 4]>(None, role, TCP, VETH), AtIngress::Stack(Reason::MidFlow));
+        assert_eq!(
+            at_ingress::<[u8; 4]>(None, role, TCP, VETH),
+            AtIngress::Stack(Reason::MidFlow)
+        );
     }
 }
 
 #[test]
 fn a_udp_direction_is_promoted_by_itself_and_a_tcp_direction_awaits_the_answer() {
-    assert_eq!(at_egress(Some(&offered()), Role::Opens, UDP, true), AtEgress::Promote);
-    assert_eq!(at_egress(Some(&offered()), Role::Opens, ICMP, true), AtEgress::Promote);
-    assert_eq!(at_egress(Some(&offered()), Role::Opens, TCP, true), AtEgress::AwaitAnswer);
-    assert_eq!(at_egress(Some(&offered()), Role::Answers, TCP, true), AtEgress::AwaitAnswer);
+    assert_eq!(
+        at_egress(Some(&offered()), Role::Opens, UDP, true),
+        AtEgress::Promote
+    );
+    assert_eq!(
+        at_egress(Some(&offered()), Role::Opens, ICMP, true),
+        AtEgress::Promote
+    );
+    assert_eq!(
+        at_egress(Some(&offered()), Role::Opens, TCP, true),
+        AtEgress::AwaitAnswer
+    );
+    assert_eq!(
+        at_egress(Some(&offered()), Role::Answers, TCP, true),
+        AtEgress::AwaitAnswer
+    );
 }
 
 #[test]
@@ -55,44 +82,93 @@ fn tcp_completes_only_when_the_other_direction_went_in_and_came_out_too() {
 #[test]
 fn an_awaited_answer_that_never_went_up_is_not_promoted_even_when_the_tag_fits() {
     let awaited = Entry::awaited(0, 100);
-    assert_eq!(at_egress(Some(&awaited), Role::Answers, TCP, true), AtEgress::SettleQuestion);
-    assert_eq!(at_egress(Some(&awaited), Role::Opens, UDP, true), AtEgress::Record);
+    assert_eq!(
+        at_egress(Some(&awaited), Role::Answers, TCP, true),
+        AtEgress::SettleQuestion
+    );
+    assert_eq!(
+        at_egress(Some(&awaited), Role::Opens, UDP, true),
+        AtEgress::Record
+    );
 }
 
 #[test]
 fn a_translated_packet_goes_to_the_kernel_and_its_answer_settles_the_question() {
-    assert_eq!(at_egress(Some(&offered()), Role::Opens, TCP, false), AtEgress::Record);
-    assert_eq!(at_egress::<[u8; 4]>(None, Role::Opens, TCP, false), AtEgress::Record);
-    assert_eq!(at_egress::<[u8; 4]>(None, Role::Answers, TCP, false), AtEgress::SettleQuestion);
+    assert_eq!(
+        at_egress(Some(&offered()), Role::Opens, TCP, false),
+        AtEgress::Record
+    );
+    assert_eq!(
+        at_egress::<[u8; 4]>(None, Role::Opens, TCP, false),
+        AtEgress::Record
+    );
+    assert_eq!(
+        at_egress::<[u8; 4]>(None, Role::Answers, TCP, false),
+        AtEgress::SettleQuestion
+    );
 }
 
 #[test]
 fn a_stray_fin_rst_or_ack_creates_nothing_at_either_hook() {
-    assert_eq!(at_egress::<[u8; 4]>(None, Role::Continues, TCP, false), AtEgress::Leave(Reason::MidFlow));
-    assert_eq!(at_ingress::<[u8; 4]>(None, Role::Continues, TCP, VETH), AtIngress::Stack(Reason::MidFlow));
+    assert_eq!(
+        at_egress::<[u8; 4]>(None, Role::Continues, TCP, false),
+        AtEgress::Leave(Reason::MidFlow)
+    );
+    assert_eq!(
+        at_ingress::<[u8; 4]>(None, Role::Continues, TCP, VETH),
+        AtIngress::Stack(Reason::MidFlow)
+    );
 }
 
 #[test]
 fn the_stack_wins_a_tuple_that_it_emits_for_another_flow() {
-    assert_eq!(at_egress(Some(&carried()), Role::Opens, TCP, false), AtEgress::Demote);
-    assert_eq!(at_egress(Some(&carried()), Role::Opens, TCP, true), AtEgress::Leave(Reason::CarriedTakesStack));
+    assert_eq!(
+        at_egress(Some(&carried()), Role::Opens, TCP, false),
+        AtEgress::Demote
+    );
+    assert_eq!(
+        at_egress(Some(&carried()), Role::Opens, TCP, true),
+        AtEgress::Leave(Reason::CarriedTakesStack)
+    );
     // An RST that the node itself sends for the flow is not a new flow.
-    assert_eq!(at_egress(Some(&carried()), Role::Continues, TCP, false), AtEgress::Leave(Reason::CarriedTakesStack));
+    assert_eq!(
+        at_egress(Some(&carried()), Role::Continues, TCP, false),
+        AtEgress::Leave(Reason::CarriedTakesStack)
+    );
 }
 
 #[test]
 fn a_syn_on_a_finished_connection_is_a_new_flow_and_on_a_live_one_is_carried() {
     let over = Progress::SPOKE.with(Progress::FIN).and_peer(Progress::FIN);
-    let finished = Entry { progress: over.bits(), ..carried() };
-    assert_eq!(at_ingress(Some(&finished), Role::Opens, TCP, VETH), AtIngress::Offer);
-    assert_eq!(at_ingress(Some(&finished), Role::Continues, TCP, VETH), AtIngress::Carry, "the last ACK");
-    assert_eq!(at_ingress(Some(&carried()), Role::Opens, TCP, VETH), AtIngress::Carry);
+    let finished = Entry {
+        progress: over.bits(),
+        ..carried()
+    };
+    assert_eq!(
+        at_ingress(Some(&finished), Role::Opens, TCP, VETH),
+        AtIngress::Offer
+    );
+    assert_eq!(
+        at_ingress(Some(&finished), Role::Continues, TCP, VETH),
+        AtIngress::Carry,
+        "the last ACK"
+    );
+    assert_eq!(
+        at_ingress(Some(&carried()), Role::Opens, TCP, VETH),
+        AtIngress::Carry
+    );
 }
 
 #[test]
 fn a_carried_entry_serves_only_the_interface_on_which_it_was_made() {
-    assert_eq!(at_ingress(Some(&carried()), Role::Continues, TCP, VETH + 1), AtIngress::Stack(Reason::MidFlow));
-    assert_eq!(at_ingress(Some(&carried()), Role::Opens, TCP, VETH + 1), AtIngress::Offer);
+    assert_eq!(
+        at_ingress(Some(&carried()), Role::Continues, TCP, VETH + 1),
+        AtIngress::Stack(Reason::MidFlow)
+    );
+    assert_eq!(
+        at_ingress(Some(&carried()), Role::Opens, TCP, VETH + 1),
+        AtIngress::Offer
+    );
 }
 
 #[test]
@@ -114,11 +190,24 @@ fn each_half_of_a_translated_pair_names_the_other() {
         protocol: TCP,
         _pad: [0; 3],
     };
-    let forward = Entry { nat: Nat::SOURCE, nat_addr: [10, 240, 0, 4], nat_port: [0xd0, 2], ..carried() };
+    let forward = Entry {
+        nat: Nat::SOURCE,
+        nat_addr: [10, 240, 0, 4],
+        nat_port: [0xd0, 2],
+        ..carried()
+    };
     let answer_key = forward.peer_key(&key);
     assert_eq!((answer_key.src, answer_key.src_port), (key.dst, key.dst_port));
-    assert_eq!((answer_key.dst, answer_key.dst_port), ([10, 240, 0, 4], [0xd0, 2]));
-    let answer = Entry { nat: Nat::DESTINATION, nat_addr: key.src, nat_port: key.src_port, ..carried() };
+    assert_eq!(
+        (answer_key.dst, answer_key.dst_port),
+        ([10, 240, 0, 4], [0xd0, 2])
+    );
+    let answer = Entry {
+        nat: Nat::DESTINATION,
+        nat_addr: key.src,
+        nat_port: key.src_port,
+        ..carried()
+    };
     assert_eq!(answer.peer_key(&answer_key), key);
     assert_eq!(carried().peer_key(&key), key.reversed());
 }
@@ -142,8 +231,11 @@ struct Pair {
 impl Pair {
     /// A packet of one direction. Returns whether it was carried past the stack.
     fn pass(&mut self, forward: bool, role: Role, translated: bool) -> bool {
-        let (own, peer) =
-            if forward { (&mut self.question, &mut self.answer) } else { (&mut self.answer, &mut self.question) };
+        let (own, peer) = if forward {
+            (&mut self.question, &mut self.answer)
+        } else {
+            (&mut self.answer, &mut self.question)
+        };
         match at_ingress(own.as_ref(), role, self.protocol, VETH) {
             AtIngress::Carry => return true,
             AtIngress::Offer => {
@@ -164,12 +256,23 @@ impl Pair {
             return false;
         }
         match at_egress(own.as_ref(), role, self.protocol, true) {
-            AtEgress::Promote => *own = Some(Entry { state: State::CARRIED, ..leaving(own.unwrap()) }),
+            AtEgress::Promote => {
+                *own = Some(Entry {
+                    state: State::CARRIED,
+                    ..leaving(own.unwrap())
+                });
+            }
             AtEgress::AwaitAnswer => {
                 let entry = leaving(own.unwrap());
                 if completes(peer.as_ref()) {
-                    *own = Some(Entry { state: State::CARRIED, ..entry });
-                    *peer = peer.map(|peer| Entry { state: State::CARRIED, ..peer });
+                    *own = Some(Entry {
+                        state: State::CARRIED,
+                        ..entry
+                    });
+                    *peer = peer.map(|peer| Entry {
+                        state: State::CARRIED,
+                        ..peer
+                    });
                 } else {
                     *own = Some(entry);
                     peer.get_or_insert(Entry::awaited(0, 100));
