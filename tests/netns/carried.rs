@@ -8,6 +8,7 @@ use causeway_tests::{
     capture::Capture,
     fabric::{INTERNET, NODE, PARTNER, PEERED, VNET},
     netns::Netns,
+    node::Datapath,
     rig::Rig,
     walk::Walk,
 };
@@ -16,9 +17,30 @@ const PORT: u16 = 7;
 
 fn carried(rig: &Rig, client: &Netns, server: &Netns, to: Ipv4Addr, seen: Ipv4Addr) -> Result<()> {
     let walk = Walk::direct(client, server, SocketAddrV4::new(to, PORT));
-    walk.tcp(rig)?.expect_carried(seen)?;
-    walk.udp(rig)?.expect_carried(seen)?;
+    for (protocol, talk) in [("tcp", walk.tcp(rig)?), ("udp", walk.udp(rig)?)] {
+        talk.expect_carried(seen)?;
+        let states = rig.node.flow_states(protocol, talk.local)?;
+        ensure!(states == ["carried", "carried"], "{protocol} to {to}: {states:?}");
+    }
     walk.ping(rig)?.expect_carried(seen)
+}
+
+#[test]
+fn every_walk_on_a_node_without_tcx() -> Result<()> {
+    let rig = Rig::with(Datapath::CausewayClsact, 3)?;
+    let (a, b) = (rig.pod("a")?, rig.pod("b")?);
+    let status = rig.node.causeway_json("status")?;
+    ensure!(status["attached"] == "clsact", "{status}");
+    carried(&rig, &a.ns, &b.ns, b.addr, a.addr)?;
+    carried(&rig, &a.ns, &rig.fabric.vnet, VNET, a.addr)?;
+    carried(&rig, &a.ns, &rig.fabric.internet, INTERNET, NODE)?;
+    carried(&rig, &rig.fabric.partner, &b.ns, b.addr, PARTNER)?;
+    rig.node.remove(&a)?;
+    rig.node.remove(&b)?;
+    rig.node.causeway(&["unload"])?;
+    let qdiscs = rig.node.ns.output("tc", &["qdisc", "show", "dev", "eth0"])?;
+    ensure!(!qdiscs.contains("clsact"), "{qdiscs}");
+    Ok(())
 }
 
 #[test]

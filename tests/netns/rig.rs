@@ -10,6 +10,7 @@ use causeway_tests::{
     fabric::{INTERNET, NODE, PARTNER, PEERED, VNET},
     node::Datapath,
     rate::{self, Lane},
+    raw,
     rig::Rig,
     stream,
     talk::{SILENCE, Tcp, Udp},
@@ -102,5 +103,32 @@ fn the_generator_sends_and_the_two_stock_datapaths_differ_as_the_reference_says(
         result.ratios
     );
     assert!(result.second > 50_000.0);
+    Ok(())
+}
+
+/// Where nobody checks, a lie arrives: the receivers of `spoof.rs` would see one.
+#[test]
+fn where_nobody_checks_a_lie_arrives() -> Result<()> {
+    let rig = Rig::with(Datapath::RoutedMasquerade, 2)?;
+    let (liar, neighbour) = (rig.pod("liar")?, rig.pod("neighbour")?);
+    let wire = Capture::start(&rig.fabric.vnet, "eth0")?;
+    let macs = [
+        liar.ns.mac("eth0")?,
+        rig.node.ns.mac(&rig.node.host_interface(&liar)?)?,
+    ];
+    let lie = raw::datagram(
+        macs,
+        [neighbour.addr.octets(), VNET.octets()],
+        [5, 4444],
+        64,
+        b"I am my neighbour",
+    )?;
+    raw::send(&liar.ns, "eth0", &lie)?;
+    std::thread::sleep(Duration::from_millis(50));
+    let seen = wire.stop();
+    ensure!(seen.iter().any(|f| {
+        f.ip.as_ref()
+            .is_some_and(|ip| ip.src == neighbour.addr && ip.dst_port == 4444)
+    }));
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use causeway_tests::{
     echo::Echo,
     fabric::{INTERNET, NODE, PARTNER, VNET},
@@ -22,8 +22,21 @@ const VIP: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 50), 80);
 const TARGET: u16 = 8080;
 
 fn through_the_kernel(rig: &Rig, walk: &Walk<'_>, seen: Ipv4Addr) -> Result<()> {
-    walk.tcp(rig)?.expect_kernel(seen)?;
-    walk.udp(rig)?.expect_kernel(seen)
+    for (protocol, talk) in [("tcp", walk.tcp(rig)?), ("udp", walk.udp(rig)?)] {
+        talk.expect_kernel(seen)?;
+        let states = rig.node.flow_states(protocol, talk.local)?;
+        ensure!(
+            !states.iter().any(|state| state == "carried"),
+            "{protocol} to {}: {states:?}",
+            walk.dial
+        );
+        // A call of a pod to itself through the node is masqueraded, and known by another address at each hook.
+        ensure!(
+            seen == NODE || states.iter().any(|state| state == "kernel"),
+            "{protocol}: {states:?}"
+        );
+    }
+    Ok(())
 }
 
 fn cluster_ip_to(

@@ -63,6 +63,7 @@ impl Fabric {
         ))?;
 
         connect(&vnet, "eth0", &router, "vnet")?;
+        answer_at_once(&router, "vnet")?;
         vnet.ip(&format!(
             "addr add {VNET}/{SUBNET_BITS} dev eth0\naddr add {PEERED}/32 dev eth0\nroute add default via {GATEWAY}"
         ))?;
@@ -93,6 +94,7 @@ impl Fabric {
     /// would have sent, and a checksum the datapath got wrong is refused by its receiver.
     pub fn plug_in(&self, node: &Netns, pods: &[Ipv4Addr]) -> Result<()> {
         connect(node, "eth0", &self.router, "node")?;
+        answer_at_once(&self.router, "node")?;
         node.ip(&format!(
             "addr add {NODE}/{SUBNET_BITS} dev eth0\nroute add default via {GATEWAY}"
         ))?;
@@ -104,4 +106,9 @@ impl Fabric {
         offload::set(node, "eth0", offload::GRO, true)?;
         offload::set(&self.router, "node", offload::TX_CHECKSUM, false)
     }
+}
+
+/// The kernel would wait up to 0.8 s before it answers an ARP request for another.
+fn answer_at_once(router: &Netns, interface: &str) -> Result<()> {
+    router.sysctl(&format!("net/ipv4/neigh/{interface}/proxy_delay"), "0")
 }

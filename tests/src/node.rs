@@ -2,7 +2,7 @@
 
 use std::{
     io::Write,
-    net::Ipv4Addr,
+    net::{Ipv4Addr, SocketAddrV4},
     process::{Command, Stdio},
     sync::atomic::{AtomicUsize, Ordering},
 };
@@ -23,12 +23,21 @@ use crate::{
 pub enum Datapath {
     /// Causeway, brought up by its CNI plug-in.
     Causeway,
+    /// The same, attached as on kernels without tcx.
+    CausewayClsact,
     /// The kernel's routing, without translation.
     Routed,
     /// The kernel's routing and the MASQUERADE rule.
     RoutedMasquerade,
     /// What Causeway replaces: a bridge with the uplink enslaved, and the MASQUERADE rule.
     BridgeMasquerade,
+}
+
+impl Datapath {
+    /// Whether pods are added by our plug-in.
+    pub fn is_causeway(self) -> bool {
+        matches!(self, Self::Causeway | Self::CausewayClsact)
+    }
 }
 
 /// A pod: a namespace with `eth0`.
@@ -68,9 +77,7 @@ pub struct Node {
 impl Node {
     /// A node with `pool_size` addresses for pods, plugged into the fabric.
     pub fn new(fabric: &Fabric, datapath: Datapath, pool_size: u8) -> Result<Self> {
-        let dist = (datapath == Datapath::Causeway)
-            .then(Dist::from_env)
-            .transpose()?;
+        let dist = datapath.is_causeway().then(Dist::from_env).transpose()?;
         let pool: Vec<Ipv4Addr> = (0..pool_size).map(|n| Ipv4Addr::new(10, 240, 0, 5 + n)).collect();
         let ns = Netns::new()?;
         fabric.plug_in(&ns, &pool)?;
@@ -90,7 +97,7 @@ impl Node {
     /// Adds a pod as a container runtime does.
     pub fn add(&self, name: &str) -> Result<Pod> {
         let ns = Netns::new()?;
-        if self.datapath != Datapath::Causeway {
+        if !self.datapath.is_causeway() {
             let addr = self.next_address()?;
             stock::add(&self.ns, &ns, addr, self.datapath)?;
             return Ok(Pod {
@@ -165,6 +172,25 @@ impl Node {
         Ok(row.map_or(0, |row| hooks.iter().filter_map(|&hook| row[hook].as_u64()).sum()))
     }
 
+    /// The states of the flow entries in which a client's address and port stand, before or after a translation.
+    pub fn flow_states(&self, protocol: &str, client: SocketAddrV4) -> Result<Vec<String>> {
+        let pod = client.ip().to_string();
+        let args = ["flows", "--json", "--proto", protocol, "--pod", &pod];
+        let flows: Value = serde_json::from_str(&self.causeway(&args)?).context("causeway flows --json")?;
+        let is_client = |addr: &Value, port: &Value| *addr == pod.as_str() && *port == client.port();
+        let with_client = |flow: &&Value| {
+            is_client(&flow["source"], &flow["sourcePort"])
+                || is_client(&flow["destination"], &flow["destinationPort"])
+                || is_client(&flow["nat"]["address"], &flow["nat"]["port"])
+        };
+        let flows = flows["flows"].as_array().context("no list of flows")?;
+        Ok(flows
+            .iter()
+            .filter(with_client)
+            .filter_map(|flow| Some(flow["state"].as_str()?.to_owned()))
+            .collect())
+    }
+
     /// Calls the CNI plug-in for a pod. An empty answer is `null`; an error holds the plug-in's own.
     pub fn plugin(&self, verb: &str, pod: &str, netns: &str) -> Result<Value> {
         let dist = self.dist()?;
@@ -199,6 +225,9 @@ impl Node {
     fn program(&self, path: &std::ffi::OsStr) -> Command {
         let mut command = self.ns.command(path);
         command.env("CAUSEWAY_ROOT", self.root.path());
+        if self.datapath == Datapath::CausewayClsact {
+            command.env("CAUSEWAY_ATTACH", "clsact");
+        }
         command
     }
 

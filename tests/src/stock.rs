@@ -17,7 +17,7 @@ pub const MASQUERADE: &str = "-t nat -A POSTROUTING -m iprange ! --dst-range 168
 
 /// Sets up what the node needs before its first pod.
 pub fn prepare(node: &Netns, datapath: Datapath) -> Result<()> {
-    if datapath == Datapath::Causeway {
+    if datapath.is_causeway() {
         return Ok(());
     }
     node.sysctl("net/ipv4/ip_forward", "1")?;
