@@ -66,11 +66,11 @@ pub fn to_uplink(
         Some(_) => Ok(Reason::NotFromPod),
         None => {
             // An echo identifier has no socket that could be looked up when a pod wants it: it is noted here.
-            if ip.protocol == ICMP
-                && FLOWS
+            if ip.protocol == ICMP {
+                FLOWS
                     .insert(answer, Entry::kernel(Flags::HOST, now()), u64::from(BPF_NOEXIST))
-                    .is_err()
-            {}
+                    .ok();
+            }
             Ok(Reason::NotFromPod)
         }
     }

@@ -103,7 +103,7 @@ fn record(packet: &Emitted<'_>) -> Reason {
 #[inline(always)]
 fn settle(packet: &Emitted<'_>) -> Reason {
     let question_key = packet.key.reversed();
-    if !flow(&question_key).is_some_and(|question| question.state == State::OFFERED) {
+    if flow(&question_key).is_none_or(|question| question.state != State::OFFERED) {
         return Reason::MidFlow;
     }
     leave_to_kernel(packet, packet.key, Flags::CAME_OUT);

@@ -108,11 +108,7 @@ pub fn linearise_headers(ctx: &TcContext) {
     let len = ctx.len();
     if linear < wanted && linear < len {
         // A failure leaves the buffer as it was; parsing then finds the header absent.
-        if ctx
-            .skb
-            .pull_data(if len < wanted { len } else { wanted })
-            .is_err()
-        {}
+        ctx.skb.pull_data(if len < wanted { len } else { wanted }).ok();
     }
 }
 

@@ -46,7 +46,7 @@ pub struct Claim<'a> {
 pub fn claim(ctx: &TcContext, config: &Config<Addr>, claim: &Claim<'_>) -> Result<[u8; 2], Reason> {
     let Won { port, state } = reserve(ctx, config, claim)?;
     if write_forward(ctx, config, claim, &Won { port, state }).is_err() {
-        if FLOWS.remove(answer_key(config, claim, port)).is_err() {}
+        FLOWS.remove(answer_key(config, claim, port)).ok();
         return Err(Reason::SnatTableFull);
     }
     Ok(port)
@@ -173,6 +173,10 @@ const STOP: i64 = 1;
 /// # Safety
 ///
 /// Called by `bpf_loop` with the [`Walk`] of [`reserve`].
+#[expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "by value the entry would be copied to the stack"
+)]
 unsafe extern "C" fn try_candidate(attempt: u32, walk: *mut c_void) -> i64 {
     // SAFETY: the caller's; its pointers are those that `reserve` stored.
     let walk = unsafe { &mut *walk.cast::<Walk<'_>>() };
@@ -194,9 +198,10 @@ unsafe extern "C" fn try_candidate(attempt: u32, walk: *mut c_void) -> i64 {
         if is_ours {
             // Another CPU was first with a packet of this very flow, or its forward half was lost: it takes the state
             // of the half that is left.
-            if !claim.opens {
+            if claim.opens {
+                FLOWS.insert(answer, &walk.reverse, u64::from(BPF_ANY)).ok();
+            } else {
                 walk.state = owner.state;
-            } else if FLOWS.insert(answer, &walk.reverse, u64::from(BPF_ANY)).is_err() {
             }
             walk.end = OURS;
             return STOP;
@@ -206,8 +211,8 @@ unsafe extern "C" fn try_candidate(attempt: u32, walk: *mut c_void) -> i64 {
         }
         // A mapping nobody uses any more. Its two halves go together.
         let forward = owner.peer_key(&answer);
-        if FLOWS.remove(answer).is_err() {}
-        if FLOWS.remove(forward).is_err() {}
+        FLOWS.remove(answer).ok();
+        FLOWS.remove(forward).ok();
     }
     if !claim.opens || is_reserved(claim.key.protocol, port) || host_holds(walk.skb, &answer) {
         return GO_ON;
