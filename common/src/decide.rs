@@ -23,6 +23,13 @@ pub const ECHO_REQUEST: u8 = 8;
 /// ICMP type of an echo reply (RFC 792).
 pub const ECHO_REPLY: u8 = 0;
 
+/// Whether an ICMP type quotes a packet of another flow: destination unreachable, source quench, time exceeded,
+/// parameter problem (RFC 792). A redirect is none: it is for the first hop and is never translated.
+#[inline(always)]
+pub fn is_icmp_error(kind: u8) -> bool {
+    matches!(kind, 3 | 4 | 11 | 12)
+}
+
 /// What a packet is to its flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {

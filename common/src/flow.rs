@@ -74,6 +74,9 @@ impl Flags {
     pub const ANSWER: u8 = 4;
     /// The flow belongs to a socket of the node, not to a pod.
     pub const HOST: u8 = 8;
+    /// The first packet left by another way than a route lookup finds (policy routing by a mark, say): the next hop
+    /// is kept as it was learnt.
+    pub const FIXED_HOP: u8 = 16;
 }
 
 /// What both directions of a flow have sent so far: three bits for this direction, three for its peer.
@@ -152,6 +155,13 @@ impl Progress {
         self.has(bits) && self.swapped().has(bits)
     }
 
+    /// Without `bits` in either direction.
+    #[inline(always)]
+    #[must_use]
+    pub const fn without(self, bits: Self) -> Self {
+        Self(self.0 & !(bits.0 | bits.0 << Self::PEER_SHIFT))
+    }
+
     /// Whether one direction has `bits`.
     #[inline(always)]
     pub const fn either(self, bits: Self) -> bool {
@@ -183,6 +193,10 @@ pub struct FlowEntry<A> {
     pub _pad: u8,
     /// Largest IP packet in bytes that may be redirected.
     pub mtu: u16,
+    /// `CLOCK_MONOTONIC` seconds of the last packet.
+    pub last_seen: u32,
+    /// `CLOCK_MONOTONIC` seconds of the last packet that went up the stack.
+    pub last_up: u32,
     /// Interface on which this direction arrives; 0 until it is known.
     pub in_ifindex: u32,
     /// Interface to which this direction is redirected.
@@ -197,10 +211,6 @@ pub struct FlowEntry<A> {
     pub nat_port: [u8; 2],
     /// New address, network order.
     pub nat_addr: A,
-    /// `CLOCK_MONOTONIC` seconds of the last packet.
-    pub last_seen: u32,
-    /// `CLOCK_MONOTONIC` seconds of the last packet that went up the stack.
-    pub last_up: u32,
 }
 
 const _: () = assert!(size_of::<FlowEntry<[u8; 4]>>() == 8 + 4 + 4 + 3 * 6 + 2 + 4 + 4 + 4);
@@ -256,7 +266,7 @@ impl<A: Address> FlowEntry<A> {
         }
     }
 
-    /// The answer to a packet that just came out of the stack unchanged. `flags` may hold
+    /// The answer to a packet that just came out of the stack unchanged, not known yet. `flags` may hold
     /// [`Flags::ANSWER`].
     #[inline(always)]
     pub fn awaited(flags: u8, now: u32) -> Self {
@@ -341,13 +351,15 @@ pub enum AtIngress {
     Stack(Reason),
 }
 
-/// Decides at an ingress hook. `ifindex` is the interface of arrival.
+/// Decides at an ingress hook. `ifindex` is the interface of arrival; `idle`: neither direction has seen a packet
+/// within its lifetime, so what the entry knows is about a flow that is over.
 #[inline(always)]
 pub fn at_ingress<A: Address>(
     entry: Option<&FlowEntry<A>>,
     role: Role,
     protocol: u8,
     ifindex: u32,
+    idle: bool,
 ) -> AtIngress {
     let Some(entry) = entry else {
         return if role == Role::Opens {
@@ -356,6 +368,9 @@ pub fn at_ingress<A: Address>(
             AtIngress::Stack(Reason::MidFlow)
         };
     };
+    if idle && role == Role::Opens {
+        return AtIngress::Offer;
+    }
     match entry.state {
         State::CARRIED if entry.in_ifindex != ifindex => match role {
             // The pod behind the address is another one now, or the route of the flow has changed.

@@ -80,10 +80,30 @@ impl Timeouts {
         let idle = now.wrapping_sub(last_seen);
         idle < u32::MAX / 2 && idle > self.of(entry, protocol)
     }
+
+    /// Whether a sweep may forget `entry` at `now` (`CLOCK_MONOTONIC` seconds). `peer` is what the table holds under
+    /// [`FlowEntry::peer_key`].
+    ///
+    /// Both directions must have been idle, each for its own time: traffic of one keeps the other. So the answer is
+    /// the same for both halves of a pair, and they go together. An offer goes by itself: no translation depends on
+    /// it, and what the stack does with it is learnt again.
+    #[inline(always)]
+    pub fn forgets<A: Address>(
+        &self,
+        protocol: u8,
+        entry: &FlowEntry<A>,
+        peer: Option<&FlowEntry<A>>,
+        now: u32,
+    ) -> bool {
+        let expired = |entry: &FlowEntry<A>| self.expired(entry, protocol, entry.last_seen, now);
+        expired(entry) && (entry.state == State::OFFERED || peer.is_none_or(expired))
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn entry(state: u8, progress: Progress) -> FlowEntry<[u8; 4]> {
@@ -130,6 +150,97 @@ mod tests {
         assert!(!t.expired(&udp, tuple::UDP, 100, 100 + t.udp));
         assert!(t.expired(&udp, tuple::UDP, 100, 101 + t.udp));
         assert!(!t.expired(&udp, tuple::UDP, 101, 100));
+    }
+
+    #[test]
+    fn traffic_of_one_half_keeps_both() {
+        let t = Timeouts::DEFAULT;
+        let quiet = entry(State::CARRIED, Progress::SPOKE);
+        let busy = FlowEntry {
+            last_seen: 1_000,
+            ..quiet
+        };
+        assert!(!t.forgets(tuple::UDP, &quiet, Some(&busy), 1_001));
+        assert!(!t.forgets(tuple::UDP, &busy, Some(&quiet), 1_001));
+        assert!(t.forgets(tuple::UDP, &quiet, Some(&quiet), 1_001));
+        assert!(t.forgets(tuple::UDP, &quiet, None, 1_001), "alone");
+    }
+
+    #[test]
+    fn an_offer_goes_by_itself() {
+        let t = Timeouts::DEFAULT;
+        let busy = FlowEntry {
+            last_seen: 1_000,
+            ..entry(State::CARRIED, Progress::SPOKE)
+        };
+        assert!(t.forgets(
+            tuple::ICMP,
+            &entry(State::OFFERED, Progress::NONE),
+            Some(&busy),
+            1_001
+        ));
+    }
+
+    fn any_entry() -> impl Strategy<Value = FlowEntry<[u8; 4]>> {
+        (1..=3u8, 0..=0x77u8, any::<u32>()).prop_map(|(state, progress, last_seen)| FlowEntry {
+            last_seen,
+            ..entry(state, Progress::from_bits(progress))
+        })
+    }
+
+    /// A time near one at which the entry expires, on either side.
+    fn around(entry: FlowEntry<[u8; 4]>, protocol: u8, offset: i32) -> u32 {
+        let end = entry
+            .last_seen
+            .wrapping_add(Timeouts::DEFAULT.of(&entry, protocol));
+        end.wrapping_add_signed(offset)
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_is_forgotten_before_its_time(
+            entry in any_entry(),
+            peer in proptest::option::of(any_entry()),
+            protocol in prop_oneof![Just(tuple::TCP), Just(tuple::UDP), Just(tuple::ICMP), any::<u8>()],
+            offset in -500_000..500_000i32,
+        ) {
+            let t = Timeouts::DEFAULT;
+            let now = around(entry, protocol, offset);
+            if t.forgets(protocol, &entry, peer.as_ref(), now) {
+                prop_assert!(offset > 0, "forgotten {offset} s after its end");
+            } else if offset > 0 {
+                let peer_lives = peer.is_some_and(|peer| !t.expired(&peer, protocol, peer.last_seen, now));
+                prop_assert!(peer_lives && entry.state != State::OFFERED, "kept for nobody");
+            }
+        }
+
+        #[test]
+        fn halves_of_a_pair_go_together(
+            one in any_entry(),
+            mut other in any_entry(),
+            protocol in prop_oneof![Just(tuple::TCP), Just(tuple::UDP), Just(tuple::ICMP)],
+            offset in -500_000..500_000i32,
+            apart in -500_000..500_000i32,
+        ) {
+            prop_assume!(one.state != State::OFFERED && other.state != State::OFFERED);
+            other.last_seen = one.last_seen.wrapping_add_signed(apart);
+            let now = around(one, protocol, offset);
+            let t = Timeouts::DEFAULT;
+            prop_assert_eq!(
+                t.forgets(protocol, &one, Some(&other), now),
+                t.forgets(protocol, &other, Some(&one), now)
+            );
+        }
+
+        #[test]
+        fn a_clock_that_runs_ahead_forgets_nothing(
+            entry in any_entry(),
+            protocol: u8,
+            ahead in 1..1_000_000_000u32,
+        ) {
+            let now = entry.last_seen.wrapping_sub(ahead);
+            prop_assert!(!Timeouts::DEFAULT.forgets(protocol, &entry, None, now));
+        }
     }
 
     #[test]

@@ -70,11 +70,14 @@ reasons! {
     Malformed, Stack, "malformed", "header truncated or its lengths contradict each other: the kernel judges it";
     Fragment, Stack, "fragment", "IP fragment that needs no translation";
     OtherProtocol, Stack, "other_protocol", "neither TCP, UDP nor ICMP echo, and needs no translation";
+    IcmpError, Stack, "icmp_error", "ICMP error about a flow that is not carried or not known: the kernel judges it";
+    SnatIcmpError, Stack, "snat_icmp_error", "ICMP error about a packet of a translated flow, translated with it";
     NeverOffered, Stack, "never_offered", "a destination that is never carried, or IP options: left to the kernel";
     Offered, Stack, "offered", "first packets of a flow: the kernel decides";
     MidFlow, Stack, "mid_flow", "no entry, and not a packet that may open a flow";
     KernelFlow, Stack, "kernel_flow", "the kernel translates or ends this flow: it stays with the kernel";
     KernelFlowTranslated, Stack, "kernel_flow_nat", "flow of the kernel, with SNAT of ours: translated, then given to the stack";
+    AddressChanged, Stack, "address_changed", "flow of an address that the node no longer has: forgotten, the stack goes on with the packet";
     TtlExpiring, Stack, "ttl_expiring", "TTL 1 or 0: the kernel answers with time exceeded";
     TooBig, Stack, "too_big", "larger than the next link's MTU: the kernel answers or fragments";
     StackKeepalive, Stack, "stack_keepalive", "packet of a carried flow, let up so that conntrack remembers the flow";
@@ -84,7 +87,6 @@ reasons! {
     CarriedTakesStack, Stack, "carried_takes_stack", "packet of a carried flow that took the stack";
     SnatPromoted, Stack, "snat_promoted", "first packet translated here, the flow is carried from now on";
     SnatKernel, Stack, "snat_kernel", "packet of a kernel flow, translated here";
-    Excluded, Stack, "excluded", "destination in an excluded range, or answer to a flow that began outside: address kept";
     NotToPod, Stack, "not_to_pod", "arrives on the uplink for an address that is no pod's";
     NotFromPod, Stack, "not_from_pod", "leaves the uplink with a source that is no pod's";
     HostFlowTranslated, Stack, "host_flow_nat", "flow of the node itself whose port a pod's flow holds: translated to another";
@@ -94,7 +96,7 @@ reasons! {
     ArpSpoofed, Dropped, "arp_spoofed", "ARP sender is not this pod";
     UnknownInterface, Dropped, "unknown_interface", "no pod is registered for this interface";
     Wireserver, Dropped, "wireserver", "pod towards 168.63.129.16 port 80 or 32526: VM credentials are not for pods";
-    SpoofedFromWire, Dropped, "spoofed_from_wire", "arrives on the uplink with a source of this node";
+    SpoofedFromWire, Dropped, "spoofed_from_wire", "arrives on the uplink with the address of a pod of this node";
     PodDeparted, Dropped, "pod_departed", "source is a pod that has been removed";
     SnatFragment, Dropped, "snat_fragment", "fragment that would need translation";
     SnatProtocol, Dropped, "snat_protocol", "protocol that would need translation and has no ports";
@@ -108,7 +110,7 @@ reasons! {
 
     OfferRefused, Noted, "offer_refused", "a flow could not be offered or recorded because cwy_flows is full";
     Demoted, Noted, "demoted", "carried flow given back to the kernel: its tuple also came out of a translation";
-    PortRetried, Noted, "port_retried", "a port was taken, the next candidate was tried";
+    PortRetried, Noted, "port_retried", "a socket of the node holds the port, the next candidate was tried";
     NextHopMoved, Noted, "next_hop_moved", "the next hop's MAC or device changed under a carried flow";
 }
 

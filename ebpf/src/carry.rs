@@ -5,60 +5,120 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use causeway_common::{
-    flow::{Exit, Hop, KEEPALIVE, Nat, Progress},
+    decide::{Role, tcp_flags},
+    flow::{AtIngress, Exit, Flags, Hop, KEEPALIVE, Nat, Progress, at_ingress},
     reason::Reason,
     tuple::{TAG_CARRIED, TCP},
 };
 
 use crate::{
-    Outcome,
-    maps::{Entry, Key, config, flow, now},
+    maps::{Entry, FLOWS, Key, config, flow, is_idle},
     next_hop,
-    packet::{self, Ip, Transport},
+    packet::{self, Ip, Transport, skb},
     rewrite::{Translation, forward, translate},
 };
 
+/// What the established path of an ingress hook says of a packet that is not for it. No carried packet has this reason.
+pub const NOT_CARRIED: Reason = Reason::MidFlow;
+
+/// Whether the entry carries this packet. The lifetime is looked at once a second: within it nothing can have ended.
+#[inline(always)]
+pub fn may_carry(
+    ctx: &TcContext,
+    ip: &Ip,
+    transport: &Transport,
+    key: &Key,
+    entry: &Entry,
+    now: u32,
+) -> bool {
+    let role = transport.role(ip);
+    let idle = role == Role::Opens
+        && entry.last_seen != now
+        && config().is_some_and(|config| is_idle(config, key, entry, now));
+    at_ingress(Some(entry), role, ip.protocol, skb(ctx).ifindex, idle) == AtIngress::Carry
+}
+
 /// Redirects a packet of a carried flow; the few that the kernel has to see go up the stack.
 #[inline(always)]
-pub fn carry(ctx: &TcContext, ip: &Ip, transport: &Transport, key: &Key, entry: &mut Entry) -> Outcome {
+pub fn carry(
+    ctx: &TcContext,
+    ip: &Ip,
+    transport: &Transport,
+    key: &Key,
+    entry: &mut Entry,
+    now: u32,
+) -> Reason {
+    // Copied before any helper call: the element may be another flow's afterwards.
+    let (mut hop, to, mtu) = (hop(entry), translation(entry), entry.mtu);
     if ip.ttl <= 1 {
-        return up(ctx, ip, key, &translation(entry), Reason::TtlExpiring);
+        return up(ctx, ip, key, &to, Reason::TtlExpiring);
     }
-    if packet::largest_packet(ctx, ip, transport) > u32::from(entry.mtu) {
-        return up(ctx, ip, key, &translation(entry), Reason::TooBig);
+    if packet::largest_packet(ctx, ip, transport) > u32::from(mtu) {
+        return up(ctx, ip, key, &to, Reason::TooBig);
     }
-    let now = now();
     if entry.last_seen != now {
-        entry.last_seen = now;
-        if entry.exit == Exit::UPLINK {
-            next_hop::refresh(ctx, key, entry);
+        match once_a_second(ctx, key, entry, transport, now) {
+            Turn::Carry => {}
+            Turn::Keepalive => return up(ctx, ip, key, &to, Reason::StackKeepalive),
+            Turn::Forget => return Reason::AddressChanged,
         }
-        if entry.nat == Nat::NONE && key.protocol != TCP && now.wrapping_sub(entry.last_up) >= KEEPALIVE {
-            entry.last_up = now;
-            return up(ctx, ip, key, &Translation::NONE, Reason::StackKeepalive);
-        }
+        hop = self::hop(entry);
     }
     note_progress(key, entry, transport);
-
-    let (hop, to) = (hop(entry), translation(entry));
     if forward(ctx, ip, key, &to, &hop).is_err() {
-        return Reason::RewriteFailed.into();
+        return Reason::RewriteFailed;
     }
-    if hop.exit == Exit::POD {
-        // SAFETY: the helper takes integers only; it fails with a drop when the device is gone.
-        let action = unsafe { bpf_redirect_peer(hop.ifindex, 0) };
-        Outcome {
-            reason: Reason::CarriedToPod,
-            redirect: action as i32,
+    redirect(ctx, &hop)
+}
+
+/// What becomes of the packet that is the first of its flow in a second.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+enum Turn {
+    Carry,
+    Keepalive,
+    Forget,
+}
+
+/// What an established flow has to have looked at now and then.
+#[inline(never)]
+fn once_a_second(ctx: &TcContext, key: &Key, entry: &mut Entry, transport: &Transport, now: u32) -> Turn {
+    entry.last_seen = now;
+    if entry.nat == Nat::SOURCE && config().is_some_and(|config| config.node_addr != entry.nat_addr) {
+        FLOWS.remove(entry.peer_key(key)).ok();
+        FLOWS.remove(key).ok();
+        return Turn::Forget;
+    }
+    // A reset that nobody meant: the connection goes on.
+    if entry.progress().either(Progress::RST) && transport.flags & tcp_flags::RST == 0 {
+        entry.progress = entry.progress().without(Progress::RST).bits();
+        if let Some(peer) = flow(&entry.peer_key(key)) {
+            peer.progress = peer.progress().without(Progress::RST).bits();
         }
+    }
+    if entry.exit == Exit::UPLINK && !entry.has(Flags::FIXED_HOP) {
+        next_hop::refresh(ctx, key, entry);
+    }
+    if entry.nat == Nat::NONE && key.protocol != TCP && now.wrapping_sub(entry.last_up) >= KEEPALIVE {
+        entry.last_up = now;
+        return Turn::Keepalive;
+    }
+    Turn::Carry
+}
+
+/// Sends a rewritten packet past the stack. Without flags the helpers cannot fail here: a device that is gone costs the
+/// packet later.
+#[inline(always)]
+pub fn redirect(ctx: &TcContext, hop: &Hop) -> Reason {
+    if hop.exit == Exit::POD {
+        // SAFETY: the helper takes integers only.
+        unsafe { bpf_redirect_peer(hop.ifindex, 0) };
+        Reason::CarriedToPod
     } else {
         packet::set_tag(ctx, TAG_CARRIED);
         // SAFETY: as above.
-        let action = unsafe { bpf_redirect(hop.ifindex, 0) };
-        Outcome {
-            reason: Reason::CarriedToUplink,
-            redirect: action as i32,
-        }
+        unsafe { bpf_redirect(hop.ifindex, 0) };
+        Reason::CarriedToUplink
     }
 }
 
@@ -67,11 +127,11 @@ pub fn carry(ctx: &TcContext, ip: &Ip, transport: &Transport, key: &Key, entry: 
 /// An answer from outside is translated first: its untranslated tuple means nothing to the stack, which would reset
 /// the connection.
 #[inline(always)]
-fn up(ctx: &TcContext, ip: &Ip, key: &Key, to: &Translation, reason: Reason) -> Outcome {
+fn up(ctx: &TcContext, ip: &Ip, key: &Key, to: &Translation, reason: Reason) -> Reason {
     let mut inside = *key;
     if to.nat == Nat::DESTINATION {
         if translate(ctx, ip, key, to).is_err() {
-            return Reason::RewriteFailed.into();
+            return Reason::RewriteFailed;
         }
         inside = Key {
             dst: to.addr,
@@ -104,7 +164,7 @@ fn note_on_peer(key: &Key, entry: &Entry, seen: Progress) {
 
 /// Where the entry sends its packets.
 #[inline(always)]
-fn hop(entry: &Entry) -> Hop {
+pub fn hop(entry: &Entry) -> Hop {
     Hop {
         exit: entry.exit,
         mtu: entry.mtu,

@@ -2,54 +2,61 @@
 //! sender: it was made by a packet that passed the guard on this interface with this MAC.
 
 use aya_ebpf::programs::TcContext;
-use causeway_common::{
-    decide::is_guarded,
-    flow::{AtIngress, at_ingress},
-    reason::Reason,
-    tuple::TAG_NONE,
-};
+use causeway_common::{decide::is_guarded, reason::Reason, tuple::TAG_NONE};
 
 use crate::{
-    Outcome,
-    carry::carry,
+    carry::{NOT_CARRIED, carry, may_carry},
     count::Hook,
-    guard,
-    maps::flow,
+    guard, icmp,
+    maps::{flow, now},
     offer::give_up,
-    packet::{self, Ip, Transport, skb},
+    packet::{self, skb},
 };
 
 #[inline(always)]
-pub fn handle(ctx: &TcContext) -> Outcome {
+pub fn handle(ctx: &TcContext) -> Reason {
     packet::linearise_headers(ctx);
-    let ip = match packet::ip(ctx) {
-        Ok(ip) => ip,
-        Err(reason) => {
-            packet::set_tag(ctx, TAG_NONE);
-            return guard::check_other(ctx, reason).into();
-        }
-    };
-    let transport = packet::transport(ctx, &ip);
-    if let Ok(transport) = &transport {
-        let key = packet::key(&ip, transport);
-        if let Some(entry) = flow(&key) {
-            let decision = at_ingress(Some(entry), transport.role(&ip), ip.protocol, skb(ctx).ifindex);
-            let is_sender = entry.in_mac == packet::src_mac(ctx) && skb(ctx).vlan_present == 0;
-            if decision == AtIngress::Carry && is_sender && packet::is_for_us(ctx) {
-                return carry(ctx, &ip, transport, &key, entry);
-            }
-        }
+    match established(ctx) {
+        NOT_CARRIED => not_carried(ctx),
+        reason => reason,
     }
-    not_carried(ctx, &ip, transport).into()
 }
 
-#[inline(always)]
-fn not_carried(ctx: &TcContext, ip: &Ip, transport: Result<Transport, Reason>) -> Reason {
-    packet::set_tag(ctx, TAG_NONE);
-    let mac = match guard::check_source(ctx, ip) {
-        Ok(mac) => mac,
-        Err(reason) => return reason,
+/// One parse and one lookup for a carried flow, in a frame of its own: the two ways of a packet have 512 bytes of stack
+/// each, and not together.
+#[inline(never)]
+fn established(ctx: &TcContext) -> Reason {
+    let Ok(ip) = packet::ip(ctx) else {
+        return NOT_CARRIED;
     };
+    let Ok(transport) = packet::transport(ctx, &ip) else {
+        return NOT_CARRIED;
+    };
+    let key = packet::key(&ip, &transport);
+    let Some(entry) = flow(&key) else {
+        return NOT_CARRIED;
+    };
+    let now = now();
+    let is_sender = entry.in_mac == packet::src_mac(ctx) && skb(ctx).vlan_present == 0;
+    if may_carry(ctx, &ip, &transport, &key, entry, now) && is_sender && packet::is_for_us(ctx) {
+        carry(ctx, &ip, &transport, &key, entry, now)
+    } else {
+        NOT_CARRIED
+    }
+}
+
+/// Every packet but those of established flows: whose it is, what it may not do, and then the stack.
+#[inline(never)]
+fn not_carried(ctx: &TcContext) -> Reason {
+    packet::set_tag(ctx, TAG_NONE);
+    let ip = match packet::ip(ctx) {
+        Ok(ip) => ip,
+        Err(reason) => return guard::check_other(ctx, reason),
+    };
+    if let Err(reason) = guard::check_source(ctx, &ip) {
+        return reason;
+    }
+    let transport = packet::transport(ctx, &ip);
     let dst_port = transport.as_ref().ok().map(|transport| transport.dst_port);
     if is_guarded(ip.dst, ip.protocol, dst_port) {
         return Reason::Wireserver;
@@ -58,14 +65,11 @@ fn not_carried(ctx: &TcContext, ip: &Ip, transport: Result<Transport, Reason>) -
         return Reason::Vlan;
     }
     match transport {
-        Ok(transport) => give_up(
-            ctx,
-            Hook::FromPod,
-            ip,
-            &transport,
-            &packet::key(ip, &transport),
-            mac,
-        ),
+        Ok(transport) => {
+            let key = packet::key(&ip, &transport);
+            give_up(ctx, Hook::FromPod, &ip, &transport, &key)
+        }
+        Err(Reason::OtherProtocol) => icmp::from_pod(ctx, &ip),
         Err(reason) => reason,
     }
 }

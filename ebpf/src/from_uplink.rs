@@ -3,51 +3,60 @@
 
 use aya_ebpf::programs::TcContext;
 use causeway_common::{
-    flow::{AtIngress, Nat, State, at_ingress},
+    flow::{Flags, Nat, State},
     reason::Reason,
     tuple::TAG_NONE,
 };
 
 use crate::{
-    Outcome,
-    carry::{carry, note_progress, translation},
+    carry::{NOT_CARRIED, carry, may_carry, note_progress, translation},
     count::Hook,
-    maps::{Entry, Key, config, flow, now, pod},
+    icmp,
+    maps::{Entry, Key, config, flow, is_present_pod, now, pod},
     offer::give_up,
     packet::{self, Ip, Transport, skb},
     rewrite::translate,
 };
 
 #[inline(always)]
-pub fn handle(ctx: &TcContext) -> Outcome {
+pub fn handle(ctx: &TcContext) -> Reason {
     packet::linearise_headers(ctx);
-    if !packet::is_for_us(ctx) {
-        packet::set_tag(ctx, TAG_NONE);
-        return Reason::NotForUs.into();
+    match established(ctx) {
+        NOT_CARRIED => not_carried(ctx),
+        reason => reason,
     }
-    let ip = match packet::ip(ctx) {
-        Ok(ip) => ip,
-        Err(reason) => {
-            packet::set_tag(ctx, TAG_NONE);
-            return reason.into();
-        }
+}
+
+/// One parse and one lookup for a carried flow, in a frame of its own, as in `from_pod`.
+#[inline(never)]
+fn established(ctx: &TcContext) -> Reason {
+    if !packet::is_for_us(ctx) || skb(ctx).vlan_present != 0 {
+        return NOT_CARRIED;
+    }
+    let Ok(ip) = packet::ip(ctx) else {
+        return NOT_CARRIED;
     };
-    let transport = packet::transport(ctx, &ip);
-    if let Ok(transport) = &transport
-        && skb(ctx).vlan_present == 0
-    {
-        let key = packet::key(&ip, transport);
-        if let Some(entry) = flow(&key) {
-            if at_ingress(Some(entry), transport.role(&ip), ip.protocol, skb(ctx).ifindex) == AtIngress::Carry
-            {
-                return carry(ctx, &ip, transport, &key, entry);
-            }
-            if entry.state == State::KERNEL && entry.nat == Nat::DESTINATION {
-                return kernel_answer(ctx, &ip, transport, &key, entry).into();
-            }
+    let Ok(transport) = packet::transport(ctx, &ip) else {
+        return NOT_CARRIED;
+    };
+    let key = packet::key(&ip, &transport);
+    let Some(entry) = flow(&key) else {
+        return NOT_CARRIED;
+    };
+    let now = now();
+    if may_carry(ctx, &ip, &transport, &key, entry, now) {
+        return carry(ctx, &ip, &transport, &key, entry, now);
+    }
+    if entry.state == State::KERNEL {
+        if entry.nat == Nat::DESTINATION {
+            return kernel_answer(ctx, &ip, &transport, &key, entry);
+        }
+        if entry.has(Flags::HOST) {
+            entry.last_seen = now;
+            note_progress(&key, entry, &transport);
         }
     }
-    not_carried(ctx, &ip, transport).into()
+    NOT_CARRIED
 }
 
 /// Gives the answer of a kernel flow its pod's address back, then lets the stack go on with it.
@@ -70,28 +79,42 @@ fn kernel_answer(ctx: &TcContext, ip: &Ip, transport: &Transport, key: &Key, ent
     Reason::KernelFlowTranslated
 }
 
-#[inline(always)]
-fn not_carried(ctx: &TcContext, ip: &Ip, transport: Result<Transport, Reason>) -> Reason {
+#[inline(never)]
+fn not_carried(ctx: &TcContext) -> Reason {
     packet::set_tag(ctx, TAG_NONE);
-    if !pod(&ip.dst).is_some_and(|pod| pod.is_ready()) {
+    if !packet::is_for_us(ctx) {
+        return Reason::NotForUs;
+    }
+    let ip = match packet::ip(ctx) {
+        Ok(ip) => ip,
+        Err(reason) => return reason,
+    };
+    let transport = packet::transport(ctx, &ip);
+    if let Err(Reason::OtherProtocol) = transport
+        && skb(ctx).vlan_present == 0
+    {
+        let reason = icmp::from_uplink(ctx, &ip);
+        if reason != Reason::OtherProtocol {
+            return reason;
+        }
+    }
+    if is_present_pod(&ip.src) {
+        return Reason::SpoofedFromWire;
+    }
+    if pod(&ip.dst).is_none_or(|pod| !pod.is_ready()) {
         return Reason::NotToPod;
     }
-    let is_node = config().is_some_and(|config| config.node_addr == ip.src);
-    if is_node || pod(&ip.src).is_some() {
+    if config().is_some_and(|config| config.node_addr == ip.src) {
         return Reason::SpoofedFromWire;
     }
     if skb(ctx).vlan_present != 0 {
         return Reason::Vlan;
     }
     match transport {
-        Ok(transport) => give_up(
-            ctx,
-            Hook::FromUplink,
-            ip,
-            &transport,
-            &packet::key(ip, &transport),
-            [0; 6],
-        ),
+        Ok(transport) => {
+            let key = packet::key(&ip, &transport);
+            give_up(ctx, Hook::FromUplink, &ip, &transport, &key)
+        }
         Err(reason) => reason,
     }
 }

@@ -6,7 +6,7 @@ use causeway_common::{maps::IfaceEntry, reason::Reason};
 
 use crate::{
     maps::{Addr, iface},
-    packet::{self, Ip, Mac, skb},
+    packet::{self, Ip, skb},
 };
 
 /// Offsets in an ARP packet for IPv4 over Ethernet (RFC 826), from the start of the frame.
@@ -15,10 +15,10 @@ const ARP_SENDER_ADDR: usize = packet::ETH_LEN + 14;
 
 /// The packet's source is the pod of this interface, or the reason why it is dropped.
 #[inline(always)]
-pub fn check_source(ctx: &TcContext, ip: &Ip) -> Result<Mac, Reason> {
+pub fn check_source(ctx: &TcContext, ip: &Ip) -> Result<(), Reason> {
     let pod = sender(ctx)?;
     if ip.src == pod.addr {
-        Ok(pod.mac)
+        Ok(())
     } else {
         Err(Reason::SourceAddress)
     }

@@ -7,13 +7,13 @@ use causeway_common::{
     flow::{Flags, Nat},
     maps::Config,
     reason::Reason,
-    tuple::ICMP,
+    tuple::{ICMP, TCP},
 };
 
 use crate::{
     carry::{note_progress, translation},
     maps::{Addr, Entry, FLOWS, Key, flow, now},
-    packet::{self, Ip, Transport},
+    packet::{self, Ip, Transport, skb},
     rewrite::{Translation, translate},
     snat::{self, Claim},
 };
@@ -27,53 +27,48 @@ pub fn to_uplink(
     transport: &Transport,
 ) -> Result<Reason, Reason> {
     let key = packet::key(ip, transport);
+    let role = transport.role(ip);
     if let Some(entry) = flow(&key)
         && entry.nat == Nat::SOURCE
         && entry.has(Flags::HOST)
+        && !(ip.protocol == TCP && role == Role::Opens && entry.progress().is_over())
     {
         let to = translation(entry);
         entry.last_seen = now();
         note_progress(&key, entry, transport);
         return translated(ctx, ip, &key, &to);
     }
-    if transport.role(ip) != Role::Opens {
+    // What the kernel forwards with the node's address has no socket that could be looked up when a pod wants its port
+    // (a hostPort, a masquerade of somebody else's); nor has an echo identifier of the node. It is noted here.
+    let without_socket = ip.protocol == ICMP || skb(ctx).ingress_ifindex != 0;
+    if role == Role::Continues || role == Role::Answers && !without_socket {
         return Ok(Reason::NotFromPod);
     }
     let answer = key.reversed();
     match flow(&answer) {
-        Some(owner) if owner.nat == Nat::DESTINATION && !owner.has(Flags::HOST) => {
-            let port = snat::claim(
-                ctx,
-                config,
-                &Claim {
-                    key: &key,
-                    pod: None,
-                    carried: false,
-                    opens: true,
-                },
-            )?;
-            translated(
-                ctx,
-                ip,
-                &key,
-                &Translation {
-                    nat: Nat::SOURCE,
-                    addr: config.node_addr,
-                    port,
-                },
-            )
+        Some(owner) if owner.nat == Nat::DESTINATION && !owner.has(Flags::HOST) && role == Role::Opens => {
+            let claim = Claim {
+                key: &key,
+                pod: None,
+                carried: false,
+                opens: true,
+            };
+            let port = snat::claim(ctx, config, &claim)?;
+            let to = Translation {
+                nat: Nat::SOURCE,
+                addr: config.node_addr,
+                port,
+            };
+            return translated(ctx, ip, &key, &to);
         }
-        Some(_) => Ok(Reason::NotFromPod),
-        None => {
-            // An echo identifier has no socket that could be looked up when a pod wants it: it is noted here.
-            if ip.protocol == ICMP {
-                FLOWS
-                    .insert(answer, Entry::kernel(Flags::HOST, now()), u64::from(BPF_NOEXIST))
-                    .ok();
-            }
-            Ok(Reason::NotFromPod)
+        Some(_) => {}
+        None if without_socket => {
+            let held = Entry::kernel(Flags::HOST, now());
+            FLOWS.insert(answer, held, u64::from(BPF_NOEXIST)).ok();
         }
+        None => {}
     }
+    Ok(Reason::NotFromPod)
 }
 
 #[inline(always)]

@@ -85,8 +85,13 @@ fn await_answer(packet: &Emitted<'_>, entry: &mut Entry) -> Reason {
         entry.set_state(State::CARRIED);
         return Reason::Promoted;
     }
-    if answer.is_none() {
-        insert(packet, &answer_key, State::OFFERED, packet.answer_flags);
+    match answer {
+        None => insert(packet, &answer_key, State::OFFERED, packet.answer_flags),
+        // Left by an earlier connection on this tuple, or written again with the offer.
+        Some(answer) if answer.state == State::OFFERED && answer.nat == Nat::NONE => {
+            answer.flags |= packet.answer_flags;
+        }
+        Some(_) => {}
     }
     Reason::SeenOneWay
 }
@@ -127,7 +132,10 @@ fn leave_to_kernel(packet: &Emitted<'_>, key: &Key, flags: u8) {
     match flow(key) {
         None => insert(packet, key, State::KERNEL, flags),
         Some(entry) if entry.state == State::OFFERED && entry.nat == Nat::NONE => {
-            entry.flags |= flags;
+            // What went up as a question of its own does not become an answer, or it would keep its address.
+            if !entry.has(Flags::WENT_UP) {
+                entry.flags |= flags;
+            }
             entry.set_state(State::KERNEL);
         }
         Some(_) => {}

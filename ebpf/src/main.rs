@@ -19,6 +19,7 @@ mod from_pod;
 mod from_uplink;
 mod guard;
 mod host;
+mod icmp;
 mod learn;
 mod maps;
 mod next_hop;
@@ -30,7 +31,7 @@ mod to_pod;
 mod to_uplink;
 
 use aya_ebpf::{
-    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
+    bindings::{TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC},
     macros::classifier,
     programs::TcContext,
 };
@@ -59,40 +60,21 @@ pub fn cwy_from_uplink(ctx: TcContext) -> i32 {
 #[classifier]
 pub fn cwy_to_uplink(ctx: TcContext) -> i32 {
     match to_uplink::handle(&ctx) {
-        Some(outcome) => finish(&ctx, Hook::ToUplink, outcome),
+        Some(reason) => finish(&ctx, Hook::ToUplink, reason),
         None => TC_ACT_UNSPEC,
     }
 }
 
-/// What a hook makes of a packet.
-#[must_use]
-#[derive(Clone, Copy)]
-struct Outcome {
-    reason: Reason,
-    /// The return code of the redirect helper; read only for [`Verdict::Carried`].
-    redirect: i32,
-}
-
-impl From<Reason> for Outcome {
-    #[inline(always)]
-    fn from(reason: Reason) -> Self {
-        Self {
-            reason,
-            redirect: TC_ACT_SHOT,
-        }
-    }
-}
-
-/// Counts the outcome and turns it into a tc action.
+/// Counts the reason and turns it into a tc action.
 ///
 /// "Not ours" is `TC_ACT_UNSPEC` and never `TC_ACT_OK`: under tcx the latter ends the chain, and programs that
 /// follow ours would not run.
 #[inline(always)]
-fn finish(ctx: &TcContext, hook: Hook, outcome: Outcome) -> i32 {
-    count::bump(hook, outcome.reason);
-    log(ctx, hook, outcome.reason);
-    match outcome.reason.verdict() {
-        Verdict::Carried => outcome.redirect,
+fn finish(ctx: &TcContext, hook: Hook, reason: Reason) -> i32 {
+    count::bump(hook, reason);
+    log(ctx, hook, reason);
+    match reason.verdict() {
+        Verdict::Carried => TC_ACT_REDIRECT,
         Verdict::Stack | Verdict::Noted => TC_ACT_UNSPEC,
         Verdict::Dropped => TC_ACT_SHOT,
     }

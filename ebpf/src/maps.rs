@@ -71,11 +71,24 @@ pub fn flow(key: &Key) -> Option<&'static mut Entry> {
     FLOWS.get_ptr_mut(key).map(|entry| unsafe { &mut *entry })
 }
 
+/// Whether neither direction of a flow has seen a packet within its lifetime.
+#[inline(always)]
+pub fn is_idle(config: &Config<Addr>, key: &Key, entry: &Entry, now: u32) -> bool {
+    let over = |seen| config.timeouts.expired(entry, key.protocol, seen, now);
+    over(entry.last_seen) && flow(&entry.peer_key(key)).is_none_or(|peer| over(peer.last_seen))
+}
+
 /// The pod that has this address.
 #[inline(always)]
 pub fn pod(addr: &Addr) -> Option<&'static PodEntry> {
     // SAFETY: as in `flow`; programs never write this map.
     PODS.get_ptr(addr).map(|pod| unsafe { &*pod })
+}
+
+/// Whether a pod of this node has this address at present.
+#[inline(always)]
+pub fn is_present_pod(addr: &Addr) -> bool {
+    pod(addr).is_some_and(|pod| pod.flags & PodEntry::DEPARTED == 0)
 }
 
 /// The pod that may send on this interface.

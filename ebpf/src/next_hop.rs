@@ -10,14 +10,14 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use causeway_common::{
-    flow::{Exit, Hop, Nat, State},
+    flow::{Exit, Hop, Nat},
     maps::Config,
     reason::Reason,
 };
 
 use crate::{
     count::{Hook, bump},
-    maps::{Addr, Entry, Key, flow},
+    maps::{Addr, Entry, Key, iface},
     packet::{self, skb},
 };
 
@@ -35,39 +35,62 @@ pub fn of_frame(ctx: &TcContext, config: &Config<Addr>) -> Hop {
     }
 }
 
+/// Whether a route lookup would not have found this hop: then the kernel was told otherwise (a mark, a rule that this
+/// lookup does not see), and the hop stays as it was learnt.
+#[inline(always)]
+pub fn is_fixed(ctx: &TcContext, key: &Key, hop: &Hop) -> bool {
+    let found = lookup(ctx, key, skb(ctx).ingress_ifindex);
+    found.ifindex != hop.ifindex || found.dst_mac != hop.dst_mac
+}
+
 /// Asks the kernel for the route and the neighbour and follows them.
 ///
 /// Anything but success leaves the entry as it is: a neighbour that is being resolved still has its old MAC.
 #[inline(never)]
 pub fn refresh(ctx: &TcContext, key: &Key, entry: &mut Entry) {
+    let found = lookup(ctx, key, entry.in_ifindex);
+    let moved = found.ifindex != entry.out_ifindex;
+    // A translated flow stays on the device whose address it has. A pod's interface is no way out.
+    if found.ifindex == 0 || moved && (entry.nat != Nat::NONE || iface(found.ifindex).is_some()) {
+        return;
+    }
+    if moved || entry.out_dst_mac != found.dst_mac || entry.out_src_mac != found.src_mac {
+        entry.out_ifindex = found.ifindex;
+        entry.out_dst_mac = found.dst_mac;
+        entry.out_src_mac = found.src_mac;
+        bump(Hook::FromPod, Reason::NextHopMoved);
+    }
+}
+
+/// A route and its neighbour; `ifindex` 0 when there is none, or none that is resolved.
+struct Found {
+    ifindex: u32,
+    dst_mac: packet::Mac,
+    src_mac: packet::Mac,
+}
+
+#[inline(always)]
+fn lookup(ctx: &TcContext, key: &Key, in_ifindex: u32) -> Found {
     // SAFETY: integers and arrays of integers: all zeros is a value.
     let mut request: bpf_fib_lookup = unsafe { core::mem::zeroed() };
     request.family = AF_INET;
     request.l4_protocol = key.protocol;
     request.sport = u16::from_ne_bytes(key.src_port);
     request.dport = u16::from_ne_bytes(key.dst_port);
-    request.ifindex = entry.in_ifindex;
+    request.ifindex = in_ifindex;
     request.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(key.src);
     request.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(key.dst);
     let size = size_of::<bpf_fib_lookup>() as i32;
     // SAFETY: `request` is `size` bytes of our stack; the helper reads and writes no more.
     let result = unsafe { fib_lookup(ctx.as_ptr(), &raw mut request, size, 0) };
-    if result != i64::from(BPF_FIB_LKUP_RET_SUCCESS) {
-        return;
-    }
-    let (dst_mac, src_mac) = (request.dmac, request.smac);
-    if request.ifindex == entry.out_ifindex {
-        if entry.out_dst_mac != dst_mac || entry.out_src_mac != src_mac {
-            entry.out_dst_mac = dst_mac;
-            entry.out_src_mac = src_mac;
-            bump(Hook::FromPod, Reason::NextHopMoved);
-        }
-    } else if entry.nat == Nat::NONE {
-        // The new device may have rules of its own: the kernel takes the flow over.
-        bump(Hook::FromPod, Reason::NextHopMoved);
-        entry.state = State::KERNEL;
-        if let Some(answer) = flow(&key.reversed()) {
-            answer.state = State::KERNEL;
-        }
+    let ifindex = if result == i64::from(BPF_FIB_LKUP_RET_SUCCESS) {
+        request.ifindex
+    } else {
+        0
+    };
+    Found {
+        ifindex,
+        dst_mac: request.dmac,
+        src_mac: request.smac,
     }
 }

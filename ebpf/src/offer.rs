@@ -3,32 +3,51 @@
 use aya_ebpf::{bindings::BPF_ANY, programs::TcContext};
 use causeway_common::{
     decide::{WIRESERVER, may_be_offered},
-    flow::{AtIngress, Flags, Nat, at_ingress},
+    flow::{AtIngress, Flags, Nat, Progress, State, at_ingress},
     reason::Reason,
 };
 
 use crate::{
     carry::note_progress,
     count::{Hook, bump},
-    maps::{Entry, FLOWS, Key, config, flow, now},
+    maps::{Entry, FLOWS, Key, config, flow, is_idle, now},
     packet::{self, IP_END, Ip, Mac, Transport, skb},
 };
 
-/// Gives a packet to the stack. `mac` is the pod's, or zeros for a packet from the wire.
-#[inline(always)]
-pub fn give_up(ctx: &TcContext, hook: Hook, ip: &Ip, transport: &Transport, key: &Key, mac: Mac) -> Reason {
+/// Gives a packet to the stack. In a frame of its own: what follows the established path shares its 512 bytes of stack.
+#[inline(never)]
+pub fn give_up(ctx: &TcContext, hook: Hook, ip: &Ip, transport: &Transport, key: &Key) -> Reason {
+    // The guard has accepted the sender's; on the wire any MAC may forward.
+    let mac = if hook == Hook::FromPod {
+        packet::src_mac(ctx)
+    } else {
+        [0; 6]
+    };
     let Some(config) = config() else {
         return Reason::NeverOffered;
     };
     let entry = flow(key);
     let ifindex = skb(ctx).ifindex;
-    match at_ingress(entry.as_deref(), transport.role(ip), key.protocol, ifindex) {
+    let idle = entry
+        .as_deref()
+        .is_some_and(|entry| is_idle(config, key, entry, now()));
+    match at_ingress(entry.as_deref(), transport.role(ip), key.protocol, ifindex, idle) {
         AtIngress::Offer => {
-            let plain = ip.l4() == IP_END && ip.ttl > 1 && skb(ctx).vlan_present == 0;
-            if !plain || !may_be_offered(key, WIRESERVER) {
+            if !may_be_offered(key, WIRESERVER) {
                 return Reason::NeverOffered;
             }
-            write_offer(hook, key, entry.as_deref(), ifindex, mac);
+            let plain = ip.l4() == IP_END && ip.ttl > 1;
+            // What is not plain is not carried. It is recorded all the same: a flow that the pod has opened must not
+            // pass for an answer later.
+            let state = if plain { State::OFFERED } else { State::KERNEL };
+            let again = entry.is_some_and(|earlier| earlier.nat == Nat::NONE);
+            if !write_offer(key, state, ifindex, &mac, again) {
+                bump(hook, Reason::OfferRefused);
+                return Reason::Offered;
+            }
+            if !plain {
+                return Reason::NeverOffered;
+            }
         }
         AtIngress::Continue => {
             if let Some(entry) = entry {
@@ -59,23 +78,18 @@ pub fn give_up(ctx: &TcContext, hook: Hook, ip: &Ip, transport: &Transport, key:
     Reason::Offered
 }
 
-/// Writes the offer, in place of what an earlier connection left under the tuple.
+/// Writes the offer. Whether there was room. `again`: in place of what an earlier flow left under the tuple; both
+/// directions start again together, or an answer still carried would pass the kernel unseen.
 #[inline(never)]
-fn write_offer(hook: Hook, key: &Key, earlier: Option<&Entry>, ifindex: u32, mac: Mac) {
-    let now = now();
-    if earlier.is_some_and(|earlier| earlier.nat == Nat::NONE) {
-        // Both directions start again together: an answer still carried would pass the kernel unseen.
-        if FLOWS
-            .insert(key.reversed(), Entry::awaited(0, now), u64::from(BPF_ANY))
-            .is_err()
-        {
-            bump(hook, Reason::OfferRefused);
-        }
+fn write_offer(key: &Key, state: u8, ifindex: u32, mac: &Mac, again: bool) -> bool {
+    let mut entry = Entry::awaited(0, now());
+    if again && FLOWS.insert(key.reversed(), &entry, u64::from(BPF_ANY)).is_err() {
+        return false;
     }
-    if FLOWS
-        .insert(key, Entry::offer(ifindex, mac, now), u64::from(BPF_ANY))
-        .is_err()
-    {
-        bump(hook, Reason::OfferRefused);
-    }
+    entry.state = state;
+    entry.flags = Flags::WENT_UP;
+    entry.progress = Progress::SPOKE.bits();
+    entry.in_ifindex = ifindex;
+    entry.in_mac = *mac;
+    FLOWS.insert(key, &entry, u64::from(BPF_ANY)).is_ok()
 }

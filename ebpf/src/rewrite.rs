@@ -33,27 +33,30 @@ pub struct Translation {
     pub port: [u8; 2],
 }
 
-impl Translation {
-    pub const NONE: Self = Self {
-        nat: Nat::NONE,
-        addr: [0; 4],
-        port: [0; 2],
-    };
-}
-
 /// Replaces address and port with their checksums; the frame's addresses and the TTL stay.
 #[inline(always)]
 pub fn translate(ctx: &TcContext, ip: &Ip, key: &Key, to: &Translation) -> Result<(), Failed> {
     transport(ctx, ip, key, to)?;
-    let header = header(ctx)?;
-    replace_addr(header, ip, to);
-    Ok(())
+    translate_addr(ctx, ip, to)
 }
 
 /// Translates, decrements the TTL and addresses the frame to the next hop.
 #[inline(always)]
 pub fn forward(ctx: &TcContext, ip: &Ip, key: &Key, to: &Translation, hop: &Hop) -> Result<(), Failed> {
     transport(ctx, ip, key, to)?;
+    forward_addr(ctx, ip, to, hop)
+}
+
+/// Replaces the address alone: for what has no ports, or whose transport header is not touched.
+#[inline(always)]
+pub fn translate_addr(ctx: &TcContext, ip: &Ip, to: &Translation) -> Result<(), Failed> {
+    replace_addr(header(ctx)?, ip, to);
+    Ok(())
+}
+
+/// [`translate_addr`], then decrements the TTL and addresses the frame to the next hop.
+#[inline(always)]
+pub fn forward_addr(ctx: &TcContext, ip: &Ip, to: &Translation, hop: &Hop) -> Result<(), Failed> {
     let header = header(ctx)?;
     replace_addr(header, ip, to);
     let before = u16::from_ne_bytes([ip.ttl, ip.protocol]);

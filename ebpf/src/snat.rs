@@ -62,7 +62,11 @@ fn write_forward(ctx: &TcContext, config: &Config<Addr>, claim: &Claim<'_>, won:
     if let Some(pod) = claim.pod {
         forward.in_ifindex = pod.ifindex;
         forward.in_mac = pod.mac;
-        forward.leave_by(&next_hop::of_frame(ctx, config));
+        let hop = next_hop::of_frame(ctx, config);
+        forward.leave_by(&hop);
+        if next_hop::is_fixed(ctx, claim.key, &hop) {
+            forward.flags |= Flags::FIXED_HOP;
+        }
     }
     FLOWS.insert(claim.key, forward, u64::from(BPF_ANY))
 }
@@ -126,16 +130,17 @@ fn reserve(ctx: &TcContext, config: &Config<Addr>, claim: &Claim<'_>) -> Result<
         hash: claim.key.hash(config.seed),
         port: [0; 2],
         state: claim.state(),
-        end: if claim.opens {
-            Reason::SnatNoPort
-        } else {
-            Reason::SnatNoMapping
-        } as u8,
+        end: Reason::SnatNoPort as u8,
+        skip_stale: 0,
     };
     fill_reverse(&mut walk.reverse, claim, skb(ctx).ifindex);
-    let (callback, state) = (try_candidate as *mut c_void, (&raw mut walk).cast());
-    // SAFETY: the callback has the signature that the helper calls (Linux 5.17), and `walk` outlives the call.
-    unsafe { bpf_loop(PROBES, callback, state, 0) };
+    walk.run();
+    if walk.end == STALE {
+        // Whether it can be had or not, the second walk takes no other such port.
+        remove_expired(config, &answer_key(config, claim, walk.port));
+        walk.skip_stale = 1;
+        walk.run();
+    }
     match walk.end {
         OURS => Ok(Won {
             port: walk.port,
@@ -149,6 +154,8 @@ fn reserve(ctx: &TcContext, config: &Config<Addr>, claim: &Claim<'_>) -> Result<
 
 /// [`Walk::end`] when a port was found. No reason has this number.
 const OURS: u8 = u8::MAX;
+/// [`Walk::end`] when a port belongs to a mapping that seems to have expired.
+const STALE: u8 = u8::MAX - 1;
 
 /// State of a walk over the candidates, on the stack of [`reserve`].
 struct Walk<'a> {
@@ -162,6 +169,8 @@ struct Walk<'a> {
     /// [`OURS`], or the [`Reason`] to give if the walk ends here. A number, because an enum that the verifier sees
     /// change in a loop costs it a state for each variant.
     end: u8,
+    /// 1: ports of expired mappings are passed over.
+    skip_stale: u8,
 }
 
 /// Return values of a callback of `bpf_loop`.
@@ -192,27 +201,21 @@ unsafe extern "C" fn try_candidate(attempt: u32, walk: *mut c_void) -> i64 {
     let answer = answer_key(config, claim, port.to_be_bytes());
     walk.port = port.to_be_bytes();
     if let Some(owner) = flow(&answer) {
-        let is_ours = owner.nat == Nat::DESTINATION
-            && owner.nat_addr == claim.key.src
-            && owner.nat_port == claim.key.src_port;
-        if is_ours {
-            // Another CPU was first with a packet of this very flow, or its forward half was lost: it takes the state
-            // of the half that is left.
-            if claim.opens {
-                FLOWS.insert(answer, &walk.reverse, u64::from(BPF_ANY)).ok();
-            } else {
-                walk.state = owner.state;
-            }
-            walk.end = OURS;
+        if is_ours(claim, owner) {
+            // The forward half was lost, or another CPU was first with a packet of this very flow.
+            walk.take(claim, &answer, owner.state);
             return STOP;
         }
-        if !claim.opens || !is_over(config, &answer, owner) {
+        let is_stale = claim.opens
+            && walk.skip_stale == 0
+            && config
+                .timeouts
+                .expired(owner, answer.protocol, owner.last_seen, now());
+        if !is_stale {
             return GO_ON;
         }
-        // A mapping nobody uses any more. Its two halves go together.
-        let forward = owner.peer_key(&answer);
-        FLOWS.remove(answer).ok();
-        FLOWS.remove(forward).ok();
+        walk.end = STALE;
+        return STOP;
     }
     if !claim.opens || is_reserved(claim.key.protocol, port) || host_holds(walk.skb, &answer) {
         return GO_ON;
@@ -222,7 +225,14 @@ unsafe extern "C" fn try_candidate(attempt: u32, walk: *mut c_void) -> i64 {
             walk.end = OURS;
             STOP
         }
-        Err(EEXIST | EBUSY) => GO_ON,
+        Err(EEXIST | EBUSY) => match flow(&answer) {
+            Some(owner) if is_ours(claim, owner) => {
+                walk.end = OURS;
+                walk.state = owner.state;
+                STOP
+            }
+            _ => GO_ON,
+        },
         Err(_) => {
             walk.end = Reason::SnatTableFull as u8;
             STOP
@@ -230,13 +240,71 @@ unsafe extern "C" fn try_candidate(attempt: u32, walk: *mut c_void) -> i64 {
     }
 }
 
-/// Whether a mapping has expired: neither half has seen a packet within its idle time.
+impl Walk<'_> {
+    /// Walks the candidates of the flow from the first one on.
+    #[inline(never)]
+    fn run(&mut self) {
+        self.end = Reason::SnatNoPort as u8;
+        let (callback, state) = (try_candidate as *mut c_void, (&raw mut *self).cast());
+        // SAFETY: the callback has the signature that the helper calls (Linux 5.17), and `self` outlives the call.
+        unsafe { bpf_loop(PROBES, callback, state, 0) };
+    }
+
+    /// Takes a mapping that is the flow's own already. A packet that opens the flow starts its life again.
+    #[inline(always)]
+    fn take(&mut self, claim: &Claim<'_>, answer: &Key, state: u8) {
+        self.end = OURS;
+        if claim.opens {
+            FLOWS.insert(answer, &self.reverse, u64::from(BPF_ANY)).ok();
+        } else {
+            self.state = state;
+        }
+    }
+}
+
+#[inline(always)]
+fn is_ours(claim: &Claim<'_>, owner: &Entry) -> bool {
+    owner.nat == Nat::DESTINATION && owner.nat_addr == claim.key.src && owner.nat_port == claim.key.src_port
+}
+
+/// Takes a mapping away that nobody uses any more: both halves.
+///
+/// Two CPUs may judge the same mapping. The one that inserts the lock, an entry under a protocol number that no packet
+/// is looked up with, judges again and removes; the other goes on to its next candidate. Without the lock a late
+/// removal could take away what the first one has just claimed.
+#[inline(never)]
+fn remove_expired(config: &Config<Addr>, answer: &Key) {
+    let lock = Key {
+        protocol: RESERVED,
+        ..*answer
+    };
+    if FLOWS
+        .insert(lock, Entry::kernel(0, now()), u64::from(BPF_NOEXIST))
+        .is_err()
+    {
+        return;
+    }
+    if let Some(owner) = flow(answer)
+        && is_over(config, answer, owner)
+    {
+        FLOWS.remove(owner.peer_key(answer)).ok();
+        FLOWS.remove(answer).ok();
+    }
+    FLOWS.remove(lock).ok();
+}
+
+/// IP protocol 255, "Reserved" at IANA.
+const RESERVED: u8 = 255;
+
+/// Whether a mapping has expired: neither half has seen a packet within its idle time. A forward half that has another
+/// port meanwhile is another mapping's.
 #[inline(always)]
 fn is_over(config: &Config<Addr>, answer: &Key, owner: &Entry) -> bool {
     let now = now();
-    let forward_seen = flow(&owner.peer_key(answer)).map_or(owner.last_seen, |forward| forward.last_seen);
     let expired = |seen| config.timeouts.expired(owner, answer.protocol, seen, now);
-    expired(owner.last_seen) && expired(forward_seen)
+    expired(owner.last_seen)
+        && flow(&owner.peer_key(answer))
+            .is_none_or(|forward| forward.nat_port != answer.dst_port || expired(forward.last_seen))
 }
 
 /// NodePorts, `ip_local_reserved_ports` and whatever else userspace has reserved.

@@ -7,16 +7,15 @@ use causeway_common::{
 };
 
 use crate::{
-    Outcome,
     count::Hook,
     learn::{Emitted, learn},
-    maps::{config, pod},
+    maps::{config, iface, pod},
     packet::{self, skb},
 };
 
 #[inline(always)]
-pub fn handle(ctx: &TcContext) -> Outcome {
-    classify(ctx).unwrap_or_else(|reason| reason).into()
+pub fn handle(ctx: &TcContext) -> Reason {
+    classify(ctx).unwrap_or_else(|reason| reason)
 }
 
 #[inline(always)]
@@ -26,25 +25,31 @@ fn classify(ctx: &TcContext) -> Result<Reason, Reason> {
     let transport = packet::transport(ctx, &ip)?;
     let config = config().ok_or(Reason::NotToPod)?;
     let key = packet::key(&ip, &transport);
-    let mut hop = Hop::UNKNOWN;
-    if let Some(pod) = pod(&ip.dst)
-        && pod.is_ready()
-        && pod.ifindex == skb(ctx).ifindex
-    {
-        hop = Hop {
-            exit: Exit::POD,
-            mtu: pod.mtu,
-            ifindex: pod.ifindex,
-            dst_mac: packet::dst_mac(ctx),
-            src_mac: packet::src_mac(ctx),
-        };
-    }
+    // A pod that comes or goes has no flows: what is learnt here would outlive it.
+    let pod = match pod(&ip.dst) {
+        Some(pod) if pod.is_ready() && pod.ifindex == skb(ctx).ifindex => pod,
+        _ => return Ok(Reason::NotToPod),
+    };
+    let hop = Hop {
+        exit: Exit::POD,
+        mtu: pod.mtu,
+        ifindex: pod.ifindex,
+        dst_mac: packet::dst_mac(ctx),
+        src_mac: packet::src_mac(ctx),
+    };
+    // The answer to what another pod or the node itself has sent never meets the uplink.
+    let from = skb(ctx).ingress_ifindex;
+    let answer_flags = if from != 0 && iface(from).is_none() {
+        Flags::ANSWER
+    } else {
+        0
+    };
     Ok(learn(&Emitted {
         hook: Hook::ToPod,
         key: &key,
         role: transport.role(&ip),
         unchanged: packet::tag(ctx) == key.tag(config.seed),
         hop,
-        answer_flags: Flags::ANSWER,
+        answer_flags,
     }))
 }

@@ -12,10 +12,9 @@ use causeway_common::{
 };
 
 use crate::{
-    Outcome,
     carry::{note_progress, translation},
     count::Hook,
-    host,
+    host, icmp,
     learn::{Emitted, learn},
     maps::{Addr, Entry, Key, RANGES, config, flow, iface, now, pod},
     next_hop,
@@ -26,13 +25,13 @@ use crate::{
 
 /// `None` for a packet that one of our ingress hooks has carried here: it is counted there.
 #[inline(always)]
-pub fn handle(ctx: &TcContext) -> Option<Outcome> {
+pub fn handle(ctx: &TcContext) -> Option<Reason> {
     if packet::tag(ctx) == TAG_CARRIED {
         packet::set_tag(ctx, TAG_NONE);
         return None;
     }
     packet::linearise_headers(ctx);
-    Some(classify(ctx).unwrap_or_else(|reason| reason).into())
+    Some(classify(ctx).unwrap_or_else(|reason| reason))
 }
 
 #[inline(always)]
@@ -53,13 +52,23 @@ fn classify(ctx: &TcContext) -> Result<Reason, Reason> {
         if ip.src != config.node_addr {
             return Err(Reason::NotFromPod);
         }
-        return host::to_uplink(ctx, config, &ip, &transport?);
+        return match transport {
+            Ok(transport) => host::to_uplink(ctx, config, &ip, &transport),
+            Err(Reason::OtherProtocol) => Ok(icmp::to_uplink(ctx, config, &ip)),
+            Err(reason) => Ok(reason),
+        };
     };
     if guarded {
         return Err(Reason::Wireserver);
     }
     if pod.flags & PodEntry::DEPARTED != 0 {
         return Err(Reason::PodDeparted);
+    }
+    if let Err(Reason::OtherProtocol) = transport {
+        let reason = icmp::to_uplink(ctx, config, &ip);
+        if reason != Reason::OtherProtocol {
+            return Err(reason);
+        }
     }
     match transport {
         Ok(transport) => from_pod(ctx, config, pod, &ip, &transport),
@@ -95,7 +104,9 @@ fn from_pod(
     let mut keeps_address = false;
     let mut offered = false;
     if let Some(entry) = entry {
-        if entry.nat == Nat::SOURCE && entry.nat_addr == config.node_addr {
+        // A SYN after the end opens a new connection: it claims its port anew.
+        let reopens = ip.protocol == TCP && role == Role::Opens && entry.progress().is_over();
+        if entry.nat == Nat::SOURCE && entry.nat_addr == config.node_addr && !reopens {
             return known(ctx, ip, transport, &key, role, unchanged, entry);
         }
         // A TCP flow that a pod opens is no answer, whatever a stranger's SYN has written under its tuple.

@@ -300,10 +300,16 @@ impl Bench {
     /// Runs a packet through a hook of an interface. Exactly one reason with a verdict must be counted, and the
     /// action must be the verdict's.
     pub(crate) fn run(&mut self, hook: Hook, ifindex: u32, packet: &[u8]) -> Ran {
+        self.run_forwarded(hook, ifindex, 0, packet)
+    }
+
+    /// As [`Self::run`], for a packet that the stack forwards: it arrived on the interface `from`.
+    pub(crate) fn run_forwarded(&mut self, hook: Hook, ifindex: u32, from: u32, packet: &[u8]) -> Ran {
         let before = self.counts(hook);
         let mut out = vec![0; packet.len() + 256];
-        // `struct __sk_buff` (Linux 6.18): `ifindex` is the field at offset 40, and a shorter struct is filled with zeros.
+        // `struct __sk_buff` (Linux 6.18): `ingress_ifindex` stands at offset 36 and `ifindex` at 40.
         let mut context = [0u8; 192];
+        context[36..40].copy_from_slice(&from.to_ne_bytes());
         context[40..44].copy_from_slice(&ifindex.to_ne_bytes());
         let program: &SchedClassifier = self.object.program(hook.program()).unwrap().try_into().unwrap();
         let result = self

@@ -327,6 +327,6 @@ fn another_pod_cannot_use_a_flow() {
     let packet = ack((ROUTER_MAC, bench.uplink_mac), ends);
     assert_eq!(
         bench.run(Hook::FromUplink, uplink, &packet).reason,
-        Reason::NotToPod
+        Reason::SpoofedFromWire
     );
 }

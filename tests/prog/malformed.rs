@@ -12,7 +12,8 @@ use crate::{
 };
 
 /// Reasons with which a packet is translated and then given to the stack.
-const TRANSLATED: [Reason; 6] = [
+const TRANSLATED: [Reason; 7] = [
+    Reason::SnatIcmpError,
     Reason::KernelFlowTranslated,
     Reason::SnatKernel,
     Reason::SnatPromoted,

@@ -256,8 +256,11 @@ fn an_answer_to_a_flow_from_outside_keeps_the_pods_address() {
     let a = bench.a;
     // The stack delivers a SYN that no ingress hook of ours has seen: say, through another interface.
     let packet = syn((a.host_mac, a.mac), question);
+    let elsewhere = bench.uplink_ifindex + 1000;
     assert_eq!(
-        bench.run(Hook::ToPod, a.ifindex, &packet).reason,
+        bench
+            .run_forwarded(Hook::ToPod, a.ifindex, elsewhere, &packet)
+            .reason,
         Reason::RecordedKernel
     );
     let answer = crate::packets::tcp(

@@ -38,12 +38,12 @@ fn hop() -> Hop {
 #[test]
 fn a_first_packet_is_offered_and_anything_else_without_an_entry_is_left_alone() {
     assert_eq!(
-        at_ingress::<[u8; 4]>(None, Role::Opens, TCP, VETH),
+        at_ingress::<[u8; 4]>(None, Role::Opens, TCP, VETH, false),
         AtIngress::Offer
     );
     for role in [Role::Answers, Role::Continues] {
         assert_eq!(
-            at_ingress::<[u8; 4]>(None, role, TCP, VETH),
+            at_ingress::<[u8; 4]>(None, role, TCP, VETH, false),
             AtIngress::Stack(Reason::MidFlow)
         );
     }
@@ -115,7 +115,7 @@ fn a_stray_fin_rst_or_ack_creates_nothing_at_either_hook() {
         AtEgress::Leave(Reason::MidFlow)
     );
     assert_eq!(
-        at_ingress::<[u8; 4]>(None, Role::Continues, TCP, VETH),
+        at_ingress::<[u8; 4]>(None, Role::Continues, TCP, VETH, false),
         AtIngress::Stack(Reason::MidFlow)
     );
 }
@@ -145,11 +145,11 @@ fn a_syn_on_a_finished_connection_is_a_new_flow_and_on_a_live_one_is_carried() {
         ..carried()
     };
     assert_eq!(
-        at_ingress(Some(&finished), Role::Opens, TCP, VETH),
+        at_ingress(Some(&finished), Role::Opens, TCP, VETH, false),
         AtIngress::Offer
     );
     assert_eq!(
-        at_ingress(Some(&finished), Role::Continues, TCP, VETH),
+        at_ingress(Some(&finished), Role::Continues, TCP, VETH, false),
         AtIngress::Carry,
         "the last ACK"
     );
@@ -169,6 +169,21 @@ fn a_carried_entry_serves_only_the_interface_on_which_it_was_made() {
         at_ingress(Some(&carried()), Role::Opens, TCP, VETH + 1),
         AtIngress::Offer
     );
+}
+
+/// An entry that outlived its flow must not decide for the next one on its tuple: it may be marked as an answer.
+#[test]
+fn an_idle_entry_of_any_state_asks_the_kernel_again_and_only_for_a_first_packet() {
+    for entry in [offered(), carried(), Entry::kernel(Flags::ANSWER, 100)] {
+        assert_eq!(
+            at_ingress(Some(&entry), Role::Opens, UDP, VETH, true),
+            AtIngress::Offer
+        );
+        assert_ne!(
+            at_ingress(Some(&entry), Role::Continues, TCP, VETH, true),
+            AtIngress::Offer
+        );
+    }
 }
 
 #[test]
@@ -236,7 +251,7 @@ impl Pair {
         } else {
             (&mut self.answer, &mut self.question)
         };
-        match at_ingress(own.as_ref(), role, self.protocol, VETH) {
+        match at_ingress(own.as_ref(), role, self.protocol, VETH, false) {
             AtIngress::Carry => return true,
             AtIngress::Offer => {
                 if own.is_some() {
