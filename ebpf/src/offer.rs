@@ -36,16 +36,23 @@ pub fn give_up(ctx: &TcContext, hook: Hook, ip: &Ip, transport: &Transport, key:
             if !may_be_offered(key, WIRESERVER) {
                 return Reason::NeverOffered;
             }
-            let plain = ip.l4() == IP_END && ip.ttl > 1;
-            // What is not plain is not carried. It is recorded all the same: a flow that the pod has opened must not
-            // pass for an answer later.
-            let state = if plain { State::OFFERED } else { State::KERNEL };
+            let has_options = ip.l4() != IP_END;
+            if ip.ttl <= 1 || has_options && hook != Hook::FromPod {
+                return Reason::NeverOffered;
+            }
+            // With options it is not carried. What a pod opens is recorded all the same, or its answer could later make
+            // it pass for one.
+            let state = if has_options {
+                State::KERNEL
+            } else {
+                State::OFFERED
+            };
             let again = entry.is_some_and(|earlier| earlier.nat == Nat::NONE);
             if !write_offer(key, state, ifindex, &mac, again) {
                 bump(hook, Reason::OfferRefused);
                 return Reason::Offered;
             }
-            if !plain {
+            if has_options {
                 return Reason::NeverOffered;
             }
         }

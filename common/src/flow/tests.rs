@@ -154,7 +154,7 @@ fn a_syn_on_a_finished_connection_is_a_new_flow_and_on_a_live_one_is_carried() {
         "the last ACK"
     );
     assert_eq!(
-        at_ingress(Some(&carried()), Role::Opens, TCP, VETH),
+        at_ingress(Some(&carried()), Role::Opens, TCP, VETH, false),
         AtIngress::Carry
     );
 }
@@ -162,11 +162,11 @@ fn a_syn_on_a_finished_connection_is_a_new_flow_and_on_a_live_one_is_carried() {
 #[test]
 fn a_carried_entry_serves_only_the_interface_on_which_it_was_made() {
     assert_eq!(
-        at_ingress(Some(&carried()), Role::Continues, TCP, VETH + 1),
+        at_ingress(Some(&carried()), Role::Continues, TCP, VETH + 1, false),
         AtIngress::Stack(Reason::MidFlow)
     );
     assert_eq!(
-        at_ingress(Some(&carried()), Role::Opens, TCP, VETH + 1),
+        at_ingress(Some(&carried()), Role::Opens, TCP, VETH + 1, false),
         AtIngress::Offer
     );
 }
