@@ -49,8 +49,11 @@ pub(crate) fn test(workspace: &Workspace, long: bool, filter: Option<&str>) -> R
             if long { "" } else { "; long ones need --long" }
         );
     }
-    if total.broken || total.failed > 0 {
-        bail!("tests failed");
+    if total.failed > 0 {
+        bail!("{} tests failed", total.failed);
+    }
+    if total.broken {
+        bail!("some tests did not compile, or their program did not end by itself: see above");
     }
     Ok(())
 }
