@@ -1,4 +1,4 @@
-//! The command line. Reads the pinned maps and prints them; no daemon is asked.
+//! The command line. Reads the pinned maps and prints them, and sweeps them; no daemon is asked.
 //!
 //! Exit codes: 0 done, 1 failed, 2 wrong usage, 4 the datapath is not loaded.
 
@@ -7,6 +7,7 @@ mod output;
 mod pods;
 mod ranges;
 mod status;
+mod sweep;
 mod version;
 
 use std::{
@@ -78,6 +79,14 @@ enum Command {
         #[command(flatten)]
         shown: Shown,
     },
+    /// Forget the flows that have been idle for longer than their time
+    ///
+    /// CNI calls do so too, once a minute at most; this is for a timer.
+    Sweep {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
     /// Versions of the program, of the map layouts and of the kernel
     Version {
         /// Print JSON
@@ -108,6 +117,7 @@ fn run(command: Command, root: &Root) -> Result<(), Failure> {
         Command::Pods { shown } => show(&shown, || pods::gather(&open(root)?)),
         Command::Flows { filter, shown } => show(&shown, || flows::gather(&open(root)?, &filter)),
         Command::Ranges { shown } => show(&shown, || ranges::gather(&open(root)?)),
+        Command::Sweep { json } => output::print(sweep::gather(&open(root)?)?, Format::new(json)),
         Command::Version { json } => output::print(version::gather(), Format::new(json)),
         Command::Unload => unload(root),
     }

@@ -1,20 +1,20 @@
-//! The calls of bpf(2) that aya 0.14 does not offer: reading a hash map in batches; tcx links by interface index
+//! The calls of bpf(2) that aya 0.14 does not offer: hash maps in batches ([`batch`]); tcx links by interface index
 //! (aya takes a name, and probes the kernel's features first, which costs milliseconds), and where a link is attached.
 //!
-//! Commands and structures follow `include/uapi/linux/bpf.h` of Linux 6.18. All of the datapath's `unsafe` is here.
+//! Commands and structures follow `include/uapi/linux/bpf.h` of Linux 6.18. All of the datapath's `unsafe` is here and
+//! in [`batch`].
+
+pub(crate) mod batch;
 
 use std::{
     ffi::CString,
     io::{self, ErrorKind},
-    mem::MaybeUninit,
     os::{
-        fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
+        fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
         unix::ffi::OsStrExt as _,
     },
     path::Path,
 };
-
-use aya::Pod;
 
 use super::attach::Direction;
 
@@ -22,7 +22,6 @@ const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_PROG_QUERY: libc::c_long = 16;
-const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_DETACH: libc::c_long = 34;
 
@@ -139,82 +138,6 @@ pub(crate) fn program_id(path: &Path) -> io::Result<u32> {
     Ok(info.id)
 }
 
-/// Calls `each` with every element of a hash map, read in batches. Elements that come or go meanwhile may be seen or
-/// not; the others are seen once.
-///
-/// `K` and `V` must have the map's key and value size.
-///
-/// # Errors
-///
-/// `Unsupported` or `InvalidInput` where the kernel has no batches for this map (before 5.6).
-pub(crate) fn for_each<K: Pod, V: Pod>(map: BorrowedFd<'_>, each: impl FnMut(K, V)) -> io::Result<()> {
-    in_batches_of(4096, map, each)
-}
-
-fn in_batches_of<K: Pod, V: Pod>(
-    room: usize,
-    map: BorrowedFd<'_>,
-    mut each: impl FnMut(K, V),
-) -> io::Result<()> {
-    let mut batch = Batch::<K, V>::with_room_for(room);
-    let mut token: Option<u32> = None;
-    loop {
-        let (count, next) = match batch.read(map, token) {
-            // A bucket has more elements than there is room for.
-            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => {
-                batch = Batch::with_room_for(batch.keys.len() * 4);
-                continue;
-            }
-            other => other?,
-        };
-        for (key, value) in batch.keys.iter().zip(&batch.values).take(count) {
-            // SAFETY: the kernel has written the first `count` keys and values, and any bytes are a value of `Pod`.
-            unsafe { each(key.assume_init(), value.assume_init()) };
-        }
-        match next {
-            Some(next) => token = Some(next),
-            None => return Ok(()),
-        }
-    }
-}
-
-struct Batch<K, V> {
-    keys: Vec<MaybeUninit<K>>,
-    values: Vec<MaybeUninit<V>>,
-}
-
-impl<K: Pod, V: Pod> Batch<K, V> {
-    fn with_room_for(count: usize) -> Self {
-        let (mut keys, mut values) = (Vec::new(), Vec::new());
-        keys.resize_with(count, MaybeUninit::uninit);
-        values.resize_with(count, MaybeUninit::uninit);
-        Self { keys, values }
-    }
-
-    /// Reads the batch after `token`. Returns how many elements there are and the next token, `None` at the end.
-    fn read(&mut self, map: BorrowedFd<'_>, token: Option<u32>) -> io::Result<(usize, Option<u32>)> {
-        let mut next = 0u32;
-        let mut attributes = BatchAttributes {
-            in_batch: token.as_ref().map_or(0, |token| (&raw const *token) as u64),
-            out_batch: (&raw mut next) as u64,
-            keys: self.keys.as_mut_ptr() as u64,
-            values: self.values.as_mut_ptr() as u64,
-            count: self.keys.len() as u32,
-            map_fd: map.as_raw_fd().cast_unsigned(),
-            element_flags: 0,
-            flags: 0,
-        };
-        // SAFETY: for a hash map the kernel writes at most `count` keys and values, for which there is room since
-        // `K` and `V` have the map's sizes, and a token of four bytes. All outlive the call.
-        let result = unsafe { bpf(BPF_MAP_LOOKUP_BATCH, &mut attributes) };
-        match result {
-            Ok(_) => Ok((attributes.count as usize, Some(next))),
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok((attributes.count as usize, None)),
-            Err(error) => Err(error),
-        }
-    }
-}
-
 /// # Safety
 ///
 /// Any bytes must be a value of `I`.
@@ -306,19 +229,6 @@ struct DetachAttributes {
     fd: u32,
 }
 
-/// `batch` of `union bpf_attr`.
-#[repr(C)]
-struct BatchAttributes {
-    in_batch: u64,
-    out_batch: u64,
-    keys: u64,
-    values: u64,
-    count: u32,
-    map_fd: u32,
-    element_flags: u64,
-    flags: u64,
-}
-
 /// The head of `struct bpf_prog_info`.
 #[repr(C, align(8))]
 #[derive(Default)]
@@ -348,39 +258,8 @@ mod tests {
         assert!(TcxLink::open(Path::new("/nonexistent/link")).unwrap().is_none());
     }
 
-    /// Needs CAP_BPF, as the whole test run does.
-    #[test]
-    fn every_element_of_a_hash_is_seen_once_whatever_the_room() {
-        use std::os::fd::AsFd as _;
-
-        use aya::maps::{HashMap, IterableMap as _};
-
-        const ELEMENTS: u32 = 10_000;
-        let mut map: HashMap<_, u32, u64> =
-            HashMap::create(ELEMENTS, 0).expect("CAP_BPF is needed: run as root");
-        for key in 0..ELEMENTS {
-            map.insert(key, u64::from(key) * 3, 0).unwrap();
-        }
-        // With room for one element, a bucket of two does not fit: the room has to grow.
-        for room in [1, 1000, 4096, 20_000] {
-            let mut seen = Vec::new();
-            in_batches_of(room, map.map().fd().as_fd(), |key: u32, value: u64| {
-                assert_eq!(value, u64::from(key) * 3);
-                seen.push(key);
-            })
-            .unwrap();
-            seen.sort_unstable();
-            assert!(
-                seen.iter().copied().eq(0..ELEMENTS),
-                "{} elements with room for {room}",
-                seen.len()
-            );
-        }
-    }
-
     #[test]
     fn structures_have_the_kernels_sizes() {
-        assert_eq!(size_of::<BatchAttributes>(), 56);
         assert_eq!(size_of::<PathAttributes>(), 16);
         assert_eq!(std::mem::offset_of!(LinkInfo, ifindex), 16);
     }

@@ -86,8 +86,8 @@ pub enum DatapathError {
         /// What the kernel said.
         source: MapError,
     },
-    /// A map cannot be read in batches.
-    #[error("cannot read the map {name}: {source}")]
+    /// A map cannot be read or swept in batches.
+    #[error("cannot read or sweep the map {name}: {source}")]
     Batch {
         /// The map.
         name: &'static str,

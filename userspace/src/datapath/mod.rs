@@ -12,6 +12,7 @@ mod layout;
 mod load;
 mod pins;
 mod pods;
+mod sweep;
 mod tables;
 mod unload;
 
@@ -30,6 +31,7 @@ use ipnet::Ipv4Net;
 pub use layout::Layout;
 pub use load::OBJECT;
 pub use pods::{Pod, Removed, now};
+pub use sweep::{Occasion, Swept};
 pub use unload::Unloaded;
 
 use self::{attach::Hook, pins::PinTree, tables::Tables};

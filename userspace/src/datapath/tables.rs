@@ -19,7 +19,7 @@ use causeway_common::{
 };
 use ipnet::Ipv4Net;
 
-use super::{DatapathError, bpf, pins::PinTree};
+use super::{DatapathError, bpf::batch, pins::PinTree};
 
 /// Key of `cwy_flows`.
 pub(crate) type Key = FlowKey<[u8; 4]>;
@@ -167,7 +167,7 @@ impl<K: Pod + Debug, V: Pod> Table<K, V> {
 
     /// Calls `each` with every element, in no order. Elements that come and go meanwhile may be missed.
     pub(crate) fn for_each(&self, mut each: impl FnMut(K, V)) -> Result<(), DatapathError> {
-        match bpf::for_each(self.map.map().fd().as_fd(), &mut each) {
+        match batch::for_each(self.map.map().fd().as_fd(), &mut each) {
             Ok(()) => Ok(()),
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
                 for element in &self.map {
@@ -183,11 +183,54 @@ impl<K: Pod + Debug, V: Pod> Table<K, V> {
         }
     }
 
+    /// Deletes what is there under `keys`, in their order. Returns how many elements it was.
+    pub(crate) fn remove_all(&mut self, keys: &[K]) -> Result<usize, DatapathError> {
+        match batch::delete(self.map.map().fd().as_fd(), keys) {
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                let mut removed = 0;
+                for key in keys {
+                    removed += usize::from(self.remove(key)?);
+                }
+                Ok(removed)
+            }
+            result => result.map_err(|source| DatapathError::Batch {
+                name: self.name,
+                source,
+            }),
+        }
+    }
+
+    /// An estimate of how many elements there are, from a few of the buckets; at most twice `capacity`, which is the
+    /// map's. `None` where the kernel does not say.
+    pub(crate) fn estimate(&self, capacity: usize) -> Option<usize> {
+        const SAMPLE: usize = 1024;
+        let buckets = capacity.next_power_of_two();
+        let sample = SAMPLE.min(buckets);
+        let found = batch::sample::<K, V>(
+            4 * SAMPLE,
+            self.map.map().fd().as_fd(),
+            u32::try_from(buckets).ok()?,
+            sample as u32,
+        );
+        Some((found.ok()? * (buckets / sample)).min(2 * capacity))
+    }
+
     /// Every element.
     pub(crate) fn all(&self) -> Result<Vec<(K, V)>, DatapathError> {
         let mut all = Vec::new();
         self.for_each(|key, value| all.push((key, value)))?;
         Ok(all)
+    }
+}
+
+#[cfg(test)]
+impl<K: Pod, V: Pod> Table<K, V> {
+    /// An empty map of its own, which goes with it. Needs CAP_BPF.
+    pub(crate) fn scratch(capacity: u32) -> Self {
+        Self {
+            name: "scratch",
+            map: HashMap::create(capacity, 0).expect("CAP_BPF is needed: run as root"),
+        }
     }
 }
 
