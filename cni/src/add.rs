@@ -32,6 +32,7 @@ use crate::{
     netns,
     result::{self, Interfaces},
     summary::Summary,
+    sweep,
     undo::{Safety, Undo},
 };
 
@@ -86,6 +87,7 @@ pub(crate) fn run(
     match done {
         Ok(()) => {
             undo.keep();
+            sweep::after_add(&pod.datapath);
             Ok(())
         }
         Err(error) => Err(undo.because_of(error)),

@@ -23,6 +23,7 @@ use crate::{
     invocation::Invocation,
     netconf::NetConf,
     summary::Summary,
+    sweep,
 };
 
 /// Disconnects the pod. Nothing to disconnect is success.
@@ -69,7 +70,9 @@ pub(crate) fn run(
         .collect::<Vec<_>>()
         .join(",");
     failures.into_result()?;
-    release(root, &key, &addresses)
+    release(root, &key, &addresses)?;
+    sweep::after_del(root);
+    Ok(())
 }
 
 /// What the attachment holds. A damaged state that nothing can be rebuilt from holds nothing: whoever mends it by

@@ -6,7 +6,8 @@
 //! - [`invocation`], [`netconf`], [`wishes`], [`version`]: what the runtime wants;
 //! - [`add`], [`del`], [`ipam`]: the verbs;
 //! - [`result`], [`error`]: the answers;
-//! - [`log`], [`summary`]: one line a call, for whoever looks afterwards.
+//! - [`log`], [`summary`]: one line a call, for whoever looks afterwards;
+//! - [`sweep`]: what a call does by the way.
 
 mod add;
 mod attachment;
@@ -20,6 +21,7 @@ mod netns;
 mod result;
 mod stdio;
 mod summary;
+mod sweep;
 mod undo;
 mod version;
 mod wishes;
