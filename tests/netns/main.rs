@@ -11,3 +11,4 @@ mod rig;
 mod services;
 mod spoof;
 mod streams;
+mod sweep;
