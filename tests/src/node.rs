@@ -77,10 +77,15 @@ pub struct Node {
 impl Node {
     /// A node with `pool_size` addresses for pods, plugged into the fabric.
     pub fn new(fabric: &Fabric, datapath: Datapath, pool_size: u8) -> Result<Self> {
-        let dist = datapath.is_causeway().then(Dist::from_env).transpose()?;
         let pool: Vec<Ipv4Addr> = (0..pool_size).map(|n| Ipv4Addr::new(10, 240, 0, 5 + n)).collect();
         let ns = Netns::new()?;
         fabric.plug_in(&ns, &pool)?;
+        Self::plugged_in(ns, datapath, pool)
+    }
+
+    /// A node in a namespace that has its uplink, `eth0`, with the primary address and a default route.
+    pub fn plugged_in(ns: Netns, datapath: Datapath, pool: Vec<Ipv4Addr>) -> Result<Self> {
+        let dist = datapath.is_causeway().then(Dist::from_env).transpose()?;
         let node = Self {
             ns,
             root: Scratch::new()?,

@@ -1,0 +1,189 @@
+//! The kinds of flows that the generator mixes, and who draws the next one.
+
+mod icmp;
+mod odd;
+mod tcp;
+mod udp;
+
+use std::net::Ipv4Addr;
+
+use causeway_tests::fabric::NODE;
+
+use crate::{
+    lane::PODS,
+    packet::{End, ICMP, TCP, UDP},
+    rng::Rng,
+    script::{Script, Talk},
+};
+
+/// Name of a kind of flow.
+pub(crate) type Archetype = &'static str;
+
+/// A kind of flow: its name, how often it comes compared with the others, and who writes one.
+pub(crate) struct Kind {
+    pub(crate) name: Archetype,
+    pub(crate) weight: usize,
+    pub(crate) write: fn(&mut Draw<'_>) -> Script,
+}
+
+/// Every kind that is compared.
+pub(crate) fn all() -> Vec<Kind> {
+    [tcp::KINDS, udp::KINDS, icmp::KINDS, odd::KINDS]
+        .into_iter()
+        .flatten()
+        .map(|&(name, weight, write)| Kind { name, weight, write })
+        .collect()
+}
+
+/// A row of a table of kinds.
+type Row = (Archetype, usize, fn(&mut Draw<'_>) -> Script);
+
+/// What the writers of flows draw from.
+#[derive(Debug)]
+pub(crate) struct Draw<'a> {
+    pub(crate) rng: &'a mut Rng,
+    pub(crate) pods: &'a [Ipv4Addr; PODS],
+    pub(crate) memory: &'a mut Memory,
+    pub(crate) name: Archetype,
+}
+
+/// What one drawing leaves for the next.
+#[derive(Debug, Default)]
+pub(crate) struct Memory {
+    /// By kind: a pod's flow whose port another pod wants towards the same remote.
+    twins: std::collections::HashMap<Archetype, (usize, u16, (Ipv4Addr, u16))>,
+    /// A remote that many talk to, and how many still will.
+    busy: Option<((Ipv4Addr, u16), usize)>,
+}
+
+impl Draw<'_> {
+    pub(crate) fn pod(&mut self) -> usize {
+        1 + self.rng.below(PODS)
+    }
+
+    pub(crate) fn addr(&self, pod: usize) -> Ipv4Addr {
+        self.pods[pod - 1]
+    }
+
+    /// A host of the internet.
+    pub(crate) fn internet(&mut self) -> Ipv4Addr {
+        match self.rng.below(4) {
+            0 => Ipv4Addr::new(192, 0, 2, self.rng.port(1, 254) as u8),
+            1 => Ipv4Addr::new(203, 0, 113, self.rng.port(1, 254) as u8),
+            // 100.64.0.0/10, RFC 6598: room enough for echo, which has no port of the remote.
+            _ => Ipv4Addr::from(0x6440_0000 | self.rng.next() as u32 & 0x003f_ffff),
+        }
+    }
+
+    /// A port of the unprivileged class that no NodePort has.
+    pub(crate) fn port(&mut self) -> u16 {
+        self.rng.port(32_768, 65_535)
+    }
+
+    /// A few bytes, now and then none or as many as fit.
+    pub(crate) fn len(&mut self, largest: usize) -> usize {
+        match self.rng.below(12) {
+            0 => 0,
+            1 => largest,
+            2 => self.rng.below(largest + 1),
+            _ => 1 + self.rng.below(100),
+        }
+    }
+
+    /// A translated flow to a remote that nobody else talks to.
+    pub(crate) fn outside(&mut self, protocol: u8) -> (Script, Talk) {
+        let pod = self.pod();
+        let (port, remote) = (self.port(), (self.internet(), self.rng.port(1, 65_535)));
+        self.translated(protocol, pod, port, remote)
+    }
+
+    /// A translated flow with its ends given.
+    pub(crate) fn translated(
+        &mut self,
+        protocol: u8,
+        pod: usize,
+        port: u16,
+        remote: (Ipv4Addr, u16),
+    ) -> (Script, Talk) {
+        let own = End::At(self.addr(pod), port);
+        self.between(protocol, pod, own, End::Mapped, remote)
+    }
+
+    /// A flow that keeps its pod's address.
+    pub(crate) fn direct(
+        &mut self,
+        protocol: u8,
+        pod: usize,
+        port: u16,
+        remote: (Ipv4Addr, u16),
+    ) -> (Script, Talk) {
+        let own = End::At(self.addr(pod), port);
+        self.between(protocol, pod, own, own, remote)
+    }
+
+    /// The first of two pods with one port to one remote, or the second.
+    pub(crate) fn twin(&mut self, protocol: u8, port: u16) -> (Script, Talk) {
+        if let Some((pod, port, remote)) = self.memory.twins.remove(self.name) {
+            return self.translated(protocol, 1 + pod % PODS, port, remote);
+        }
+        let (pod, remote) = (self.pod(), (self.internet(), self.rng.port(1, 65_535)));
+        self.memory.twins.insert(self.name, (pod, port, remote));
+        self.translated(protocol, pod, port, remote)
+    }
+
+    /// A remote that some hundred flows in a row talk to, from every port of every pod in turn: pod, port, remote.
+    pub(crate) fn busy(&mut self) -> (usize, u16, (Ipv4Addr, u16)) {
+        let fresh = (self.internet(), self.rng.port(1, 65_535));
+        let (remote, left) = match self.memory.busy {
+            Some((remote, left)) if left > 0 => (remote, left - 1),
+            _ => (fresh, 300),
+        };
+        self.memory.busy = Some((remote, left));
+        (1 + left % PODS, 40_000 + (left / PODS) as u16, remote)
+    }
+
+    fn between(
+        &mut self,
+        protocol: u8,
+        pod: usize,
+        own: End,
+        seen: End,
+        remote: (Ipv4Addr, u16),
+    ) -> (Script, Talk) {
+        let remote = if matches!(protocol, TCP | UDP) {
+            remote
+        } else {
+            (remote.0, 0)
+        };
+        let script = Script {
+            archetype: self.name,
+            pod_port: match own {
+                End::At(_, port) => port,
+                End::Mapped => 0,
+            },
+            protocol,
+            remote,
+            translated: seen == End::Mapped,
+            steps: Vec::new(),
+        };
+        let talk = Talk {
+            pod,
+            own,
+            seen,
+            remote: End::At(remote.0, remote.1),
+            up: self.rng.next() as u32,
+            down: self.rng.next() as u32,
+        };
+        (script, talk)
+    }
+
+    /// Flows by ICMP's echo.
+    pub(crate) fn ping(&mut self) -> (Script, Talk) {
+        self.outside(ICMP)
+    }
+
+    /// The node itself as a remote end.
+    pub(crate) fn node_end(&mut self) -> End {
+        End::At(NODE, self.rng.port(1, 30_000))
+    }
+}

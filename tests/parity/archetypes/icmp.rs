@@ -1,0 +1,230 @@
+//! ICMP: echo, and errors about packets of every kind of flow.
+
+use std::net::Ipv4Addr;
+
+use super::{Draw, Row};
+use crate::{
+    lane::WIRE,
+    packet::{Body, End, ICMP, Spec, TCP, UDP, flag},
+    script::{Script, Side, Talk},
+};
+
+use Side::{Pod, Remote};
+
+pub(super) const KINDS: &[Row] = &[
+    ("ping", 12, ping),
+    ("ping, one identifier in two pods", 6, one_id_two_pods),
+    ("ping, from outside to a pod", 6, from_outside),
+    ("error about tcp", 10, about_tcp),
+    ("error about udp", 10, about_udp),
+    ("error about ping", 8, about_ping),
+    ("error of a pod about a reply", 8, of_a_pod),
+    ("error about a flow that keeps its address", 6, about_direct),
+    ("error about nothing known", 4, about_nothing),
+    ("redirect of a router", 3, redirect),
+];
+
+/// Type, code and second word: net and host unreachable, port unreachable, fragmentation needed, administratively
+/// prohibited, source quench, time exceeded, parameter problem.
+const ERRORS: &[(u8, u8, u32)] = &[
+    (3, 0, 0),
+    (3, 1, 0),
+    (3, 3, 0),
+    (3, 4, 1400),
+    (3, 4, 576),
+    (3, 13, 0),
+    (4, 0, 0),
+    (11, 0, 0),
+    (11, 1, 0),
+    (12, 0, 0x1400_0000),
+];
+
+fn ping(draw: &mut Draw<'_>) -> Script {
+    let (mut script, talk) = draw.ping();
+    for seq in 0..3 {
+        let len = draw.len(1472);
+        talk.echo(&mut script, Pod, false, seq, len);
+        talk.echo(&mut script, Remote, true, seq, len);
+    }
+    script
+}
+
+fn one_id_two_pods(draw: &mut Draw<'_>) -> Script {
+    let id = draw.rng.port(0, 65_535);
+    let (mut script, talk) = draw.twin(ICMP, id);
+    for seq in 0..2 {
+        talk.echo(&mut script, Pod, false, seq, 56);
+        talk.echo(&mut script, Remote, true, seq, 56);
+    }
+    script
+}
+
+fn from_outside(draw: &mut Draw<'_>) -> Script {
+    let (pod, id) = (draw.pod(), draw.port());
+    let partner = draw.internet();
+    let peered = Ipv4Addr::new(10, 1, 0, draw.rng.port(1, 254) as u8);
+    let remote = (draw.rng.pick(&[partner, peered]), 0);
+    let (mut script, mut talk) = draw.direct(ICMP, pod, id, remote);
+    // The remote asks: the identifier is its own.
+    talk.remote = End::At(remote.0, id);
+    for seq in 0..3 {
+        talk.echo(&mut script, Remote, false, seq, 56);
+        talk.echo(&mut script, Pod, true, seq, 56);
+    }
+    script
+}
+
+/// An error of a router, or of the remote itself, about what a pod has sent.
+fn about(draw: &mut Draw<'_>, script: &mut Script, talk: &Talk, sent: &Spec) {
+    let (kind, code, rest) = draw.rng.pick(ERRORS);
+    let router = End::At(draw.internet(), 0);
+    let from = draw.rng.pick(&[router, talk.remote]);
+    let body = Body::Error {
+        kind,
+        code,
+        rest,
+        quoted: Box::new(talk.as_seen_outside(sent)),
+        quote: draw.rng.pick(&[28, 28, 40, 60, 548]),
+    };
+    let mut spec = Spec::new(from, talk.seen, body);
+    spec.dont_fragment = false;
+    script.push(WIRE, spec);
+}
+
+fn about_tcp(draw: &mut Draw<'_>) -> Script {
+    let (mut script, mut talk) = draw.outside(TCP);
+    if draw.rng.one_in(3) {
+        let syn = talk.segment(Pod, flag::SYN, 0);
+        script.push(talk.pod, syn.clone());
+        about(draw, &mut script, &talk, &syn);
+        return script;
+    }
+    talk.open(&mut script, Pod);
+    let data = talk.segment(Pod, flag::PSH | flag::ACK, 1000);
+    script.push(talk.pod, data.clone());
+    about(draw, &mut script, &talk, &data);
+    talk.tcp(&mut script, Remote, flag::ACK, 0);
+    talk.close(&mut script, Pod);
+    script
+}
+
+fn about_udp(draw: &mut Draw<'_>) -> Script {
+    let port = draw.port();
+    let (mut script, talk) = draw.twin(UDP, port);
+    let checksum = !draw.rng.one_in(4);
+    let sent = talk.spec(
+        Pod,
+        Body::Udp {
+            len: draw.len(1472),
+            checksum,
+        },
+    );
+    script.push(talk.pod, sent.clone());
+    about(draw, &mut script, &talk, &sent);
+    talk.udp(&mut script, Remote, 10);
+    about(draw, &mut script, &talk, &sent);
+    script
+}
+
+fn about_ping(draw: &mut Draw<'_>) -> Script {
+    let id = draw.port();
+    let (mut script, talk) = draw.twin(ICMP, id);
+    let sent = talk.spec(
+        Pod,
+        Body::Echo {
+            reply: false,
+            seq: 1,
+            len: 56,
+        },
+    );
+    script.push(talk.pod, sent.clone());
+    about(draw, &mut script, &talk, &sent);
+    talk.echo(&mut script, Pod, false, 2, 56);
+    talk.echo(&mut script, Remote, true, 2, 56);
+    script
+}
+
+/// The pod has closed its socket before the answer came.
+fn of_a_pod(draw: &mut Draw<'_>) -> Script {
+    let port = draw.port();
+    let (mut script, talk) = draw.twin(UDP, port);
+    talk.udp(&mut script, Pod, 30);
+    let answer = talk.spec(
+        Remote,
+        Body::Udp {
+            len: draw.len(1472),
+            checksum: true,
+        },
+    );
+    script.push(WIRE, answer.clone());
+    let body = Body::Error {
+        kind: 3,
+        code: draw.rng.pick(&[3, 3, 13]),
+        rest: 0,
+        quoted: Box::new(talk.as_seen_inside(&answer)),
+        quote: draw.rng.pick(&[28, 60, 548]),
+    };
+    let mut spec = Spec::new(talk.own, talk.remote, body);
+    spec.dont_fragment = false;
+    script.push(talk.pod, spec);
+    script
+}
+
+fn about_direct(draw: &mut Draw<'_>) -> Script {
+    let (pod, port) = (draw.pod(), draw.port());
+    let remote = (Ipv4Addr::new(10, 1, draw.rng.port(0, 255) as u8, 9), 5000);
+    let (mut script, talk) = draw.direct(UDP, pod, port, remote);
+    let sent = talk.spec(
+        Pod,
+        Body::Udp {
+            len: 50,
+            checksum: true,
+        },
+    );
+    script.push(talk.pod, sent.clone());
+    about(draw, &mut script, &talk, &sent);
+    talk.udp(&mut script, Remote, 10);
+    about(draw, &mut script, &talk, &sent);
+    script
+}
+
+/// The quoted flow has never been.
+fn about_nothing(draw: &mut Draw<'_>) -> Script {
+    let (mut script, mut talk) = draw.outside(UDP);
+    let port = draw.port();
+    talk.seen = End::At(causeway_tests::fabric::NODE, port);
+    let sent = talk.spec(
+        Pod,
+        Body::Udp {
+            len: 50,
+            checksum: true,
+        },
+    );
+    about(draw, &mut script, &talk, &sent);
+    script
+}
+
+fn redirect(draw: &mut Draw<'_>) -> Script {
+    let (mut script, talk) = draw.outside(UDP);
+    let sent = talk.spec(
+        Pod,
+        Body::Udp {
+            len: 50,
+            checksum: true,
+        },
+    );
+    script.push(talk.pod, sent.clone());
+    let body = Body::Error {
+        kind: 5,
+        code: 1,
+        rest: u32::from(Ipv4Addr::new(10, 240, 0, 99)),
+        quoted: Box::new(talk.as_seen_outside(&sent)),
+        quote: 28,
+    };
+    script.push(
+        WIRE,
+        Spec::new(End::At(causeway_tests::fabric::GATEWAY, 0), talk.seen, body),
+    );
+    talk.udp(&mut script, Pod, 50);
+    script
+}

@@ -1,0 +1,269 @@
+//! What is not a flow's usual course: strays, wrong checksums, IP options, the ends of a time to live, packets that are too
+//! large, packets for the node, between pods, and to where no pod may go.
+
+use causeway_tests::fabric::{NODE, WIRESERVER};
+
+use super::{Draw, Row, tcp};
+use crate::{
+    differences::Difference,
+    lane::{NARROW_MTU, PODS, WIRE},
+    packet::{Body, End, Flaw, ICMP, Piece, Spec, TCP, UDP, flag},
+    script::{Script, Side},
+};
+
+use Side::{Pod, Remote};
+
+pub(super) const KINDS: &[Row] = &[
+    ("tcp, to an excluded range", 8, tcp::excluded),
+    ("tcp, from outside to a pod", 10, tcp::from_outside),
+    ("wrong IP checksum", 4, wrong_ip_checksum),
+    ("wrong checksum of a pod", 4, |draw| wrong_checksum(draw, Pod)),
+    ("wrong checksum of a remote", 4, |draw| {
+        wrong_checksum(draw, Remote)
+    }),
+    ("IP options", 6, options),
+    ("time to live 1 and 2", 8, time_to_live),
+    ("too large, may not be fragmented", 4, too_large),
+    ("between pods", 10, between_pods),
+    ("a pod to its node", 4, to_the_node),
+    ("tcp to the wireserver's guarded ports", 2, guarded),
+    ("stray ACK of a pod", 3, |draw| stray(draw, flag::ACK)),
+    ("stray RST of a pod", 2, |draw| stray(draw, flag::RST)),
+    ("stray FIN of a pod", 2, |draw| stray(draw, flag::FIN | flag::ACK)),
+    ("strays from outside to the node", 4, strays_from_outside),
+    ("strays from outside to a pod", 3, strays_to_a_pod),
+];
+
+fn wrong_ip_checksum(draw: &mut Draw<'_>) -> Script {
+    let (mut script, talk) = draw.outside(UDP);
+    if draw.rng.one_in(2) {
+        talk.udp(&mut script, Pod, 10);
+        talk.udp(&mut script, Remote, 10);
+        talk.udp(&mut script, Remote, 11).spec.flaw = Flaw::IpChecksum;
+    }
+    talk.udp(&mut script, Pod, 11).spec.flaw = Flaw::IpChecksum;
+    script
+}
+
+fn wrong_checksum(draw: &mut Draw<'_>, side: Side) -> Script {
+    let protocol = draw.rng.pick(&[TCP, UDP, ICMP]);
+    let (mut script, mut talk) = draw.outside(protocol);
+    let wrong = match protocol {
+        TCP => {
+            talk.open(&mut script, Pod);
+            talk.segment(side, flag::ACK, 10)
+        }
+        UDP => {
+            talk.udp(&mut script, Pod, 10);
+            talk.udp(&mut script, Remote, 10);
+            talk.spec(
+                side,
+                Body::Udp {
+                    len: 9,
+                    checksum: true,
+                },
+            )
+        }
+        _ => {
+            talk.echo(&mut script, Pod, false, 1, 10);
+            talk.echo(&mut script, Remote, true, 1, 10);
+            talk.spec(
+                side,
+                Body::Echo {
+                    reply: side == Remote,
+                    seq: 2,
+                    len: 10,
+                },
+            )
+        }
+    };
+    let shot = script.push(talk.point(side), wrong);
+    shot.spec.flaw = Flaw::Checksum;
+    shot.differs = Some(match side {
+        Pod => Difference::ChecksumFromPod,
+        Remote => Difference::ChecksumFromOutside,
+    });
+    script
+}
+
+fn options(draw: &mut Draw<'_>) -> Script {
+    // No operation; a security label (RFC 1108); the router alert (RFC 2113) between no operations.
+    const OPTIONS: &[&[u8]] = &[&[1, 1, 1, 0], &[130, 4, 1, 0], &[1, 1, 1, 1, 148, 4, 0, 0]];
+    let (mut script, talk) = draw.outside(UDP);
+    let options = draw.rng.pick(OPTIONS);
+    let from_the_start = draw.rng.one_in(2);
+    if !from_the_start {
+        talk.udp(&mut script, Pod, 10);
+        talk.udp(&mut script, Remote, 10);
+    }
+    for side in [Pod, Remote, Pod, Remote] {
+        talk.udp(&mut script, side, 20).spec.options = options;
+    }
+    talk.udp(&mut script, Pod, 10);
+    talk.udp(&mut script, Remote, 10);
+    script
+}
+
+fn time_to_live(draw: &mut Draw<'_>) -> Script {
+    let protocol = draw.rng.pick(&[TCP, UDP, ICMP]);
+    let (mut script, mut talk) = draw.outside(protocol);
+    let first = draw.rng.pick(&[1, 2, 64]);
+    match protocol {
+        TCP => talk.tcp(&mut script, Pod, flag::SYN, 0),
+        UDP => drop(talk.udp(&mut script, Pod, 10)),
+        _ => drop(talk.echo(&mut script, Pod, false, 1, 10)),
+    }
+    for step in &mut script.steps {
+        step[0].spec.ttl = first;
+    }
+    if first == 1 {
+        return script;
+    }
+    for ttl in [2, 1, 2] {
+        for side in [Remote, Pod] {
+            let spec = match protocol {
+                TCP if side == Remote => {
+                    let down = talk.down;
+                    let again = talk.segment(side, flag::SYN | flag::ACK, 0);
+                    talk.down = down;
+                    again
+                }
+                TCP => talk.segment(side, flag::SYN, 0),
+                UDP => talk.spec(
+                    side,
+                    Body::Udp {
+                        len: 100,
+                        checksum: true,
+                    },
+                ),
+                _ => talk.spec(
+                    side,
+                    Body::Echo {
+                        reply: side == Remote,
+                        seq: 7,
+                        len: 100,
+                    },
+                ),
+            };
+            if protocol == TCP && side == Pod {
+                talk.up = talk.up.wrapping_sub(1);
+                continue;
+            }
+            script.push(talk.point(side), spec).spec.ttl = ttl;
+        }
+    }
+    script
+}
+
+fn too_large(draw: &mut Draw<'_>) -> Script {
+    let (pod, port) = (draw.pod(), draw.port());
+    let remote = ([198, 18, 0, draw.rng.port(1, 254) as u8].into(), draw.port());
+    let (mut script, talk) = draw.translated(UDP, pod, port, remote);
+    let fits = usize::from(NARROW_MTU) - 28;
+    if draw.rng.one_in(2) {
+        talk.udp(&mut script, Pod, fits + 1);
+    }
+    talk.udp(&mut script, Pod, fits);
+    talk.udp(&mut script, Remote, 1472);
+    talk.udp(&mut script, Pod, fits + 1);
+    talk.udp(&mut script, Pod, 1472);
+    talk.udp(&mut script, Pod, 10);
+    script
+}
+
+fn between_pods(draw: &mut Draw<'_>) -> Script {
+    let pod = draw.pod();
+    let other = 1 + pod % PODS;
+    let remote = (draw.addr(other), draw.rng.port(1, 30_000));
+    let protocol = draw.rng.pick(&[TCP, UDP]);
+    let port = draw.port();
+    let (mut script, mut talk) = draw.direct(protocol, pod, port, remote);
+    let len = draw.len(1460);
+    if protocol == TCP {
+        talk.open(&mut script, Pod);
+        talk.data(&mut script, Pod, len);
+        talk.data(&mut script, Remote, len);
+        talk.close(&mut script, Remote);
+    } else {
+        for side in [Pod, Remote, Pod, Remote] {
+            talk.udp(&mut script, side, len);
+        }
+    }
+    for shot in script
+        .steps
+        .iter_mut()
+        .flatten()
+        .filter(|shot| shot.point == WIRE)
+    {
+        shot.point = other;
+    }
+    script
+}
+
+fn to_the_node(draw: &mut Draw<'_>) -> Script {
+    let protocol = draw.rng.pick(&[TCP, UDP]);
+    let (pod, port) = (draw.pod(), draw.port());
+    let (mut script, mut talk) = draw.direct(protocol, pod, port, (NODE, 1));
+    talk.remote = draw.node_end();
+    if protocol == TCP {
+        talk.tcp(&mut script, Pod, flag::SYN, 0);
+    } else {
+        talk.udp(&mut script, Pod, 50);
+    }
+    script
+}
+
+fn guarded(draw: &mut Draw<'_>) -> Script {
+    let (pod, port) = (draw.pod(), draw.port());
+    let to = draw.rng.pick(&[80, 32_526, 443]);
+    let (mut script, mut talk) = draw.direct(TCP, pod, port, (WIRESERVER, to));
+    talk.tcp(&mut script, Pod, flag::SYN, 0);
+    script
+}
+
+fn stray(draw: &mut Draw<'_>, flags: u8) -> Script {
+    let (mut script, mut talk) = draw.outside(TCP);
+    let spec = talk.segment(Pod, flags, 0);
+    script.push(talk.pod, spec).differs = Some(if flags == flag::ACK {
+        Difference::MidFlow
+    } else {
+        Difference::InvalidLeaks
+    });
+    script
+}
+
+/// To ports of the node that belong to nobody: the node itself answers.
+fn strays_from_outside(draw: &mut Draw<'_>) -> Script {
+    let (mut script, mut talk) = draw.outside(TCP);
+    talk.seen = draw.node_end();
+    for flags in [
+        flag::SYN,
+        flag::ACK,
+        flag::SYN | flag::ACK,
+        flag::RST,
+        flag::FIN | flag::ACK,
+    ] {
+        talk.tcp(&mut script, Remote, flags, 0);
+    }
+    let datagram = Spec::new(
+        talk.remote,
+        talk.seen,
+        Body::Udp {
+            len: 40,
+            checksum: true,
+        },
+    );
+    script.push(WIRE, datagram);
+    script
+}
+
+fn strays_to_a_pod(draw: &mut Draw<'_>) -> Script {
+    let (pod, port) = (draw.pod(), draw.port());
+    let remote = (draw.internet(), draw.port());
+    let (mut script, mut talk) = draw.direct(TCP, pod, port, remote);
+    let flags = draw
+        .rng
+        .pick(&[flag::ACK, flag::RST, flag::SYN | flag::ACK, flag::FIN | flag::ACK]);
+    talk.tcp(&mut script, Remote, flags, 0);
+    script
+}

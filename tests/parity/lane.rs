@@ -1,0 +1,215 @@
+//! A lane: one node with its pods and a mute far side of its uplink. Two lanes differ in their datapath and in nothing else:
+//! addresses, MACs, routes, neighbours and sysctls are the same.
+
+use std::{
+    net::Ipv4Addr,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use causeway_tests::{
+    fabric::{GATEWAY, NODE, PEERED, SUBNET_BITS, VNET},
+    netns::{Netns, connect},
+    node::{Datapath, Node, Pod},
+    offload, rules,
+};
+
+use crate::{
+    packet::{Body, ETH, End, Spec},
+    tap::Tap,
+};
+
+/// Pods of a lane.
+pub(crate) const PODS: usize = 3;
+/// Where frames enter and come out: the far side of the uplink.
+pub(crate) const WIRE: usize = 0;
+/// Packets to these remotes meet a smaller MTU at the node (`198.18.0.0/15`, RFC 2544).
+pub(crate) const NARROW_MTU: u16 = 1400;
+
+/// A frame that came out, and where: [`WIRE`], or the number of the pod from 1 on.
+#[derive(Clone, Debug)]
+pub(crate) struct Output {
+    pub(crate) point: usize,
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// A node, its pods, and the sockets at their outer ends.
+#[derive(Debug)]
+pub(crate) struct Lane {
+    pub(crate) node: Node,
+    wire: Netns,
+    pods: Vec<Pod>,
+    /// By the point's number.
+    taps: Vec<Tap>,
+    /// Sender's and receiver's MAC of what enters, by the point's number.
+    pub(crate) macs: Vec<[[u8; 6]; 2]>,
+    barriers: u16,
+}
+
+impl Lane {
+    /// Causeway on the right, MASQUERADE with the right lane's MACs on the left.
+    pub(crate) fn pair(causeway: Datapath) -> Result<[Self; 2]> {
+        let right = Self::new(causeway, None)?;
+        let left = Self::new(Datapath::RoutedMasquerade, Some(&right.macs))?;
+        let mut lanes = [left, right];
+        for lane in &mut lanes {
+            // Lets each see a packet before anything is compared.
+            lane.pass(&[])?;
+        }
+        Ok(lanes)
+    }
+
+    fn new(datapath: Datapath, twin: Option<&Vec<[[u8; 6]; 2]>>) -> Result<Self> {
+        let (ns, wire) = (Netns::new()?, Netns::new()?);
+        connect(&ns, "eth0", &wire, "node")?;
+        if let Some(macs) = twin {
+            set_mac(&wire, "node", macs[WIRE][1])?;
+            set_mac(&ns, "eth0", macs[WIRE][0])?;
+        }
+        let (wire_mac, node_mac) = (wire.mac("node")?, ns.mac("eth0")?);
+        ns.ip(&format!(
+            "addr add {NODE}/{SUBNET_BITS} dev eth0\nroute add default via {GATEWAY}\n\
+             route add 198.18.0.0/15 via {GATEWAY} mtu {NARROW_MTU}"
+        ))?;
+        for addr in [GATEWAY, VNET] {
+            ns.ip(&format!(
+                "neigh replace {addr} lladdr {} dev eth0 nud permanent",
+                text(wire_mac)
+            ))?;
+        }
+        speak_freely(&ns)?;
+        let pool = (0..PODS as u8)
+            .map(|n| Ipv4Addr::new(10, 240, 0, 5 + n))
+            .collect();
+        let node = Node::plugged_in(ns, datapath, pool)?;
+        rules::forbid_wireserver(&node.ns)?;
+
+        let mut macs = vec![[node_mac, wire_mac]];
+        let mut taps = vec![Tap::open(&wire, "node")?];
+        let mut pods = Vec::new();
+        for number in 1..=PODS {
+            let pod = node.add(&format!("pod{number}"))?;
+            let host_if = node.host_interface(&pod)?;
+            if let Some(macs) = twin {
+                let [host, own] = macs[number];
+                set_mac(&node.ns, &host_if, host)?;
+                set_mac(&pod.ns, "eth0", own)?;
+                node.ns.ip(&format!(
+                    "neigh replace {} lladdr {} dev {host_if} nud permanent",
+                    pod.addr,
+                    text(own)
+                ))?;
+            }
+            macs.push([node.ns.mac(&host_if)?, pod.ns.mac("eth0")?]);
+            mute(&pod.ns, "eth0")?;
+            offload::set(&node.ns, &host_if, offload::TX_CHECKSUM, false)?;
+            taps.push(Tap::open(&pod.ns, "eth0")?);
+            pods.push(pod);
+        }
+        offload::set(&node.ns, "eth0", offload::TX_CHECKSUM, false)?;
+        mute(&wire, "node")?;
+        Ok(Self {
+            node,
+            wire,
+            pods,
+            taps,
+            macs,
+            barriers: 0,
+        })
+    }
+
+    /// The address of pod `number`, from 1 on.
+    pub(crate) fn pod_addr(&self, number: usize) -> Ipv4Addr {
+        self.pods[number - 1].addr
+    }
+
+    /// Sends frames, each in at its point, and returns all that came out of it, in its order at each point.
+    ///
+    /// Everything happens on the calling thread's CPU, whose backlog is a queue, so when the last packet is out nothing of
+    /// the others is on its way any more.
+    pub(crate) fn pass(&mut self, frames: &[(usize, Vec<u8>)]) -> Result<Vec<Output>> {
+        for (point, tap) in self.taps.iter().enumerate() {
+            let here: Vec<&[u8]> = frames
+                .iter()
+                .filter(|(at, _)| *at == point)
+                .map(|(_, frame)| frame.as_slice())
+                .collect();
+            tap.send(&here).with_context(|| format!("at point {point}"))?;
+        }
+        self.barriers = self.barriers.wrapping_add(1);
+        let barrier = self.barrier()?;
+        self.taps[1].send(&[&barrier])?;
+        self.collect(&barrier[ETH + 20..])
+    }
+
+    fn collect(&mut self, barrier: &[u8]) -> Result<Vec<Output>> {
+        let end = Instant::now() + Duration::from_secs(10);
+        let mut outputs = Vec::new();
+        let mut done = false;
+        loop {
+            let last_round = done;
+            for (point, tap) in self.taps.iter_mut().enumerate() {
+                tap.receive(|bytes| {
+                    if bytes.get(12..14) != Some(&[0x08, 0x00]) {
+                        return;
+                    }
+                    if point == WIRE && bytes.get(ETH + 20..) == Some(barrier) {
+                        done = true;
+                        return;
+                    }
+                    outputs.push(Output {
+                        point,
+                        bytes: bytes.to_vec(),
+                    });
+                })?;
+            }
+            if last_round {
+                return Ok(outputs);
+            }
+            if !done {
+                if Instant::now() > end {
+                    bail!(
+                        "a datagram to an excluded address has not come out of {:?}",
+                        self.wire
+                    );
+                }
+                self.taps[WIRE].wait(Duration::from_millis(10));
+            }
+        }
+    }
+
+    /// A datagram that needs no translation, unlike every other.
+    fn barrier(&self) -> Result<Vec<u8>> {
+        let body = Body::Udp {
+            len: usize::from(self.barriers % 1024),
+            checksum: true,
+        };
+        let spec = Spec::new(End::At(self.pod_addr(1), 9), End::At(PEERED, 9), body);
+        let [host, pod] = self.macs[1];
+        spec.frame([host, pod], 0xffff, None)
+            .context("a barrier has no mapped port")
+    }
+}
+
+/// Nothing in here answers any more; what arrives is only seen.
+fn mute(ns: &Netns, interface: &str) -> Result<()> {
+    ns.ip(&format!(
+        "addr flush dev {interface}\nlink set {interface} arp off"
+    ))
+}
+
+/// The node sends every ICMP error, however many.
+fn speak_freely(ns: &Netns) -> Result<()> {
+    ns.sysctl("net/ipv4/icmp_ratemask", "0")?;
+    ns.sysctl("net/ipv4/icmp_ratelimit", "0")?;
+    ns.sysctl("net/ipv4/icmp_msgs_per_sec", "1000000000")?;
+    ns.sysctl("net/ipv4/icmp_msgs_burst", "1000000000")
+}
+
+fn set_mac(ns: &Netns, interface: &str, mac: [u8; 6]) -> Result<()> {
+    ns.ip(&format!("link set {interface} address {}", text(mac)))
+}
+
+fn text(mac: [u8; 6]) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}

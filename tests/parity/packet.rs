@@ -1,0 +1,267 @@
+//! Packets as the writer puts them together, byte by byte: two lanes get the same packet with another port in it.
+//!
+//! etherparse builds honest packets; these may lie. It judges what comes out.
+
+use std::net::Ipv4Addr;
+
+use causeway_tests::fabric::NODE;
+
+/// TCP flag bits (RFC 9293 section 3.1).
+pub(crate) mod flag {
+    pub(crate) const FIN: u8 = 0x01;
+    pub(crate) const SYN: u8 = 0x02;
+    pub(crate) const RST: u8 = 0x04;
+    pub(crate) const PSH: u8 = 0x08;
+    pub(crate) const ACK: u8 = 0x10;
+}
+
+/// IP protocol numbers.
+pub(crate) const ICMP: u8 = 1;
+pub(crate) const TCP: u8 = 6;
+pub(crate) const UDP: u8 = 17;
+
+/// Length of an Ethernet header.
+pub(crate) const ETH: usize = 14;
+
+/// One end of a packet's flow: address, and port or echo identifier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum End {
+    At(Ipv4Addr, u16),
+    /// The node's address and the port that this lane gave the flow.
+    Mapped,
+}
+
+/// What is wrong with a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Flaw {
+    None,
+    /// Checksum of TCP, UDP or ICMP.
+    Checksum,
+    /// Checksum of the IPv4 header.
+    IpChecksum,
+}
+
+/// What an IPv4 packet carries.
+#[derive(Clone, Debug)]
+pub(crate) enum Body {
+    Tcp {
+        seq: u32,
+        ack: u32,
+        flags: u8,
+        len: usize,
+    },
+    Udp {
+        len: usize,
+        checksum: bool,
+    },
+    /// The identifier is the port of the end that asks.
+    Echo {
+        reply: bool,
+        seq: u16,
+        len: usize,
+    },
+    /// An error that quotes a packet; `quote` bytes of it.
+    Error {
+        kind: u8,
+        code: u8,
+        rest: u32,
+        quoted: Box<Spec>,
+        quote: usize,
+    },
+    /// A protocol without ports.
+    Other {
+        protocol: u8,
+        bytes: Vec<u8>,
+    },
+}
+
+/// Which part of a datagram a fragment is: bytes from `from` on, `len` of them, the last one or not.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Piece {
+    pub(crate) from: usize,
+    pub(crate) len: usize,
+    pub(crate) last: bool,
+}
+
+/// A packet before the lane's port is known.
+#[derive(Clone, Debug)]
+pub(crate) struct Spec {
+    pub(crate) src: End,
+    pub(crate) dst: End,
+    pub(crate) ttl: u8,
+    pub(crate) dont_fragment: bool,
+    /// A multiple of 4 bytes, 40 at most.
+    pub(crate) options: &'static [u8],
+    pub(crate) body: Body,
+    pub(crate) flaw: Flaw,
+    /// Bytes behind the end of the IP packet.
+    pub(crate) padding: usize,
+    pub(crate) piece: Option<Piece>,
+}
+
+impl Spec {
+    pub(crate) fn new(src: End, dst: End, body: Body) -> Self {
+        Self {
+            src,
+            dst,
+            ttl: 64,
+            dont_fragment: true,
+            options: &[],
+            body,
+            flaw: Flaw::None,
+            padding: 0,
+            piece: None,
+        }
+    }
+
+    /// IP protocol number.
+    pub(crate) fn protocol(&self) -> u8 {
+        match &self.body {
+            Body::Tcp { .. } => TCP,
+            Body::Udp { .. } => UDP,
+            Body::Echo { .. } | Body::Error { .. } => ICMP,
+            Body::Other { protocol, .. } => *protocol,
+        }
+    }
+
+    /// The frame, or `None` when it needs a port that the lane has not given. `id` is the IPv4 identification, by which what
+    /// comes out is known again.
+    pub(crate) fn frame(&self, macs: [[u8; 6]; 2], id: u16, mapped: Option<u16>) -> Option<Vec<u8>> {
+        let mut frame = Vec::with_capacity(ETH + 60 + 64);
+        frame.extend(macs[0]);
+        frame.extend(macs[1]);
+        frame.extend([0x08, 0x00]);
+        self.write_ip(&mut frame, id, mapped)?;
+        frame.resize(frame.len() + self.padding, 0xa5);
+        Some(frame)
+    }
+
+    fn write_ip(&self, out: &mut Vec<u8>, id: u16, mapped: Option<u16>) -> Option<()> {
+        let resolve = |end| match end {
+            End::At(addr, port) => Some((addr, port)),
+            End::Mapped => Some((NODE, mapped?)),
+        };
+        let ((src, src_port), (dst, dst_port)) = (resolve(self.src)?, resolve(self.dst)?);
+        let mut payload = self.transport(src, dst, src_port, dst_port, mapped)?;
+        let mut fragment = u16::from(self.dont_fragment) << 14;
+        if let Some(piece) = self.piece {
+            payload = payload.get(piece.from..piece.from + piece.len)?.to_vec();
+            fragment = (piece.from / 8) as u16 | u16::from(!piece.last) << 13;
+        }
+        let start = out.len();
+        let header_len = 20 + self.options.len();
+        out.push(0x40 | (header_len / 4) as u8);
+        out.push(0);
+        out.extend(((header_len + payload.len()) as u16).to_be_bytes());
+        out.extend(id.to_be_bytes());
+        out.extend(fragment.to_be_bytes());
+        out.extend([self.ttl, self.protocol(), 0, 0]);
+        out.extend(src.octets());
+        out.extend(dst.octets());
+        out.extend(self.options);
+        let mut check = checksum(&out[start..], 0);
+        if self.flaw == Flaw::IpChecksum {
+            check ^= 0x0101;
+        }
+        out[start + 10..start + 12].copy_from_slice(&check.to_be_bytes());
+        out.extend(payload);
+        Some(())
+    }
+
+    fn transport(
+        &self,
+        src: Ipv4Addr,
+        dst: Ipv4Addr,
+        src_port: u16,
+        dst_port: u16,
+        mapped: Option<u16>,
+    ) -> Option<Vec<u8>> {
+        let mut out = Vec::with_capacity(64);
+        let check_at = match &self.body {
+            Body::Tcp { seq, ack, flags, len } => {
+                out.extend(src_port.to_be_bytes());
+                out.extend(dst_port.to_be_bytes());
+                out.extend(seq.to_be_bytes());
+                out.extend(ack.to_be_bytes());
+                out.extend([0x50, *flags, 0xff, 0xff, 0, 0, 0, 0]);
+                fill(&mut out, *len, *seq);
+                16
+            }
+            Body::Udp { len, .. } => {
+                out.extend(src_port.to_be_bytes());
+                out.extend(dst_port.to_be_bytes());
+                out.extend(((8 + len) as u16).to_be_bytes());
+                out.extend([0; 2]);
+                fill(&mut out, *len, *len as u32);
+                6
+            }
+            Body::Echo { reply, seq, len } => {
+                let id = if *reply { dst_port } else { src_port };
+                out.extend([if *reply { 0 } else { 8 }, 0, 0, 0]);
+                out.extend(id.to_be_bytes());
+                out.extend(seq.to_be_bytes());
+                fill(&mut out, *len, u32::from(*seq));
+                2
+            }
+            Body::Error {
+                kind,
+                code,
+                rest,
+                quoted,
+                quote,
+            } => {
+                out.extend([*kind, *code, 0, 0]);
+                out.extend(rest.to_be_bytes());
+                let mut packet = Vec::new();
+                quoted.write_ip(&mut packet, 0xfffe, mapped)?;
+                packet.truncate(*quote);
+                out.extend(packet);
+                2
+            }
+            Body::Other { bytes, .. } => return Some(bytes.clone()),
+        };
+        if matches!(self.body, Body::Udp { checksum: false, .. }) {
+            return Some(out);
+        }
+        let pseudo = if self.protocol() == ICMP {
+            0
+        } else {
+            let mut header = [0; 12];
+            header[..4].copy_from_slice(&src.octets());
+            header[4..8].copy_from_slice(&dst.octets());
+            header[9] = self.protocol();
+            header[10..].copy_from_slice(&(out.len() as u16).to_be_bytes());
+            sum(&header, 0)
+        };
+        let mut check = checksum(&out, pseudo);
+        if self.flaw == Flaw::Checksum {
+            check ^= 0x0101;
+        }
+        if check == 0 && self.protocol() == UDP {
+            check = 0xffff;
+        }
+        out[check_at..check_at + 2].copy_from_slice(&check.to_be_bytes());
+        Some(out)
+    }
+}
+
+fn fill(out: &mut Vec<u8>, len: usize, seed: u32) {
+    out.extend((0..len).map(|i| (i as u32).wrapping_mul(7).wrapping_add(seed) as u8));
+}
+
+/// One's complement sum of 16-bit words, not folded (RFC 1071).
+fn sum(bytes: &[u8], start: u32) -> u32 {
+    let (words, rest) = bytes.as_chunks::<2>();
+    let last = rest.first().map_or(0, |&byte| u32::from(byte) << 8);
+    words.iter().fold(start + last, |sum, &word| {
+        sum + u32::from(u16::from_be_bytes(word))
+    })
+}
+
+fn checksum(bytes: &[u8], start: u32) -> u16 {
+    let mut sum = sum(bytes, start);
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
+}

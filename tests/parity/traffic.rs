@@ -1,0 +1,238 @@
+//! The writer: draws flows, sends the next step of every living one to both lanes, and has what comes out compared.
+
+use std::{
+    fmt::Write as _,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use causeway_tests::node::Datapath;
+use rustix::thread::{CpuSet, sched_getcpu, sched_setaffinity};
+
+use crate::{
+    archetypes::{self, Draw, Kind, Memory},
+    judge::{Judge, Sent},
+    lane::Lane,
+    rng::Rng,
+    script::Script,
+};
+
+/// Flows that live at a time. A batch holds a step of each, and must fit into the kernel's backlog of 1000 packets twice.
+const ALIVE: usize = 240;
+
+/// Differences that are told of.
+const SHOWN: usize = 25;
+
+/// A run.
+pub(crate) struct Traffic {
+    seed: u64,
+    rng: Rng,
+    kinds: Vec<Kind>,
+    pub(crate) judge: Judge,
+    drawn: u64,
+    batches: u64,
+    shards: u64,
+    spent: Duration,
+    /// What Causeway counted, up to the end of the first shard with a difference.
+    status: Option<String>,
+}
+
+/// A flow under way.
+struct Flow {
+    number: u64,
+    script: Script,
+    next: usize,
+}
+
+impl Traffic {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self {
+            seed,
+            rng: Rng::new(seed),
+            kinds: archetypes::all(),
+            judge: Judge::default(),
+            drawn: 0,
+            batches: 0,
+            shards: 0,
+            spent: Duration::ZERO,
+            status: None,
+        }
+    }
+
+    /// Sends at most `packets` packets through a fresh pair of lanes, and stops at `end`.
+    pub(crate) fn shard(&mut self, datapath: Datapath, packets: u64, end: Instant) -> Result<()> {
+        stay_on_this_cpu()?;
+        let mut lanes = Lane::pair(datapath)?;
+        let stop = self.judge.compared + packets;
+        let mut memory = Memory::default();
+        let mut flows: Vec<Flow> = Vec::new();
+        let start = Instant::now();
+        self.shards += 1;
+        while self.judge.compared < stop && Instant::now() < end {
+            while flows.len() < ALIVE {
+                flows.push(self.draw(&lanes[0], &mut memory));
+            }
+            self.batch(&mut lanes, &mut flows)?;
+        }
+        if !self.judge.found.is_empty() && self.status.is_none() {
+            self.status = Some(lanes[1].node.causeway(&["status"])?);
+        }
+        self.judge.start_over();
+        self.spent += start.elapsed();
+        Ok(())
+    }
+
+    fn draw(&mut self, lane: &Lane, memory: &mut Memory) -> Flow {
+        let total: usize = self.kinds.iter().map(|kind| kind.weight).sum();
+        let mut at = self.rng.below(total);
+        let kind = self
+            .kinds
+            .iter()
+            .find(|kind| {
+                let here = at < kind.weight;
+                at = at.saturating_sub(kind.weight);
+                here
+            })
+            .expect("below the sum of the weights");
+        let pods = [lane.pod_addr(1), lane.pod_addr(2), lane.pod_addr(3)];
+        let mut draw = Draw {
+            rng: &mut self.rng,
+            pods: &pods,
+            memory,
+            name: kind.name,
+        };
+        let script = (kind.write)(&mut draw);
+        self.judge.tally.entry(kind.name).or_default().flows += 1;
+        self.drawn += 1;
+        Flow {
+            number: self.drawn,
+            script,
+            next: 0,
+        }
+    }
+
+    /// The next step of every flow. Flows that are at their end go.
+    fn batch(&mut self, lanes: &mut [Lane; 2], flows: &mut Vec<Flow>) -> Result<()> {
+        let mut frames: [Vec<(usize, Vec<u8>)>; 2] = [Vec::new(), Vec::new()];
+        let mut sent = Vec::new();
+        let mut abandoned = Vec::new();
+        let mut id = 0;
+        for flow in &*flows {
+            for shot in &flow.script.steps[flow.next] {
+                id += u16::from(!shot.same_id);
+                let ports = self.judge.ports(flow.number);
+                let [inward, outward] = lanes[0].macs[shot.point];
+                let rendered = [0, 1].map(|lane| {
+                    let port = ports.map(|ports| ports[lane]);
+                    shot.spec.frame([inward, outward], id, port)
+                });
+                let [Some(left), Some(right)] = rendered else {
+                    abandoned.push(flow.number);
+                    continue;
+                };
+                frames[0].push((shot.point, left));
+                frames[1].push((shot.point, right));
+                sent.push(Sent {
+                    flow: flow.number,
+                    archetype: flow.script.archetype,
+                    step: flow.next,
+                    shot,
+                    id,
+                    protocol: flow.script.protocol,
+                    remote: flow.script.remote,
+                    pod_port: flow.script.pod_port,
+                    translated: flow.script.translated,
+                });
+            }
+        }
+        // In the order in which they are sent: by points.
+        sent.sort_by_key(|sent: &Sent<'_>| sent.shot.point);
+        let [left, right] = lanes;
+        let outputs = [
+            left.pass(&frames[0]).context("the kernel's lane")?,
+            right.pass(&frames[1]).context("Causeway's lane")?,
+        ];
+        self.batches += 1;
+        let context = format!(
+            "seed {}, shard {}, batch {}",
+            self.seed, self.shards, self.batches
+        );
+        self.judge
+            .compare(&sent, outputs.each_ref().map(Vec::as_slice), &context);
+        drop(sent);
+        flows.retain_mut(|flow| {
+            flow.next += 1;
+            let is_abandoned = abandoned.contains(&flow.number);
+            let goes_on = flow.next < flow.script.steps.len() && !is_abandoned;
+            if !goes_on {
+                let tally = self.judge.tally.entry(flow.script.archetype).or_default();
+                tally.abandoned += u64::from(is_abandoned);
+                self.judge
+                    .forget(flow.number, flow.script.protocol, flow.script.remote);
+            }
+            goes_on
+        });
+        Ok(())
+    }
+
+    /// What was compared.
+    pub(crate) fn summary(&self) -> String {
+        let judge = &self.judge;
+        let mut text = format!(
+            "{:<48}{:>9}{:>10}{:>10}{:>10}\n",
+            "kind of flow", "flows", "packets", "came out", "cut short"
+        );
+        for (name, tally) in &judge.tally {
+            let _ = writeln!(
+                text,
+                "{name:<48}{:>9}{:>10}{:>10}{:>10}",
+                tally.flows, tally.sent, tally.came_out, tally.abandoned
+            );
+        }
+        for (row, times) in &judge.allowed {
+            let _ = writeln!(text, "wanted difference {row:?}: {times} packets");
+        }
+        let rate = judge.compared as f64 / self.spent.as_secs_f64();
+        let _ = write!(
+            text,
+            "{} packets of {} flows compared in {:.1} s ({rate:.0} a second), {} kinds, {} pairs of lanes; \
+             {} mappings, of which nf_nat kept the pod's port in {} and Causeway in {}",
+            judge.compared,
+            self.drawn,
+            self.spent.as_secs_f64(),
+            self.kinds.len(),
+            self.shards,
+            judge.mappings,
+            judge.kept_ports[0],
+            judge.kept_ports[1],
+        );
+        text
+    }
+
+    /// Every difference that no row describes, the most frequent first.
+    pub(crate) fn findings(&self) -> String {
+        let mut found: Vec<_> = self.judge.found.iter().collect();
+        found.sort_by_key(|(_, found)| std::cmp::Reverse(found.times));
+        let mut text = String::new();
+        for (title, found) in found.into_iter().take(SHOWN) {
+            let _ = writeln!(text, "{} times: {title}\n  {}", found.times, found.example);
+        }
+        text.extend(self.status.as_deref());
+        text
+    }
+
+    /// Whether every kind of flow was seen, and something came out of it.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.kinds.iter().all(|kind| {
+            let tally = self.judge.tally.get(kind.name);
+            tally.is_some_and(|tally| tally.came_out > 0 && tally.abandoned == 0)
+        })
+    }
+}
+
+/// The order of packets is the order in one CPU's backlog.
+fn stay_on_this_cpu() -> Result<()> {
+    let mut here = CpuSet::new();
+    here.set(sched_getcpu());
+    sched_setaffinity(None, &here).context("pinning the writer to its CPU")
+}
