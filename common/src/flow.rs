@@ -436,6 +436,17 @@ pub fn at_egress<A: Address>(
     }
 }
 
+/// Whether a pod's packet leaves the uplink with the pod's address because of what is known of its flow: it answers a
+/// flow from outside, or its flow left so before.
+///
+/// A TCP flow that a pod opens is no answer, whatever a stranger's SYN has written under its tuple.
+#[inline(always)]
+pub fn keeps_address<A: Address>(entry: &FlowEntry<A>, role: Role, protocol: u8) -> bool {
+    let opens_tcp = protocol == tuple::TCP && role == Role::Opens;
+    let left_before = entry.state != State::OFFERED && entry.has(Flags::CAME_OUT) && entry.nat == Nat::NONE;
+    !opens_tcp && (entry.has(Flags::ANSWER) || left_before)
+}
+
 /// Whether both directions of a TCP flow may be carried: `entry` has just come out unchanged, `answer` is the
 /// entry under the reversed key.
 #[inline(always)]

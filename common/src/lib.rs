@@ -18,6 +18,7 @@ pub mod addr;
 pub mod checksum;
 pub mod decide;
 pub mod flow;
+pub mod fragment;
 pub mod lifetime;
 pub mod maps;
 pub mod ports;

@@ -7,6 +7,7 @@
 //! | `cwy_ifaces` | ifindex of the host veth | [`IfaceEntry`] | CNI | programs |
 //! | `cwy_ranges` | prefix | [`RangeEntry`] | CNI, agent | programs |
 //! | `cwy_ports` | word index | [`PortWord`] | CNI, agent | programs |
+//! | `cwy_frags` | [`FragmentKey`](crate::fragment::FragmentKey) | [`FragmentEntry`](crate::fragment::FragmentEntry) | programs | programs |
 //! | `cwy_cfg` | 0 | [`Config`] | CNI, agent | programs |
 //! | `cwy_count` | [`Reason`](crate::reason::Reason) | [`Count`] per CPU | programs | command line |
 
@@ -134,12 +135,13 @@ const _: () = assert!(size_of::<Config<[u8; 4]>>() == 4 + 4 + 4 + 4 + 32);
 const _: () = assert!(size_of::<Count>() == 4 * 8);
 
 /// The names of the maps, as `bpftool` and the pin directory show them.
-pub const MAP_NAMES: [&str; 7] = [
+pub const MAP_NAMES: [&str; 8] = [
     "cwy_flows",
     "cwy_pods",
     "cwy_ifaces",
     "cwy_ranges",
     "cwy_ports",
+    "cwy_frags",
     "cwy_cfg",
     "cwy_count",
 ];

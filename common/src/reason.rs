@@ -60,6 +60,7 @@ macro_rules! reasons {
 
 reasons! {
     CarriedToPod, Carried, "carried_to_pod", "redirected into the pod's namespace";
+    FragmentWaits, Carried, "fragment_waits", "fragment that overtook its first one: put behind what has arrived meanwhile";
     CarriedToUplink, Carried, "carried_to_uplink", "redirected to the uplink";
 
     NotIp, Stack, "not_ip", "neither IPv4 nor IPv6 nor ARP";
@@ -68,7 +69,7 @@ reasons! {
     Vlan, Stack, "vlan", "VLAN tagged";
     NotForUs, Stack, "not_for_us", "addressed to another station on the link";
     Malformed, Stack, "malformed", "header truncated or its lengths contradict each other: the kernel judges it";
-    Fragment, Stack, "fragment", "IP fragment that needs no translation";
+    Fragment, Stack, "fragment", "IP fragment that needs no translation of ours";
     OtherProtocol, Stack, "other_protocol", "neither TCP, UDP nor ICMP echo, and needs no translation";
     IcmpError, Stack, "icmp_error", "ICMP error about a flow that is not carried or not known: the kernel judges it";
     SnatIcmpError, Stack, "snat_icmp_error", "ICMP error about a packet of a translated flow, translated with it";
@@ -98,7 +99,7 @@ reasons! {
     Wireserver, Dropped, "wireserver", "pod towards 168.63.129.16 port 80 or 32526: VM credentials are not for pods";
     SpoofedFromWire, Dropped, "spoofed_from_wire", "arrives on the uplink with the address of a pod of this node";
     PodDeparted, Dropped, "pod_departed", "source is a pod that has been removed";
-    SnatFragment, Dropped, "snat_fragment", "fragment that would need translation";
+    SnatFragment, Dropped, "snat_fragment", "fragment that would need translation, and whose first one has not passed";
     SnatProtocol, Dropped, "snat_protocol", "protocol that would need translation and has no ports";
     SnatMalformed, Dropped, "snat_malformed", "would need translation and cannot be parsed";
     SnatNoMapping, Dropped, "snat_no_mapping", "mid-flow packet that would need translation and has no mapping";

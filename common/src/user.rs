@@ -2,6 +2,7 @@
 
 use crate::{
     flow::FlowEntry,
+    fragment::{FragmentEntry, FragmentKey},
     maps::{Config, Count, IfaceEntry, PodEntry, PortWord, RangeEntry},
     tuple::FlowKey,
 };
@@ -19,6 +20,8 @@ macro_rules! plain_data {
 plain_data!(
     FlowKey<[u8; 4]>,
     FlowEntry<[u8; 4]>,
+    FragmentKey<[u8; 4]>,
+    FragmentEntry<[u8; 4]>,
     IfaceEntry<[u8; 4]>,
     Config<[u8; 4]>,
     PodEntry,

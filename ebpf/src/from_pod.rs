@@ -7,7 +7,7 @@ use causeway_common::{decide::is_guarded, reason::Reason, tuple::TAG_NONE};
 use crate::{
     carry::{NOT_CARRIED, carry, may_carry},
     count::Hook,
-    guard, icmp,
+    fragment, guard, icmp,
     maps::{flow, now},
     offer::give_up,
     packet::{self, skb},
@@ -70,6 +70,7 @@ fn not_carried(ctx: &TcContext) -> Reason {
             give_up(ctx, Hook::FromPod, &ip, &transport, &key)
         }
         Err(Reason::OtherProtocol) => icmp::from_pod(ctx, &ip),
+        Err(Reason::Fragment) => fragment::from_pod(ctx, &ip),
         Err(reason) => reason,
     }
 }

@@ -4,6 +4,7 @@
 use aya_ebpf::programs::TcContext;
 use causeway_common::{
     flow::{Flags, Nat, State},
+    fragment::round_of,
     reason::Reason,
     tuple::TAG_NONE,
 };
@@ -11,7 +12,7 @@ use causeway_common::{
 use crate::{
     carry::{NOT_CARRIED, carry, may_carry, note_progress, translation},
     count::Hook,
-    icmp,
+    fragment, icmp,
     maps::{Entry, Key, config, flow, is_present_pod, now, pod},
     offer::give_up,
     packet::{self, Ip, Transport, skb},
@@ -81,6 +82,7 @@ fn kernel_answer(ctx: &TcContext, ip: &Ip, transport: &Transport, key: &Key, ent
 
 #[inline(never)]
 fn not_carried(ctx: &TcContext) -> Reason {
+    let round = round_of(packet::tag(ctx));
     packet::set_tag(ctx, TAG_NONE);
     if !packet::is_for_us(ctx) {
         return Reason::NotForUs;
@@ -90,10 +92,12 @@ fn not_carried(ctx: &TcContext) -> Reason {
         Err(reason) => return reason,
     };
     let transport = packet::transport(ctx, &ip);
-    if let Err(Reason::OtherProtocol) = transport
-        && skb(ctx).vlan_present == 0
-    {
-        let reason = icmp::from_uplink(ctx, &ip);
+    if skb(ctx).vlan_present == 0 {
+        let reason = match transport {
+            Err(Reason::OtherProtocol) => icmp::from_uplink(ctx, &ip),
+            Err(Reason::Fragment) => fragment::from_uplink(ctx, &ip, round),
+            _ => Reason::OtherProtocol,
+        };
         if reason != Reason::OtherProtocol {
             return reason;
         }

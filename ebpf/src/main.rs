@@ -15,6 +15,7 @@
 
 mod carry;
 mod count;
+mod fragment;
 mod from_pod;
 mod from_uplink;
 mod guard;

@@ -1,13 +1,14 @@
 //! Every map of the project. Layouts, writers and readers: `causeway_common::maps`.
 //!
-//! No LRU: eviction would cut live flows, and one half of a pair at a time.
+//! No LRU for flows: eviction would cut live ones, and one half of a pair at a time.
 
 use aya_ebpf::{
-    btf_maps::{Array, HashMap, LpmTrie, PerCpuArray},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
     macros::btf_map,
 };
 use causeway_common::{
     flow::FlowEntry,
+    fragment::{FRAGMENT_ENTRIES, FragmentEntry, FragmentKey},
     maps::{
         Config, Count, FLOW_ENTRIES, IfaceEntry, POD_ENTRIES, PodEntry, PortWord, RANGE_ENTRIES, RangeEntry,
     },
@@ -45,6 +46,10 @@ pub static RANGES: LpmTrie<Addr, RangeEntry, RANGE_ENTRIES> = LpmTrie::new();
 /// Ports that no translated flow may take.
 #[btf_map(name = "cwy_ports")]
 pub static PORTS: Array<PortWord, RESERVED_ENTRIES> = Array::new();
+
+/// Datagrams whose first fragment has passed.
+#[btf_map(name = "cwy_frags")]
+pub static FRAGS: LruHashMap<FragmentKey<Addr>, FragmentEntry<Addr>, FRAGMENT_ENTRIES> = LruHashMap::new();
 
 /// What is to be known of the node.
 #[btf_map(name = "cwy_cfg")]

@@ -46,6 +46,10 @@ pub struct Ip {
     l4: u8,
     /// More fragments follow, or this is not the first one.
     pub is_fragment: bool,
+    /// The transport header is in this packet.
+    pub is_first: bool,
+    /// Identification, network order.
+    pub id: [u8; 2],
 }
 
 impl Ip {
@@ -151,6 +155,8 @@ pub fn ip(ctx: &TcContext) -> Result<Ip, Reason> {
         total_len,
         l4: (ETH_LEN + header_len) as u8,
         is_fragment: fragment & 0x3fff != 0,
+        is_first: fragment & 0x1fff == 0,
+        id: word(ETH_LEN + 4).to_ne_bytes(),
     })
 }
 
@@ -160,6 +166,12 @@ pub fn transport(ctx: &TcContext, ip: &Ip) -> Result<Transport, Reason> {
     if ip.is_fragment {
         return Err(Reason::Fragment);
     }
+    first_transport(ctx, ip)
+}
+
+/// As [`transport`], also for a first fragment.
+#[inline(always)]
+pub fn first_transport(ctx: &TcContext, ip: &Ip) -> Result<Transport, Reason> {
     let header_len = match ip.protocol {
         TCP => 20,
         UDP | ICMP => 8,
@@ -191,9 +203,8 @@ pub fn transport(ctx: &TcContext, ip: &Ip) -> Result<Transport, Reason> {
         }
         UDP => {
             let length = u16::from_be_bytes(word(4));
-            if length < 8
-                || usize::from(length) + ip.l4() > usize::from(ip.total_len) + ETH_LEN && !is_gso(ctx)
-            {
+            let is_whole = !ip.is_fragment && !is_gso(ctx);
+            if length < 8 || is_whole && usize::from(length) + ip.l4() > usize::from(ip.total_len) + ETH_LEN {
                 return Err(Reason::Malformed);
             }
             Ok(Transport {

@@ -5,7 +5,7 @@ use aya_ebpf::{btf_maps::lpm_trie, programs::TcContext};
 use causeway_common::{
     addr::Address,
     decide::{Role, is_guarded, masquerade},
-    flow::{Flags, Nat, State},
+    flow::{Flags, Nat, State, keeps_address},
     maps::{Config, PodEntry},
     reason::Reason,
     tuple::{TAG_CARRIED, TAG_NONE, TCP},
@@ -14,7 +14,7 @@ use causeway_common::{
 use crate::{
     carry::{note_progress, translation},
     count::Hook,
-    host, icmp,
+    fragment, host, icmp,
     learn::{Emitted, learn},
     maps::{Addr, Entry, Key, RANGES, config, flow, iface, now, pod},
     next_hop,
@@ -40,22 +40,47 @@ fn classify(ctx: &TcContext) -> Result<Reason, Reason> {
         Ok(ip) => ip,
         Err(reason) => return Err(judge_unparsed(ctx, reason)),
     };
-    let transport = packet::transport(ctx, &ip);
     let config = config().ok_or(Reason::NotFromPod)?;
-    let dst_port = transport.as_ref().ok().map(|transport| transport.dst_port);
+    // Each arm looks at the sender by itself: a result that lives across calls is packed by the compiler in a way that
+    // the verifier does not follow.
+    if !ip.is_first {
+        return match sender(ctx, config, &ip, None)? {
+            Some(_) => Ok(fragment::to_uplink(ctx, &ip)),
+            None => Ok(Reason::Fragment),
+        };
+    }
+    match packet::first_transport(ctx, &ip) {
+        Ok(transport) => match sender(ctx, config, &ip, Some(transport.dst_port))? {
+            Some(pod) => from_pod(ctx, config, pod, &ip, &transport),
+            None if ip.is_fragment => Ok(Reason::Fragment),
+            None => host::to_uplink(ctx, config, &ip, &transport),
+        },
+        Err(reason) => match sender(ctx, config, &ip, None)? {
+            Some(_) => without_ports(ctx, config, &ip, reason),
+            None if reason == Reason::OtherProtocol => Ok(icmp::to_uplink(ctx, config, &ip)),
+            None => Ok(reason),
+        },
+    }
+}
+
+/// The pod that sends the packet; `None` for the node itself.
+#[inline(always)]
+fn sender(
+    ctx: &TcContext,
+    config: &Config<Addr>,
+    ip: &Ip,
+    dst_port: Option<[u8; 2]>,
+) -> Result<Option<&'static PodEntry>, Reason> {
     let guarded = is_guarded(ip.dst, ip.protocol, dst_port);
     let Some(pod) = pod(&ip.src) else {
         // The kernel may have translated both ends; the interface of arrival still tells that a pod is behind it.
         if guarded && iface(skb(ctx).ingress_ifindex).is_some() {
             return Err(Reason::Wireserver);
         }
-        if ip.src != config.node_addr {
-            return Err(Reason::NotFromPod);
-        }
-        return match transport {
-            Ok(transport) => host::to_uplink(ctx, config, &ip, &transport),
-            Err(Reason::OtherProtocol) => Ok(icmp::to_uplink(ctx, config, &ip)),
-            Err(reason) => Ok(reason),
+        return if ip.src == config.node_addr {
+            Ok(None)
+        } else {
+            Err(Reason::NotFromPod)
         };
     };
     if guarded {
@@ -64,19 +89,26 @@ fn classify(ctx: &TcContext) -> Result<Reason, Reason> {
     if pod.flags & PodEntry::DEPARTED != 0 {
         return Err(Reason::PodDeparted);
     }
-    if let Err(Reason::OtherProtocol) = transport {
-        let reason = icmp::to_uplink(ctx, config, &ip);
-        if reason != Reason::OtherProtocol {
-            return Err(reason);
+    Ok(Some(pod))
+}
+
+/// A pod's packet that has no ports: an ICMP error, another protocol, or nonsense.
+#[inline(always)]
+fn without_ports(ctx: &TcContext, config: &Config<Addr>, ip: &Ip, reason: Reason) -> Result<Reason, Reason> {
+    if reason == Reason::OtherProtocol {
+        let error = icmp::to_uplink(ctx, config, ip);
+        if error != Reason::OtherProtocol {
+            return Ok(error);
         }
     }
-    match transport {
-        Ok(transport) => from_pod(ctx, config, pod, &ip, &transport),
-        Err(reason) if !needs_snat(&ip.dst) => Err(reason),
-        Err(Reason::Fragment) => Err(Reason::SnatFragment),
-        Err(Reason::OtherProtocol) => Err(Reason::SnatProtocol),
-        Err(_) => Err(Reason::SnatMalformed),
+    if !needs_snat(&ip.dst) {
+        return Err(reason);
     }
+    Err(if reason == Reason::OtherProtocol {
+        Reason::SnatProtocol
+    } else {
+        Reason::SnatMalformed
+    })
 }
 
 /// A header that contradicts itself still shows a source. The kernel forwards no such packet; if one comes all the
@@ -101,7 +133,7 @@ fn from_pod(
     let role = transport.role(ip);
     let unchanged = packet::tag(ctx) == key.tag(config.seed) && skb(ctx).vlan_present == 0;
     let entry = flow(&key);
-    let mut keeps_address = false;
+    let mut keeps_its_address = false;
     let mut offered = false;
     if let Some(entry) = entry {
         // A SYN after the end opens a new connection: it claims its port anew.
@@ -109,14 +141,16 @@ fn from_pod(
         if entry.nat == Nat::SOURCE && entry.nat_addr == config.node_addr && !reopens {
             return known(ctx, ip, transport, &key, role, unchanged, entry);
         }
-        // A TCP flow that a pod opens is no answer, whatever a stranger's SYN has written under its tuple.
-        let opens_tcp = ip.protocol == TCP && role == Role::Opens;
-        let left_before =
-            entry.state != State::OFFERED && entry.has(Flags::CAME_OUT) && entry.nat == Nat::NONE;
-        keeps_address = !opens_tcp && (entry.has(Flags::ANSWER) || left_before);
+        keeps_its_address = keeps_address(entry, role, ip.protocol);
         offered = entry.state == State::OFFERED && entry.has(Flags::WENT_UP);
     }
-    if keeps_address || !needs_snat(&key.dst) {
+    let keeps = keeps_its_address || !needs_snat(&key.dst);
+    if keeps && ip.is_fragment {
+        // The stack has put the tag on no fragment, so nothing is learnt from one.
+        fragment::left(ip, Nat::NONE, &config.node_addr);
+        return Ok(Reason::Fragment);
+    }
+    if keeps {
         return Ok(keep_address(ctx, config, &key, role, unchanged));
     }
     if !pod.is_ready() || config.node_addr == Addr::UNSPECIFIED {
@@ -134,6 +168,9 @@ fn from_pod(
         addr: config.node_addr,
         port,
     };
+    if ip.is_fragment {
+        fragment::left(ip, Nat::SOURCE, &config.node_addr);
+    }
     translate(ctx, ip, &key, &to).map_err(|_failed| Reason::RewriteFailed)?;
     Ok(if claim.carried {
         Reason::SnatPromoted
@@ -168,10 +205,13 @@ fn known(
     entry: &mut Entry,
 ) -> Result<Reason, Reason> {
     let is_carried = entry.state == State::CARRIED;
-    if is_carried && role == Role::Opens && !unchanged {
+    if is_carried && role == Role::Opens && !unchanged && !ip.is_fragment {
         return Err(Reason::SnatCollision);
     }
     let to = translation(entry);
+    if ip.is_fragment {
+        fragment::left(ip, Nat::SOURCE, &to.addr);
+    }
     entry.last_seen = now();
     note_progress(key, entry, transport);
     translate(ctx, ip, key, &to).map_err(|_failed| Reason::RewriteFailed)?;
@@ -183,6 +223,6 @@ fn known(
 }
 
 #[inline(always)]
-fn needs_snat(dst: &Addr) -> bool {
+pub fn needs_snat(dst: &Addr) -> bool {
     masquerade(RANGES.get(&lpm_trie::Key::new(<Addr as Address>::BITS, *dst)))
 }

@@ -7,10 +7,10 @@ use crate::bench::{Bench, Hook};
 fn the_verifier_needs_few_instructions() {
     let bench = Bench::new();
     for (hook, budget) in [
-        (Hook::FromPod, 26_000),
+        (Hook::FromPod, 30_000),
         (Hook::ToPod, 12_000),
         (Hook::FromUplink, 25_000),
-        (Hook::ToUplink, 36_000),
+        (Hook::ToUplink, 42_000),
     ] {
         let verified = bench.verified_instructions(hook);
         println!(

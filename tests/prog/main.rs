@@ -11,6 +11,7 @@ mod bench;
 mod bounds;
 mod carried;
 mod drops;
+mod fragments;
 mod host;
 mod icmp_errors;
 mod malformed;

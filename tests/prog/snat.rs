@@ -189,7 +189,8 @@ fn what_cannot_be_translated_is_dropped_by_name_and_passes_towards_excluded_rang
     let mut bench = Bench::new();
     let fragment = |ends| {
         let mut packet = udp(wire(&bench), ends, 64, b"part");
-        packet[20] = 0x20;
+        // Not the first: the offset is 8 bytes.
+        packet[21] = 1;
         packet
     };
     let sctp = |ends| {

@@ -5,6 +5,7 @@ use std::fmt;
 use aya::maps::{MapInfo, MapType};
 use causeway_common::{
     flow::FlowEntry,
+    fragment::{FRAGMENT_ENTRIES, FragmentEntry, FragmentKey},
     maps::{
         Config, Count, FLOW_ENTRIES, IfaceEntry, MAP_NAMES, POD_ENTRIES, PodEntry, PortWord, RANGE_ENTRIES,
         RangeEntry,
@@ -89,6 +90,13 @@ pub(crate) fn expected(name: &str) -> Option<Layout> {
             NO_PREALLOC,
         ),
         "cwy_ports" => layout(MapType::Array, index, size_of::<PortWord>(), RESERVED_ENTRIES, 0),
+        "cwy_frags" => layout(
+            MapType::LruHash,
+            size_of::<FragmentKey<Address>>(),
+            size_of::<FragmentEntry<Address>>(),
+            FRAGMENT_ENTRIES,
+            0,
+        ),
         "cwy_cfg" => layout(MapType::Array, index, size_of::<Config<Address>>(), 1, 0),
         "cwy_count" => layout(MapType::PerCpuArray, index, size_of::<Count>(), COUNT_ENTRIES, 0),
         _ => None,

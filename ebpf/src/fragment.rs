@@ -1,0 +1,205 @@
+//! Fragments. The first one has the ports and decides; what it decided is remembered for the rest, which have only
+//! addresses and an identification. A fragment that needs translation and cannot have it does not leave.
+
+use aya_ebpf::{
+    bindings::{BPF_ANY, BPF_F_INGRESS},
+    helpers::generated::bpf_redirect,
+    programs::TcContext,
+};
+use causeway_common::{
+    flow::{Exit, Hop, Nat, State},
+    fragment::{At, FragmentEntry, FragmentKey, ROUNDS, waiting_tag},
+    reason::Reason,
+};
+
+use crate::{
+    carry::{hop, redirect, translation},
+    maps::{Addr, Entry, FRAGS, Key, config, flow, now},
+    packet::{self, Ip, skb},
+    rewrite::{Failed, Translation, forward, forward_addr, translate, translate_addr},
+    to_uplink::needs_snat,
+};
+
+type Remembered = FragmentEntry<Addr>;
+
+/// From a pod, past the guard: carried with its flow if that is translated, since such a flow may not meet conntrack
+/// again. Everything else takes the stack.
+#[inline(never)]
+pub fn from_pod(ctx: &TcContext, ip: &Ip) -> Reason {
+    if ip.ttl <= 1 {
+        return Reason::Fragment;
+    }
+    let id = id(ip, At::FROM_POD);
+    if !ip.is_first {
+        return match recall(&id) {
+            Some(first) => follow(ctx, ip, first),
+            None => Reason::Fragment,
+        };
+    }
+    let Ok(transport) = packet::first_transport(ctx, ip) else {
+        return Reason::Fragment;
+    };
+    let key = packet::key(ip, &transport);
+    match flow(&key) {
+        Some(entry)
+            if entry.state == State::CARRIED
+                && entry.nat == Nat::SOURCE
+                && entry.in_ifindex == skb(ctx).ifindex
+                && ip.total_len <= entry.mtu =>
+        {
+            lead(ctx, ip, &key, &id, entry)
+        }
+        _ => Reason::Fragment,
+    }
+}
+
+/// From the wire. [`Reason::OtherProtocol`] if it is not about a translated flow.
+#[inline(never)]
+pub fn from_uplink(ctx: &TcContext, ip: &Ip, round: u16) -> Reason {
+    let id = id(ip, At::FROM_UPLINK);
+    if !ip.is_first {
+        return match recall(&id) {
+            Some(first) if first.nat != Nat::NONE => follow(ctx, ip, first),
+            Some(_) => Reason::OtherProtocol,
+            None => wait(ctx, ip, round),
+        };
+    }
+    let Ok(transport) = packet::first_transport(ctx, ip) else {
+        return Reason::OtherProtocol;
+    };
+    let key = packet::key(ip, &transport);
+    match flow(&key) {
+        Some(entry) if entry.state != State::OFFERED && entry.nat == Nat::DESTINATION => {
+            lead(ctx, ip, &key, &id, entry)
+        }
+        _ => {
+            // The node's own, or a pod's without translation: the rest need not wait.
+            remember(
+                &id,
+                &Hop::UNKNOWN,
+                &Translation {
+                    nat: Nat::NONE,
+                    addr: [0; 4],
+                    port: [0; 2],
+                },
+            );
+            Reason::OtherProtocol
+        }
+    }
+}
+
+/// A later fragment that leaves the uplink, with a pod as its source.
+#[inline(never)]
+pub fn to_uplink(ctx: &TcContext, ip: &Ip) -> Reason {
+    match recall(&id(ip, At::TO_UPLINK)) {
+        Some(first) if first.nat == Nat::SOURCE => follow(ctx, ip, first),
+        Some(_) => Reason::Fragment,
+        None if needs_snat(&ip.dst) => Reason::SnatFragment,
+        None => Reason::Fragment,
+    }
+}
+
+/// Notes at the uplink how a first fragment has left: with the address `to`, or as it was ([`Nat::NONE`]).
+#[inline(never)]
+pub fn left(ip: &Ip, nat: u8, to: &Addr) {
+    let to = Translation {
+        nat,
+        addr: *to,
+        port: [0; 2],
+    };
+    remember(&id(ip, At::TO_UPLINK), &Hop::UNKNOWN, &to);
+}
+
+/// A first fragment of a flow with a translation: sends it on and remembers how.
+#[inline(always)]
+fn lead(ctx: &TcContext, ip: &Ip, key: &Key, id: &FragmentKey<Addr>, entry: &mut Entry) -> Reason {
+    let (hop, to) = (hop(entry), translation(entry));
+    entry.last_seen = now();
+    if entry.state == State::CARRIED && ip.ttl > 1 {
+        remember(id, &hop, &to);
+        return match forward(ctx, ip, key, &to, &hop) {
+            Ok(()) => redirect(ctx, &hop),
+            Err(Failed) => Reason::RewriteFailed,
+        };
+    }
+    remember(id, &Hop::UNKNOWN, &to);
+    match translate(ctx, ip, key, &to) {
+        Ok(()) => Reason::KernelFlowTranslated,
+        Err(Failed) => Reason::RewriteFailed,
+    }
+}
+
+/// A later fragment goes the way of the first.
+#[inline(always)]
+fn follow(ctx: &TcContext, ip: &Ip, first: &Remembered) -> Reason {
+    let to = Translation {
+        nat: first.nat,
+        addr: first.nat_addr,
+        port: [0; 2],
+    };
+    let hop = Hop {
+        exit: first.exit,
+        mtu: 0,
+        ifindex: first.out_ifindex,
+        dst_mac: first.out_dst_mac,
+        src_mac: first.out_src_mac,
+    };
+    if hop.exit == Exit::STACK || ip.ttl <= 1 {
+        return match translate_addr(ctx, ip, &to) {
+            Ok(()) if to.nat == Nat::SOURCE => Reason::SnatKernel,
+            Ok(()) => Reason::KernelFlowTranslated,
+            Err(Failed) => Reason::RewriteFailed,
+        };
+    }
+    match forward_addr(ctx, ip, &to, &hop) {
+        Ok(()) => redirect(ctx, &hop),
+        Err(Failed) => Reason::RewriteFailed,
+    }
+}
+
+/// A later fragment for the node whose first one has not come: it is received again, behind what has arrived
+/// meanwhile. Reordering on a link is by a few packets; after [`ROUNDS`] the stack has it, which it may be for.
+#[inline(always)]
+fn wait(ctx: &TcContext, ip: &Ip, round: u16) -> Reason {
+    if round >= ROUNDS || config().is_none_or(|config| config.node_addr != ip.dst) {
+        return Reason::OtherProtocol;
+    }
+    packet::set_tag(ctx, waiting_tag(round + 1));
+    // SAFETY: the helper takes integers only.
+    unsafe { bpf_redirect(skb(ctx).ifindex, u64::from(BPF_F_INGRESS)) };
+    Reason::FragmentWaits
+}
+
+#[inline(always)]
+fn id(ip: &Ip, at: u8) -> FragmentKey<Addr> {
+    FragmentKey {
+        src: ip.src,
+        dst: ip.dst,
+        id: ip.id,
+        protocol: ip.protocol,
+        at,
+    }
+}
+
+#[inline(always)]
+fn recall(id: &FragmentKey<Addr>) -> Option<&'static Remembered> {
+    // SAFETY: the kernel returns a valid element or null, valid until the program ends; it is written as a whole.
+    let first = FRAGS.get_ptr(id).map(|first| unsafe { &*first })?;
+    first.is_current(now()).then_some(first)
+}
+
+/// A failure costs the rest of the datagram: its fragments are treated as if they had come first.
+#[inline(always)]
+fn remember(id: &FragmentKey<Addr>, hop: &Hop, to: &Translation) {
+    let first = Remembered {
+        nat: to.nat,
+        exit: hop.exit,
+        _pad: [0; 2],
+        out_ifindex: hop.ifindex,
+        out_dst_mac: hop.dst_mac,
+        out_src_mac: hop.src_mac,
+        nat_addr: to.addr,
+        first_seen: now(),
+    };
+    FRAGS.insert(id, first, u64::from(BPF_ANY)).ok();
+}
