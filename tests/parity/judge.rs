@@ -46,7 +46,7 @@ pub(crate) struct Tally {
 }
 
 /// A difference that no row describes, with how often it was seen and the first example.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Found {
     pub(crate) times: u64,
     pub(crate) example: String,
@@ -73,6 +73,11 @@ pub(crate) struct Judge {
 }
 
 impl Judge {
+    /// Differences so far that no row describes.
+    pub(crate) fn times_found(&self) -> u64 {
+        self.found.values().map(|found| found.times).sum()
+    }
+
     /// The next packets take fresh lanes.
     pub(crate) fn start_over(&mut self) {
         self.ports.clear();

@@ -17,6 +17,8 @@ pub(crate) struct Shot {
     pub(crate) spec: Spec,
     /// A fragment of the datagram of the shot before: it has the same identification.
     pub(crate) same_id: bool,
+    /// Opens a new connection on the tuple of one that is over: the lanes may choose anew.
+    pub(crate) anew: bool,
     /// The difference that is right here.
     pub(crate) differs: Option<Difference>,
 }
@@ -62,6 +64,7 @@ impl Shot {
             point,
             spec,
             same_id: false,
+            anew: false,
             differs: None,
         }
     }

@@ -177,7 +177,10 @@ fn segments_again(draw: &mut Draw<'_>) -> Script {
 fn comes_back(draw: &mut Draw<'_>, by_reset: bool) -> Script {
     let (mut script, mut talk) = draw.outside(TCP);
     for _ in 0..2 {
-        talk.open(&mut script, Pod);
+        let syn = talk.segment(Pod, flag::SYN, 0);
+        script.push(talk.pod, syn).anew = true;
+        talk.tcp(&mut script, Remote, flag::SYN | ACK, 0);
+        talk.tcp(&mut script, Pod, ACK, 0);
         talk.data(&mut script, Pod, 50);
         if by_reset {
             talk.tcp(&mut script, Pod, flag::RST | ACK, 0);
