@@ -4,8 +4,10 @@ use std::net::SocketAddrV4;
 
 use anyhow::{Context, Result, bail, ensure};
 use causeway_tests::{
+    echo::Echo,
     fabric::{INTERNET, NODE},
     rig::Rig,
+    talk::Udp,
     walk::Walk,
 };
 use serde_json::Value;
@@ -17,6 +19,9 @@ fn bpftool_prints_every_map_with_named_fields() -> Result<()> {
     Walk::direct(&pod.ns, &rig.fabric.internet, SocketAddrV4::new(INTERNET, 7))
         .tcp(&rig)?
         .expect_carried(NODE)?;
+    // Fragments, for the map that holds them.
+    let _echo = Echo::start(&rig.fabric.internet, 9)?;
+    Udp::connect(&pod.ns, SocketAddrV4::new(INTERNET, 9))?.ask(3000)?;
     let maps = rig.node.root.join("/sys/fs/bpf/causeway/v1/maps");
     let mut names = Vec::new();
     for entry in std::fs::read_dir(&maps)? {
@@ -40,6 +45,7 @@ fn bpftool_prints_every_map_with_named_fields() -> Result<()> {
                 "cwy_cfg",
                 "cwy_count",
                 "cwy_flows",
+                "cwy_frags",
                 "cwy_ifaces",
                 "cwy_pods",
                 "cwy_ports",
