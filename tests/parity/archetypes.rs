@@ -1,5 +1,6 @@
 //! The kinds of flows that the generator mixes, and who draws the next one.
 
+mod beyond;
 mod icmp;
 mod odd;
 mod tcp;
@@ -26,13 +27,15 @@ pub(crate) struct Kind {
     pub(crate) write: fn(&mut Draw<'_>) -> Script,
 }
 
-/// Every kind that is compared.
-pub(crate) fn all() -> Vec<Kind> {
-    [tcp::KINDS, udp::KINDS, icmp::KINDS, odd::KINDS]
+/// Every kind that is compared, and a line for each that waits for Causeway.
+pub(crate) fn all() -> (Vec<Kind>, Vec<String>) {
+    let (beyond, waiting) = beyond::kinds();
+    let kinds = [tcp::KINDS, udp::KINDS, icmp::KINDS, odd::KINDS, &beyond]
         .into_iter()
         .flatten()
         .map(|&(name, weight, write)| Kind { name, weight, write })
-        .collect()
+        .collect();
+    (kinds, waiting)
 }
 
 /// A row of a table of kinds.

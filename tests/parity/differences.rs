@@ -22,6 +22,8 @@ pub(crate) enum Difference {
     ChecksumFromPod,
     /// The same from outside: nf_nat does not know it and the node drops it, Causeway delivers it, as wrong as it was.
     ChecksumFromOutside,
+    /// A source address that is not the pod's: nf_nat translates it like any other, Causeway drops it.
+    Spoofed,
 }
 
 impl Difference {
@@ -31,7 +33,7 @@ impl Difference {
             return false;
         };
         match self {
-            Self::MidFlow => leaves_once(left, NODE) && right.is_empty(),
+            Self::MidFlow | Self::Spoofed => leaves_once(left, NODE) && right.is_empty(),
             Self::InvalidLeaks => leaves_once(left, sender) && right.is_empty(),
             Self::ChecksumFromPod => leaves_once(left, sender) && leaves_once(right, NODE),
             Self::ChecksumFromOutside => left.is_empty() && right.len() == 1 && right[0].point != WIRE,

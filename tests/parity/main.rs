@@ -28,7 +28,7 @@ use std::{
 
 use causeway_tests::node::Datapath;
 
-use crate::traffic::Traffic;
+use crate::{differences::Difference, traffic::Traffic};
 
 /// How long packets are compared in an ordinary run.
 const ORDINARY: Duration = Duration::from_secs(70);
@@ -49,7 +49,7 @@ fn causeway_does_what_the_kernels_nat_does() {
     };
     let seed = seed();
     println!("seed {seed}: CAUSEWAY_SEED={seed} repeats this run");
-    let mut traffic = Traffic::new(seed);
+    let mut traffic = Traffic::new(seed, &[""]);
     let end = Instant::now() + time;
     let variants = [Datapath::Causeway, Datapath::CausewayClsact];
     for shard in 0.. {
@@ -68,6 +68,49 @@ fn causeway_does_what_the_kernels_nat_does() {
         traffic.findings()
     );
     assert!(traffic.is_complete(), "a kind of flow was never seen whole");
+}
+
+/// Row 1 of `docs/parity.md`.
+#[test]
+fn an_ack_without_a_flow_is_dropped_where_conntrack_picks_the_connection_up() {
+    differs("stray ACK of a pod", Difference::MidFlow);
+}
+
+/// Row 2.
+#[test]
+fn what_conntrack_calls_invalid_is_dropped_where_nf_nat_leaks_the_pods_address() {
+    differs("stray RST of a pod", Difference::InvalidLeaks);
+    differs("stray FIN of a pod", Difference::InvalidLeaks);
+}
+
+/// Row 3.
+#[test]
+fn a_wrong_transport_checksum_is_translated_where_nf_nat_leaks_or_loses_it() {
+    differs("wrong checksum of a pod", Difference::ChecksumFromPod);
+    differs("wrong checksum of a remote", Difference::ChecksumFromOutside);
+}
+
+/// Row 4.
+#[test]
+fn a_source_that_is_not_the_pods_is_dropped_where_nf_nat_translates_it() {
+    differs("a source that is not the pod's", Difference::Spoofed);
+}
+
+/// One kind of flow alone: every packet that a row speaks of differs as the row says.
+fn differs(kind: &str, row: Difference) {
+    let seed = seed();
+    let mut traffic = Traffic::new(seed, &[kind]);
+    let end = Instant::now() + Duration::from_secs(60);
+    traffic
+        .shard(Datapath::Causeway, 1000, end)
+        .expect("a pair of lanes");
+    assert!(
+        traffic.judge.found.is_empty(),
+        "seed {seed}\n{}",
+        traffic.findings()
+    );
+    let times = traffic.judge.allowed.get(&row).copied();
+    assert!(times > Some(0), "{row:?} was never seen");
 }
 
 fn seed() -> u64 {

@@ -258,7 +258,8 @@ fn sum(bytes: &[u8], start: u32) -> u32 {
     })
 }
 
-fn checksum(bytes: &[u8], start: u32) -> u16 {
+/// Internet checksum (RFC 1071) of bytes, on top of a sum.
+pub(crate) fn checksum(bytes: &[u8], start: u32) -> u16 {
     let mut sum = sum(bytes, start);
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);

@@ -29,6 +29,7 @@ pub(crate) struct Traffic {
     seed: u64,
     rng: Rng,
     kinds: Vec<Kind>,
+    waiting: Vec<String>,
     pub(crate) judge: Judge,
     drawn: u64,
     batches: u64,
@@ -48,11 +49,15 @@ struct Flow {
 }
 
 impl Traffic {
-    pub(crate) fn new(seed: u64) -> Self {
+    /// Of every kind of flow whose name begins with one of `names`.
+    pub(crate) fn new(seed: u64, names: &[&str]) -> Self {
+        let (mut kinds, waiting) = archetypes::all();
+        kinds.retain(|kind| names.iter().any(|name| kind.name.starts_with(name)));
         Self {
             seed,
             rng: Rng::new(seed),
-            kinds: archetypes::all(),
+            kinds,
+            waiting,
             judge: Judge::default(),
             drawn: 0,
             batches: 0,
@@ -224,6 +229,9 @@ impl Traffic {
             judge.kept_ports[0],
             judge.kept_ports[1],
         );
+        for waiting in &self.waiting {
+            let _ = write!(text, "\nnot compared: {waiting}");
+        }
         if self.spoilt > 0 {
             let _ = write!(
                 text,

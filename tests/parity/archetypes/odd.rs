@@ -7,7 +7,7 @@ use super::{Draw, Row, tcp};
 use crate::{
     differences::Difference,
     lane::{NARROW_MTU, PODS, WIRE},
-    packet::{Body, End, Flaw, ICMP, Piece, Spec, TCP, UDP, flag},
+    packet::{Body, End, Flaw, ICMP, Spec, TCP, UDP, flag},
     script::{Script, Side},
 };
 
@@ -22,6 +22,7 @@ pub(super) const KINDS: &[Row] = &[
         wrong_checksum(draw, Remote)
     }),
     ("IP options", 6, options),
+    ("IP option: record route", 3, record_route),
     ("time to live 1 and 2", 8, time_to_live),
     ("too large, may not be fragmented", 4, too_large),
     ("between pods", 10, between_pods),
@@ -30,6 +31,7 @@ pub(super) const KINDS: &[Row] = &[
     ("stray ACK of a pod", 3, |draw| stray(draw, flag::ACK)),
     ("stray RST of a pod", 2, |draw| stray(draw, flag::RST)),
     ("stray FIN of a pod", 2, |draw| stray(draw, flag::FIN | flag::ACK)),
+    ("a source that is not the pod's", 2, spoofed),
     ("strays from outside to the node", 4, strays_from_outside),
     ("strays from outside to a pod", 3, strays_to_a_pod),
 ];
@@ -101,6 +103,23 @@ fn options(draw: &mut Draw<'_>) -> Script {
     }
     talk.udp(&mut script, Pod, 10);
     talk.udp(&mut script, Remote, 10);
+    script
+}
+
+/// Every router on the way writes its address (RFC 791).
+fn record_route(draw: &mut Draw<'_>) -> Script {
+    let (mut script, talk) = draw.outside(UDP);
+    for side in [Pod, Remote, Pod, Remote] {
+        talk.udp(&mut script, side, 20).spec.options = &[7, 7, 4, 0, 0, 0, 0, 0];
+    }
+    script
+}
+
+fn spoofed(draw: &mut Draw<'_>) -> Script {
+    let (mut script, talk) = draw.outside(UDP);
+    let shot = talk.udp(&mut script, Pod, 20);
+    shot.spec.src = End::At([192, 168, 7, 7].into(), 5000);
+    shot.differs = Some(Difference::Spoofed);
     script
 }
 

@@ -1,0 +1,173 @@
+//! Fragments and protocols without ports. Each kind waits behind a reason until Causeway translates it.
+
+use causeway_tests::fabric::NODE;
+
+use super::{Draw, Row};
+use crate::{
+    lane::WIRE,
+    packet::{Body, End, ICMP, Piece, Spec, UDP, checksum},
+    script::{Script, Side},
+};
+
+use Side::{Pod, Remote};
+
+/// Why fragments are not compared; `None` compares them.
+const FRAGMENTS_WAIT: Option<&str> = Some("Causeway drops fragments that need translation (snat_fragment)");
+/// Why protocols without ports are not compared; `None` compares them.
+const PROTOCOLS_WAIT: Option<&str> =
+    Some("Causeway drops what has no ports and needs translation (snat_protocol)");
+
+const FRAGMENTS: &[Row] = &[
+    ("fragments, in order", 4, |draw| datagram(draw, false)),
+    ("fragments, out of order", 4, |draw| datagram(draw, true)),
+    ("fragments of an echo", 3, echo),
+    ("fragments, the last of 1 to 3 bytes", 3, short_end),
+    ("fragments, the first is missing", 2, headless),
+];
+
+const PROTOCOLS: &[Row] = &[
+    ("protocols without ports", 4, without_ports),
+    ("ICMP timestamp", 2, timestamp),
+];
+
+/// The kinds that are compared, and why the others are not.
+pub(super) fn kinds() -> (Vec<Row>, Vec<String>) {
+    let mut compared = Vec::new();
+    let mut waiting = Vec::new();
+    for (rows, reason) in [(FRAGMENTS, FRAGMENTS_WAIT), (PROTOCOLS, PROTOCOLS_WAIT)] {
+        match reason {
+            None => compared.extend(rows),
+            Some(reason) => waiting.extend(rows.iter().map(|row| format!("{}: {reason}", row.0))),
+        }
+    }
+    (compared, waiting)
+}
+
+/// Adds a step with a packet in pieces of `size` bytes, a multiple of 8.
+fn in_pieces(script: &mut Script, point: usize, whole: &Spec, len: usize, size: usize, reversed: bool) {
+    let mut pieces: Vec<Piece> = (0..len)
+        .step_by(size)
+        .map(|from| Piece {
+            from,
+            len: size.min(len - from),
+            last: from + size >= len,
+        })
+        .collect();
+    if reversed {
+        pieces.reverse();
+    }
+    for (number, piece) in pieces.into_iter().enumerate() {
+        let spec = Spec {
+            dont_fragment: false,
+            piece: Some(piece),
+            ..whole.clone()
+        };
+        if number == 0 {
+            script.push(point, spec);
+        } else {
+            script.also(point, spec).same_id = true;
+        }
+    }
+}
+
+fn datagram(draw: &mut Draw<'_>, reversed: bool) -> Script {
+    let (mut script, talk) = draw.outside(UDP);
+    if draw.rng.one_in(2) {
+        talk.udp(&mut script, Pod, 10);
+        talk.udp(&mut script, Remote, 10);
+    }
+    for side in [Pod, Remote, Pod] {
+        let len = 1473 + draw.rng.below(6000);
+        let whole = talk.spec(side, Body::Udp { len, checksum: true });
+        in_pieces(&mut script, talk.point(side), &whole, len + 8, 1480, reversed);
+    }
+    script
+}
+
+fn echo(draw: &mut Draw<'_>) -> Script {
+    let (mut script, talk) = draw.ping();
+    let len = 2000 + draw.rng.below(3000);
+    for side in [Pod, Remote] {
+        let reply = side == Remote;
+        let whole = talk.spec(side, Body::Echo { reply, seq: 1, len });
+        in_pieces(&mut script, talk.point(side), &whole, len + 8, 1480, false);
+    }
+    script
+}
+
+fn short_end(draw: &mut Draw<'_>) -> Script {
+    let (mut script, talk) = draw.outside(UDP);
+    for rest in 1..=3 {
+        for side in [Pod, Remote] {
+            let len = 1480 - 8 + rest;
+            let whole = talk.spec(side, Body::Udp { len, checksum: true });
+            in_pieces(&mut script, talk.point(side), &whole, len + 8, 1480, false);
+        }
+    }
+    script
+}
+
+/// Nobody knows whose it is: nothing comes out.
+fn headless(draw: &mut Draw<'_>) -> Script {
+    let (mut script, talk) = draw.outside(UDP);
+    talk.udp(&mut script, Pod, 10);
+    let mut late = talk.spec(
+        Pod,
+        Body::Udp {
+            len: 2000,
+            checksum: true,
+        },
+    );
+    late.dont_fragment = false;
+    late.piece = Some(Piece {
+        from: 1480,
+        len: 528,
+        last: true,
+    });
+    script.push(talk.pod, late);
+    script
+}
+
+fn without_ports(draw: &mut Draw<'_>) -> Script {
+    const GRE: u8 = 47;
+    const ESP: u8 = 50;
+    const IPIP: u8 = 4;
+    const UNKNOWN: u8 = 253;
+    let protocol = draw.rng.pick(&[GRE, ESP, IPIP, UNKNOWN]);
+    let (mut script, talk) = draw.outside(protocol);
+    for side in [Pod, Remote, Pod, Remote] {
+        let bytes = vec![0x20; 8 + draw.rng.below(200)];
+        let mut spec = talk.spec(side, Body::Other { protocol, bytes });
+        if side == Remote {
+            spec.dst = End::At(NODE, 0);
+        }
+        script.push(talk.point(side), spec);
+    }
+    script
+}
+
+/// RFC 792: a question with an identifier like echo's.
+fn timestamp(draw: &mut Draw<'_>) -> Script {
+    let (mut script, talk) = draw.ping();
+    let id = draw.port().to_be_bytes();
+    for (side, kind) in [(Pod, 13), (Remote, 14)] {
+        let mut bytes = vec![kind, 0, 0, 0, id[0], id[1], 0, 1];
+        bytes.resize(20, 0);
+        let check = checksum(&bytes, 0).to_be_bytes();
+        bytes[2..4].copy_from_slice(&check);
+        let mut spec = talk.spec(
+            side,
+            Body::Other {
+                protocol: ICMP,
+                bytes,
+            },
+        );
+        if side == Remote {
+            spec.dst = End::At(NODE, 0);
+            script.push(WIRE, spec);
+        } else {
+            script.push(talk.pod, spec);
+        }
+    }
+    script
+}
