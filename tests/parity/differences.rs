@@ -3,7 +3,7 @@
 use causeway_tests::fabric::NODE;
 
 use crate::{
-    judge::source,
+    canonical::source,
     lane::{Output, WIRE},
     packet::End,
     script::Shot,

@@ -7,18 +7,16 @@ use std::{
     net::Ipv4Addr,
 };
 
-use causeway_tests::{fabric::NODE, frame::Frame};
+use causeway_tests::frame::Frame;
 
 use crate::{
     archetypes::Archetype,
+    canonical::{canonical, cause, packet, trim},
     differences::Difference,
     lane::{Output, WIRE},
-    packet::{ETH, Flaw, ICMP, TCP, UDP},
+    packet::{Flaw, ICMP},
     script::Shot,
 };
-
-/// Type of service of the errors that a kernel makes itself: precedence "internetwork control". No sender here sets it.
-const OWN_ERROR: u8 = 0xc0;
 
 /// A packet that was sent to both lanes.
 #[derive(Debug)]
@@ -131,11 +129,11 @@ impl Judge {
                 self.note(sent, &what, left, right, context);
             }
         }
-        self.compare_unasked(by_cause, known, context);
+        self.compare_unasked(&by_cause, known, context);
     }
 
     /// What no packet of the batch is known to have caused, such as a RST of the node: the same list on both sides.
-    fn compare_unasked(&mut self, by_cause: [HashMap<u16, Vec<&Output>>; 2], known: usize, context: &str) {
+    fn compare_unasked(&mut self, by_cause: &[HashMap<u16, Vec<&Output>>; 2], known: usize, context: &str) {
         let total: usize = by_cause.iter().flat_map(HashMap::values).map(Vec::len).sum();
         let none = Vec::new();
         let [left, right] = by_cause
@@ -275,17 +273,19 @@ impl Judge {
 
 fn describe(text: &mut String, name: &str, outputs: &[&Output]) {
     if outputs.is_empty() {
-        let _ = writeln!(text, "  {name}: nothing");
+        writeln!(text, "  {name}: nothing").ok();
     }
     for output in outputs {
-        let hex: String = output
+        let hex = output
             .bytes
             .iter()
             .take(110)
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+            .fold(String::new(), |mut hex, byte| {
+                write!(hex, "{byte:02x}").ok();
+                hex
+            });
         let ip = Frame::parse(false, &output.bytes).and_then(|frame| frame.ip);
-        let _ = writeln!(text, "  {name}: at point {}, {ip:?}\n    {hex}", output.point);
+        writeln!(text, "  {name}: at point {}, {ip:?}\n    {hex}", output.point).ok();
     }
 }
 
@@ -304,125 +304,4 @@ fn sort_by_cause(outputs: &[Output]) -> HashMap<u16, Vec<&Output>> {
         by_cause.entry(cause(&output.bytes)).or_default().push(output);
     }
     by_cause
-}
-
-/// The identification of the packet that led to this one: its own, or of the packet that an error of the node quotes.
-fn cause(bytes: &[u8]) -> u16 {
-    let ip = &bytes[ETH..];
-    let inner = usize::from(ip[0] & 0x0f) * 4 + 8;
-    if is_own_error(ip) && ip.len() >= inner + 20 {
-        u16_at(ip, inner + 4)
-    } else {
-        u16_at(ip, 4)
-    }
-}
-
-fn is_own_error(ip: &[u8]) -> bool {
-    ip[9] == ICMP && ip[1] & OWN_ERROR == OWN_ERROR
-}
-
-/// Source of the packet in a frame.
-pub(crate) fn source(bytes: &[u8]) -> Ipv4Addr {
-    addr_at(&bytes[ETH..], 12)
-}
-
-fn packet(bytes: &[u8]) -> &[u8] {
-    let len = usize::from(u16_at(bytes, ETH + 2));
-    &bytes[..bytes.len().min(ETH + len)]
-}
-
-/// Cuts off what follows the IP packet.
-fn trim(bytes: &mut Vec<u8>) {
-    let len = packet(bytes).len();
-    bytes.truncate(len);
-}
-
-/// Puts 0 in place of every port of the node's and of the identification of its own errors, with every checksum that
-/// covers it, and returns the ports. What differs afterwards differs in more than these.
-fn canonical(bytes: &mut [u8]) -> Vec<u16> {
-    let mut ports = Vec::new();
-    let header = usize::from(bytes[ETH] & 0x0f) * 4;
-    if is_own_error(&bytes[ETH..]) {
-        set(bytes, ETH + 4, 0, &[ETH + 10]);
-    }
-    let l4 = ETH + header;
-    let is_first = u16_at(bytes, ETH + 6) & 0x1fff == 0;
-    if !is_first {
-        return ports;
-    }
-    let is_error =
-        bytes[ETH + 9] == ICMP && bytes.get(l4).is_some_and(|&kind| matches!(kind, 3 | 4 | 11 | 12));
-    let inner = l4 + 8;
-    if is_error {
-        if bytes.len() >= inner + 28 {
-            let inner_l4 = inner + usize::from(bytes[inner] & 0x0f) * 4;
-            ports.extend(clear_port(bytes, inner, inner_l4, Some(l4 + 2)));
-        }
-    } else {
-        ports.extend(clear_port(bytes, ETH, l4, None));
-    }
-    ports
-}
-
-/// Clears the port beside the node's address in the IPv4 packet at `l3`, inside an error if `outer` is its checksum.
-fn clear_port(bytes: &mut [u8], l3: usize, l4: usize, outer: Option<usize>) -> Option<u16> {
-    let ends = [addr_at(bytes, l3 + 12), addr_at(bytes, l3 + 16)];
-    let is_node = ends.map(|end| end == NODE);
-    if bytes.len() < l4 + 8 || is_node == [false; 2] {
-        return None;
-    }
-    let (port_at, check_at) = match bytes[l3 + 9] {
-        TCP => (if is_node[0] { l4 } else { l4 + 2 }, l4 + 16),
-        UDP => (if is_node[0] { l4 } else { l4 + 2 }, l4 + 6),
-        ICMP if bytes[l4] == 8 && is_node[0] || bytes[l4] == 0 && is_node[1] => (l4 + 4, l4 + 2),
-        _ => return None,
-    };
-    let port = u16_at(bytes, port_at);
-    let no_checksum = bytes[l3 + 9] == UDP && u16_at(bytes, check_at) == 0;
-    let outer: Vec<usize> = outer.into_iter().collect();
-    // A TCP checksum is carried along only where the whole header is quoted.
-    let is_kept = !outer.is_empty() && bytes[l3 + 9] == TCP && bytes.len() < l4 + 20;
-    if no_checksum || is_kept || bytes.len() < check_at + 2 {
-        set(bytes, port_at, 0, &outer);
-    } else {
-        let before = u16_at(bytes, check_at);
-        set(bytes, port_at, 0, &[check_at]);
-        let after = u16_at(bytes, check_at);
-        // Port and checksum changed under the outer checksum, which covers both.
-        for &at in &outer {
-            adjust(bytes, at, port, 0);
-            adjust(bytes, at, before, after);
-        }
-    }
-    Some(port)
-}
-
-/// Writes two bytes and keeps the checksums at the places given right.
-fn set(bytes: &mut [u8], at: usize, value: u16, checks: &[usize]) {
-    let old = u16_at(bytes, at);
-    bytes[at..at + 2].copy_from_slice(&value.to_be_bytes());
-    for &check in checks {
-        adjust(bytes, check, old, value);
-    }
-}
-
-/// RFC 1624, equation 3. Of the two zeros of one's complement the result is always the same one.
-fn adjust(bytes: &mut [u8], at: usize, old: u16, new: u16) {
-    let mut sum = u32::from(!u16_at(bytes, at)) + u32::from(!old) + u32::from(new);
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    let check = match !(sum as u16) {
-        0 => 0xffff,
-        check => check,
-    };
-    bytes[at..at + 2].copy_from_slice(&check.to_be_bytes());
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> u16 {
-    u16::from_be_bytes([bytes[at], bytes[at + 1]])
-}
-
-fn addr_at(bytes: &[u8], at: usize) -> Ipv4Addr {
-    Ipv4Addr::new(bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3])
 }

@@ -5,13 +5,15 @@
 //! same bytes ([`judge`]), but for the ports of the node, which must pair one to one, and but for the few differences that
 //! are wanted ([`differences`], `docs/parity.md`).
 //!
-//! `CAUSEWAY_SEED` repeats a run.
+//! `CAUSEWAY_SEED` repeats a run, `CAUSEWAY_PARITY_SECONDS` says for how long, and `CAUSEWAY_PARITY_KINDS` leaves only the kinds of flow
+//! whose names begin so.
 #![expect(
     clippy::expect_used,
     reason = "the bench is set-up of tests: what fails there fails the test"
 )]
 
 mod archetypes;
+mod canonical;
 mod differences;
 mod judge;
 mod lane;
@@ -33,7 +35,7 @@ use crate::{differences::Difference, traffic::Traffic};
 /// How long packets are compared in an ordinary run.
 const ORDINARY: Duration = Duration::from_secs(70);
 /// Packets of a long run, and the most time it takes.
-const LONG: (u64, Duration) = (100_000_000, Duration::from_secs(15 * 60));
+const LONG: (u64, Duration) = (100_000_000, Duration::from_mins(15));
 /// Packets through one pair of lanes before the next: less than what fills a table.
 const SHARD: u64 = 400_000;
 
@@ -49,7 +51,8 @@ fn causeway_does_what_the_kernels_nat_does() {
     };
     let seed = seed();
     println!("seed {seed}: CAUSEWAY_SEED={seed} repeats this run");
-    let mut traffic = Traffic::new(seed, &[""]);
+    let kinds = env::var("CAUSEWAY_PARITY_KINDS").unwrap_or_default();
+    let mut traffic = Traffic::new(seed, &[kinds.as_str()]);
     let end = Instant::now() + time;
     let variants = [Datapath::Causeway, Datapath::CausewayClsact];
     for shard in 0.. {
@@ -100,7 +103,7 @@ fn a_source_that_is_not_the_pods_is_dropped_where_nf_nat_translates_it() {
 fn differs(kind: &str, row: Difference) {
     let seed = seed();
     let mut traffic = Traffic::new(seed, &[kind]);
-    let end = Instant::now() + Duration::from_secs(60);
+    let end = Instant::now() + Duration::from_mins(1);
     traffic
         .shard(Datapath::Causeway, 1000, end)
         .expect("a pair of lanes");

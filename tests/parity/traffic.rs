@@ -37,7 +37,7 @@ pub(crate) struct Traffic {
     spent: Duration,
     /// Shards that ended because the machine lost a packet.
     spoilt: u64,
-    /// What Causeway counted, up to the end of the first shard with a difference.
+    /// What Causeway counted, up to the end of the last shard that showed another difference.
     status: Option<String>,
 }
 
@@ -78,6 +78,7 @@ impl Traffic {
         let start = Instant::now();
         self.shards += 1;
         let (lost, known) = (backlog_drops()?, self.judge.found.clone());
+        let kinds_known = known.len();
         while self.judge.compared < stop && Instant::now() < end {
             while flows.len() < ALIVE {
                 flows.push(self.draw(&lanes[0], &mut memory));
@@ -91,7 +92,7 @@ impl Traffic {
                 break;
             }
         }
-        if !self.judge.found.is_empty() && self.status.is_none() {
+        if self.judge.found.len() > kinds_known {
             self.status = Some(lanes[1].node.causeway(&["status"])?);
         }
         self.judge.start_over();
@@ -206,19 +207,20 @@ impl Traffic {
             "kind of flow", "flows", "packets", "came out", "cut short"
         );
         for (name, tally) in &judge.tally {
-            let _ = writeln!(
+            writeln!(
                 text,
                 "{name:<48}{:>9}{:>10}{:>10}{:>10}",
                 tally.flows, tally.sent, tally.came_out, tally.abandoned
-            );
+            )
+            .ok();
         }
         for (row, times) in &judge.allowed {
-            let _ = writeln!(text, "wanted difference {row:?}: {times} packets");
+            writeln!(text, "wanted difference {row:?}: {times} packets").ok();
         }
-        let rate = judge.compared as f64 / self.spent.as_secs_f64();
-        let _ = write!(
+        let rate = u128::from(judge.compared) * 1000 / self.spent.as_millis().max(1);
+        write!(
             text,
-            "{} packets of {} flows compared in {:.1} s ({rate:.0} a second), {} kinds, {} pairs of lanes; \
+            "{} packets of {} flows compared in {:.1} s ({rate} a second), {} kinds, {} pairs of lanes; \
              {} mappings, of which nf_nat kept the pod's port in {} and Causeway in {}",
             judge.compared,
             self.drawn,
@@ -228,16 +230,18 @@ impl Traffic {
             judge.mappings,
             judge.kept_ports[0],
             judge.kept_ports[1],
-        );
+        )
+        .ok();
         for waiting in &self.waiting {
-            let _ = write!(text, "\nnot compared: {waiting}");
+            write!(text, "\nnot compared: {waiting}").ok();
         }
         if self.spoilt > 0 {
-            let _ = write!(
+            write!(
                 text,
                 "\n{} shards ended early: this CPU's backlog was full",
                 self.spoilt
-            );
+            )
+            .ok();
         }
         text
     }
@@ -248,7 +252,7 @@ impl Traffic {
         found.sort_by_key(|(_, found)| std::cmp::Reverse(found.times));
         let mut text = String::new();
         for (title, found) in found.into_iter().take(SHOWN) {
-            let _ = writeln!(text, "{} times: {title}\n  {}", found.times, found.example);
+            writeln!(text, "{} times: {title}\n  {}", found.times, found.example).ok();
         }
         text.extend(self.status.as_deref());
         text

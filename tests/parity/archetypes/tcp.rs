@@ -42,7 +42,7 @@ pub(super) const KINDS: &[Row] = &[
 fn whole(draw: &mut Draw<'_>) -> Script {
     let (mut script, mut talk) = draw.outside(TCP);
     talk.open(&mut script, Pod);
-    for _ in 0..1 + draw.rng.below(3) {
+    for _ in 0..=draw.rng.below(3) {
         let (up, down) = (draw.len(LARGEST), draw.len(LARGEST));
         talk.data(&mut script, Pod, up);
         talk.data(&mut script, Remote, down);
@@ -62,7 +62,7 @@ fn server_closes(draw: &mut Draw<'_>) -> Script {
 
 fn syn_again(draw: &mut Draw<'_>) -> Script {
     let (mut script, mut talk) = draw.outside(TCP);
-    for _ in 0..draw.rng.below(3) + 1 {
+    for _ in 0..=draw.rng.below(3) {
         let before = talk;
         talk.tcp(&mut script, Pod, flag::SYN, 0);
         talk = before;

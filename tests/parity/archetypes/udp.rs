@@ -34,7 +34,7 @@ pub(super) const KINDS: &[Row] = &[
 
 fn one_way(draw: &mut Draw<'_>) -> Script {
     let (mut script, talk) = draw.outside(UDP);
-    for _ in 0..1 + draw.rng.below(5) {
+    for _ in 0..=draw.rng.below(5) {
         let len = draw.len(LARGEST);
         talk.udp(&mut script, Pod, len);
     }
@@ -43,7 +43,7 @@ fn one_way(draw: &mut Draw<'_>) -> Script {
 
 fn request(draw: &mut Draw<'_>) -> Script {
     let (mut script, talk) = draw.outside(UDP);
-    for _ in 0..1 + draw.rng.below(3) {
+    for _ in 0..=draw.rng.below(3) {
         let (up, down) = (draw.len(LARGEST), draw.len(LARGEST));
         talk.udp(&mut script, Pod, up);
         talk.udp(&mut script, Remote, down);
