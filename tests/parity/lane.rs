@@ -77,7 +77,7 @@ impl Lane {
                 text(wire_mac)
             ))?;
         }
-        speak_freely(&ns)?;
+        lift_limits(&ns)?;
         let pool = (0..PODS as u8)
             .map(|n| Ipv4Addr::new(10, 240, 0, 5 + n))
             .collect();
@@ -198,12 +198,14 @@ fn mute(ns: &Netns, interface: &str) -> Result<()> {
     ))
 }
 
-/// The node sends every ICMP error, however many.
-fn speak_freely(ns: &Netns) -> Result<()> {
+/// The node sends every ICMP error, however many, and waits for every fragment, whoever else sends meanwhile.
+fn lift_limits(ns: &Netns) -> Result<()> {
     ns.sysctl("net/ipv4/icmp_ratemask", "0")?;
     ns.sysctl("net/ipv4/icmp_ratelimit", "0")?;
     ns.sysctl("net/ipv4/icmp_msgs_per_sec", "1000000000")?;
-    ns.sysctl("net/ipv4/icmp_msgs_burst", "1000000000")
+    ns.sysctl("net/ipv4/icmp_msgs_burst", "1000000000")?;
+    ns.sysctl("net/ipv4/ipfrag_high_thresh", "1000000000")?;
+    ns.sysctl("net/ipv4/ipfrag_max_dist", "0")
 }
 
 fn set_mac(ns: &Netns, interface: &str, mac: [u8; 6]) -> Result<()> {
