@@ -52,8 +52,8 @@ pub fn role(protocol: u8, flags: u8) -> Role {
             both if both == SYN | ACK => Role::Answers,
             _ => Role::Continues,
         },
-        _ if flags == ECHO_REQUEST => Role::Opens,
-        _ => Role::Answers,
+        tuple::ICMP if flags != ECHO_REQUEST => Role::Answers,
+        _ => Role::Opens,
     }
 }
 
@@ -127,6 +127,11 @@ mod tests {
     fn echo_requests_open_and_replies_answer() {
         assert_eq!(role(tuple::ICMP, ECHO_REQUEST), Role::Opens);
         assert_eq!(role(tuple::ICMP, ECHO_REPLY), Role::Answers);
+        assert_eq!(
+            role(47, 0),
+            Role::Opens,
+            "GRE has nothing that tells the first packet"
+        );
     }
 
     #[test]

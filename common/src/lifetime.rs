@@ -69,7 +69,9 @@ impl Timeouts {
             tuple::TCP => self.tcp_opening,
             tuple::UDP if both_spoke => self.udp_stream,
             tuple::UDP => self.udp,
-            _ => self.icmp,
+            tuple::ICMP => self.icmp,
+            // Without ports a mapping is the only one of its protocol towards the remote: it is not given up early.
+            _ => self.udp_stream,
         }
     }
 

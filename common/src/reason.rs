@@ -100,7 +100,7 @@ reasons! {
     SpoofedFromWire, Dropped, "spoofed_from_wire", "arrives on the uplink with the address of a pod of this node";
     PodDeparted, Dropped, "pod_departed", "source is a pod that has been removed";
     SnatFragment, Dropped, "snat_fragment", "fragment that would need translation, and whose first one has not passed";
-    SnatProtocol, Dropped, "snat_protocol", "protocol that would need translation and has no ports";
+    SnatProtocol, Dropped, "snat_protocol", "no ports, and another flow of the node has this protocol towards this remote; or ICMP that is neither echo nor about a flow";
     SnatMalformed, Dropped, "snat_malformed", "would need translation and cannot be parsed";
     SnatNoMapping, Dropped, "snat_no_mapping", "mid-flow packet that would need translation and has no mapping";
     SnatNoPort, Dropped, "snat_no_port", "no free port for this remote address and port";

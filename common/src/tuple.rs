@@ -9,10 +9,17 @@ pub const TCP: u8 = 6;
 /// `IPPROTO_UDP`.
 pub const UDP: u8 = 17;
 
+/// Whether flows of a protocol are told apart by ports or identifiers. The others are told apart by address alone: one
+/// flow for each pair of hosts and protocol, as nf_conntrack's generic tracker does.
+#[inline(always)]
+pub const fn has_ports(protocol: u8) -> bool {
+    matches!(protocol, TCP | UDP | ICMP)
+}
+
 /// Key of `cwy_flows`: one direction of a flow, as the packet stands on the wire at the hook that looks it up.
 ///
 /// For ICMP echo the identifier takes the place of the requester's port: it is `src_port` of a request and
-/// `dst_port` of a reply, and the other port is zero (RFC 5508 section 3.1).
+/// `dst_port` of a reply, and the other port is zero (RFC 5508 section 3.1). Protocols without ports have zeros.
 ///
 /// Aligned to words, or the compiler would read and write it byte by byte.
 #[repr(C, align(4))]

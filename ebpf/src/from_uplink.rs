@@ -6,7 +6,7 @@ use causeway_common::{
     flow::{Flags, Nat, State},
     fragment::round_of,
     reason::Reason,
-    tuple::TAG_NONE,
+    tuple::{TAG_NONE, has_ports},
 };
 
 use crate::{
@@ -60,6 +60,22 @@ fn established(ctx: &TcContext) -> Reason {
     NOT_CARRIED
 }
 
+/// The answer to a translated packet of a protocol without ports. [`Reason::OtherProtocol`] if it is none.
+#[inline(never)]
+fn portless_answer(ctx: &TcContext, ip: &Ip) -> Reason {
+    let key = packet::key(ip, &Transport::PORTLESS);
+    match flow(&key) {
+        Some(entry) if entry.state == State::KERNEL && entry.nat == Nat::DESTINATION => {
+            kernel_answer(ctx, ip, &Transport::PORTLESS, &key, entry)
+        }
+        Some(entry) => {
+            entry.last_seen = now();
+            Reason::OtherProtocol
+        }
+        None => Reason::OtherProtocol,
+    }
+}
+
 /// Gives the answer of a kernel flow its pod's address back, then lets the stack go on with it.
 #[inline(always)]
 fn kernel_answer(ctx: &TcContext, ip: &Ip, transport: &Transport, key: &Key, entry: &mut Entry) -> Reason {
@@ -94,7 +110,8 @@ fn not_carried(ctx: &TcContext) -> Reason {
     let transport = packet::transport(ctx, &ip);
     if skb(ctx).vlan_present == 0 {
         let reason = match transport {
-            Err(Reason::OtherProtocol) => icmp::from_uplink(ctx, &ip),
+            Err(Reason::OtherProtocol) if has_ports(ip.protocol) => icmp::from_uplink(ctx, &ip),
+            Err(Reason::OtherProtocol) => portless_answer(ctx, &ip),
             Err(Reason::Fragment) => fragment::from_uplink(ctx, &ip, round),
             _ => Reason::OtherProtocol,
         };

@@ -1,13 +1,16 @@
 //! The node's own connections share the node's address with translated flows. A port that a socket holds is never
 //! claimed (`snat`); here is the other direction: a socket that connects from a port that a pod's flow holds.
 
-use aya_ebpf::{bindings::BPF_NOEXIST, programs::TcContext};
+use aya_ebpf::{
+    bindings::{BPF_ANY, BPF_NOEXIST},
+    programs::TcContext,
+};
 use causeway_common::{
     decide::Role,
     flow::{Flags, Nat},
     maps::Config,
     reason::Reason,
-    tuple::{ICMP, TCP},
+    tuple::{TCP, UDP, has_ports},
 };
 
 use crate::{
@@ -40,12 +43,21 @@ pub fn to_uplink(
     }
     // What the kernel forwards with the node's address has no socket that could be looked up when a pod wants its port
     // (a hostPort, a masquerade of somebody else's); nor has an echo identifier of the node. It is noted here.
-    let without_socket = ip.protocol == ICMP || skb(ctx).ingress_ifindex != 0;
+    let without_socket = ip.protocol != TCP && ip.protocol != UDP || skb(ctx).ingress_ifindex != 0;
     if role == Role::Continues || role == Role::Answers && !without_socket {
         return Ok(Reason::NotFromPod);
     }
     let answer = key.reversed();
     match flow(&answer) {
+        Some(owner)
+            if owner.nat == Nat::DESTINATION && !owner.has(Flags::HOST) && !has_ports(ip.protocol) =>
+        {
+            // There is no other port to give to the node's own tunnel: it has the protocol, the pod's flow ends.
+            FLOWS.remove(owner.peer_key(&answer)).ok();
+            FLOWS
+                .insert(answer, Entry::kernel(Flags::HOST, now()), u64::from(BPF_ANY))
+                .ok();
+        }
         Some(owner) if owner.nat == Nat::DESTINATION && !owner.has(Flags::HOST) && role == Role::Opens => {
             let claim = Claim {
                 key: &key,

@@ -4,7 +4,7 @@ use aya_ebpf::{EbpfContext as _, bindings::__sk_buff, programs::TcContext};
 use causeway_common::{
     decide::{ECHO_REPLY, ECHO_REQUEST, Role, role},
     reason::Reason,
-    tuple::{ICMP, TCP, UDP},
+    tuple::{ICMP, TCP, UDP, has_ports},
 };
 
 use crate::maps::{Addr, Key};
@@ -163,7 +163,7 @@ pub fn ip(ctx: &TcContext) -> Result<Ip, Reason> {
 /// The transport header of a packet that belongs to a flow we know how to follow, or why there is none.
 #[inline(always)]
 pub fn transport(ctx: &TcContext, ip: &Ip) -> Result<Transport, Reason> {
-    if ip.is_fragment {
+    if ip.is_fragment && has_ports(ip.protocol) {
         return Err(Reason::Fragment);
     }
     first_transport(ctx, ip)
@@ -246,6 +246,14 @@ pub fn key(ip: &Ip, transport: &Transport) -> Key {
 }
 
 impl Transport {
+    /// What a protocol without ports has.
+    pub const PORTLESS: Self = Self {
+        src_port: [0; 2],
+        dst_port: [0; 2],
+        flags: 0,
+        header_len: 0,
+    };
+
     /// What the packet is to its flow.
     #[inline(always)]
     pub fn role(&self, ip: &Ip) -> Role {

@@ -192,11 +192,12 @@ unsafe extern "C" fn try_candidate(attempt: u32, walk: *mut c_void) -> i64 {
     // SAFETY: as above.
     let (config, claim) = unsafe { (&*walk.config, &*walk.claim) };
     let own = u16::from_be_bytes(claim.key.src_port);
-    let is_icmp = claim.key.protocol == ICMP;
-    let port = if is_icmp {
-        candidate_id(own, walk.hash, attempt)
-    } else {
-        candidate(own, walk.hash, attempt)
+    let port = match claim.key.protocol {
+        TCP | UDP => candidate(own, walk.hash, attempt),
+        ICMP => candidate_id(own, walk.hash, attempt),
+        // No ports: there is one candidate.
+        _ if attempt == 0 => 0,
+        _ => return STOP,
     };
     let answer = answer_key(config, claim, port.to_be_bytes());
     walk.port = port.to_be_bytes();
@@ -310,7 +311,7 @@ fn is_over(config: &Config<Addr>, answer: &Key, owner: &Entry) -> bool {
 /// NodePorts, `ip_local_reserved_ports` and whatever else userspace has reserved.
 #[inline(always)]
 fn is_reserved(protocol: u8, port: u16) -> bool {
-    if protocol == ICMP {
+    if protocol != TCP && protocol != UDP {
         return false;
     }
     let (word, mask) = reserved_bit(protocol == UDP, port);

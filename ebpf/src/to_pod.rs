@@ -4,13 +4,14 @@ use aya_ebpf::programs::TcContext;
 use causeway_common::{
     flow::{Exit, Flags, Hop},
     reason::Reason,
+    tuple::has_ports,
 };
 
 use crate::{
     count::Hook,
     learn::{Emitted, learn},
     maps::{config, iface, pod},
-    packet::{self, skb},
+    packet::{self, Transport, skb},
 };
 
 #[inline(always)]
@@ -22,7 +23,10 @@ pub fn handle(ctx: &TcContext) -> Reason {
 fn classify(ctx: &TcContext) -> Result<Reason, Reason> {
     packet::linearise_headers(ctx);
     let ip = packet::ip(ctx)?;
-    let transport = packet::transport(ctx, &ip)?;
+    let transport = match packet::transport(ctx, &ip) {
+        Err(Reason::OtherProtocol) if !has_ports(ip.protocol) => Transport::PORTLESS,
+        transport => transport?,
+    };
     let config = config().ok_or(Reason::NotToPod)?;
     let key = packet::key(&ip, &transport);
     // A pod that comes or goes has no flows: what is learnt here would outlive it.

@@ -8,7 +8,7 @@ use causeway_common::{
     flow::{Flags, Nat, State, keeps_address},
     maps::{Config, PodEntry},
     reason::Reason,
-    tuple::{TAG_CARRIED, TAG_NONE, TCP},
+    tuple::{TAG_CARRIED, TAG_NONE, TCP, has_ports},
 };
 
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
     count::Hook,
     fragment, host, icmp,
     learn::{Emitted, learn},
-    maps::{Addr, Entry, Key, RANGES, config, flow, iface, now, pod},
+    maps::{Addr, Entry, Key, RANGES, config, flow, iface, is_idle, now, pod},
     next_hop,
     packet::{self, Ip, Transport, skb},
     rewrite::{Translation, translate},
@@ -41,25 +41,27 @@ fn classify(ctx: &TcContext) -> Result<Reason, Reason> {
         Err(reason) => return Err(judge_unparsed(ctx, reason)),
     };
     let config = config().ok_or(Reason::NotFromPod)?;
-    // Each arm looks at the sender by itself: a result that lives across calls is packed by the compiler in a way that
-    // the verifier does not follow.
-    if !ip.is_first {
+    if !ip.is_first && has_ports(ip.protocol) {
         return match sender(ctx, config, &ip, None)? {
             Some(_) => Ok(fragment::to_uplink(ctx, &ip)),
             None => Ok(Reason::Fragment),
         };
     }
-    match packet::first_transport(ctx, &ip) {
-        Ok(transport) => match sender(ctx, config, &ip, Some(transport.dst_port))? {
-            Some(pod) => from_pod(ctx, config, pod, &ip, &transport),
-            None if ip.is_fragment => Ok(Reason::Fragment),
-            None => host::to_uplink(ctx, config, &ip, &transport),
-        },
-        Err(reason) => match sender(ctx, config, &ip, None)? {
-            Some(_) => without_ports(ctx, config, &ip, reason),
-            None if reason == Reason::OtherProtocol => Ok(icmp::to_uplink(ctx, config, &ip)),
-            None => Ok(reason),
-        },
+    let transport = match packet::first_transport(ctx, &ip) {
+        Ok(transport) => transport,
+        Err(Reason::OtherProtocol) if !has_ports(ip.protocol) => Transport::PORTLESS,
+        Err(reason) => {
+            return match sender(ctx, config, &ip, None)? {
+                Some(_) => without_ports(ctx, config, &ip, reason),
+                None if reason == Reason::OtherProtocol => Ok(icmp::to_uplink(ctx, config, &ip)),
+                None => Ok(reason),
+            };
+        }
+    };
+    match sender(ctx, config, &ip, Some(transport.dst_port))? {
+        Some(pod) => from_pod(ctx, config, pod, &ip, &transport),
+        None if ip.is_fragment && has_ports(ip.protocol) => Ok(Reason::Fragment),
+        None => host::to_uplink(ctx, config, &ip, &transport),
     }
 }
 
@@ -141,7 +143,9 @@ fn from_pod(
         if entry.nat == Nat::SOURCE && entry.nat_addr == config.node_addr && !reopens {
             return known(ctx, ip, transport, &key, role, unchanged, entry);
         }
-        keeps_its_address = keeps_address(entry, role, ip.protocol);
+        // Without ports no ingress hook has looked at the entry's age.
+        let is_stale = !has_ports(ip.protocol) && is_idle(config, &key, entry, now());
+        keeps_its_address = !is_stale && keeps_address(entry, role, ip.protocol);
         offered = entry.state == State::OFFERED && entry.has(Flags::WENT_UP);
     }
     let keeps = keeps_its_address || !needs_snat(&key.dst);
@@ -162,7 +166,10 @@ fn from_pod(
         carried: unchanged && offered,
         opens: role == Role::Opens,
     };
-    let port = snat::claim(ctx, config, &claim)?;
+    let port = match snat::claim(ctx, config, &claim) {
+        Err(Reason::SnatNoPort) if !has_ports(ip.protocol) => return Err(Reason::SnatProtocol),
+        claimed => claimed?,
+    };
     let to = Translation {
         nat: Nat::SOURCE,
         addr: config.node_addr,

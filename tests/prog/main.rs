@@ -16,6 +16,7 @@ mod host;
 mod icmp_errors;
 mod malformed;
 mod packets;
+mod portless;
 mod snat;
 mod table;
 mod tuples;

@@ -193,11 +193,6 @@ fn what_cannot_be_translated_is_dropped_by_name_and_passes_towards_excluded_rang
         packet[21] = 1;
         packet
     };
-    let sctp = |ends| {
-        let mut packet = udp(wire(&bench), ends, 64, b"chunk");
-        packet[23] = 132;
-        packet
-    };
     let unreachable = |ends| {
         let mut packet = echo(wire(&bench), ends, true);
         packet[34] = 3;
@@ -222,7 +217,6 @@ fn what_cannot_be_translated_is_dropped_by_name_and_passes_towards_excluded_rang
             fragment(vnet),
             Reason::Fragment,
         ),
-        (sctp(out), Reason::SnatProtocol, sctp(vnet), Reason::OtherProtocol),
         (
             unreachable(out),
             Reason::SnatProtocol,
