@@ -221,6 +221,8 @@ const _: () = assert!(size_of::<FlowEntry<[u8; 16]>>() == 8 + 4 + 4 + 3 * 6 + 2 
 pub struct Hop {
     /// One of [`Exit`].
     pub exit: u8,
+    /// [`Flags`] that the hop gives its entry.
+    pub flags: u8,
     /// Largest IP packet in bytes.
     pub mtu: u16,
     /// Interface to redirect to.
@@ -235,6 +237,7 @@ impl Hop {
     /// No place to which packets could be redirected.
     pub const UNKNOWN: Self = Self {
         exit: Exit::STACK,
+        flags: 0,
         mtu: 0,
         ifindex: 0,
         dst_mac: [0; 6],
@@ -290,7 +293,7 @@ impl<A: Address> FlowEntry<A> {
     /// Notes where this direction leaves.
     #[inline(always)]
     pub fn leave_by(&mut self, hop: &Hop) {
-        self.flags |= Flags::CAME_OUT;
+        self.flags |= Flags::CAME_OUT | hop.flags;
         self.exit = hop.exit;
         self.mtu = hop.mtu;
         self.out_ifindex = hop.ifindex;

@@ -44,8 +44,7 @@ pub fn candidate(own: u16, hash: u32, attempt: u32) -> u16 {
         u32::from(*class.start()),
         u32::from(*class.end() - *class.start()) + 1,
     );
-    let stride = (hash >> 16) | 1;
-    let ring = hash.wrapping_add(attempt.wrapping_mul(stride)) & 0xffff;
+    let ring = hash.wrapping_add(attempt.wrapping_mul(stride(hash))) & 0xffff;
     (first + ((ring * size) >> 16)) as u16
 }
 
@@ -55,8 +54,14 @@ pub fn candidate_id(own: u16, hash: u32, attempt: u32) -> u16 {
     if attempt == 0 {
         return own;
     }
-    let stride = (hash >> 16) | 1;
-    hash.wrapping_add(attempt.wrapping_mul(stride)) as u16
+    hash.wrapping_add(attempt.wrapping_mul(stride(hash))) as u16
+}
+
+/// Odd, so that it visits the whole ring; and wide, so that no two neighbours in the walk fall into one range of
+/// reserved ports: a walk of small steps can spend all its probes among the NodePorts.
+#[inline(always)]
+fn stride(hash: u32) -> u32 {
+    (((hash >> 16) & 0x7fff) + 0x2000) | 1
 }
 
 /// Where the bit of `port` stands: the index into `cwy_ports` and the mask. `udp` selects the second bitmap.
@@ -89,6 +94,19 @@ mod tests {
             seen.dedup();
             // Folding 65,536 ring positions into 64,512 ports lets a few neighbours meet.
             prop_assert!(before - seen.len() <= 4);
+        }
+    }
+
+    /// Whatever the hash, a walk leaves the 2,768 NodePorts at once.
+    #[test]
+    fn a_walk_does_not_stay_among_the_node_ports() {
+        for high in 0..=u32::from(u16::MAX) {
+            for low in [0, 0x7500, 0x7a00, 0xffff] {
+                let hash = high << 16 | low;
+                let inside = (1..PROBES)
+                    .filter(|&attempt| (30_000..=32_767).contains(&candidate(40_000, hash, attempt)));
+                assert!(inside.count() < 32, "hash {hash:#x}");
+            }
         }
     }
 

@@ -167,6 +167,7 @@ fn note_on_peer(key: &Key, entry: &Entry, seen: Progress) {
 pub fn hop(entry: &Entry) -> Hop {
     Hop {
         exit: entry.exit,
+        flags: 0,
         mtu: entry.mtu,
         ifindex: entry.out_ifindex,
         dst_mac: entry.out_dst_mac,

@@ -139,6 +139,7 @@ fn follow(ctx: &TcContext, ip: &Ip, first: &Remembered) -> Reason {
     };
     let hop = Hop {
         exit: first.exit,
+        flags: 0,
         mtu: 0,
         ifindex: first.out_ifindex,
         dst_mac: first.out_dst_mac,

@@ -38,7 +38,8 @@ fn established(ctx: &TcContext) -> Reason {
     };
     let now = now();
     let is_sender = entry.in_mac == packet::src_mac(ctx) && skb(ctx).vlan_present == 0;
-    if may_carry(ctx, &ip, &transport, &key, entry, now) && is_sender && packet::is_for_us(ctx) {
+    let is_sound = is_sender && packet::is_for_us(ctx) && packet::has_good_checksum(ctx, &ip);
+    if is_sound && may_carry(ctx, &ip, &transport, &key, entry, now) {
         carry(ctx, &ip, &transport, &key, entry, now)
     } else {
         NOT_CARRIED

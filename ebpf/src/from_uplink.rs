@@ -44,6 +44,9 @@ fn established(ctx: &TcContext) -> Reason {
     let Some(entry) = flow(&key) else {
         return NOT_CARRIED;
     };
+    if !packet::has_good_checksum(ctx, &ip) {
+        return Reason::Malformed;
+    }
     let now = now();
     if may_carry(ctx, &ip, &transport, &key, entry, now) {
         return carry(ctx, &ip, &transport, &key, entry, now);

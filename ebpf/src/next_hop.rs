@@ -10,7 +10,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use causeway_common::{
-    flow::{Exit, Hop, Nat},
+    flow::{Exit, Flags, Hop, Nat},
     maps::Config,
     reason::Reason,
 };
@@ -23,24 +23,26 @@ use crate::{
 
 const AF_INET: u8 = 2;
 
-/// Where a frame that leaves the uplink goes: the kernel has just resolved it.
-#[inline(always)]
-pub fn of_frame(ctx: &TcContext, config: &Config<Addr>) -> Hop {
-    Hop {
+/// Where a frame that leaves the uplink goes: the kernel has just resolved it. The route has the MTU.
+///
+/// A hop that a route lookup would not have found was chosen by something that the lookup does not see (a mark, a
+/// rule): it stays as it was learnt.
+#[inline(never)]
+pub fn of_frame(ctx: &TcContext, config: &Config<Addr>, key: &Key, hop: &mut Hop) {
+    *hop = Hop {
         exit: Exit::UPLINK,
+        flags: 0,
         mtu: config.uplink_mtu.min(u32::from(u16::MAX)) as u16,
         ifindex: skb(ctx).ifindex,
         dst_mac: packet::dst_mac(ctx),
         src_mac: packet::src_mac(ctx),
-    }
-}
-
-/// Whether a route lookup would not have found this hop: then the kernel was told otherwise (a mark, a rule that this
-/// lookup does not see), and the hop stays as it was learnt.
-#[inline(always)]
-pub fn is_fixed(ctx: &TcContext, key: &Key, hop: &Hop) -> bool {
+    };
     let found = lookup(ctx, key, skb(ctx).ingress_ifindex);
-    found.ifindex != hop.ifindex || found.dst_mac != hop.dst_mac
+    if found.ifindex != hop.ifindex || found.dst_mac != hop.dst_mac {
+        hop.flags = Flags::FIXED_HOP;
+    } else if found.mtu < hop.mtu {
+        hop.mtu = found.mtu;
+    }
 }
 
 /// Asks the kernel for the route and the neighbour and follows them.
@@ -54,6 +56,8 @@ pub fn refresh(ctx: &TcContext, key: &Key, entry: &mut Entry) {
     if found.ifindex == 0 || moved && (entry.nat != Nat::NONE || iface(found.ifindex).is_some()) {
         return;
     }
+    // Of a route the MTU may have changed alone.
+    entry.mtu = found.mtu;
     if moved || entry.out_dst_mac != found.dst_mac || entry.out_src_mac != found.src_mac {
         entry.out_ifindex = found.ifindex;
         entry.out_dst_mac = found.dst_mac;
@@ -65,6 +69,8 @@ pub fn refresh(ctx: &TcContext, key: &Key, entry: &mut Entry) {
 /// A route and its neighbour; `ifindex` 0 when there is none, or none that is resolved.
 struct Found {
     ifindex: u32,
+    /// Largest IP packet in bytes, by the route and the device.
+    mtu: u16,
     dst_mac: packet::Mac,
     src_mac: packet::Mac,
 }
@@ -78,6 +84,8 @@ fn lookup(ctx: &TcContext, key: &Key, in_ifindex: u32) -> Found {
     request.sport = u16::from_ne_bytes(key.src_port);
     request.dport = u16::from_ne_bytes(key.dst_port);
     request.ifindex = in_ifindex;
+    // A length makes the kernel look at the route's MTU, and give it back in the same field.
+    request.__bindgen_anon_1.tot_len = 1;
     request.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(key.src);
     request.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(key.dst);
     let size = size_of::<bpf_fib_lookup>() as i32;
@@ -88,8 +96,11 @@ fn lookup(ctx: &TcContext, key: &Key, in_ifindex: u32) -> Found {
     } else {
         0
     };
+    // SAFETY: an integer in a union of integers.
+    let mtu = unsafe { request.__bindgen_anon_1.mtu_result };
     Found {
         ifindex,
+        mtu,
         dst_mac: request.dmac,
         src_mac: request.smac,
     }

@@ -160,6 +160,30 @@ pub fn ip(ctx: &TcContext) -> Result<Ip, Reason> {
     })
 }
 
+/// Whether the checksum of an IPv4 header is right. A router drops a packet whose is not (RFC 1812 section 5.2.2): the
+/// kernel does, so such a packet is the kernel's. With options it is taken for right.
+#[inline(always)]
+pub fn has_good_checksum(ctx: &TcContext, ip: &Ip) -> bool {
+    let (start, end) = (ctx.data(), ctx.data_end());
+    if ip.l4() != IP_END || start + IP_END > end {
+        return true;
+    }
+    // SAFETY: `IP_END` bytes were checked to be in the buffer, and the offsets are even.
+    let word = |offset: usize| u32::from(unsafe { *((start + ETH_LEN + offset) as *const u16) });
+    let sum = word(0)
+        + word(2)
+        + word(4)
+        + word(6)
+        + word(8)
+        + word(10)
+        + word(12)
+        + word(14)
+        + word(16)
+        + word(18);
+    let sum = (sum & 0xffff) + (sum >> 16);
+    sum == 0xffff || (sum & 0xffff) + (sum >> 16) == 0xffff
+}
+
 /// The transport header of a packet that belongs to a flow we know how to follow, or why there is none.
 #[inline(always)]
 pub fn transport(ctx: &TcContext, ip: &Ip) -> Result<Transport, Reason> {

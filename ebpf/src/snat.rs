@@ -45,7 +45,11 @@ pub struct Claim<'a> {
 #[inline(never)]
 pub fn claim(ctx: &TcContext, config: &Config<Addr>, claim: &Claim<'_>) -> Result<[u8; 2], Reason> {
     let Won { port, state } = reserve(ctx, config, claim)?;
-    if write_forward(ctx, config, claim, &Won { port, state }).is_err() {
+    let mut hop = Hop::UNKNOWN;
+    if claim.pod.is_some() {
+        next_hop::of_frame(ctx, config, claim.key, &mut hop);
+    }
+    if write_forward(config, claim, &Won { port, state }, &hop).is_err() {
         FLOWS.remove(answer_key(config, claim, port)).ok();
         return Err(Reason::SnatTableFull);
     }
@@ -53,7 +57,7 @@ pub fn claim(ctx: &TcContext, config: &Config<Addr>, claim: &Claim<'_>) -> Resul
 }
 
 #[inline(never)]
-fn write_forward(ctx: &TcContext, config: &Config<Addr>, claim: &Claim<'_>, won: &Won) -> Result<(), i32> {
+fn write_forward(config: &Config<Addr>, claim: &Claim<'_>, won: &Won, hop: &Hop) -> Result<(), i32> {
     let mut forward = Entry::kernel(claim.flags(), now());
     forward.nat = Nat::SOURCE;
     forward.nat_addr = config.node_addr;
@@ -62,11 +66,7 @@ fn write_forward(ctx: &TcContext, config: &Config<Addr>, claim: &Claim<'_>, won:
     if let Some(pod) = claim.pod {
         forward.in_ifindex = pod.ifindex;
         forward.in_mac = pod.mac;
-        let hop = next_hop::of_frame(ctx, config);
-        forward.leave_by(&hop);
-        if next_hop::is_fixed(ctx, claim.key, &hop) {
-            forward.flags |= Flags::FIXED_HOP;
-        }
+        forward.leave_by(hop);
     }
     FLOWS.insert(claim.key, forward, u64::from(BPF_ANY))
 }
@@ -85,6 +85,7 @@ fn fill_reverse(reverse: &mut Entry, claim: &Claim<'_>, uplink: u32) {
         reverse.in_ifindex = uplink;
         reverse.leave_by(&Hop {
             exit: Exit::POD,
+            flags: 0,
             mtu: pod.mtu,
             ifindex: pod.ifindex,
             dst_mac: pod.mac,

@@ -36,6 +36,7 @@ fn classify(ctx: &TcContext) -> Result<Reason, Reason> {
     };
     let hop = Hop {
         exit: Exit::POD,
+        flags: 0,
         mtu: pod.mtu,
         ifindex: pod.ifindex,
         dst_mac: packet::dst_mac(ctx),

@@ -5,7 +5,7 @@ use aya_ebpf::{btf_maps::lpm_trie, programs::TcContext};
 use causeway_common::{
     addr::Address,
     decide::{Role, is_guarded, masquerade},
-    flow::{Flags, Nat, State, keeps_address},
+    flow::{Flags, Hop, Nat, State, keeps_address},
     maps::{Config, PodEntry},
     reason::Reason,
     tuple::{TAG_CARRIED, TAG_NONE, TCP, has_ports},
@@ -189,7 +189,8 @@ fn from_pod(
 /// A packet that leaves with the pod's address: only its flow is learnt.
 #[inline(never)]
 fn keep_address(ctx: &TcContext, config: &Config<Addr>, key: &Key, role: Role, unchanged: bool) -> Reason {
-    let hop = next_hop::of_frame(ctx, config);
+    let mut hop = Hop::UNKNOWN;
+    next_hop::of_frame(ctx, config, key, &mut hop);
     learn(&Emitted {
         hook: Hook::ToUplink,
         key,

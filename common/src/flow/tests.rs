@@ -28,6 +28,7 @@ fn carried() -> Entry {
 fn hop() -> Hop {
     Hop {
         exit: Exit::POD,
+        flags: 0,
         mtu: 1500,
         ifindex: 9,
         dst_mac: [4; 6],
