@@ -1,13 +1,11 @@
 //! Compiles the kernel programs to `$OUT_DIR/causeway.bpf.o`, which the library embeds.
 
-use std::{
-    env,
-    path::{Path, PathBuf},
-};
+use std::{env, path::PathBuf};
 
 fn main() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    // Cargo sets it for every build script; without it the copy fails and says where it was to go.
-    let out = env::var_os("OUT_DIR").map(PathBuf::from).unwrap_or_default();
-    xtask::ebpf_object::build_from_script(&root, &out.join("causeway.bpf.o"));
+    // Both are set by cargo for every build script; as they are at run time, since a workspace can be moved with its
+    // target directory. Without them the build fails and names the path it lacks.
+    let path = |name| env::var_os(name).map(PathBuf::from).unwrap_or_default();
+    let root = path("CARGO_MANIFEST_DIR").join("..");
+    xtask::ebpf_object::build_from_script(&root, &path("OUT_DIR").join("causeway.bpf.o"));
 }

@@ -69,7 +69,7 @@ impl Lane {
         let (wire_mac, node_mac) = (wire.mac("node")?, ns.mac("eth0")?);
         ns.ip(&format!(
             "addr add {NODE}/{SUBNET_BITS} dev eth0\nroute add default via {GATEWAY}\n\
-             route add 198.18.0.0/15 via {GATEWAY} mtu {NARROW_MTU}"
+             route add 198.18.0.0/15 via {GATEWAY} mtu lock {NARROW_MTU}"
         ))?;
         for addr in [GATEWAY, VNET] {
             ns.ip(&format!(

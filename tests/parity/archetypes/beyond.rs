@@ -1,4 +1,4 @@
-//! Fragments and protocols without ports. Each kind waits behind a reason until Causeway translates it.
+//! Fragments and protocols without ports.
 
 use causeway_tests::fabric::NODE;
 
@@ -11,36 +11,33 @@ use crate::{
 
 use Side::{Pod, Remote};
 
-/// Why fragments are not compared; `None` compares them.
-const FRAGMENTS_WAIT: Option<&str> = Some("Causeway drops fragments that need translation (snat_fragment)");
-/// Why protocols without ports are not compared; `None` compares them.
-const PROTOCOLS_WAIT: Option<&str> =
-    Some("Causeway drops what has no ports and needs translation (snat_protocol)");
-
-const FRAGMENTS: &[Row] = &[
+const COMPARED: &[Row] = &[
     ("fragments, in order", 4, |draw| datagram(draw, false)),
-    ("fragments, out of order", 4, |draw| datagram(draw, true)),
     ("fragments of an echo", 3, echo),
     ("fragments, the last of 1 to 3 bytes", 3, short_end),
-    ("fragments, the first is missing", 2, headless),
+    ("protocols without ports", 4, without_ports),
 ];
 
-const PROTOCOLS: &[Row] = &[
-    ("protocols without ports", 4, without_ports),
-    ("ICMP timestamp", 2, timestamp),
+/// Kinds that are not compared, and why.
+const WAITING: &[(Row, &str)] = &[
+    (
+        ("fragments, the first is missing", 2, headless),
+        "nf_nat keeps them for 30 s and mixes them with a later datagram of the same identification",
+    ),
+    (
+        ("fragments, out of order", 4, |draw| datagram(draw, true)),
+        "a fragment of a pod that overtakes its first one is dropped (snat_fragment), where nf_nat holds it",
+    ),
+    (
+        ("ICMP timestamp", 2, timestamp),
+        "Causeway drops ICMP queries other than echo (snat_protocol)",
+    ),
 ];
 
 /// The kinds that are compared, and why the others are not.
 pub(super) fn kinds() -> (Vec<Row>, Vec<String>) {
-    let mut compared = Vec::new();
-    let mut waiting = Vec::new();
-    for (rows, reason) in [(FRAGMENTS, FRAGMENTS_WAIT), (PROTOCOLS, PROTOCOLS_WAIT)] {
-        match reason {
-            None => compared.extend(rows),
-            Some(reason) => waiting.extend(rows.iter().map(|row| format!("{}: {reason}", row.0))),
-        }
-    }
-    (compared, waiting)
+    let waiting = WAITING.iter().map(|(row, reason)| format!("{}: {reason}", row.0));
+    (COMPARED.to_vec(), waiting.collect())
 }
 
 /// Adds a step with a packet in pieces of `size` bytes, a multiple of 8.
