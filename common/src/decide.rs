@@ -46,7 +46,6 @@ pub enum Role {
 pub fn role(protocol: u8, flags: u8) -> Role {
     use tcp_flags::{ACK, FIN, RST, SYN};
     match protocol {
-        tuple::UDP => Role::Opens,
         tuple::TCP => match flags & (SYN | ACK | FIN | RST) {
             SYN => Role::Opens,
             both if both == SYN | ACK => Role::Answers,
