@@ -142,7 +142,7 @@ fn up(ctx: &TcContext, ip: &Ip, key: &Key, to: &Translation, reason: Reason) -> 
     if let Some(config) = config() {
         packet::set_tag(ctx, inside.tag(config.seed));
     }
-    reason.into()
+    reason
 }
 
 /// Notes what the packet says of the connection's life, on both directions' entries.

@@ -88,6 +88,10 @@ pub fn give_up(ctx: &TcContext, hook: Hook, ip: &Ip, transport: &Transport, key:
 /// Writes the offer. Whether there was room. `again`: in place of what an earlier flow left under the tuple; both
 /// directions start again together, or an answer still carried would pass the kernel unseen.
 #[inline(never)]
+#[expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "by value the entry would be copied to the stack"
+)]
 fn write_offer(key: &Key, state: u8, ifindex: u32, mac: &Mac, again: bool) -> bool {
     let mut entry = Entry::awaited(0, now());
     if again && FLOWS.insert(key.reversed(), &entry, u64::from(BPF_ANY)).is_err() {

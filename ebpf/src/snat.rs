@@ -254,6 +254,10 @@ impl Walk<'_> {
 
     /// Takes a mapping that is the flow's own already. A packet that opens the flow starts its life again.
     #[inline(always)]
+    #[expect(
+        clippy::needless_borrows_for_generic_args,
+        reason = "by value the entry would be copied to the stack"
+    )]
     fn take(&mut self, claim: &Claim<'_>, answer: &Key, state: u8) {
         self.end = OURS;
         if claim.opens {
