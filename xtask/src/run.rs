@@ -50,7 +50,7 @@ pub(crate) fn test(workspace: &Workspace, long: bool, filter: Option<&str>) -> R
         );
     }
     if total.failed > 0 {
-        bail!("{} tests failed", total.failed);
+        bail!("failed tests: {}", total.failed);
     }
     if total.broken {
         bail!("some tests did not compile, or their program did not end by itself: see above");
