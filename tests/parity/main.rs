@@ -18,17 +18,16 @@ mod differences;
 mod judge;
 mod lane;
 mod packet;
-mod rng;
 mod script;
 mod tap;
 mod traffic;
 
 use std::{
     env,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
-use causeway_tests::node::Datapath;
+use causeway_tests::{node::Datapath, rng};
 
 use crate::{differences::Difference, traffic::Traffic};
 
@@ -51,7 +50,7 @@ fn causeway_does_what_the_kernels_nat_does() {
         ),
         (None, Err(_)) => (u64::MAX, ORDINARY),
     };
-    let seed = seed();
+    let seed = rng::seed(ORDINARY_SEED);
     println!("seed {seed}: CAUSEWAY_SEED={seed} repeats this run");
     let kinds = env::var("CAUSEWAY_PARITY_KINDS").unwrap_or_default();
     let mut traffic = Traffic::new(seed, &[kinds.as_str()]);
@@ -103,7 +102,7 @@ fn a_source_that_is_not_the_pods_is_dropped_where_nf_nat_translates_it() {
 
 /// One kind of flow alone: every packet that a row speaks of differs as the row says.
 fn differs(kind: &str, row: Difference) {
-    let seed = seed();
+    let seed = rng::seed(ORDINARY_SEED);
     let mut traffic = Traffic::new(seed, &[kind]);
     let end = Instant::now() + Duration::from_mins(1);
     traffic
@@ -116,14 +115,4 @@ fn differs(kind: &str, row: Difference) {
     );
     let times = traffic.judge.allowed.get(&row).copied();
     assert!(times > Some(0), "{row:?} was never seen");
-}
-
-fn seed() -> u64 {
-    match env::var("CAUSEWAY_SEED") {
-        Ok(seed) => seed.parse().expect("a number"),
-        Err(_) if env::var_os("CAUSEWAY_LONG").is_some() => SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(ORDINARY_SEED, |since| since.as_nanos() as u64),
-        Err(_) => ORDINARY_SEED,
-    }
 }

@@ -1,7 +1,11 @@
 //! One node's programs and maps, loaded for one test and pinned nowhere, with the interfaces that packets claim to
 //! come from.
 
-use std::net::Ipv4Addr;
+use std::{
+    net::Ipv4Addr,
+    os::fd::{AsFd as _, AsRawFd as _},
+    sync::Arc,
+};
 
 use aya::{
     Ebpf, EbpfLoader,
@@ -92,7 +96,7 @@ pub(crate) struct Ran {
 
 pub(crate) struct Bench {
     object: Ebpf,
-    pub(crate) ns: Netns,
+    pub(crate) ns: Arc<Netns>,
     pub(crate) a: Pod,
     pub(crate) b: Pod,
     pub(crate) uplink_ifindex: u32,
@@ -106,7 +110,7 @@ impl Bench {
 
     /// A bench whose flow table holds `flow_entries`.
     pub(crate) fn with_flow_entries(flow_entries: u32) -> Self {
-        let ns = Netns::new().unwrap();
+        let ns = Arc::new(Netns::new().unwrap());
         ns.ip("link add eth0 type veth peer name wire\nlink add podA type veth peer name inA\nlink add podB type veth peer name inB")
             .unwrap();
         ns.ip("link set eth0 up\nlink set wire up\nlink set podA up\nlink set podB up\nlink set inA up\nlink set inB up")
@@ -286,6 +290,18 @@ impl Bench {
         self.flows().get(key, 0).ok()
     }
 
+    pub(crate) fn all_flows(&mut self) -> Vec<(Key, Entry)> {
+        self.flows().iter().map(Result::unwrap).collect()
+    }
+
+    /// Removes every flow.
+    pub(crate) fn clear_flows(&mut self) {
+        let keys: Vec<Key> = self.flows().keys().map(Result::unwrap).collect();
+        for key in keys {
+            self.remove(&key);
+        }
+    }
+
     pub(crate) fn flow_count(&mut self) -> usize {
         self.flows().keys().count()
     }
@@ -351,13 +367,20 @@ impl Bench {
         }
     }
 
+    /// Descriptor of a program, open as long as the bench is.
+    pub(crate) fn program_fd(&self, hook: Hook) -> i32 {
+        let program: &SchedClassifier = self.object.program(hook.program()).unwrap().try_into().unwrap();
+        program.fd().unwrap().as_fd().as_raw_fd()
+    }
+
     /// Verifier instructions of a program.
     pub(crate) fn verified_instructions(&self, hook: Hook) -> u32 {
         let program: &SchedClassifier = self.object.program(hook.program()).unwrap().try_into().unwrap();
         program.info().unwrap().verified_instruction_count().unwrap()
     }
 
-    fn counts(&self, hook: Hook) -> Vec<u64> {
+    /// How often a hook has given each reason, in the order of [`Reason::ALL`].
+    pub(crate) fn counts(&self, hook: Hook) -> Vec<u64> {
         let counts = PerCpuArray::<_, Count>::try_from(self.object.map("cwy_count").unwrap()).unwrap();
         let total = |index| {
             counts

@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Cuts a datagram's frame into fragments of `size` payload bytes, a multiple of 8, with etherparse's checksums.
-fn cut(frame: &[u8], size: usize, id: u16) -> Vec<Vec<u8>> {
+pub(crate) fn cut(frame: &[u8], size: usize, id: u16) -> Vec<Vec<u8>> {
     let (header, payload) = Ipv4Header::from_slice(&frame[14..]).unwrap();
     let pieces: Vec<&[u8]> = payload.chunks(size).collect();
     let last = pieces.len() - 1;

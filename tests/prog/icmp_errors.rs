@@ -19,7 +19,7 @@ const HOP: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 const KINDS: [(u8, u8); 6] = [(3, 0), (3, 1), (3, 3), (3, 4), (11, 0), (12, 0)];
 
 /// The flow's packet as the quoting host has seen it, from the IPv4 header on.
-fn original(protocol: u8, ends: Ends) -> Vec<u8> {
+pub(crate) fn original(protocol: u8, ends: Ends) -> Vec<u8> {
     let link = ([2; 6], [2; 6]);
     let frame = match protocol {
         TCP => tcp(link, ends, 7, |header| header.ack = true, b"some quoted payload"),
@@ -29,7 +29,13 @@ fn original(protocol: u8, ends: Ends) -> Vec<u8> {
     frame[14..].to_vec()
 }
 
-fn error(link: Link, src: Ipv4Addr, dst: Ipv4Addr, (kind, code): (u8, u8), quoted: &[u8]) -> Vec<u8> {
+pub(crate) fn error(
+    link: Link,
+    src: Ipv4Addr,
+    dst: Ipv4Addr,
+    (kind, code): (u8, u8),
+    quoted: &[u8],
+) -> Vec<u8> {
     let mut frame = Vec::new();
     let icmp_type = Icmpv4Type::Unknown {
         type_u8: kind,

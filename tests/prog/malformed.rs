@@ -1,159 +1,313 @@
-//! Packets that nobody sane sends: whatever is left to the kernel is left byte for byte, and nothing that needs
-//! translation passes the uplink untranslated.
+//! Packets that nobody sane sends: whatever is left to the kernel is left byte for byte, whatever is translated is translated
+//! whole, and nothing that needs translation passes the uplink without.
+//!
+//! Every header cut at every byte, every length that lies, and packets broken at random ([`mutation`]), against a table
+//! that holds an entry of every kind ([`scene`]). What must hold is judged from the bytes alone ([`oracle`]), and the kernel
+//! must not complain. `CAUSEWAY_SEED` repeats a run.
 
-use causeway_common::{
-    reason::{Reason, Verdict},
-    tuple::{ICMP, TCP, UDP},
+mod corpus;
+mod mutation;
+mod oracle;
+mod scene;
+
+use std::{
+    env, iter,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
 };
 
-use crate::{
-    bench::{Bench, Hook, INTERNET, NODE, ROUTER_MAC, VNET_HOST},
-    packets::{Ends, Link, echo, tcp, udp},
+use causeway_common::reason::{Reason, Verdict};
+use causeway_tests::rng::{self, Rng};
+
+use self::{
+    corpus::{Sample, as_protocol, samples, with_options},
+    mutation::{given, mend_checksum, mutant},
+    oracle::judge,
+    scene::Scene,
 };
+use crate::{bench::Hook, kernel_log::KernelLog, stage::Given};
 
-/// Reasons with which a packet is translated and then given to the stack.
-const TRANSLATED: [Reason; 7] = [
-    Reason::SnatIcmpError,
-    Reason::KernelFlowTranslated,
-    Reason::SnatKernel,
-    Reason::SnatPromoted,
-    Reason::HostFlowTranslated,
-    Reason::CarriedTakesStack,
-    Reason::TtlExpiring,
-];
+/// Packets broken at random in an ordinary run.
+const ORDINARY: u64 = 2_000_000;
+const ORDINARY_SEED: u64 = 20_261_122;
+/// And in a long one, with the most time it takes.
+const LONG: (u64, Duration) = (100_000_000, Duration::from_mins(30));
+/// Packets that meet one table before it is made again.
+const EPOCH: u64 = 2048;
 
-/// Packets of each protocol for each hook, of flows that are carried and of flows that are not.
-fn originals(bench: &mut Bench) -> Vec<(Hook, u32, Vec<u8>)> {
-    let (a, b) = (bench.a, bench.b);
-    let out = Ends {
-        src: a.addr,
-        src_port: 40_000,
-        dst: INTERNET,
-        dst_port: 443,
-    };
-    let answer = Ends {
-        src: INTERNET,
-        src_port: 443,
-        dst: NODE,
-        dst_port: 40_000,
-    };
-    for protocol in [TCP, UDP, ICMP] {
-        let ends = if protocol == ICMP {
-            Ends { dst_port: 0, ..out }
-        } else {
-            out
+#[test]
+fn every_header_cut_at_every_byte_with_and_without_the_length_saying_so() {
+    exhaust(true, |sample| {
+        let packet = &sample.packet;
+        // The whole frame is passed and cut behind the door: the kernel runs no IPv4 frame shorter than its header.
+        let cuts = (14..packet.len()).map(|end| (packet.clone(), Some(end as u16)));
+        let honest = (34..packet.len()).map(|end| (with_length(&packet[..end], (end - 14) as u16), None));
+        cuts.chain(honest)
+            .chain(iter::once((packet.clone(), None)))
+            .collect()
+    });
+}
+
+#[test]
+fn every_length_that_lies() {
+    exhaust(false, |sample| {
+        let packet = &sample.packet;
+        let l4 = 14 + usize::from(packet[14] & 0x0f) * 4;
+        let mut lies = Vec::new();
+        let mut lie = |at: usize, bytes: &[u8]| {
+            if at + bytes.len() <= packet.len() {
+                let mut liar = packet.clone();
+                liar[at..at + bytes.len()].copy_from_slice(bytes);
+                lies.push((liar.clone(), None));
+                mend_checksum(&mut liar);
+                lies.push((liar, None));
+            }
         };
-        bench.carry_translated(ends, protocol, 40_000);
-    }
-    let local = Ends { dst: b.addr, ..out };
-    let vnet = Ends {
-        dst: VNET_HOST,
-        ..out
-    };
-    let fresh = Ends {
-        src_port: 41_111,
-        ..out
-    };
-    let mut packets = Vec::new();
-    let mut add = |hook, ifindex, link: Link, ends: Ends| {
-        let data = |header: &mut etherparse::TcpHeader| header.ack = true;
-        packets.push((
-            hook,
-            ifindex,
-            tcp(link, ends, 64, data, b"payload of some length"),
-        ));
-        packets.push((
-            hook,
-            ifindex,
-            tcp(link, ends, 64, |header| header.syn = true, &[]),
-        ));
-        packets.push((hook, ifindex, udp(link, ends, 64, b"payload of some length")));
-        packets.push((hook, ifindex, echo(link, ends, true)));
-        packets.push((hook, ifindex, echo(link, ends, false)));
-    };
-    for ends in [out, local, vnet, fresh] {
-        add(Hook::FromPod, a.ifindex, a.sends(), ends);
-        add(
-            Hook::ToUplink,
-            bench.uplink_ifindex,
-            (bench.uplink_mac, ROUTER_MAC),
-            ends,
-        );
-    }
-    add(
-        Hook::FromUplink,
-        bench.uplink_ifindex,
-        (ROUTER_MAC, bench.uplink_mac),
-        answer,
-    );
-    add(
-        Hook::FromUplink,
-        bench.uplink_ifindex,
-        (ROUTER_MAC, bench.uplink_mac),
-        vnet.reversed(),
-    );
-    add(Hook::ToPod, a.ifindex, (a.host_mac, a.mac), local.reversed());
-    packets
-}
-
-/// Runs one and checks what must hold for any packet at all.
-fn check(bench: &mut Bench, hook: Hook, ifindex: u32, packet: &[u8]) {
-    let ran = bench.run(hook, ifindex, packet);
-    assert_eq!(
-        ran.packet.len(),
-        packet.len(),
-        "{hook:?} {:?} changed the length of {packet:02x?}",
-        ran.reason
-    );
-    match ran.reason.verdict() {
-        Verdict::Stack if !TRANSLATED.contains(&ran.reason) => {
-            assert_eq!(
-                ran.packet, packet,
-                "{hook:?} {:?} changed a packet that it left to the kernel",
-                ran.reason
-            );
+        let lengths = (0..=packet.len() as u16 + 8).chain([0x1fff, 0x7fff, 0xfff0, 0xffff]);
+        for byte in 0..=0xffu8 {
+            lie(14, &[byte]);
         }
-        Verdict::Carried | Verdict::Stack => {}
-        Verdict::Dropped => assert!(ran.reason != Reason::RewriteFailed, "{packet:02x?}"),
-        Verdict::Noted => unreachable!("a noted reason has no verdict"),
-    }
-    // The leak rule, judged on the result alone: a pod's address towards a public destination.
-    let passes = ran.reason.verdict() != Verdict::Dropped;
-    if hook == Hook::ToUplink && passes && ran.packet.len() >= 34 && ran.packet[12..14] == [8, 0] {
-        let is_pod =
-            ran.packet[26..30] == bench.a.addr.octets() || ran.packet[26..30] == bench.b.addr.octets();
-        let is_public = ran.packet[30] != 10 && ran.packet[30..34] != [168, 63, 129, 16];
-        let is_whole = ran.reason != Reason::Malformed;
-        assert!(
-            !(is_pod && is_public && is_whole),
-            "leak by {:?}: {:02x?}",
-            ran.reason,
-            ran.packet
-        );
-    }
-}
-
-#[test]
-fn every_packet_cut_short_at_every_byte() {
-    let mut bench = Bench::new();
-    for (hook, ifindex, packet) in originals(&mut bench) {
-        // The kernel runs no IPv4 packet with less than its header (`bpf_prog_test_run_skb`, Linux 6.18).
-        for length in 34..=packet.len() {
-            check(&mut bench, hook, ifindex, &packet[..length]);
+        for length in lengths.clone() {
+            lie(16, &length.to_be_bytes());
         }
-    }
-}
-
-#[test]
-fn every_header_byte_with_every_interesting_value() {
-    let mut bench = Bench::new();
-    for (hook, ifindex, packet) in originals(&mut bench) {
-        for offset in 12..packet.len().min(54) {
-            for value in [0x00, 0x01, 0x04, 0x0f, 0x3f, 0x44, 0x46, 0x4f, 0x7f, 0x80, 0xff] {
-                let mut mutant = packet.clone();
-                mutant[offset] = value;
-                check(&mut bench, hook, ifindex, &mutant);
+        for offset in (0..16).chain([0x1ff0, 0x1ffd, 0x1ffe, 0x1fff]) {
+            for flags in [0u16, 0x2000, 0x4000, 0x8000, 0xe000] {
+                lie(20, &(flags | offset).to_be_bytes());
             }
         }
+        match packet[23] {
+            17 => lengths.for_each(|length| lie(l4 + 4, &length.to_be_bytes())),
+            6 => (0..=0xff)
+                .step_by(8)
+                .for_each(|offset: u8| lie(l4 + 12, &[offset])),
+            1 => {
+                for kind in 0..=0xff {
+                    lie(l4, &[kind]);
+                }
+                // What an error quotes lies as well.
+                for byte in (0..=0x4f).chain([0x54, 0x65, 0xf5]) {
+                    lie(l4 + 8, &[byte]);
+                }
+                for fragment in [0x2000u16, 1, 0x1fff] {
+                    lie(l4 + 14, &fragment.to_be_bytes());
+                }
+            }
+            _ => {}
+        }
+        lies
+    });
+}
+
+/// All that an IPv4 header can say of what follows it: every protocol, every length of options.
+#[test]
+fn every_protocol_and_every_length_of_options() {
+    exhaust(true, |sample| {
+        if sample.packet.len() < 34 || sample.packet[12..15] != [8, 0, 0x45] {
+            return Vec::new();
+        }
+        let protocols = (0..=0xff).map(|protocol| as_protocol(&sample.packet, protocol));
+        let options = (0..=10).flat_map(|words| {
+            [0u8, 1, 7, 0xff].map(|option| with_options(&sample.packet, &vec![option; 4 * words]))
+        });
+        protocols.chain(options).map(|packet| (packet, None)).collect()
+    });
+}
+
+#[test]
+fn two_million_packets_broken_at_random() {
+    storm(rng::seed(ORDINARY_SEED), ORDINARY, None);
+}
+
+#[test]
+#[ignore = "takes up to half an hour"]
+fn long_a_hundred_million_packets_broken_at_random() {
+    let (target, time) = LONG;
+    let end = env::var_os("CAUSEWAY_LONG").map(|_| Instant::now() + time);
+    let shards = thread::available_parallelism().unwrap().get() as u64;
+    let seed = rng::seed(ORDINARY_SEED);
+    thread::scope(|scope| {
+        for shard in 0..shards {
+            scope.spawn(move || storm(seed.wrapping_add(shard << 48), target / shards, end));
+        }
+    });
+}
+
+/// Runs what `derive` makes of each sample at its own hook, or at all of them.
+fn exhaust(everywhere: bool, derive: impl Fn(&Sample) -> Vec<(Vec<u8>, Option<u16>)> + Sync) {
+    let mut log = KernelLog::open().unwrap();
+    let mut scene = Scene::new();
+    let samples = samples(&scene);
+    let ns = Arc::clone(&scene.bench.ns);
+    let runs = ns
+        .run(|| {
+            let mut runs = 0;
+            for sample in &samples {
+                let derived = derive(sample);
+                for hook in Hook::ALL
+                    .into_iter()
+                    .filter(|hook| everywhere || *hook == sample.hook)
+                {
+                    let ifindex = if hook == sample.hook {
+                        sample.ifindex
+                    } else {
+                        at_home(&scene, hook)
+                    };
+                    scene.restore();
+                    for (packet, cut) in &derived {
+                        let given = Given {
+                            cut: *cut,
+                            ..Given::default()
+                        };
+                        try_one(&mut scene, hook, ifindex, given, packet, &"derived from a sample");
+                        runs += 1;
+                    }
+                }
+            }
+            runs
+        })
+        .unwrap();
+    reconcile(&scene, runs);
+    println!("{} samples, {runs} packets", samples.len());
+    assert_eq!(log.complaints().unwrap(), Vec::<String>::new());
+}
+
+/// Runs `target` mutants, or as many as there are until `end`.
+fn storm(seed: u64, target: u64, end: Option<Instant>) {
+    println!("seed {seed}: CAUSEWAY_SEED={seed} repeats this run");
+    let mut log = KernelLog::open().unwrap();
+    let mut scene = Scene::new();
+    let samples = samples(&scene);
+    let ns = Arc::clone(&scene.bench.ns);
+    let started = Instant::now();
+    let interfaces = [
+        scene.bench.a.ifindex,
+        scene.bench.b.ifindex,
+        scene.bench.uplink_ifindex,
+    ];
+    let runs = ns
+        .run(|| {
+            let mut rng = Rng::new(seed);
+            let mut runs = 0;
+            while runs < target && end.is_none_or(|end| Instant::now() < end) {
+                scene.restore();
+                for _ in 0..EPOCH {
+                    let packet = mutant(&mut rng, &samples);
+                    let hook = rng.pick(&Hook::ALL);
+                    let ifindex = match hook {
+                        Hook::FromPod | Hook::ToPod if rng.one_in(8) => scene.bench.b.ifindex,
+                        _ => at_home(&scene, hook),
+                    };
+                    let given = given(&mut rng, hook, interfaces, &packet);
+                    try_one(
+                        &mut scene,
+                        hook,
+                        ifindex,
+                        given,
+                        &packet,
+                        &format_args!("seed {seed}, run {runs}"),
+                    );
+                    runs += 1;
+                }
+            }
+            runs
+        })
+        .unwrap();
+    reconcile(&scene, runs);
+    for (hook, reason) in REACHED {
+        let count = scene.bench.counts(hook)[reason as usize];
+        assert!(count * 20_000 > runs, "{hook:?} {reason:?}: {count} of {runs}");
     }
+    println!("{runs} packets in {:.1} s", started.elapsed().as_secs_f64());
+    assert_eq!(log.complaints().unwrap(), Vec::<String>::new());
+}
+
+/// The interface whose hook it is.
+fn at_home(scene: &Scene, hook: Hook) -> u32 {
+    match hook {
+        Hook::FromPod | Hook::ToPod => scene.bench.a.ifindex,
+        Hook::FromUplink | Hook::ToUplink => scene.bench.uplink_ifindex,
+    }
+}
+
+fn try_one(
+    scene: &mut Scene,
+    hook: Hook,
+    ifindex: u32,
+    given: Given,
+    packet: &[u8],
+    which: &dyn std::fmt::Display,
+) {
+    // The kernel runs no IPv4 or IPv6 frame without a whole header: what is shorter is cut behind the door.
+    let mut padded = [0; 54];
+    let (whole, given) = if packet.len() < padded.len() {
+        padded[..packet.len()].copy_from_slice(packet);
+        (
+            &padded[..],
+            Given {
+                cut: Some(given.cut.unwrap_or(packet.len() as u16)),
+                ..given
+            },
+        )
+    } else {
+        (packet, given)
+    };
+    let places = scene.places;
+    let (action, got) = scene.run(hook, ifindex, given, whole);
+    let sent = &whole[..given.cut.map_or(whole.len(), usize::from)];
+    if let Err(wrong) = judge(&places, hook, sent, action, got) {
+        panic!(
+            "{wrong}\n{which}, {hook:?} of interface {ifindex}, {given:?}, action {action}\nsent {}\ngot  {}",
+            hex(sent),
+            hex(got)
+        );
+    }
+}
+
+/// A storm that never reaches these proves nothing about them.
+const REACHED: [(Hook, Reason); 14] = [
+    (Hook::FromPod, Reason::CarriedToPod),
+    (Hook::FromPod, Reason::CarriedToUplink),
+    (Hook::FromPod, Reason::TtlExpiring),
+    (Hook::FromPod, Reason::Vlan),
+    (Hook::FromUplink, Reason::CarriedToPod),
+    (Hook::FromUplink, Reason::KernelFlowTranslated),
+    (Hook::FromUplink, Reason::FragmentWaits),
+    (Hook::FromUplink, Reason::Malformed),
+    (Hook::ToPod, Reason::RecordedKernel),
+    (Hook::ToUplink, Reason::SnatKernel),
+    (Hook::ToUplink, Reason::SnatIcmpError),
+    (Hook::ToUplink, Reason::HostFlowTranslated),
+    (Hook::ToUplink, Reason::SnatFragment),
+    (Hook::ToUplink, Reason::SnatMalformed),
+];
+
+/// Every packet is counted once under a reason with a verdict, and no helper has refused a rewrite.
+fn reconcile(scene: &Scene, runs: u64) {
+    let mut counted = 0;
+    for hook in Hook::ALL {
+        for (reason, count) in Reason::ALL.iter().zip(scene.bench.counts(hook)) {
+            if reason.verdict() != Verdict::Noted {
+                counted += count;
+            }
+            assert!(
+                *reason != Reason::RewriteFailed || count == 0,
+                "{hook:?}: {count} half rewritten"
+            );
+        }
+    }
+    assert_eq!(counted, runs);
+}
+
+fn with_length(frame: &[u8], length: u16) -> Vec<u8> {
+    let mut packet = frame.to_vec();
+    packet[16..18].copy_from_slice(&length.to_be_bytes());
+    mend_checksum(&mut packet);
+    packet
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes
+        .iter()
+        .fold(String::new(), |text, byte| text + &format!("{byte:02x}"))
 }

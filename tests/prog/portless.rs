@@ -12,7 +12,13 @@ use crate::{
 
 const PROTOCOLS: [u8; 5] = [132, 47, 50, 4, 253];
 
-fn packet(link: Link, protocol: u8, src: Ipv4Addr, dst: Ipv4Addr, fragment_offset: u16) -> Vec<u8> {
+pub(crate) fn packet(
+    link: Link,
+    protocol: u8,
+    src: Ipv4Addr,
+    dst: Ipv4Addr,
+    fragment_offset: u16,
+) -> Vec<u8> {
     let payload = b"what is in it is nobody's business";
     let mut header = Ipv4Header::new(
         payload.len() as u16,

@@ -17,6 +17,7 @@ pub mod ping;
 pub mod rate;
 pub mod raw;
 pub mod rig;
+pub mod rng;
 pub mod rules;
 pub mod scratch;
 pub mod stock;
