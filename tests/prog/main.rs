@@ -10,6 +10,7 @@
 mod bench;
 mod bounds;
 mod carried;
+mod cpus;
 mod drops;
 mod fragments;
 mod host;

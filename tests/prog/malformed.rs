@@ -192,12 +192,13 @@ fn storm(seed: u64, target: u64, end: Option<Instant>) {
             while runs < target && end.is_none_or(|end| Instant::now() < end) {
                 scene.restore();
                 for _ in 0..EPOCH {
-                    let packet = mutant(&mut rng, &samples);
+                    let mut packet = mutant(&mut rng, &samples);
                     let hook = rng.pick(&Hook::ALL);
                     let ifindex = match hook {
                         Hook::FromPod | Hook::ToPod if rng.one_in(8) => scene.bench.b.ifindex,
                         _ => at_home(&scene, hook),
                     };
+                    scene.address_frame(hook, ifindex, &mut packet);
                     let given = given(&mut rng, hook, interfaces, &packet);
                     try_one(
                         &mut scene,

@@ -79,6 +79,18 @@ impl Scene {
         }
     }
 
+    /// Gives a packet that the stack emits the MACs that the kernel gives it: the next hop is learnt from them.
+    pub(crate) fn address_frame(&self, hook: Hook, ifindex: u32, packet: &mut [u8]) {
+        let [to, from] = match hook {
+            Hook::FromPod | Hook::FromUplink => return,
+            Hook::ToPod if ifindex == self.bench.a.ifindex => self.places.links[0],
+            Hook::ToPod => self.places.links[1],
+            Hook::ToUplink => self.places.links[2],
+        };
+        packet[..6].copy_from_slice(&to);
+        packet[6..12].copy_from_slice(&from);
+    }
+
     /// Runs one packet; on a thread inside the bench's namespace.
     pub(crate) fn run(&mut self, hook: Hook, ifindex: u32, given: Given, packet: &[u8]) -> (i32, &[u8]) {
         self.stage.run(hook, ifindex, given, packet)
