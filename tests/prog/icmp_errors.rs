@@ -21,10 +21,26 @@ const KINDS: [(u8, u8); 6] = [(3, 0), (3, 1), (3, 3), (3, 4), (11, 0), (12, 0)];
 /// The flow's packet as the quoting host has seen it, from the IPv4 header on.
 pub(crate) fn original(protocol: u8, ends: Ends) -> Vec<u8> {
     let link = ([2; 6], [2; 6]);
+    match protocol {
+        ICMP => echo(link, ends, ends.dst_port == 0)[14..].to_vec(),
+        _ => original_with(protocol, ends, b"some quoted payload"),
+    }
+}
+
+fn original_with(protocol: u8, ends: Ends, payload: &[u8]) -> Vec<u8> {
+    let link = ([2; 6], [2; 6]);
     let frame = match protocol {
-        TCP => tcp(link, ends, 7, |header| header.ack = true, b"some quoted payload"),
-        UDP => udp(link, ends, 7, b"some quoted payload"),
-        _ => echo(link, ends, ends.dst_port == 0),
+        TCP => tcp(link, ends, 7, |header| header.ack = true, payload),
+        UDP => udp(link, ends, 7, payload),
+        _ => {
+            let mut frame = Vec::new();
+            PacketBuilder::ethernet2(link.0, link.1)
+                .ipv4(ends.src.octets(), ends.dst.octets(), 7)
+                .icmpv4_echo_request(ends.src_port, 7)
+                .write(&mut frame, payload)
+                .unwrap();
+            frame
+        }
     };
     frame[14..].to_vec()
 }
@@ -94,13 +110,15 @@ fn cuts(whole: usize) -> Vec<usize> {
 /// The quoted transport checksum follows the addresses only where nf_nat's does: TCP needs its whole header.
 fn expected_quote(protocol: u8, now: Ends, before: &[u8], cut: usize) -> Vec<u8> {
     let mut expected = original(protocol, now)[..cut].to_vec();
-    if protocol == TCP && cut < 40 {
-        let end = cut.min(38);
-        if end > 36 {
-            expected[36..end].copy_from_slice(&before[36..end]);
-        }
-    }
+    keep_half_a_checksum(protocol, &mut expected, before);
     expected
+}
+
+fn keep_half_a_checksum(protocol: u8, expected: &mut [u8], before: &[u8]) {
+    let end = expected.len().min(38);
+    if protocol == TCP && expected.len() < 40 && end > 36 {
+        expected[36..end].copy_from_slice(&before[36..end]);
+    }
 }
 
 #[test]
@@ -181,6 +199,62 @@ fn from_a_pod_about_an_answer_leaves_as_from_the_node() {
             );
             let ran = bench.run(Hook::ToUplink, uplink, &packet);
             assert_eq!(ran.reason, Reason::SnatIcmpError);
+            assert_quotes(&ran.packet, NODE, INTERNET, &expected);
+        }
+    }
+}
+
+/// RFC 1812 section 4.3.2.3: an error may quote as much as makes it 576 bytes long.
+#[test]
+fn every_length_that_may_be_quoted_has_right_checksums_both_ways() {
+    const LONGEST: usize = 576 - 28;
+    let payload: Vec<u8> = (0..LONGEST).map(|at| (at * 7) as u8).collect();
+    for protocol in [TCP, UDP, ICMP] {
+        let mut bench = Bench::new();
+        let inside = Ends {
+            src: bench.a.addr,
+            src_port: 40_000,
+            dst: INTERNET,
+            dst_port: if protocol == ICMP { 0 } else { 443 },
+        };
+        bench.carry_translated(inside, protocol, 50_000);
+        let outside = Ends {
+            src: NODE,
+            src_port: 50_000,
+            ..inside
+        };
+        let quotes = |ends| original_with(protocol, ends, &payload);
+        let (a, uplink) = (bench.a, bench.uplink_ifindex);
+        for cut in 28..=LONGEST {
+            let mut expected = quotes(inside)[..cut].to_vec();
+            keep_half_a_checksum(protocol, &mut expected, &quotes(outside));
+            let link = (ROUTER_MAC, bench.uplink_mac);
+            let packet = error(link, HOP, NODE, (3, 4), &quotes(outside)[..cut]);
+            let ran = bench.run(Hook::FromUplink, uplink, &packet);
+            assert_eq!(
+                ran.reason,
+                Reason::CarriedToPod,
+                "protocol {protocol}, {cut} bytes"
+            );
+            assert_quotes(&ran.packet, HOP, a.addr, &expected);
+            if protocol == ICMP {
+                continue;
+            }
+            let mut expected = quotes(outside.reversed())[..cut].to_vec();
+            keep_half_a_checksum(protocol, &mut expected, &quotes(inside.reversed()));
+            let packet = error(
+                a.sends(),
+                a.addr,
+                INTERNET,
+                (3, 3),
+                &quotes(inside.reversed())[..cut],
+            );
+            let ran = bench.run(Hook::FromPod, a.ifindex, &packet);
+            assert_eq!(
+                ran.reason,
+                Reason::CarriedToUplink,
+                "protocol {protocol}, {cut} bytes"
+            );
             assert_quotes(&ran.packet, NODE, INTERNET, &expected);
         }
     }

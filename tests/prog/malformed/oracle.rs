@@ -64,20 +64,15 @@ impl Places {
         }
     }
 
-    /// Packets of the one flow that a stranger has opened. A SYN alone that the stack lets out opens another, which is the
-    /// pod's; within the connection it is as stray as any other segment.
+    /// Towards the one stranger who opens flows: which ones, the mutants say. A SYN alone that the stack lets out opens a flow
+    /// of the pod's; within a connection it is as stray as any other segment.
     fn answers_a_stranger(hook: Hook, got: &[u8]) -> bool {
-        let l4 = IP + header_len(got, IP);
         if got.len() < IP_END || addr(got, IP + 16) != CLIENT {
             return false;
         }
-        if ![TCP, UDP].contains(&got[IP + 9]) || fragment_offset(got, IP) != 0 {
-            return true;
-        }
-        let opens = hook == Hook::ToUplink
-            && got[IP + 9] == TCP
-            && got.get(l4 + 13).is_some_and(|flags| flags & 0x17 == 2);
-        !opens && got.get(l4..l4 + 4) == Some(&[0, 80, 0x13, 0x88])
+        let flags = got.get(IP + header_len(got, IP) + 13);
+        let is_whole = got[IP + 9] == TCP && fragment_offset(got, IP) == 0;
+        !(hook == Hook::ToUplink && is_whole && flags.is_some_and(|flags| flags & 0x17 == 2))
     }
 
     /// A later fragment for the node that is put behind what has arrived meanwhile.
