@@ -2,8 +2,11 @@
 
 mod carried;
 mod datagrams;
+mod fragments;
+mod healing;
 mod lifecycle;
 mod path;
+mod pmtu;
 mod policy;
 mod ports;
 mod readable;
@@ -12,3 +15,5 @@ mod services;
 mod spoof;
 mod streams;
 mod sweep;
+mod table;
+mod trace;

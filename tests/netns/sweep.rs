@@ -8,8 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use aya::maps::{Array, Map, MapData};
-use causeway_common::{lifetime::Timeouts, maps::Config};
+use causeway_common::lifetime::Timeouts;
 use causeway_tests::{
     echo::Echo,
     fabric::{INTERNET, NODE, VNET},
@@ -19,6 +18,8 @@ use causeway_tests::{
     talk::{Tcp, Udp},
 };
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, ipproto, sendto, socket_with};
+
+use crate::table::set_timeouts;
 
 const ECHO: u16 = 7;
 const SINK: u16 = 9;
@@ -44,13 +45,6 @@ fn rig_with(timeouts: Timeouts) -> Result<(Rig, Pod)> {
     Ok((rig, pod))
 }
 
-fn set_timeouts(rig: &Rig, timeouts: Timeouts) -> Result<()> {
-    let pin = rig.node.root.join("/sys/fs/bpf/causeway/v1/maps/cwy_cfg");
-    let mut map: Array<_, Config<[u8; 4]>> = Array::try_from(Map::Array(MapData::from_pin(pin)?))?;
-    let config = map.get(&0, 0)?;
-    Ok(map.set(0, Config { timeouts, ..config }, 0)?)
-}
-
 fn sweep(rig: &Rig) -> Result<[u64; 2]> {
     let swept = rig.node.causeway_json("sweep")?;
     let number = |name: &str| swept[name].as_u64().with_context(|| format!("{name} in {swept}"));
@@ -64,14 +58,7 @@ fn states(rig: &Rig, protocol: &str, pod: &Pod, client: SocketAddrV4) -> Result<
 
 /// TCP segments that the namespace has sent again.
 fn retransmits(ns: &Netns) -> Result<u64> {
-    let text = ns.output("cat", &["/proc/net/snmp"])?;
-    let rows: Vec<Vec<&str>> = text
-        .lines()
-        .filter(|line| line.starts_with("Tcp:"))
-        .map(|line| line.split_whitespace().collect())
-        .collect();
-    let at = rows[0].iter().position(|name| *name == "RetransSegs");
-    Ok(rows[1][at.context("no RetransSegs")?].parse()?)
+    ns.snmp("Tcp", "RetransSegs")
 }
 
 #[test]

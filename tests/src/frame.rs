@@ -38,6 +38,8 @@ pub struct Packet {
     pub dst_port: u16,
     /// ICMP type and code.
     pub icmp: Option<(u8, u8)>,
+    /// The header and the first eight bytes behind it: the least that an ICMP error quotes (RFC 792).
+    pub quotable: Vec<u8>,
     /// Whether the header's checksum and, unless a fragment, the transport's are those of the bytes.
     pub checksums_good: bool,
 }
@@ -89,6 +91,7 @@ fn packet(sliced: &SlicedPacket<'_>) -> Option<Packet> {
         src_port,
         dst_port,
         icmp,
+        quotable: [header.slice(), ip.payload().payload.get(..8).unwrap_or_default()].concat(),
         checksums_good: header_good && transport_good,
     })
 }

@@ -20,6 +20,7 @@ pub mod rig;
 pub mod rng;
 pub mod rules;
 pub mod scratch;
+pub mod site;
 pub mod stock;
 pub mod stream;
 pub mod talk;

@@ -153,6 +153,20 @@ impl Netns {
         packets.with_context(|| format!("no interface {interface} in /proc/net/dev"))
     }
 
+    /// A counter of the kernel's IPv4, such as `Tcp` and `RetransSegs`, by the names in `/proc/net/snmp`.
+    pub fn snmp(&self, group: &str, counter: &str) -> Result<u64> {
+        let table = self.run(|| fs::read_to_string("/proc/thread-self/net/snmp"))??;
+        let mut rows = table
+            .lines()
+            .filter_map(|line| line.strip_prefix(group)?.strip_prefix(':'))
+            .map(|row| row.split_whitespace());
+        let (names, values) = (rows.next(), rows.next());
+        let pairs = names.into_iter().flatten().zip(values.into_iter().flatten());
+        let value = pairs.into_iter().find(|&(name, _)| name == counter);
+        let (_, value) = value.with_context(|| format!("no {group} {counter} in /proc/net/snmp"))?;
+        Ok(value.parse()?)
+    }
+
     /// What a command prints as JSON.
     pub fn json(&self, program: &str, args: &[&str]) -> Result<serde_json::Value> {
         let text = self.output(program, args)?;

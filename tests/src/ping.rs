@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use etherparse::{IcmpEchoHeader, Icmpv4Header, Icmpv4Slice, Icmpv4Type, Ipv4HeaderSlice};
 use rustix::net::{
     AddressFamily, SocketFlags, SocketType, socket_with,
-    sockopt::{Timeout, set_socket_timeout},
+    sockopt::{Timeout, set_ip_ttl, set_socket_timeout},
 };
 
 use crate::netns::Netns;
@@ -41,6 +41,11 @@ impl Pinger {
     pub fn new(ns: &Netns, id: u16) -> Result<Self> {
         let socket = ns.run(raw_socket)?.context("cannot open a raw ICMP socket")?;
         Ok(Self { socket, id })
+    }
+
+    /// The time to live of what is sent from here on.
+    pub fn set_ttl(&self, hops: u32) -> io::Result<()> {
+        Ok(set_ip_ttl(&self.socket, hops)?)
     }
 
     /// Sends one echo request with `len` bytes of data and returns its answer.

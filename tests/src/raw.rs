@@ -1,41 +1,66 @@
 //! Frames of the sender's own making, for what no honest stack would send.
 
-use std::{mem::size_of_val, os::fd::AsRawFd};
+use std::{
+    mem::size_of_val,
+    os::fd::{AsRawFd, OwnedFd},
+};
 
 use anyhow::{Context, Result};
-use etherparse::{ArpHardwareId, ArpOperation, ArpPacket, EtherType, PacketBuilder};
+use etherparse::{
+    ArpHardwareId, ArpOperation, ArpPacket, EtherType, Icmpv4Header, Icmpv4Type, IpNumber, Ipv4Header,
+    PacketBuilder,
+};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 use crate::netns::Netns;
 
+/// Sends frames out of one interface as they stand.
+#[derive(Debug)]
+pub struct Sender {
+    socket: OwnedFd,
+    address: libc::sockaddr_ll,
+}
+
+impl Sender {
+    /// Opens a socket for an interface.
+    pub fn new(ns: &Netns, interface: &str) -> Result<Self> {
+        let address = libc::sockaddr_ll {
+            sll_family: libc::AF_PACKET as u16,
+            sll_protocol: 0,
+            sll_ifindex: ns.ifindex(interface)?.cast_signed(),
+            sll_hatype: 0,
+            sll_pkttype: 0,
+            sll_halen: 6,
+            sll_addr: [0; 8],
+        };
+        let socket =
+            ns.run(|| socket_with(AddressFamily::PACKET, SocketType::RAW, SocketFlags::CLOEXEC, None))??;
+        Ok(Self { socket, address })
+    }
+
+    /// Sends one frame.
+    pub fn send(&self, frame: &[u8]) -> Result<()> {
+        // SAFETY: frame and address are live and their lengths are given.
+        let sent = unsafe {
+            libc::sendto(
+                self.socket.as_raw_fd(),
+                frame.as_ptr().cast(),
+                frame.len(),
+                0,
+                (&raw const self.address).cast(),
+                size_of_val(&self.address) as u32,
+            )
+        };
+        if sent < 0 {
+            return Err(std::io::Error::last_os_error()).context("sending a raw frame");
+        }
+        Ok(())
+    }
+}
+
 /// Sends a frame out of an interface as it stands.
 pub fn send(ns: &Netns, interface: &str, frame: &[u8]) -> Result<()> {
-    let address = libc::sockaddr_ll {
-        sll_family: libc::AF_PACKET as u16,
-        sll_protocol: 0,
-        sll_ifindex: ns.ifindex(interface)?.cast_signed(),
-        sll_hatype: 0,
-        sll_pkttype: 0,
-        sll_halen: 6,
-        sll_addr: [0; 8],
-    };
-    let socket =
-        ns.run(|| socket_with(AddressFamily::PACKET, SocketType::RAW, SocketFlags::CLOEXEC, None))??;
-    // SAFETY: frame and address are live and their lengths are given.
-    let sent = unsafe {
-        libc::sendto(
-            socket.as_raw_fd(),
-            frame.as_ptr().cast(),
-            frame.len(),
-            0,
-            (&raw const address).cast(),
-            size_of_val(&address) as u32,
-        )
-    };
-    if sent < 0 {
-        return Err(std::io::Error::last_os_error()).context("sending a raw frame");
-    }
-    Ok(())
+    Sender::new(ns, interface)?.send(frame)
 }
 
 /// A UDP datagram in a frame, checksums right.
@@ -51,6 +76,49 @@ pub fn datagram(
         .udp(ports[0], ports[1]);
     let mut frame = Vec::with_capacity(builder.size(data.len()));
     builder.write(&mut frame, data)?;
+    Ok(frame)
+}
+
+/// An IPv4 packet of any protocol in a frame, header checksum right.
+pub fn packet(macs: [[u8; 6]; 2], addrs: [[u8; 4]; 2], protocol: u8, payload: &[u8]) -> Result<Vec<u8>> {
+    let header = Ipv4Header::new(
+        payload.len().try_into()?,
+        64,
+        IpNumber(protocol),
+        addrs[0],
+        addrs[1],
+    )?;
+    framed(macs, header, payload)
+}
+
+/// An ICMP message in a frame.
+pub fn icmp(macs: [[u8; 6]; 2], addrs: [[u8; 4]; 2], message: Icmpv4Type, data: &[u8]) -> Result<Vec<u8>> {
+    let header = Icmpv4Header::with_checksum(message, data).to_bytes();
+    packet(macs, addrs, IpNumber::ICMP.0, &[&header, data].concat())
+}
+
+/// Cuts the packet of a frame into fragments (RFC 791 section 3.2) of at most `mtu` bytes, in their order.
+pub fn fragments(frame: &[u8], mtu: usize, identification: u16) -> Result<Vec<Vec<u8>>> {
+    let macs = [frame[6..12].try_into()?, frame[..6].try_into()?];
+    let (whole, payload) = Ipv4Header::from_slice(&frame[14..])?;
+    let size = (mtu - whole.header_len()) / 8 * 8;
+    let last = payload.len().div_ceil(size) - 1;
+    let piece = |(n, data): (usize, &[u8])| {
+        let mut header = whole.clone();
+        header.identification = identification;
+        header.more_fragments = n < last;
+        header.fragment_offset = u16::try_from(n * size / 8)?.try_into()?;
+        header.set_payload_len(data.len())?;
+        framed(macs, header, data)
+    };
+    payload.chunks(size).enumerate().map(piece).collect()
+}
+
+fn framed(macs: [[u8; 6]; 2], mut header: Ipv4Header, payload: &[u8]) -> Result<Vec<u8>> {
+    header.header_checksum = header.calc_header_checksum();
+    let mut frame = [&macs[1][..], &macs[0], &[0x08, 0x00]].concat();
+    header.write_raw(&mut frame)?;
+    frame.extend_from_slice(payload);
     Ok(frame)
 }
 

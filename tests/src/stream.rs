@@ -19,12 +19,23 @@ pub fn exchange(
     server: SocketAddrV4,
     bytes: u64,
 ) -> Result<(Duration, SocketAddrV4)> {
+    exchange_through(from, to, server, server, bytes)
+}
+
+/// As [`exchange`]; the client dials another address than the server has.
+pub fn exchange_through(
+    from: &Netns,
+    to: &Netns,
+    dial: SocketAddrV4,
+    listen: SocketAddrV4,
+    bytes: u64,
+) -> Result<(Duration, SocketAddrV4)> {
     let listener = to
-        .bind(|| TcpListener::bind(server))
-        .with_context(|| format!("cannot listen on {server}"))?;
+        .bind(|| TcpListener::bind(listen))
+        .with_context(|| format!("cannot listen on {listen}"))?;
     let start = Instant::now();
-    let client = from.run(|| TcpStream::connect_timeout(&server.into(), Duration::from_secs(5)))?;
-    let client = client.with_context(|| format!("TCP connection to {server}"))?;
+    let client = from.run(|| TcpStream::connect_timeout(&dial.into(), Duration::from_secs(5)))?;
+    let client = client.with_context(|| format!("TCP connection to {dial}"))?;
     let (connection, seen) = listener.accept()?;
     thread::scope(|scope| {
         let jobs = [
