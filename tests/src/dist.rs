@@ -19,8 +19,12 @@ impl Dist {
             "CAUSEWAY_DIST is not set: run `cargo xtask test` or `cargo xtask demo`, or after `cargo xtask dist` \
              set it to target/dist",
         )?;
-        let dist =
-            Self(fs::canonicalize(&path).with_context(|| format!("CAUSEWAY_DIST={}", path.display()))?);
+        Self::at(Path::new(&path)).with_context(|| format!("CAUSEWAY_DIST={}", path.display()))
+    }
+
+    /// The tree at `path`.
+    pub fn at(path: &Path) -> Result<Self> {
+        let dist = Self(fs::canonicalize(path).with_context(|| format!("no directory {}", path.display()))?);
         for program in [dist.plugin("azure-vnet"), dist.cli()] {
             ensure!(
                 program.is_file(),

@@ -29,6 +29,8 @@ pub enum Datapath {
     Routed,
     /// The kernel's routing and the MASQUERADE rule.
     RoutedMasquerade,
+    /// A bridge with the uplink enslaved, without translation.
+    Bridge,
     /// What Causeway replaces: a bridge with the uplink enslaved, and the MASQUERADE rule.
     BridgeMasquerade,
 }
@@ -37,6 +39,11 @@ impl Datapath {
     /// Whether pods are added by our plug-in.
     pub fn is_causeway(self) -> bool {
         matches!(self, Self::Causeway | Self::CausewayClsact)
+    }
+
+    /// Whether pods hang on a bridge.
+    pub fn is_bridged(self) -> bool {
+        matches!(self, Self::Bridge | Self::BridgeMasquerade)
     }
 }
 
@@ -86,6 +93,11 @@ impl Node {
     /// A node in a namespace that has its uplink, `eth0`, with the primary address and a default route.
     pub fn plugged_in(ns: Netns, datapath: Datapath, pool: Vec<Ipv4Addr>) -> Result<Self> {
         let dist = datapath.is_causeway().then(Dist::from_env).transpose()?;
+        Self::installed(ns, datapath, pool, dist)
+    }
+
+    /// As [`Self::plugged_in`], with the programs of `dist`.
+    pub fn installed(ns: Netns, datapath: Datapath, pool: Vec<Ipv4Addr>, dist: Option<Dist>) -> Result<Self> {
         let node = Self {
             ns,
             root: Scratch::new()?,

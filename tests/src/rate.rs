@@ -4,7 +4,10 @@
 //! the median of the ratios of neighbouring blocks. One CPU does everything: it generates the packets and runs the
 //! datapath, and the far end of the uplink counts, by a rule that matches only packets that carry the node's address, and drops.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::{Ipv4Addr, SocketAddrV4},
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, ensure};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
@@ -13,6 +16,7 @@ use crate::{
     capture::Capture,
     fabric::{INTERNET, NODE},
     generator::{Course, Generator},
+    netns::Netns,
     node::Pod,
     offload,
     rig::Rig,
@@ -57,7 +61,7 @@ impl<'a> Lane<'a> {
     pub fn new(rig: &'a Rig, pod: &'a Pod) -> Result<Self> {
         rules::sink(&rig.fabric.router, NODE, PORT)?;
         offload::set(&rig.node.ns, &rig.node.host_interface(pod)?, offload::GRO, true)?;
-        let (gateway_mac, pod_mac) = first_hop(pod)?;
+        let (gateway_mac, pod_mac) = first_hop(&pod.ns, INTERNET)?;
         let course = Course {
             gateway_mac,
             pod_mac,
@@ -134,18 +138,16 @@ pub fn compare(first: &Lane<'_>, second: &Lane<'_>, length: Duration) -> Result<
     })
 }
 
-/// Destination and source MAC of what the pod sends to the internet.
-fn first_hop(pod: &Pod) -> Result<([u8; 6], [u8; 6])> {
-    let wire = Capture::start(&pod.ns, "eth0")?;
-    Udp::connect(&pod.ns, std::net::SocketAddrV4::new(INTERNET, PORT))?
-        .0
-        .send(b"first")?;
+/// Destination and source MAC of what a pod sends to an address.
+pub fn first_hop(pod: &Netns, to: Ipv4Addr) -> Result<([u8; 6], [u8; 6])> {
+    let wire = Capture::start(pod, "eth0")?;
+    Udp::connect(pod, SocketAddrV4::new(to, PORT))?.0.send(b"first")?;
     std::thread::sleep(Duration::from_millis(50));
     let frames = wire.stop();
     let sent = frames
         .iter()
-        .find(|frame| frame.ip.as_ref().is_some_and(|ip| ip.dst == INTERNET));
-    let sent = sent.context("the pod sent nothing towards the internet")?;
+        .find(|frame| frame.ip.as_ref().is_some_and(|ip| ip.dst == to));
+    let sent = sent.with_context(|| format!("the pod sent nothing towards {to}"))?;
     Ok((sent.dst_mac, sent.src_mac))
 }
 

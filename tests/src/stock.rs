@@ -21,7 +21,7 @@ pub fn prepare(node: &Netns, datapath: Datapath) -> Result<()> {
         return Ok(());
     }
     node.sysctl("net/ipv4/ip_forward", "1")?;
-    if datapath == Datapath::BridgeMasquerade {
+    if datapath.is_bridged() {
         node.ip(&format!(
             "link add azure0 type bridge\nlink set azure0 up\naddr flush dev eth0\nlink set eth0 master azure0\n\
              addr add {NODE}/{SUBNET_BITS} dev azure0\nroute add default via {GATEWAY}"
@@ -31,7 +31,7 @@ pub fn prepare(node: &Netns, datapath: Datapath) -> Result<()> {
         node.ip(&format!("link set azure0 address {mac}"))?;
         node.sysctl("net/bridge/bridge-nf-call-iptables", "1")?;
     }
-    if datapath != Datapath::Routed {
+    if matches!(datapath, Datapath::RoutedMasquerade | Datapath::BridgeMasquerade) {
         let rule: Vec<&str> = MASQUERADE.split_whitespace().collect();
         node.output("iptables", &rule)?;
     }
@@ -42,7 +42,7 @@ pub fn prepare(node: &Netns, datapath: Datapath) -> Result<()> {
 pub fn add(node: &Netns, pod: &Netns, addr: Ipv4Addr, datapath: Datapath) -> Result<()> {
     let host_if = format!("azv{}", addr.octets()[3]);
     connect(node, &host_if, pod, "eth0")?;
-    if datapath == Datapath::BridgeMasquerade {
+    if datapath.is_bridged() {
         node.ip(&format!("link set {host_if} master azure0"))?;
         node.ip(&format!("link set {host_if} type bridge_slave hairpin on"))?;
         return pod.ip(&format!(

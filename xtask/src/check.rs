@@ -3,12 +3,14 @@
 use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
-use xtask::ebpf_object::{self, Route, SYSTEM_CLIPPY, Target, Toolchain, Verb, probe, select};
+use xtask::ebpf_object::{
+    self, ALL, CAUSEWAY, Programs, Route, SYSTEM_CLIPPY, Target, Toolchain, Verb, probe, select,
+};
 
 use crate::{
     licences,
     progress::heading,
-    workspace::{Workspace, find_program, run},
+    workspace::{HOST, Workspace, find_program, run},
 };
 
 /// Runs all checks, whatever fails, and names at the end those that did and what was not checked.
@@ -21,17 +23,30 @@ pub(crate) fn check(workspace: &Workspace) -> Result<()> {
     if let Some(missing) = missing_clippy(&toolchain) {
         report.left_out.push(format!("lints, eBPF ({missing})"));
     } else {
-        report.add("lints, eBPF", ebpf(workspace, &toolchain, Verb::Clippy, &[]));
+        for programs in ALL {
+            report.add(
+                &format!("lints, {}", programs.package),
+                ebpf(workspace, &programs, &toolchain, Verb::Clippy, &[]),
+            );
+        }
         report.add(
             "lints, eBPF with the feature log",
-            ebpf(workspace, &toolchain, Verb::Clippy, &["--features", "log"]),
+            ebpf(
+                workspace,
+                &CAUSEWAY,
+                &toolchain,
+                Verb::Clippy,
+                &["--features", "log"],
+            ),
         );
     }
     report.add("documentation, host", host_docs(workspace));
-    report.add(
-        "documentation, eBPF",
-        ebpf(workspace, &toolchain, Verb::Doc, &["--no-deps"]),
-    );
+    for programs in ALL {
+        report.add(
+            &format!("documentation, {}", programs.package),
+            ebpf(workspace, &programs, &toolchain, Verb::Doc, &["--no-deps"]),
+        );
+    }
     dependencies(workspace, &mut report);
     report.finish()
 }
@@ -84,17 +99,11 @@ fn format(workspace: &Workspace) -> Result<()> {
 
 fn host_lints(workspace: &Workspace) -> Result<()> {
     heading("lints (clippy, host)");
-    run(workspace.cargo([
-        "clippy",
-        "--workspace",
-        "--exclude",
-        "causeway-ebpf",
-        "--all-targets",
-        "--all-features",
-        "--",
-        "-D",
-        "warnings",
-    ]))
+    let mut command = workspace.cargo(["clippy"]);
+    command
+        .args(HOST)
+        .args(["--all-targets", "--all-features", "--", "-D", "warnings"]);
+    run(command)
 }
 
 /// Why the compiler of the programs has no clippy of its own; another compiler's cannot read its `core`.
@@ -120,9 +129,21 @@ fn missing_clippy(toolchain: &Toolchain) -> Option<&'static str> {
     (!there).then_some(missing)
 }
 
-fn ebpf(workspace: &Workspace, toolchain: &Toolchain, verb: Verb, arguments: &[&str]) -> Result<()> {
-    heading(&format!("{verb:?}, eBPF target {}", arguments.join(" ")));
-    let mut command = ebpf_object::cargo(toolchain, &Target::of_this_build(), &workspace.root, verb);
+fn ebpf(
+    workspace: &Workspace,
+    programs: &Programs,
+    toolchain: &Toolchain,
+    verb: Verb,
+    arguments: &[&str],
+) -> Result<()> {
+    heading(&format!("{verb:?}, {} {}", programs.package, arguments.join(" ")));
+    let mut command = ebpf_object::cargo(
+        programs,
+        toolchain,
+        &Target::of_this_build(),
+        &workspace.root,
+        verb,
+    );
     command.args(arguments).env("RUSTDOCFLAGS", "-Dwarnings");
     if verb == Verb::Clippy {
         command.args(["--", "-D", "warnings"]);
@@ -132,8 +153,8 @@ fn ebpf(workspace: &Workspace, toolchain: &Toolchain, verb: Verb, arguments: &[&
 
 fn host_docs(workspace: &Workspace) -> Result<()> {
     heading("documentation (rustdoc, host)");
-    let mut command = workspace.cargo(["doc", "--workspace", "--exclude", "causeway-ebpf", "--no-deps"]);
-    command.env("RUSTDOCFLAGS", "-Dwarnings");
+    let mut command = workspace.cargo(["doc", "--no-deps"]);
+    command.args(HOST).env("RUSTDOCFLAGS", "-Dwarnings");
     run(command)
 }
 

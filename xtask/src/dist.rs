@@ -3,11 +3,11 @@
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
 
 use anyhow::{Context as _, Result};
-use xtask::ebpf_object::{self, Output};
+use xtask::ebpf_object::{self, CAUSEWAY, Output};
 
 use crate::{
     progress::heading,
-    workspace::{Workspace, run},
+    workspace::{HOST, Workspace, run},
 };
 
 /// The files of the tree: what it is made from, below the release directory or the repository, where it goes, its mode.
@@ -22,22 +22,16 @@ const FILES: &[(&str, &str)] = &[("deploy/10-azure.conflist", "etc/cni/net.d/10-
 pub(crate) fn build(workspace: &Workspace) -> Result<()> {
     heading("kernel programs");
     let object = workspace.root.join("target/causeway.bpf.o");
-    let toolchain = ebpf_object::build(&workspace.root, &object, Output::Shown)?;
+    let toolchain = ebpf_object::build(&CAUSEWAY, &workspace.root, &object, Output::Shown)?;
     println!("compiled by {toolchain}");
     println!("{} ({} bytes)", object.display(), fs::metadata(&object)?.len());
 
     heading("release build");
     // By itself: among the others cargo would link it with the library features that only the command line wants.
     run(workspace.cargo(["build", "--release", "--package", "causeway-cni"]))?;
-    run(workspace.cargo([
-        "build",
-        "--release",
-        "--workspace",
-        "--exclude",
-        "causeway-ebpf",
-        "--exclude",
-        "causeway-cni",
-    ]))
+    let mut others = workspace.cargo(["build", "--release"]);
+    others.args(HOST).args(["--exclude", "causeway-cni"]);
+    run(others)
 }
 
 /// Fills `target/dist` from what [`build`] made. Files of an earlier run that are no longer part of it are removed.

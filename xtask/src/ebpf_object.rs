@@ -23,8 +23,40 @@ pub use select::{Compiler, Found, Gap, Linker, Refusal, Route, Toolchain, select
 /// The bpf-linker that is used, exactly: its output is what the verifier sees.
 pub const LINKER_VERSION: &str = "0.13.0";
 
-/// The object's name in the target directory: the `[[bin]]` of ebpf/Cargo.toml.
-const OBJECT: &str = "causeway";
+/// A package of kernel programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Programs {
+    /// The package.
+    pub package: &'static str,
+    /// The object's name in the target directory: the `[[bin]]` of the package.
+    object: &'static str,
+    /// The files the object is made of, from the root of the workspace.
+    inputs: &'static [&'static str],
+}
+
+/// What Causeway is made of.
+pub const CAUSEWAY: Programs = Programs {
+    package: "causeway-ebpf",
+    object: "causeway",
+    inputs: &[
+        "ebpf",
+        "common/src",
+        "common/Cargo.toml",
+        "Cargo.toml",
+        "Cargo.lock",
+    ],
+};
+
+/// What the bench sends, counts and compares with.
+pub const BENCH: Programs = Programs {
+    package: "causeway-bench-ebpf",
+    object: "causeway-bench-programs",
+    inputs: &["bench/ebpf", "Cargo.toml", "Cargo.lock"],
+};
+
+/// Every package of kernel programs: none of them compiles for the host.
+pub const ALL: [Programs; 2] = [CAUSEWAY, BENCH];
+
 /// `1` adds aya-log to every program.
 const LOG_VARIABLE: &str = "CAUSEWAY_EBPF_LOG";
 
@@ -40,7 +72,7 @@ pub enum Output {
 /// Compiles the programs of the workspace at `root` and copies the object to `out`. Says which toolchain did it.
 ///
 /// Reads `CAUSEWAY_EBPF_LOG`: `1` adds the feature `log` (aya-log in every program, for debugging).
-pub fn build(root: &Path, out: &Path, output: Output) -> Result<Toolchain, BuildError> {
+pub fn build(programs: &Programs, root: &Path, out: &Path, output: Output) -> Result<Toolchain, BuildError> {
     // One spelling of the path for every caller: the linker's is part of the flags, and other flags compile all anew.
     let root = &fs::canonicalize(root).map_err(|source| BuildError::Root {
         root: root.to_owned(),
@@ -48,12 +80,15 @@ pub fn build(root: &Path, out: &Path, output: Output) -> Result<Toolchain, Build
     })?;
     let toolchain = select(&probe(root)).map_err(BuildError::NoToolchain)?;
     let target = Target::of_this_build();
-    let mut command = cargo(&toolchain, &target, root, Verb::Build);
-    if env::var_os(LOG_VARIABLE).is_some_and(|value| value == "1") {
+    let mut command = cargo(programs, &toolchain, &target, root, Verb::Build);
+    if *programs == CAUSEWAY && env::var_os(LOG_VARIABLE).is_some_and(|value| value == "1") {
         command.args(["--features", "log"]);
     }
-    run(command, output)?;
-    let object = target_dir(root).join(target.triple()).join(PROFILE).join(OBJECT);
+    run(programs, command, output)?;
+    let object = target_dir(root)
+        .join(target.triple())
+        .join(PROFILE)
+        .join(programs.object);
     fs::copy(&object, out).map_err(|source| BuildError::Copy {
         from: object,
         to: out.to_owned(),
@@ -67,12 +102,12 @@ pub fn build(root: &Path, out: &Path, output: Output) -> Result<Toolchain, Build
     clippy::print_stdout,
     reason = "standard output is how a build script talks to cargo"
 )]
-pub fn build_from_script(root: &Path, out: &Path) {
-    for input in inputs(root) {
-        println!("cargo::rerun-if-changed={}", input.display());
+pub fn build_from_script(programs: &Programs, root: &Path, out: &Path) {
+    for input in programs.inputs {
+        println!("cargo::rerun-if-changed={}", root.join(input).display());
     }
     println!("cargo::rerun-if-env-changed={LOG_VARIABLE}");
-    match build(root, out, Output::Kept) {
+    match build(programs, root, out, Output::Kept) {
         Ok(toolchain) => {
             println!("cargo::rerun-if-changed={}", toolchain.linker.display());
             if toolchain.route == Route::System {
@@ -87,21 +122,7 @@ pub fn build_from_script(root: &Path, out: &Path) {
     }
 }
 
-/// The files the object is made of.
-fn inputs(root: &Path) -> Vec<PathBuf> {
-    [
-        "ebpf",
-        "common/src",
-        "common/Cargo.toml",
-        "Cargo.toml",
-        "Cargo.lock",
-    ]
-    .iter()
-    .map(|path| root.join(path))
-    .collect()
-}
-
-fn run(mut command: Command, output: Output) -> Result<(), BuildError> {
+fn run(programs: &Programs, mut command: Command, output: Output) -> Result<(), BuildError> {
     if output == Output::Kept {
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
     }
@@ -116,6 +137,7 @@ fn run(mut command: Command, output: Output) -> Result<(), BuildError> {
     }
     let messages = String::from_utf8_lossy(&result.stderr).into_owned();
     Err(BuildError::Compile {
+        package: programs.package,
         status: result.status,
         messages,
     })
@@ -142,6 +164,8 @@ pub enum BuildError {
     },
     /// The programs did not compile or link.
     Compile {
+        /// The package.
+        package: &'static str,
         /// How cargo ended.
         status: ExitStatus,
         /// What it said; empty when that went to the terminal.
@@ -170,10 +194,14 @@ impl fmt::Display for BuildError {
                     program.display()
                 )
             }
-            Self::Compile { status, messages } => {
+            Self::Compile {
+                package,
+                status,
+                messages,
+            } => {
                 write!(
                     f,
-                    "{messages}the kernel programs (ebpf/) did not compile: cargo ended with {status}"
+                    "{messages}the kernel programs ({package}) did not compile: cargo ended with {status}"
                 )
             }
             Self::Copy { from, to, source } => {

@@ -45,6 +45,12 @@ enum Verb {
     Check,
     /// Fill target/dist with an installable tree.
     Dist,
+    /// Measure Causeway beside what it replaces and beside what the machine allows (root).
+    Bench {
+        /// Arguments of the bench: `--quick`, names of measures, `--help`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENTS")]
+        arguments: Vec<String>,
+    },
     /// Show the main job on this machine, with nothing but namespaces (root).
     Demo,
 }
@@ -66,6 +72,7 @@ fn report(verb: &Verb, error: &anyhow::Error) {
         let verb = match verb {
             Verb::Test { .. } => "test",
             Verb::Demo => "demo",
+            Verb::Bench { .. } => "bench",
             Verb::Setup | Verb::Build | Verb::Check | Verb::Dist => "setup",
         };
         eprintln!("{}", needs_root.hint(verb));
@@ -97,6 +104,10 @@ fn act(verb: &Verb) -> anyhow::Result<()> {
         Verb::Test { long, filter } => {
             prepare_to_run(&workspace, "namespaces, tc and bpffs")?;
             run::test(&workspace, *long, filter.as_deref())
+        }
+        Verb::Bench { arguments } => {
+            prepare_to_run(&workspace, "namespaces, tc and bpffs")?;
+            run::bench(&workspace, arguments)
         }
         Verb::Demo => {
             prepare_to_run(&workspace, "namespaces, tc and bpffs")?;

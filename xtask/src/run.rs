@@ -10,13 +10,12 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{
     progress::heading,
-    workspace::{Workspace, path_with_sbin},
+    workspace::{HOST, Workspace, path_with_sbin},
 };
 
 /// Runs the workspace's tests on the binaries in `target/dist`, and prints one line that sums up all of them.
 pub(crate) fn test(workspace: &Workspace, long: bool, filter: Option<&str>) -> Result<()> {
     let mut total = Summary::default();
-    let everything = ["--workspace", "--exclude", "causeway-ebpf"];
     // With a filter the name decides; without one the long tests are those that are called so.
     let runs: &[&[&str]] = match (long, filter) {
         (false, None) => &[&[]],
@@ -26,7 +25,7 @@ pub(crate) fn test(workspace: &Workspace, long: bool, filter: Option<&str>) -> R
     };
     for (index, selection) in runs.iter().enumerate() {
         heading(if index == 0 { "tests" } else { "long tests" });
-        total += cargo_test(workspace, &everything, selection, long)?;
+        total += cargo_test(workspace, &HOST, selection, long)?;
         if index == 0 {
             // The command's own tests need a feature that must not reach the library other crates build with.
             total += cargo_test(
@@ -64,6 +63,14 @@ pub(crate) fn demo(workspace: &Workspace) -> Result<()> {
     let demo = workspace.target.join("release/demo");
     let mut command = private(&Command::new(&demo), workspace);
     Err(command.exec()).with_context(|| format!("cannot start {}", demo.display()))
+}
+
+/// Runs the bench with `arguments`. Does not return when it starts, as [`demo`].
+pub(crate) fn bench(workspace: &Workspace, arguments: &[String]) -> Result<()> {
+    heading("bench");
+    let bench = workspace.target.join("release/causeway-bench");
+    let mut command = private(Command::new(&bench).args(arguments), workspace);
+    Err(command.exec()).with_context(|| format!("cannot start {}", bench.display()))
 }
 
 fn cargo_test(workspace: &Workspace, packages: &[&str], selection: &[&str], long: bool) -> Result<Summary> {

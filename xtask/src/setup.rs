@@ -59,6 +59,7 @@ const TOOLS: &[(&str, &str)] = &[
     ("tcpdump", "tcpdump"),
     ("conntrack", "conntrack"),
     ("ping", "iputils-ping"),
+    ("nft", "nftables"),
     ("sysctl", "procps"),
     ("unshare", "util-linux"),
     ("mount", "mount"),

@@ -9,6 +9,16 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail};
+use xtask::ebpf_object;
+
+/// What compiles for this machine: the workspace without the kernel programs (`ebpf_object::ALL`).
+pub(crate) const HOST: [&str; 5] = [
+    "--workspace",
+    "--exclude",
+    ebpf_object::CAUSEWAY.package,
+    "--exclude",
+    ebpf_object::BENCH.package,
+];
 
 /// The repository and the directories cargo uses for it.
 pub(crate) struct Workspace {

@@ -8,12 +8,12 @@ use std::{
 };
 
 use super::{
+    Programs,
     probe::SYSTEM_RUSTC,
     select::{Route, Toolchain},
 };
 
-/// The package that holds the programs, and the profile they are compiled with (root Cargo.toml).
-const PACKAGE: &str = "causeway-ebpf";
+/// The profile that programs are compiled with (root Cargo.toml).
 pub(super) const PROFILE: &str = "bpf";
 /// What cargo is asked to do with the programs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,7 +37,13 @@ impl Verb {
 }
 
 /// The call of cargo that works on the programs, right under a terminal, in a build script and below clippy alike.
-pub fn cargo(toolchain: &Toolchain, target: &Target, root: &Path, verb: Verb) -> Command {
+pub fn cargo(
+    programs: &Programs,
+    toolchain: &Toolchain,
+    target: &Target,
+    root: &Path,
+    verb: Verb,
+) -> Command {
     let mut command = match toolchain.route {
         Route::Nightly => {
             let mut command = Command::new("rustup");
@@ -49,7 +55,7 @@ pub fn cargo(toolchain: &Toolchain, target: &Target, root: &Path, verb: Verb) ->
     };
     command.arg(verb.name()).args([
         "--package",
-        PACKAGE,
+        programs.package,
         "--target",
         target.triple(),
         "--profile",
@@ -148,7 +154,7 @@ impl Target {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::CAUSEWAY, *};
 
     fn toolchain(route: Route) -> Toolchain {
         Toolchain {
@@ -187,7 +193,13 @@ mod tests {
 
     #[test]
     fn nightly_runs_through_rustup_without_what_the_outer_cargo_left() {
-        let command = cargo(&toolchain(Route::Nightly), &x86(), Path::new("/w"), Verb::Build);
+        let command = cargo(
+            &CAUSEWAY,
+            &toolchain(Route::Nightly),
+            &x86(),
+            Path::new("/w"),
+            Verb::Build,
+        );
         assert_eq!(
             words(&command),
             "rustup run nightly cargo build --package causeway-ebpf --target bpfel-unknown-none --profile bpf -Z build-std=core \
@@ -207,7 +219,13 @@ mod tests {
 
     #[test]
     fn the_system_compiler_is_told_to_accept_build_std() {
-        let command = cargo(&toolchain(Route::System), &x86(), Path::new("/w"), Verb::Build);
+        let command = cargo(
+            &CAUSEWAY,
+            &toolchain(Route::System),
+            &x86(),
+            Path::new("/w"),
+            Verb::Build,
+        );
         assert_eq!(variable(&command, "RUSTC").as_deref(), Some("/usr/bin/rustc"));
         assert_eq!(variable(&command, "RUSTC_BOOTSTRAP").as_deref(), Some("1"));
         assert!(is_removed(&command, "RUSTC_WORKSPACE_WRAPPER"));
@@ -216,15 +234,33 @@ mod tests {
 
     #[test]
     fn each_route_lints_with_the_clippy_of_its_compiler() {
-        let nightly = cargo(&toolchain(Route::Nightly), &x86(), Path::new("/w"), Verb::Clippy);
+        let nightly = cargo(
+            &CAUSEWAY,
+            &toolchain(Route::Nightly),
+            &x86(),
+            Path::new("/w"),
+            Verb::Clippy,
+        );
         assert!(words(&nightly).starts_with("rustup run nightly cargo clippy --package causeway-ebpf"));
-        let system = cargo(&toolchain(Route::System), &x86(), Path::new("/w"), Verb::Clippy);
+        let system = cargo(
+            &CAUSEWAY,
+            &toolchain(Route::System),
+            &x86(),
+            Path::new("/w"),
+            Verb::Clippy,
+        );
         assert!(words(&system).starts_with("/usr/bin/cargo-clippy clippy --package causeway-ebpf"));
     }
 
     #[test]
     fn flags_make_btf_and_name_machine_and_linker() {
-        let command = cargo(&toolchain(Route::System), &x86(), Path::new("/w"), Verb::Build);
+        let command = cargo(
+            &CAUSEWAY,
+            &toolchain(Route::System),
+            &x86(),
+            Path::new("/w"),
+            Verb::Build,
+        );
         assert_eq!(
             variable(&command, "CARGO_ENCODED_RUSTFLAGS").as_deref(),
             Some(

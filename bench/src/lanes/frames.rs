@@ -1,0 +1,317 @@
+//! Live frames from one end of a peer to the other: packets a second on one CPU.
+
+use std::{cell::RefCell, net::Ipv4Addr, rc::Rc, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use causeway_tests::{
+    fabric::{NODE, PEERED},
+    netns::Netns,
+    node::Pod,
+};
+
+use super::bound;
+use crate::{
+    counter::{At, Counter, Wanted},
+    generator::{Flows, Frames, Generator, SMALLEST, Stream},
+    peer::Peer,
+    programs::Programs,
+    rounds::{Lane, Plan},
+    stand::Stand,
+};
+
+/// UDP port of the measured packets' servers (RFC 863, discard).
+pub(crate) const DISCARD: u16 = 9;
+/// The pod's port of the first flow.
+pub(crate) const FIRST_PORT: u16 = 20_000;
+/// Low bits of a flow's number that make its port.
+const PORT_BITS: u32 = 10;
+/// The first address of the internet that is sent to.
+pub(crate) const OUTSIDE: Ipv4Addr = Ipv4Addr::new(203, 0, 0, 0);
+/// The first address of the VNet, in an excluded range, that is sent to.
+pub(crate) const VNET: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 0);
+
+/// From where to where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// Pods to a network behind the uplink, with the node's address where the peer translates and the network asks for it.
+    Out(Ipv4Addr),
+    /// Answers from the internet to the first pod.
+    Back,
+    /// First pod to second.
+    Across,
+}
+
+/// What is sent.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Load {
+    /// How many pods send, on the way out; as many as the flows can be shared among.
+    pub(crate) pods: usize,
+    /// How many flows over all of them, a power of two for each.
+    pub(crate) flows: u32,
+    /// How long the frames are.
+    pub(crate) frames: Frames,
+}
+
+impl Load {
+    /// The smallest frames, 1024 flows of one pod.
+    pub(crate) const PLAIN: Self = Self {
+        pods: 1,
+        flows: 1024,
+        frames: Frames::Of(SMALLEST),
+    };
+}
+
+/// Live frames on one way of one peer.
+pub(crate) struct FrameLane<'a> {
+    label: String,
+    senders: Vec<Sender<'a>>,
+    counter: Rc<RefCell<Counter>>,
+    /// Opens the flows, where the measured packets are answers.
+    opener: Option<Sender<'a>>,
+    plan: Plan,
+    packets: u32,
+    /// What redirects in place of a datapath.
+    bound: Option<Rc<Programs>>,
+}
+
+/// A generator, where it runs, and its own flows.
+struct Sender<'a> {
+    ns: &'a Netns,
+    generator: Generator,
+    first: u32,
+    flows: u32,
+}
+
+impl<'a> FrameLane<'a> {
+    /// Prepares a way of a peer.
+    pub(crate) fn new(stand: &'a Stand, way: Way, load: Load, plan: &Plan) -> Result<Self> {
+        let counter = Rc::new(RefCell::new(counter(stand, way)?));
+        let bound = bound::attach(stand, way)?.map(Rc::new);
+        Self::build(stand, way, load, plan, counter, bound)
+    }
+
+    /// The same way of the same peer with another load, under another name.
+    pub(crate) fn beside(&self, stand: &'a Stand, way: Way, load: Load, label: String) -> Result<Self> {
+        let (counter, bound) = (Rc::clone(&self.counter), self.bound.clone());
+        Ok(Self::build(stand, way, load, &self.plan, counter, bound)?.named(label))
+    }
+
+    /// The same lane under another name.
+    pub(crate) fn named(mut self, label: String) -> Self {
+        self.label = label;
+        self
+    }
+
+    fn build(
+        stand: &'a Stand,
+        way: Way,
+        load: Load,
+        plan: &Plan,
+        counter: Rc<RefCell<Counter>>,
+        bound: Option<Rc<Programs>>,
+    ) -> Result<Self> {
+        let senders = match way {
+            Way::Out(_) => stand.pods.iter().take(load.pods).collect(),
+            Way::Back | Way::Across => vec![&stand.pods[0]],
+        };
+        let each = load.flows / senders.len() as u32;
+        let senders = senders.into_iter().zip(0..).map(|(pod, number)| {
+            let stream = stream(stand, pod, way, load.frames)?;
+            let (ns, interface) = match way {
+                Way::Out(_) | Way::Across => (&pod.ns, "eth0"),
+                Way::Back => (stand.far(), "node"),
+            };
+            Sender::new(ns, interface, &stream, number * each, each)
+        });
+        let opener = (way == Way::Back).then(|| {
+            let pod = &stand.pods[0];
+            let question = stream(stand, pod, Way::Out(OUTSIDE), load.frames)?;
+            Sender::new(&pod.ns, "eth0", &question, 0, load.flows)
+        });
+        Ok(Self {
+            label: stand.peer.name().to_owned(),
+            senders: senders.collect::<Result<_>>()?,
+            counter,
+            opener: opener.transpose()?,
+            plan: *plan,
+            packets: 0,
+            bound,
+        })
+    }
+
+    /// Sends a number of packets from each sender; how many arrived, and in what time.
+    fn send(&mut self, packets: impl Fn(&Sender<'_>) -> u32) -> Result<(u64, Duration)> {
+        let mut counter = self.counter.borrow_mut();
+        let before = counter.read()?;
+        let (mut sent, mut took) = (0, Duration::ZERO);
+        for sender in &mut self.senders {
+            let packets = packets(sender);
+            took += sender.generator.send(sender.ns, self.plan.cpu, packets)?;
+            sent += u64::from(packets);
+        }
+        let after = counter.settled(before, sent)?;
+        ensure!(
+            after.bad == before.bad,
+            "{} of the packets that were looked at arrived with a wrong checksum",
+            after.bad - before.bad
+        );
+        let arrived = after.packets - before.packets;
+        ensure!(
+            arrived * 1000 >= sent * 999,
+            "{sent} packets were sent and {arrived} arrived as they should"
+        );
+        Ok((arrived, took))
+    }
+}
+
+impl Lane for FrameLane<'_> {
+    fn label(&self) -> String {
+        self.label.clone()
+    }
+
+    fn warm_up(&mut self) -> Result<()> {
+        if let Some(opener) = &mut self.opener {
+            opener.each_in_turn()?;
+            opener.generator.send(opener.ns, self.plan.cpu, opener.flows)?;
+        }
+        // Twice: what is decided by the first packet shows at the second.
+        for _ in 0..2 {
+            self.senders.iter_mut().try_for_each(Sender::each_in_turn)?;
+            self.send(|sender| sender.flows)?;
+        }
+        self.senders.iter_mut().try_for_each(Sender::at_random)?;
+        let (arrived, took) = self.send(|_| 20_000)?;
+        self.packets = self.plan.packets(arrived, took) / self.senders.len() as u32;
+        Ok(())
+    }
+
+    fn block(&mut self) -> Result<f64> {
+        let packets = self.packets;
+        let (arrived, took) = self.send(|_| packets)?;
+        Ok(f64::from(u32::try_from(arrived)?) / took.as_secs_f64())
+    }
+}
+
+impl<'a> Sender<'a> {
+    fn new(ns: &'a Netns, interface: &str, stream: &Stream, first: u32, flows: u32) -> Result<Self> {
+        Ok(Self {
+            ns,
+            generator: Generator::new(ns, interface, stream)?,
+            first,
+            flows,
+        })
+    }
+
+    fn each_in_turn(&mut self) -> Result<()> {
+        self.generator.choose(Flows::From(self.first))
+    }
+
+    fn at_random(&mut self) -> Result<()> {
+        self.generator.choose(Flows::Random {
+            first: self.first,
+            count: self.flows,
+        })
+    }
+}
+
+/// The counter at the end of a way, with the addresses that a packet must have there.
+fn counter(stand: &Stand, way: Way) -> Result<Counter> {
+    let pod = &stand.pods[0];
+    // What the driver hands over as a frame never becomes a packet of the stack.
+    let inside = if stand.peer == Peer::BlindXdp {
+        At::Xdp
+    } else {
+        At::Tc
+    };
+    let (ns, interface, at, src, dst) = match way {
+        Way::Out(to) if stand.peer.translates() && to != VNET => {
+            (stand.far(), "node", At::Xdp, (NODE, 32), (to, 16))
+        }
+        // Any pod, and no translation.
+        Way::Out(to) => (stand.far(), "node", At::Xdp, (pod.addr, 24), (to, 16)),
+        Way::Back => (&pod.ns, "eth0", inside, (OUTSIDE, 16), (pod.addr, 32)),
+        Way::Across => {
+            let to = second(stand)?;
+            (&to.ns, "eth0", inside, (pod.addr, 32), (to.addr, 32))
+        }
+    };
+    let wanted = Wanted {
+        src,
+        dst,
+        verify: true,
+    };
+    Counter::new(ns, interface, at, wanted)
+}
+
+/// The packets of a way, from or to a pod.
+pub(crate) fn stream(stand: &Stand, pod: &Pod, way: Way, frames: Frames) -> Result<Stream> {
+    let ((dst_mac, src_mac), src, dst) = match way {
+        Way::Out(VNET) => (stand.first_hop(pod, PEERED)?, pod.addr, VNET),
+        Way::Out(to) => (
+            stand.first_hop(pod, causeway_tests::fabric::INTERNET)?,
+            pod.addr,
+            to,
+        ),
+        Way::Back => (stand.last_hop()?, OUTSIDE, stand.seen(pod)),
+        Way::Across => {
+            let to = second(stand)?.addr;
+            (stand.first_hop(pod, to)?, pod.addr, to)
+        }
+    };
+    let answers = way == Way::Back;
+    Ok(Stream {
+        src_mac,
+        dst_mac,
+        src,
+        dst,
+        ports: if answers {
+            (DISCARD, FIRST_PORT)
+        } else {
+            (FIRST_PORT, DISCARD)
+        },
+        answers,
+        port_bits: PORT_BITS,
+        flows: Flows::From(0),
+        frames,
+    })
+}
+
+/// The pod that another one sends to.
+pub(crate) fn second(stand: &Stand) -> Result<&Pod> {
+    stand.pods.get(1).context("pod to pod needs two pods")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// Needs root and `CAUSEWAY_DIST`, as everything that builds a node.
+    #[test]
+    fn packets_of_a_causeway_node_arrive_translated_and_whole() {
+        let plan = Plan {
+            block: Duration::from_millis(5),
+            rounds: 1,
+            cpu: 0,
+        };
+        let stand = Stand::build(Peer::Causeway, 1, None).unwrap();
+        let mut lane = FrameLane::new(&stand, Way::Out(OUTSIDE), Load::PLAIN, &plan).unwrap();
+        lane.warm_up().unwrap();
+        assert!(lane.block().unwrap() > 0.0);
+
+        // The counter believes nobody: from another source nothing counts.
+        let stranger = Wanted {
+            src: (stand.pods[0].addr, 32),
+            dst: (OUTSIDE, 16),
+            verify: true,
+        };
+        drop(lane);
+        let mut counter = Counter::new(stand.far(), "node", At::Xdp, stranger).unwrap();
+        let stream = stream(&stand, &stand.pods[0], Way::Out(OUTSIDE), Frames::Of(SMALLEST)).unwrap();
+        let mut generator = Generator::new(&stand.pods[0].ns, "eth0", &stream).unwrap();
+        generator.send(&stand.pods[0].ns, 0, 1000).unwrap();
+        let before = counter.read().unwrap();
+        assert_eq!(counter.settled(before, 1).unwrap().packets, 0);
+    }
+}

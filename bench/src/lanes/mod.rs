@@ -1,0 +1,5 @@
+//! What can be measured of one peer, one block at a time.
+
+mod bound;
+pub(crate) mod frames;
+pub(crate) mod program;

@@ -1,0 +1,223 @@
+//! A peer, built: a node in its surroundings with pods, or for the direct veth a pod and a far end.
+
+use std::{net::Ipv4Addr, path::Path};
+
+use anyhow::{Context, Result};
+use aya::{EbpfLoader, maps::ProgramArray, programs::TcAttachType};
+use causeway_tests::{
+    dist::Dist,
+    fabric::{Fabric, NODE},
+    netns::{Netns, connect},
+    node::{Datapath, Node, Pod},
+    offload, rate, stock,
+};
+
+use crate::{peer::Peer, programs::Programs};
+
+/// Entries of the model's tables, each. As many as Causeway's.
+const MODEL_ENTRIES: u32 = 524_288;
+
+/// The far end's own address, outside the excluded ranges.
+pub(crate) const FAR: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+
+/// A built peer.
+#[derive(Debug)]
+pub(crate) struct Stand {
+    /// Which.
+    pub(crate) peer: Peer,
+    /// The pods; the direct veth has one.
+    pub(crate) pods: Vec<Pod>,
+    world: World,
+    /// The model, attached.
+    model: Option<Programs>,
+}
+
+#[derive(Debug)]
+enum World {
+    Node(Box<Surrounded>),
+    Wire { far: Netns },
+}
+
+#[derive(Debug)]
+struct Surrounded {
+    node: Node,
+    fabric: Fabric,
+}
+
+impl Stand {
+    /// Builds a peer with `pods` pods. `dist` is the tree of [`Peer::OtherBuild`].
+    pub(crate) fn build(peer: Peer, pods: u8, dist: Option<&Path>) -> Result<Self> {
+        Self::try_build(peer, pods, dist).with_context(|| format!("cannot build {}", peer.name()))
+    }
+
+    fn try_build(peer: Peer, pods: u8, dist: Option<&Path>) -> Result<Self> {
+        if peer == Peer::DirectVeth {
+            return Self::direct();
+        }
+        let fabric = Fabric::new()?;
+        let pool: Vec<Ipv4Addr> = (0..u8::MAX - 5)
+            .map(|n| Ipv4Addr::new(10, 240, 0, 5 + n))
+            .collect();
+        let ns = Netns::new()?;
+        fabric.plug_in(&ns, &pool)?;
+        let dist = match (peer, dist) {
+            (Peer::Causeway, _) => Some(Dist::from_env()?),
+            (Peer::OtherBuild, Some(path)) => Some(Dist::at(path)?),
+            _ => None,
+        };
+        let node = Node::installed(ns, datapath(peer), pool, dist)?;
+        // A network card computes checksums and cuts segments; the rig's wire does not, to judge them.
+        offload::set(&node.ns, "eth0", offload::TX_CHECKSUM, true)?;
+        offload::set(&fabric.router, "node", offload::TX_CHECKSUM, true)?;
+        translate(peer, &node.ns)?;
+        let pods = (0..pods)
+            .map(|n| node.add(&format!("bench-{n}")))
+            .collect::<Result<Vec<Pod>>>()?;
+        let world = World::Node(Box::new(Surrounded { node, fabric }));
+        let mut stand = Self {
+            peer,
+            pods,
+            world,
+            model: None,
+        };
+        for pod in &stand.pods {
+            offload::set(
+                &stand.node()?.ns,
+                &stand.node()?.host_interface(pod)?,
+                offload::GRO,
+                true,
+            )?;
+        }
+        if peer == Peer::Model {
+            stand.model = Some(stand.load_model()?);
+        }
+        Ok(stand)
+    }
+
+    /// The node.
+    pub(crate) fn node(&self) -> Result<&Node> {
+        match &self.world {
+            World::Node(world) => Ok(&world.node),
+            World::Wire { .. } => anyhow::bail!("{} has no node", self.peer.name()),
+        }
+    }
+
+    /// The namespace at the far end of the uplink. Its interface there is `node`.
+    pub(crate) fn far(&self) -> &Netns {
+        match &self.world {
+            World::Node(world) => &world.fabric.router,
+            World::Wire { far } => far,
+        }
+    }
+
+    /// The address that the far end sees of a pod.
+    pub(crate) fn seen(&self, pod: &Pod) -> Ipv4Addr {
+        if self.peer.translates() { NODE } else { pod.addr }
+    }
+
+    /// Destination and source MAC of what a pod sends to an address.
+    pub(crate) fn first_hop(&self, pod: &Pod, to: Ipv4Addr) -> Result<([u8; 6], [u8; 6])> {
+        match &self.world {
+            World::Node(_) => rate::first_hop(&pod.ns, to),
+            World::Wire { far } => Ok((far.mac("node")?, pod.ns.mac("eth0")?)),
+        }
+    }
+
+    /// Destination and source MAC of what the far end sends.
+    pub(crate) fn last_hop(&self) -> Result<([u8; 6], [u8; 6])> {
+        let to = match &self.world {
+            World::Node(world) => world.node.mac()?,
+            World::Wire { .. } => self.pods[0].ns.mac("eth0")?,
+        };
+        Ok((to, self.far().mac("node")?))
+    }
+
+    fn direct() -> Result<Self> {
+        let (ns, far) = (Netns::new()?, Netns::new()?);
+        let addr = Ipv4Addr::new(10, 240, 0, 5);
+        connect(&ns, "eth0", &far, "node")?;
+        ns.ip(&format!(
+            "addr add {addr}/32 dev eth0\nroute add default dev eth0"
+        ))?;
+        far.ip(&format!("addr add {FAR}/32 dev lo\nroute add {addr} dev node"))?;
+        offload::set(&far, "node", offload::GRO, true)?;
+        offload::set(&ns, "eth0", offload::GRO, true)?;
+        let pod = Pod {
+            ns,
+            addr,
+            name: "bench-0".to_owned(),
+            result: serde_json::Value::Null,
+        };
+        Ok(Self {
+            peer: Peer::DirectVeth,
+            pods: vec![pod],
+            world: World::Wire { far },
+            model: None,
+        })
+    }
+
+    /// Loads the model and puts it on every hook.
+    fn load_model(&self) -> Result<Programs> {
+        let node = &self.node()?.ns;
+        let mut loader = EbpfLoader::new();
+        let addr = NODE.to_bits().to_be();
+        loader
+            .map_max_entries("cwb_m_conns", MODEL_ENTRIES)
+            .map_max_entries("cwb_m_nat", MODEL_ENTRIES)
+            .override_global("CWB_NODE", &addr, true);
+        let mut model = Programs::load_with(&mut loader)?;
+        let identities = model.map("cwb_m_identity")?;
+        let mut trie = aya::maps::lpm_trie::LpmTrie::<_, u32, u32>::try_from(identities)?;
+        for (index, prefix) in [[10u8, 0, 0, 0], [203, 0, 0, 0], [198, 51, 0, 0]]
+            .iter()
+            .enumerate()
+        {
+            let key = aya::maps::lpm_trie::Key::new(8, u32::from_ne_bytes(*prefix));
+            trie.insert(&key, index as u32 + 1, 0)?;
+        }
+        for (index, name) in [(0, "cwb_model_conn"), (1, "cwb_model_nat"), (2, "cwb_model_pod")] {
+            let fd = model.tc(name)?.fd()?.try_clone()?;
+            ProgramArray::try_from(model.map("cwb_m_stages")?)?.set(index, &fd, 0)?;
+        }
+        for pod in &self.pods {
+            let host_if = self.node()?.host_interface(pod)?;
+            let program = model.tc("cwb_model_in")?;
+            node.run(|| program.attach(&host_if, TcAttachType::Ingress))??;
+        }
+        let program = model.tc("cwb_model_back")?;
+        node.run(|| program.attach("eth0", TcAttachType::Ingress))??;
+        Ok(model)
+    }
+}
+
+fn datapath(peer: Peer) -> Datapath {
+    match peer {
+        Peer::Causeway | Peer::OtherBuild => Datapath::Causeway,
+        Peer::BridgeNft | Peer::BridgeLegacy | Peer::Bridge => Datapath::Bridge,
+        _ => Datapath::Routed,
+    }
+}
+
+/// The rule, by the tool that the peer is named after.
+fn translate(peer: Peer, node: &Netns) -> Result<()> {
+    if datapath(peer).is_bridged() {
+        // The generator's stations never answer, and an address that is forgotten is flooded to.
+        node.ip("link set azure0 type bridge ageing_time 360000")?;
+    }
+    let program = match peer {
+        Peer::BridgeNft => "iptables-nft",
+        Peer::BridgeLegacy | Peer::RoutedMasquerade => "iptables-legacy",
+        Peer::NftMasquerade => {
+            let rules = [
+                "add table ip nat",
+                "add set ip nat kept { type ipv4_addr; flags interval; elements = { 10.0.0.0/8, 168.63.129.16 }; }",
+                "add chain ip nat post { type nat hook postrouting priority srcnat; }",
+                "add rule ip nat post oifname eth0 ip daddr != @kept fib daddr type != local masquerade",
+            ];
+            return node.output("nft", &[&rules.join("\n")]).map(drop);
+        }
+        _ => return Ok(()),
+    };
+    let rule: Vec<&str> = stock::MASQUERADE.split_whitespace().collect();
+    node.output(program, &rule).map(drop)
+}
