@@ -31,19 +31,6 @@ fn message(len: usize) -> Vec<u8> {
     (0..len).map(|at| (at * 7 + at / 251 + len) as u8).collect()
 }
 
-/// MACs of pod and gateway, as the pod uses them.
-fn macs(pod: &Pod) -> Result<[[u8; 6]; 2]> {
-    let neighbours = pod.ns.json("ip", &["-j", "neigh", "show", "dev", "eth0"])?;
-    let text = neighbours[0]["lladdr"]
-        .as_str()
-        .context("the pod has no gateway")?;
-    let bytes: Vec<u8> = text
-        .split(':')
-        .map(|byte| u8::from_str_radix(byte, 16))
-        .collect::<Result<_, _>>()?;
-    Ok([pod.ns.mac("eth0")?, bytes.try_into().unwrap_or_default()])
-}
-
 #[derive(Clone, Copy, Debug)]
 enum Order {
     AsCut,
@@ -111,7 +98,7 @@ impl<'a> Scene<'a> {
             dial,
             pod_sender: Sender::new(&pod.ns, "eth0")?,
             server_sender: Sender::new(server, "eth0")?,
-            pod_macs: macs(pod)?,
+            pod_macs: pod.macs()?,
             server_macs: [answer.src_mac, answer.dst_mac],
             at_pod,
             at_server,
@@ -339,7 +326,7 @@ fn echo_requests_in_order() -> Result<()> {
         };
         let data = message(len);
         let addrs = [pod.addr.octets(), INTERNET.octets()];
-        let request = raw::icmp(macs(&pod)?, addrs, Icmpv4Type::EchoRequest(echo), &data)?;
+        let request = raw::icmp(pod.macs()?, addrs, Icmpv4Type::EchoRequest(echo), &data)?;
         send(&sender, &request, Order::AsCut, sequence)?;
         let heard = pinger.hear(PATIENCE, |message| message.icmp == Icmpv4Type::EchoReply(echo))?;
         let heard = heard.with_context(|| format!("no answer to {len} bytes"))?;

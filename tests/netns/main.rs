@@ -2,12 +2,15 @@
 
 mod carried;
 mod datagrams;
+mod flood;
 mod fragments;
 mod healing;
 mod lifecycle;
 mod path;
+mod peers;
 mod pmtu;
 mod policy;
+mod portless;
 mod ports;
 mod readable;
 mod rig;

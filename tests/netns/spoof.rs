@@ -1,38 +1,18 @@
 //! A pod that lies about who it is gets nowhere, and the lie is counted.
 
-use std::{
-    net::{Ipv4Addr, SocketAddrV4},
-    thread::sleep,
-    time::Duration,
-};
+use std::{net::Ipv4Addr, thread::sleep, time::Duration};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use causeway_tests::{
     capture::Capture,
     fabric::{INTERNET, VNET},
     node::Pod,
     raw,
     rig::Rig,
-    talk::Udp,
 };
 
 const PORT: u16 = 4444;
 const TIMES: u64 = 10;
-
-/// MACs of pod and gateway, as the pod uses them.
-fn macs(pod: &Pod) -> Result<[[u8; 6]; 2]> {
-    let wire = Capture::start(&pod.ns, "eth0")?;
-    Udp::connect(&pod.ns, SocketAddrV4::new(VNET, PORT + 1))?
-        .0
-        .send(b"?")?;
-    sleep(Duration::from_millis(50));
-    let frames = wire.stop();
-    let sent = frames
-        .iter()
-        .find(|frame| frame.outgoing && frame.ip.is_some())
-        .context("the pod sent nothing")?;
-    Ok([sent.src_mac, sent.dst_mac])
-}
 
 /// Sends the frame made by `lie` towards each kind of receiver; none may see it, and `reason` must count each.
 fn is_dropped(reason: &str, lie: impl Fn(&Pod, &Pod, Ipv4Addr) -> Result<Vec<u8>>) -> Result<()> {
@@ -78,7 +58,7 @@ fn is_dropped(reason: &str, lie: impl Fn(&Pod, &Pod, Ipv4Addr) -> Result<Vec<u8>
 fn the_neighbours_address() -> Result<()> {
     is_dropped("source_address", |liar, neighbour, to| {
         raw::datagram(
-            macs(liar)?,
+            liar.macs()?,
             [neighbour.addr.octets(), to.octets()],
             [5, PORT],
             64,
@@ -91,7 +71,7 @@ fn the_neighbours_address() -> Result<()> {
 fn an_address_of_nobody() -> Result<()> {
     is_dropped("source_address", |liar, _, to| {
         raw::datagram(
-            macs(liar)?,
+            liar.macs()?,
             [[192, 0, 2, 1], to.octets()],
             [5, PORT],
             64,
@@ -104,7 +84,7 @@ fn an_address_of_nobody() -> Result<()> {
 fn the_nodes_address() -> Result<()> {
     is_dropped("source_address", |liar, _, to| {
         raw::datagram(
-            macs(liar)?,
+            liar.macs()?,
             [[10, 240, 0, 4], to.octets()],
             [5, PORT],
             64,
@@ -116,7 +96,7 @@ fn the_nodes_address() -> Result<()> {
 #[test]
 fn another_mac() -> Result<()> {
     is_dropped("source_mac", |liar, _, to| {
-        let [_, gateway] = macs(liar)?;
+        let [_, gateway] = liar.macs()?;
         let mac = [2, 0, 0, 0, 0, 9];
         raw::datagram(
             [mac, gateway],

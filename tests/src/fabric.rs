@@ -22,6 +22,8 @@ use crate::{
 
 /// The node's primary address.
 pub const NODE: Ipv4Addr = Ipv4Addr::new(10, 240, 0, 4);
+/// Another node's primary address.
+pub const SECOND_NODE: Ipv4Addr = Ipv4Addr::new(10, 240, 2, 4);
 /// The subnet of node and pods: prefix length.
 pub const SUBNET_BITS: u8 = 16;
 /// The subnet's gateway, an address of the fabric.
@@ -93,18 +95,31 @@ impl Fabric {
     /// The wire is a real one: both ends compute checksums before they send, so what a capture sees is what a network card
     /// would have sent, and a checksum the datapath got wrong is refused by its receiver.
     pub fn plug_in(&self, node: &Netns, pods: &[Ipv4Addr]) -> Result<()> {
-        connect(node, "eth0", &self.router, "node")?;
-        answer_at_once(&self.router, "node")?;
+        self.plug_in_at(node, NODE, "node", pods)?;
+        self.router
+            .ip(&format!("route add 10.240.0.0/{SUBNET_BITS} dev node"))
+    }
+
+    /// Plugs another node in, beside the first one, at [`SECOND_NODE`]. The router's end of its link is `second`.
+    pub fn plug_in_second(&self, node: &Netns, pods: &[Ipv4Addr]) -> Result<()> {
+        self.plug_in_at(node, SECOND_NODE, "second", pods)?;
+        self.internet
+            .ip(&format!("route add {SECOND_NODE} via 203.0.113.1"))
+    }
+
+    fn plug_in_at(&self, node: &Netns, addr: Ipv4Addr, interface: &str, pods: &[Ipv4Addr]) -> Result<()> {
+        connect(node, "eth0", &self.router, interface)?;
+        answer_at_once(&self.router, interface)?;
         node.ip(&format!(
-            "addr add {NODE}/{SUBNET_BITS} dev eth0\nroute add default via {GATEWAY}"
+            "addr add {addr}/{SUBNET_BITS} dev eth0\nroute add default via {GATEWAY}"
         ))?;
-        let to_pod = |pod: &Ipv4Addr| format!("route add {pod} via {NODE} dev node onlink");
-        let mut routes = vec![format!("route add 10.240.0.0/{SUBNET_BITS} dev node")];
+        let to_pod = |pod: &Ipv4Addr| format!("route add {pod} via {addr} dev {interface} onlink");
+        let mut routes = vec![format!("route add {addr} dev {interface}")];
         routes.extend(pods.iter().map(to_pod));
         self.router.ip(&routes.join("\n"))?;
         offload::set(node, "eth0", offload::TX_CHECKSUM, false)?;
         offload::set(node, "eth0", offload::GRO, true)?;
-        offload::set(&self.router, "node", offload::TX_CHECKSUM, false)
+        offload::set(&self.router, interface, offload::TX_CHECKSUM, false)
     }
 }
 

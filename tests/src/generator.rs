@@ -28,10 +28,23 @@ const PROG_TEST_RUN: libc::c_long = 10;
 
 /// Length of a frame in bytes without the checksum at its end: Ethernet's minimum.
 const FRAME: usize = 60;
-/// Ethernet, IPv4 and UDP headers.
+/// Ethernet, IPv4 and UDP headers; the same and the beginning of a TCP header.
 const HEADERS: u8 = 42;
-/// Where the source port stands.
-const SRC_PORT: i16 = 34;
+/// Ethernet, IPv4 and TCP headers.
+const TCP_HEADERS: u8 = 54;
+/// Where the source port stands, and behind it the destination port.
+const PORTS: i16 = 34;
+/// Where TCP's sequence number stands.
+const SEQUENCE: i16 = 38;
+
+/// What the packets are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// UDP to the course's port, from one of [`FLOWS`] ports.
+    Datagrams,
+    /// TCP segments that open a connection, from any port to any port: hardly two of them are of one flow.
+    Syns,
+}
 
 /// Where the packets go.
 #[derive(Clone, Copy, Debug)]
@@ -44,8 +57,10 @@ pub struct Course {
     pub pod: Ipv4Addr,
     /// Destination address.
     pub to: Ipv4Addr,
-    /// Destination UDP port.
+    /// Destination port of datagrams.
     pub port: u16,
+    /// What is sent.
+    pub kind: Kind,
 }
 
 /// A loaded generator for one interface.
@@ -60,8 +75,8 @@ impl Generator {
     /// ([`offload::GRO`](crate::offload::GRO)), or the kernel drops every frame.
     pub fn new(ns: &Netns, interface: &str, course: &Course) -> Result<Self> {
         let frame = frame(course)?;
-        let program =
-            load(&program(&frame, ns.ifindex(interface)?)).context("cannot load the packet generator")?;
+        let program = load(&program(&frame, course.kind, ns.ifindex(interface)?))
+            .context("cannot load the packet generator")?;
         Ok(Self { program, frame })
     }
 
@@ -84,13 +99,27 @@ impl Generator {
 }
 
 fn frame(course: &Course) -> Result<[u8; FRAME]> {
-    let builder = PacketBuilder::ethernet2(course.pod_mac, course.gateway_mac)
-        .ipv4(course.pod.octets(), course.to.octets(), 64)
-        .udp(FIRST_PORT, course.port);
+    let builder = PacketBuilder::ethernet2(course.pod_mac, course.gateway_mac).ipv4(
+        course.pod.octets(),
+        course.to.octets(),
+        64,
+    );
     let mut bytes = Vec::new();
-    builder.write(&mut bytes, &[0; FRAME - HEADERS as usize])?;
-    // The source port changes from packet to packet; RFC 768: zero means that no checksum was computed.
-    bytes[40..42].fill(0);
+    match course.kind {
+        Kind::Datagrams => {
+            let data = [0; FRAME - HEADERS as usize];
+            builder.udp(FIRST_PORT, course.port).write(&mut bytes, &data)?;
+            // The source port changes from packet to packet; RFC 768: zero means that no checksum was computed.
+            bytes[40..42].fill(0);
+        }
+        Kind::Syns => {
+            // The sequence number is the complement of the two ports, so that the checksum is right whatever they are.
+            let ports = u32::from(FIRST_PORT) << 16 | u32::from(course.port);
+            let builder = builder.tcp(FIRST_PORT, course.port, !ports, 64_240).syn();
+            let data = [0; FRAME - TCP_HEADERS as usize];
+            builder.write(&mut bytes, &data)?;
+        }
+    }
     bytes
         .try_into()
         .map_err(|_| anyhow::anyhow!("the frame has not {FRAME} bytes"))
@@ -116,7 +145,7 @@ fn insn(code: u32, dst: u8, src: u8, offset: i16, immediate: i32) -> Insn {
     }
 }
 
-fn program(frame: &[u8; FRAME], ifindex: u32) -> Vec<Insn> {
+fn program(frame: &[u8; FRAME], kind: Kind, ifindex: u32) -> Vec<Insn> {
     use libc::{
         BPF_ADD, BPF_ALU, BPF_AND, BPF_H, BPF_JMP, BPF_K, BPF_LDX, BPF_MEM, BPF_ST, BPF_STX, BPF_W, BPF_X,
     };
@@ -128,19 +157,25 @@ fn program(frame: &[u8; FRAME], ifindex: u32) -> Vec<Insn> {
     const EXIT: u32 = 0x90;
     const PRANDOM: i32 = 7;
     const REDIRECT: i32 = 23;
+    const XOR: u32 = 0xa0;
     const ABORTED: i32 = 0;
+    let headers = match kind {
+        Kind::Datagrams => HEADERS,
+        Kind::Syns => TCP_HEADERS,
+    };
+    let words = headers / 4 * 4;
     // r7: the frame. Read and compared first, as the verifier asks.
     let mut program = vec![
         insn(BPF_LDX | BPF_MEM | BPF_W, 7, 1, 0, 0),
         insn(BPF_LDX | BPF_MEM | BPF_W, 3, 1, 4, 0),
         insn(ALU64 | MOV | BPF_X, 4, 7, 0, 0),
-        insn(ALU64 | BPF_ADD | BPF_K, 4, 0, 0, i32::from(HEADERS)),
+        insn(ALU64 | BPF_ADD | BPF_K, 4, 0, 0, i32::from(headers)),
         insn(BPF_JMP | JUMP_IF_NOT_GREATER | BPF_X, 4, 3, 2, 0),
         insn(ALU64 | MOV | BPF_K, 0, 0, 0, ABORTED),
         insn(BPF_JMP | EXIT, 0, 0, 0, 0),
     ];
     program.extend(
-        frame[..40]
+        frame[..usize::from(words)]
             .chunks_exact(4)
             .zip((0i16..).step_by(4))
             .map(|(word, at)| {
@@ -148,13 +183,28 @@ fn program(frame: &[u8; FRAME], ifindex: u32) -> Vec<Insn> {
                 insn(BPF_ST | BPF_MEM | BPF_W, 7, 0, at, word)
             }),
     );
+    let rest = i32::from(u16::from_ne_bytes([
+        frame[words as usize],
+        frame[words as usize + 1],
+    ]));
     program.extend([
-        insn(BPF_ST | BPF_MEM | BPF_H, 7, 0, 40, 0),
+        insn(BPF_ST | BPF_MEM | BPF_H, 7, 0, words.into(), rest),
         insn(BPF_JMP | CALL, 0, 0, 0, PRANDOM),
-        insn(BPF_ALU | BPF_AND | BPF_K, 0, 0, 0, i32::from(FLOWS - 1)),
-        insn(BPF_ALU | BPF_ADD | BPF_K, 0, 0, 0, i32::from(FIRST_PORT)),
-        insn(TO_BIG_ENDIAN, 0, 0, 0, 16),
-        insn(BPF_STX | BPF_MEM | BPF_H, 7, 0, SRC_PORT, 0),
+    ]);
+    match kind {
+        Kind::Datagrams => program.extend([
+            insn(BPF_ALU | BPF_AND | BPF_K, 0, 0, 0, i32::from(FLOWS - 1)),
+            insn(BPF_ALU | BPF_ADD | BPF_K, 0, 0, 0, i32::from(FIRST_PORT)),
+            insn(TO_BIG_ENDIAN, 0, 0, 0, 16),
+            insn(BPF_STX | BPF_MEM | BPF_H, 7, 0, PORTS, 0),
+        ]),
+        Kind::Syns => program.extend([
+            insn(BPF_STX | BPF_MEM | BPF_W, 7, 0, PORTS, 0),
+            insn(BPF_ALU | XOR | BPF_K, 0, 0, 0, -1),
+            insn(BPF_STX | BPF_MEM | BPF_W, 7, 0, SEQUENCE, 0),
+        ]),
+    }
+    program.extend([
         insn(ALU64 | MOV | BPF_K, 1, 0, 0, ifindex.cast_signed()),
         insn(ALU64 | MOV | BPF_K, 2, 0, 0, 0),
         insn(BPF_JMP | CALL, 0, 0, 0, REDIRECT),

@@ -16,6 +16,7 @@ pub mod offload;
 pub mod ping;
 pub mod rate;
 pub mod raw;
+pub mod raw_ip;
 pub mod rig;
 pub mod rng;
 pub mod rules;

@@ -225,7 +225,8 @@ fn on_a_thread<T: Send>(f: impl FnOnce() -> T + Send) -> T {
     })
 }
 
-fn parse_mac(text: &str) -> Option<[u8; 6]> {
+/// `02:42:ac:11:00:02`.
+pub(crate) fn parse_mac(text: &str) -> Option<[u8; 6]> {
     let bytes: Option<Vec<u8>> = text
         .split(':')
         .map(|byte| u8::from_str_radix(byte, 16).ok())

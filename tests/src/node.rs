@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::{
     dist::Dist,
     fabric::{self, Fabric},
-    netns::{Netns, stdout_of},
+    netns::{self, Netns, stdout_of},
     scratch::Scratch,
     stock,
 };
@@ -65,6 +65,14 @@ impl Pod {
     pub fn container_id(&self) -> String {
         container_id(&self.name)
     }
+
+    /// Sender's and receiver's MAC of what the pod sends: its own and its gateway's.
+    pub fn macs(&self) -> Result<[[u8; 6]; 2]> {
+        let neighbours = self.ns.json("ip", &["-j", "neigh", "show", "dev", "eth0"])?;
+        let text = neighbours[0]["lladdr"].as_str().unwrap_or_default();
+        let gateway = netns::parse_mac(text).context("the pod knows no gateway")?;
+        Ok([self.ns.mac("eth0")?, gateway])
+    }
 }
 
 /// A node.
@@ -90,8 +98,20 @@ impl Node {
         Self::plugged_in(ns, datapath, pool)
     }
 
+    /// Another node beside the first one, at [`fabric::SECOND_NODE`].
+    pub fn second(fabric: &Fabric, datapath: Datapath, pool_size: u8) -> Result<Self> {
+        let pool: Vec<Ipv4Addr> = (0..pool_size).map(|n| Ipv4Addr::new(10, 240, 2, 5 + n)).collect();
+        let ns = Netns::new()?;
+        fabric.plug_in_second(&ns, &pool)?;
+        Self::at(ns, fabric::SECOND_NODE, datapath, pool)
+    }
+
     /// A node in a namespace that has its uplink, `eth0`, with the primary address and a default route.
     pub fn plugged_in(ns: Netns, datapath: Datapath, pool: Vec<Ipv4Addr>) -> Result<Self> {
+        Self::at(ns, fabric::NODE, datapath, pool)
+    }
+
+    fn at(ns: Netns, addr: Ipv4Addr, datapath: Datapath, pool: Vec<Ipv4Addr>) -> Result<Self> {
         let dist = datapath.is_causeway().then(Dist::from_env).transpose()?;
         Self::installed(ns, datapath, pool, dist)
     }
@@ -106,7 +126,7 @@ impl Node {
             dist,
             taken: AtomicUsize::new(0),
         };
-        node.write_interfaces()?;
+        node.write_interfaces(addr)?;
         stock::prepare(&node.ns, datapath)?;
         Ok(node)
     }
@@ -263,9 +283,9 @@ impl Node {
     }
 
     /// The file that the cloud leaves on a node: which addresses belong to which network card.
-    fn write_interfaces(&self) -> Result<()> {
+    fn write_interfaces(&self, addr: Ipv4Addr) -> Result<()> {
         let mac = self.mac()?.map(|byte| format!("{byte:02X}")).join(":");
-        let mut addresses = vec![json!({ "Address": fabric::NODE, "IsPrimary": true })];
+        let mut addresses = vec![json!({ "Address": addr, "IsPrimary": true })];
         addresses.extend(
             self.pool
                 .iter()

@@ -15,7 +15,7 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use crate::{
     capture::Capture,
     fabric::{INTERNET, NODE},
-    generator::{Course, Generator},
+    generator::{Course, Generator, Kind},
     netns::Netns,
     node::Pod,
     offload,
@@ -68,6 +68,7 @@ impl<'a> Lane<'a> {
             pod: pod.addr,
             to: INTERNET,
             port: PORT,
+            kind: Kind::Datagrams,
         };
         Ok(Self {
             rig,

@@ -54,6 +54,28 @@ pub fn host_port(node: &Netns, port: u16, pod: SocketAddrV4) -> Result<()> {
     )
 }
 
+/// A NodePort for TCP and UDP: `port` of every address of the node leads to `endpoint`, whose answers have to come back here: every client is
+/// masqueraded.
+pub fn node_port(node: &Netns, port: u16, endpoint: SocketAddrV4) -> Result<()> {
+    for protocol in ["tcp", "udp"] {
+        let matches = format!("-p {protocol} --dport {port} -m addrtype --dst-type LOCAL");
+        for chain in ["PREROUTING", "OUTPUT"] {
+            run(
+                node,
+                &format!("-t nat -A {chain} {matches} -j MARK --set-xmark 0x4000/0x4000"),
+            )?;
+            run(
+                node,
+                &format!("-t nat -A {chain} {matches} -j DNAT --to-destination {endpoint}"),
+            )?;
+        }
+    }
+    run(
+        node,
+        "-t nat -A POSTROUTING -m mark --mark 0x4000/0x4000 -j MASQUERADE",
+    )
+}
+
 /// A policy: nothing from `src` to `dst` is forwarded.
 pub fn forbid(node: &Netns, src: Ipv4Addr, dst: Ipv4Addr) -> Result<()> {
     run(node, &format!("-I FORWARD -s {src}/32 -d {dst}/32 -j DROP"))

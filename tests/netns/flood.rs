@@ -1,0 +1,88 @@
+//! A pod that opens connections as fast as it can, and never one to its end.
+
+use std::{
+    net::{Ipv4Addr, SocketAddrV4},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+};
+
+use anyhow::{Context, Result, ensure};
+use causeway_tests::{
+    echo::Echo,
+    fabric::{INTERNET, NODE, VNET},
+    generator::{Course, Generator, Kind},
+    node::Pod,
+    offload,
+    rig::Rig,
+    talk::{Tcp, Udp},
+};
+
+/// Nobody answers there, not even with a reset.
+const NOWHERE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 99);
+/// Twice what the flow table can hold.
+const SYNS: u32 = 600_000;
+
+fn flood(rig: &Rig, pod: &Pod) -> Result<()> {
+    rig.fabric.router.ip(&format!("route add blackhole {NOWHERE}"))?;
+    offload::set(&rig.node.ns, &rig.node.host_interface(pod)?, offload::GRO, true)?;
+    let [pod_mac, gateway_mac] = pod.macs()?;
+    let course = Course {
+        gateway_mac,
+        pod_mac,
+        pod: pod.addr,
+        to: NOWHERE,
+        port: 80,
+        kind: Kind::Syns,
+    };
+    let generator = Generator::new(&pod.ns, "eth0", &course)?;
+    let took = pod.ns.run(|| generator.send(SYNS))??;
+    println!("{SYNS} SYNs in {took:?}");
+    Ok(())
+}
+
+/// Connections of every kind that were there before: carried with and without translation, and opened from outside.
+#[test]
+fn a_syn_flood_leaves_what_is_established_alone() -> Result<()> {
+    let rig = Rig::causeway()?;
+    let (attacker, victim) = (rig.pod("attacker")?, rig.pod("victim")?);
+    let outside = Echo::start(&rig.fabric.internet, 7)?;
+    let _echoes = [Echo::start(&rig.fabric.vnet, 7)?, Echo::start(&victim.ns, 7)?];
+    let to_pod = SocketAddrV4::new(victim.addr, 7);
+    let mut connections = [
+        Tcp::connect(&victim.ns, SocketAddrV4::new(INTERNET, 7))?,
+        Tcp::connect(&victim.ns, SocketAddrV4::new(VNET, 7))?,
+        Tcp::connect(&rig.fabric.partner, to_pod)?,
+    ];
+    let sockets = [
+        Udp::connect(&victim.ns, SocketAddrV4::new(INTERNET, 7))?,
+        Udp::connect(&rig.fabric.vnet, to_pod)?,
+    ];
+    let mut all = || -> Result<()> {
+        connections
+            .iter_mut()
+            .try_for_each(|connection| connection.chat(2))?;
+        sockets.iter().try_for_each(|socket| socket.chat(2))
+    };
+    all()?;
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let flood = scope.spawn(|| {
+            let done = flood(&rig, &attacker);
+            over.store(true, Ordering::Relaxed);
+            done
+        });
+        let mut turns = 0;
+        while !over.load(Ordering::Relaxed) {
+            all().with_context(|| format!("after {turns} turns in the flood"))?;
+            turns += 1;
+        }
+        flood.join().expect("no panic")?;
+        ensure!(turns > 3, "the flood was over after {turns} turns");
+        all().context("after the flood")
+    })?;
+    let seen = outside.seen();
+    ensure!(seen.iter().all(|peer| *peer.ip() == NODE));
+    let refused = rig.node.count("snat_table_full")? + rig.node.count("snat_quota")?;
+    ensure!(refused > 0, "the table had room for all of it");
+    Ok(())
+}
