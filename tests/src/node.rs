@@ -113,11 +113,21 @@ impl Node {
 
     fn at(ns: Netns, addr: Ipv4Addr, datapath: Datapath, pool: Vec<Ipv4Addr>) -> Result<Self> {
         let dist = datapath.is_causeway().then(Dist::from_env).transpose()?;
-        Self::installed(ns, datapath, pool, dist)
+        Self::with_programs(ns, addr, datapath, pool, dist)
     }
 
     /// As [`Self::plugged_in`], with the programs of `dist`.
     pub fn installed(ns: Netns, datapath: Datapath, pool: Vec<Ipv4Addr>, dist: Option<Dist>) -> Result<Self> {
+        Self::with_programs(ns, fabric::NODE, datapath, pool, dist)
+    }
+
+    fn with_programs(
+        ns: Netns,
+        addr: Ipv4Addr,
+        datapath: Datapath,
+        pool: Vec<Ipv4Addr>,
+        dist: Option<Dist>,
+    ) -> Result<Self> {
         let node = Self {
             ns,
             root: Scratch::new()?,
