@@ -103,15 +103,9 @@ fn the_node_answers_for_a_packet_that_expires_there() -> Result<()> {
     socket.chat(5)
 }
 
-/// The pod's link takes more than the next one does.
-fn widen(rig: &Rig, pod: &Pod) -> Result<()> {
-    let host_if = rig.node.host_interface(pod)?;
-    rig.node.ns.ip(&format!("link set {host_if} mtu 2000"))?;
-    pod.ns.ip("link set eth0 mtu 2000")
-}
-
 fn is_told_to_fragment(rig: &Rig, pod: &Pod, socket: &Udp) -> Result<()> {
-    widen(rig, pod)?;
+    // The pod's link takes more than the next one does.
+    rig.node.set_pod_mtu(pod, 2000)?;
     let ears = Pinger::new(&pod.ns, 1)?;
     set_ip_mtu_discover(&socket.0, Ipv4PathMtuDiscovery::DO)?;
     socket.0.send(&[7; 1800])?;

@@ -9,7 +9,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
@@ -65,6 +65,23 @@ impl Capture {
     /// The frames so far.
     pub fn so_far(&self) -> Vec<Frame> {
         self.frames.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The first frame for which `wanted` returns something, and what it returns; `None` when none came in time.
+    pub fn wait<T>(&self, patience: Duration, wanted: impl Fn(&Frame) -> Option<T>) -> Option<T> {
+        let end = Instant::now() + patience;
+        let mut looked_at = 0;
+        loop {
+            let late = Instant::now() >= end;
+            let frames = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
+            let found = frames[looked_at..].iter().find_map(&wanted);
+            looked_at = frames.len();
+            drop(frames);
+            if found.is_some() || late {
+                return found;
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     fn join(&mut self) {

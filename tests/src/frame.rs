@@ -1,6 +1,6 @@
 //! A frame as it stood on a wire, taken apart by etherparse so that nothing of ours judges our own packets.
 
-use std::net::Ipv4Addr;
+use std::{fmt, net::Ipv4Addr};
 
 use etherparse::{LinkSlice, NetSlice, SlicedPacket, TransportSlice, checksum::Sum16BitWords, icmpv4};
 
@@ -30,6 +30,10 @@ pub struct Packet {
     pub ttl: u8,
     /// Length of the whole packet in bytes, by its header.
     pub len: u16,
+    /// Identification.
+    pub id: u16,
+    /// The flag "don't fragment".
+    pub dont_fragment: bool,
     /// Part of a fragmented packet.
     pub fragment: bool,
     /// Source port; identifier of an ICMP echo; 0 otherwise.
@@ -42,6 +46,31 @@ pub struct Packet {
     pub quotable: Vec<u8>,
     /// Whether the header's checksum and, unless a fragment, the transport's are those of the bytes.
     pub checksums_good: bool,
+    /// The packet itself, without what a frame adds to its end.
+    pub bytes: Bytes,
+}
+
+/// Bytes of a packet, shown in one line.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Bytes(pub Vec<u8>);
+
+impl fmt::Debug for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl Packet {
+    /// What the IPv4 header is followed by.
+    pub fn payload(&self) -> &[u8] {
+        let header_len = self.bytes.0.first().map_or(0, |byte| usize::from(byte & 0x0f) * 4);
+        self.bytes.0.get(header_len..).unwrap_or_default()
+    }
+
+    /// What an ICMP error quotes: the packet that it is about, or the beginning of it.
+    pub fn quoted(&self) -> &[u8] {
+        self.payload().get(8..).unwrap_or_default()
+    }
 }
 
 impl Frame {
@@ -87,12 +116,15 @@ fn packet(sliced: &SlicedPacket<'_>) -> Option<Packet> {
         protocol: header.protocol().0,
         ttl: header.ttl(),
         len: header.total_len(),
+        id: header.identification(),
+        dont_fragment: header.dont_fragment(),
         fragment,
         src_port,
         dst_port,
         icmp,
         quotable: [header.slice(), ip.payload().payload.get(..8).unwrap_or_default()].concat(),
         checksums_good: header_good && transport_good,
+        bytes: Bytes([header.slice(), ip.payload().payload].concat()),
     })
 }
 
@@ -137,6 +169,8 @@ mod tests {
         assert_eq!((ip.dst, ip.dst_port), (Ipv4Addr::new(10, 0, 0, 2), 8));
         assert_eq!((ip.ttl, ip.protocol, ip.len, ip.fragment), (9, 17, 31, false));
         assert!(ip.checksums_good);
+        assert_eq!(ip.bytes.0, datagram()[14..]);
+        assert_eq!(ip.payload()[8..], *b"odd");
     }
 
     #[test]

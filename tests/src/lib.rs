@@ -4,6 +4,8 @@
 //! a node does, sends real traffic, and judges by what the wires and the receivers saw.
 
 pub mod capture;
+pub mod conntrack;
+pub mod craft;
 pub mod dist;
 pub mod echo;
 pub mod fabric;

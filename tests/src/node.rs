@@ -194,6 +194,13 @@ impl Node {
             .with_context(|| format!("the node has no interface {index}"))
     }
 
+    /// Changes the MTU of a pod's link, at both ends.
+    pub fn set_pod_mtu(&self, pod: &Pod, mtu: u16) -> Result<()> {
+        let host_if = self.host_interface(pod)?;
+        self.ns.ip(&format!("link set {host_if} mtu {mtu}"))?;
+        pod.ns.ip(&format!("link set eth0 mtu {mtu}"))
+    }
+
     /// The Causeway command line, to be run on this node.
     pub fn causeway(&self, args: &[&str]) -> Result<String> {
         let mut command = self.program(self.dist()?.cli().as_os_str());

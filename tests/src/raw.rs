@@ -1,7 +1,8 @@
-//! Frames of the sender's own making, for what no honest stack would send.
+//! Frames and packets of the sender's own making, for what no honest stack would send.
 
 use std::{
     mem::size_of_val,
+    net::SocketAddrV4,
     os::fd::{AsRawFd, OwnedFd},
 };
 
@@ -10,7 +11,7 @@ use etherparse::{
     ArpHardwareId, ArpOperation, ArpPacket, EtherType, Icmpv4Header, Icmpv4Type, IpNumber, Ipv4Header,
     PacketBuilder,
 };
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socket_with};
 
 use crate::netns::Netns;
 
@@ -61,6 +62,25 @@ impl Sender {
 /// Sends a frame out of an interface as it stands.
 pub fn send(ns: &Netns, interface: &str, frame: &[u8]) -> Result<()> {
     Sender::new(ns, interface)?.send(frame)
+}
+
+/// Sends IPv4 packets as they stand, one after the other, by the namespace's routes. The kernel writes the header's checksum
+/// and length, and an identification where it is zero (raw(7)).
+pub fn send_ip(ns: &Netns, packets: &[Vec<u8>]) -> Result<()> {
+    let socket = ns.run(|| {
+        let protocol = Some(rustix::net::ipproto::RAW);
+        socket_with(AddressFamily::INET, SocketType::RAW, SocketFlags::CLOEXEC, protocol)
+    })??;
+    for packet in packets {
+        let to: [u8; 4] = packet
+            .get(16..20)
+            .and_then(|bytes| bytes.try_into().ok())
+            .context("shorter than an IPv4 header")?;
+        let to = SocketAddrV4::new(to.into(), 0);
+        rustix::net::sendto(&socket, packet, SendFlags::empty(), &to)
+            .with_context(|| format!("sending {} bytes to {}", packet.len(), to.ip()))?;
+    }
+    Ok(())
 }
 
 /// A UDP datagram in a frame, checksums right.

@@ -1,0 +1,237 @@
+//! RFC 5508, continued: what an error does to a session, hairpinning, and the messages of the node itself.
+
+use std::{collections::BTreeSet, net::SocketAddrV4};
+
+use anyhow::{Context, Result, ensure};
+use causeway_tests::{
+    capture::Capture,
+    craft,
+    fabric::{INTERNET, NODE},
+    ping::{Message, Pinger},
+    raw,
+    talk::PATIENCE,
+};
+use etherparse::{
+    Icmpv4Type,
+    icmpv4::{DestUnreachableHeader, TimeExceededCode},
+};
+
+use crate::{
+    icmp_rfc5508::{Talk, arrival, reported},
+    mapping::{Flow, ICMP, UDP},
+    peer::Peer,
+    side::{A_WHILE, Side, agree, both},
+    udp_rfc4787::server,
+};
+
+const ID: u16 = 0x1d;
+const PORT: u16 = 42_000;
+const EXPIRED: Icmpv4Type = Icmpv4Type::TimeExceeded(TimeExceededCode::TtlExceededInTransit);
+
+/// RFC 5508 REQ-6 | an error about a query neither renews nor ends its session | it does neither | the same | met
+#[test]
+fn req_6_an_error_neither_renews_nor_ends_a_query_session() -> Result<()> {
+    agree(|side| {
+        let pinger = Pinger::new(&side.pod.ns, ID)?;
+        pinger.ping(INTERNET, 1, 8)?;
+        let flow = Flow(ICMP, SocketAddrV4::new(side.pod.addr, ID));
+        side.age(flow)?;
+        let about = craft::echo(NODE, INTERNET, ID, false, &[0; 8])?;
+        for kind in [(3, 1), (11, 0), (12, 0)] {
+            let seen = reported(side, craft::icmp(INTERNET, NODE, kind, [0; 4], &about)?)?;
+            ensure!(seen.is_some(), "{kind:?} does not come in");
+            ensure!(side.knows(flow)? && !side.is_renewed(flow)?, "{kind:?}");
+        }
+        pinger.ping(INTERNET, 2, 8)?;
+        ensure!(side.is_renewed(flow)?, "a ping does not renew it");
+        Ok(())
+    })
+}
+
+/// RFC 5508 REQ-7 | hairpinned errors pass | no packet is hairpinned (RFC 4787 REQ-9), so no error about one is; what the node says of a packet to its own address comes to the pod | the same | by design
+/// not: see RFC 4787 REQ-9
+#[test]
+fn req_7_the_node_answers_for_its_own_address() -> Result<()> {
+    agree(|side| {
+        let talk = Talk::new(side)?;
+        let neighbour = side.rig.pod("c")?;
+        let inside = Capture::start(&neighbour.ns, "eth0")?;
+        let asker = Peer::of(&neighbour, 999)?;
+        asker.socket.send_to(b"round the corner", talk.mapped)?;
+        let seen = arrival(&inside, |ip| ip.icmp == Some((3, 3)))?.context("the node said nothing")?;
+        let expected = craft::udp(asker.addr, talk.mapped, b"round the corner")?;
+        ensure!(seen.src == NODE && seen.quoted()[12..] == expected[12..], "{seen:?}");
+        Ok(())
+    })
+}
+
+/// RFC 5508 REQ-8 | a flow for which there is no room is refused with ICMP "administratively prohibited" | dropped and counted (`snat_no_port`), nobody is
+/// told | dropped, nobody is told | by design not: a drop-in is silent where the rule was; the counter tells the operator
+#[test]
+fn req_8_a_flow_without_a_port_is_dropped_silently() -> Result<()> {
+    let seen = agree(|side| {
+        let (server, neighbour) = (server(side, INTERNET)?, side.rig.pod("b")?);
+        // Every port of the class of 700: 600 to 1023.
+        let from = |addr, port| craft::udp(SocketAddrV4::new(addr, port), server.addr, b"taken");
+        let all: Vec<Vec<u8>> = (600..=1023).map(|port| from(neighbour.addr, port)).collect::<Result<_>>()?;
+        raw::send_ip(&neighbour.ns, &all)?;
+        side.settle()?;
+        let (inside, outside) = (
+            Capture::start(&side.pod.ns, "eth0")?,
+            Capture::start(side.internet(), "eth0")?,
+        );
+        raw::send_ip(&side.pod.ns, &[from(side.pod.addr, 700)?])?;
+        let left = arrival(&outside, |ip| ip.protocol == UDP)?.is_some();
+        let told = arrival(&inside, |ip| ip.protocol == ICMP)?.is_some();
+        if side.is_causeway() {
+            ensure!(side.rig.node.count("snat_no_port")? == 1);
+        }
+        Ok((left, told))
+    })?;
+    ensure!(seen == (false, false), "(left, told): {seen:?}");
+    Ok(())
+}
+
+/// RFC 5508 REQ-9 | a policy may forbid messages of the NAT | rules of the node's OUTPUT chain do | the same | met
+#[test]
+fn req_9_a_rule_of_the_node_silences_its_messages() -> Result<()> {
+    agree(|side| {
+        let rule = "-A OUTPUT -p icmp --icmp-type time-exceeded -j DROP";
+        side.rig.node.ns.output("iptables", &rule.split_whitespace().collect::<Vec<_>>())?;
+        let (pod, server) = (Peer::of(&side.pod, PORT)?, server(side, INTERNET)?);
+        let ears = Pinger::new(&side.pod.ns, 1)?;
+        pod.socket.set_ttl(1)?;
+        pod.socket.send_to(b"one hop", server.addr)?;
+        ensure!(ears.hear(A_WHILE, |message| message.icmp == EXPIRED)?.is_none());
+        Ok(())
+    })
+}
+
+/// RFC 5508 REQ-10a (destination unreachable) | the NAT says when it has no way to a destination (RFC 1812 section 4.3.3.1) | the node's kernel does, for first
+/// packets | the same | met
+#[test]
+fn req_10a_the_node_says_that_it_has_no_way() -> Result<()> {
+    agree(|side| {
+        side.rig.node.ns.ip("route add unreachable 192.0.2.0/24")?;
+        let nowhere = SocketAddrV4::new([192, 0, 2, 1].into(), 9);
+        let pod = Peer::of(&side.pod, PORT)?;
+        let ears = Pinger::new(&side.pod.ns, 1)?;
+        pod.socket.send_to(b"whither?", nowhere)?;
+        let host_unreachable = Icmpv4Type::DestinationUnreachable(DestUnreachableHeader::Host);
+        let told = ears.hear(PATIENCE, |message| message.icmp == host_unreachable)?;
+        ensure!(told.context("nobody said so")?.from == NODE);
+        Ok(())
+    })
+}
+
+/// RFC 5508 REQ-10a (time exceeded) | the NAT says when a packet's time to live ends there (RFC 1812 section 4.3.3.4) | the node's kernel does, for first packets and carried
+/// flows, from inside; and it quotes what the pod has sent | the same | met
+#[test]
+fn req_10a_the_node_says_that_a_packet_has_expired() -> Result<()> {
+    agree(|side| {
+        let (pod, server) = (Peer::of(&side.pod, PORT)?, server(side, INTERNET)?);
+        let expires = |message: &[u8]| -> Result<Message> {
+            let ears = Pinger::new(&side.pod.ns, 1)?;
+            pod.socket.set_ttl(1)?;
+            pod.socket.send_to(message, server.addr)?;
+            pod.socket.set_ttl(64)?;
+            let told = ears.hear(PATIENCE, |message| message.icmp == EXPIRED)?;
+            told.context("nobody said that it has expired")
+        };
+        for message in [&b"the first"[..], b"the third"] {
+            let told = expires(message)?;
+            let sent = craft::udp(pod.addr, server.addr, message)?;
+            ensure!(told.from == NODE && told.payload[12..] == sent[12..], "{told:?}");
+            let mapped = pod.reach(&server)?;
+            server.reach_by(mapped, &pod)?;
+        }
+        Ok(())
+    })
+}
+
+/// RFC 5508 REQ-10a (echo) | the NAT answers pings to its own address | the node does, also to a pod and while a pod pings with the same identifier | the same | met
+#[test]
+fn req_10a_the_node_answers_pings() -> Result<()> {
+    agree(|side| {
+        let pod = Pinger::new(&side.pod.ns, ID)?;
+        pod.ping(INTERNET, 1, 8)?;
+        let outside = Pinger::new(side.internet(), ID)?;
+        ensure!(outside.ping(NODE, 1, 8)?.from == NODE);
+        ensure!(pod.ping(NODE, 2, 8)?.from == NODE);
+        ensure!(Pinger::new(&side.rig.node.ns, ID)?.ping(INTERNET, 3, 8)?.from == INTERNET);
+        pod.ping(INTERNET, 4, 8).map(drop)
+    })
+}
+
+/// RFC 5508 REQ-10a (traceroute) | both together show a path | traceroute from a pod names the node, the routers and the host | the same | met
+#[test]
+fn req_10a_traceroute_from_a_pod_names_every_hop() -> Result<()> {
+    let hops = agree(|side| {
+        let mut hops = Vec::new();
+        let ears = Pinger::new(&side.pod.ns, 1)?;
+        for ttl in 1..=3u16 {
+            let pod = Peer::of(&side.pod, PORT + ttl)?;
+            pod.socket.set_ttl(ttl.into())?;
+            pod.socket.send_to(&[0; 32], SocketAddrV4::new(INTERNET, 33_434 + ttl))?;
+            let closed = Icmpv4Type::DestinationUnreachable(DestUnreachableHeader::Port);
+            let told = ears.hear(PATIENCE, |message| message.icmp == EXPIRED || message.icmp == closed)?;
+            hops.push(told.with_context(|| format!("hop {ttl} says nothing"))?.from);
+        }
+        Ok(hops)
+    })?;
+    ensure!(hops[0] == NODE && hops[2] == INTERNET, "{hops:?}");
+    let distinct: BTreeSet<_> = hops.iter().collect();
+    ensure!(distinct.len() == 3, "{hops:?}");
+    Ok(())
+}
+
+/// RFC 5508 REQ-10b | redirects, parameter problems and others may be supported | a parameter problem is translated, a redirect is not: it is for the first hop | the same | met
+#[test]
+fn req_10b_a_redirect_comes_to_no_pod() -> Result<()> {
+    let seen = agree(|side| {
+        let talk = Talk::new(side)?;
+        let about = &talk.question(b"?")?[1];
+        let redirect = craft::icmp(INTERNET, NODE, (5, 1), [203, 0, 113, 1], about)?;
+        let problem = craft::icmp(INTERNET, NODE, (12, 0), [20, 0, 0, 0], about)?;
+        Ok((reported(side, redirect)?.is_some(), reported(side, problem)?.is_some()))
+    })?;
+    ensure!(seen == (false, true), "(redirect, problem): {seen:?}");
+    Ok(())
+}
+
+/// RFC 5508 REQ-10c | source quench and information requests should not be supported | a source quench (RFC 6633 has buried it) is translated and ignored by the pod's kernel; information requests are dropped |
+/// a source quench is translated, an information request leaves with the pod's own address | by design not: an error is an error, whatever its type
+#[test]
+fn req_10c_a_source_quench_is_an_error_like_any_other() -> Result<()> {
+    let [causeway, nf_nat] = both(|side| {
+        let talk = Talk::new(side)?;
+        let quench = craft::icmp(INTERNET, NODE, (4, 0), [0; 4], &talk.question(b"?")?[1])?;
+        let quenched = reported(side, quench)?.is_some();
+        Ok((quenched, source_outside(side, (15, 0))?))
+    })?;
+    ensure!(causeway == (true, None), "Causeway: {causeway:?}");
+    ensure!(nf_nat.0, "nf_nat: {nf_nat:?}");
+    Ok(())
+}
+
+/// RFC 5508 REQ-11 | messages that are neither query nor error may be dropped | dropped: `snat_protocol` | leave with the pod's own address | met
+#[test]
+fn req_11_other_messages_do_not_leave() -> Result<()> {
+    let [causeway, nf_nat] = both(|side| {
+        [(9, 0), (10, 0), (40, 0), (253, 0)]
+            .into_iter()
+            .map(|kind| source_outside(side, kind))
+            .collect::<Result<Vec<_>>>()
+    })?;
+    ensure!(causeway == [None; 4], "Causeway: {causeway:?}");
+    ensure!(nf_nat == [Some(false); 4], "nf_nat: {nf_nat:?}");
+    Ok(())
+}
+
+/// Whether a pod's ICMP message comes out with the node's address; `None` when it does not come out.
+fn source_outside(side: &Side, kind: (u8, u8)) -> Result<Option<bool>> {
+    let outside = Capture::start(side.internet(), "eth0")?;
+    let message = craft::icmp(side.pod.addr, INTERNET, kind, [0, 7, 0, 1], &[0; 12])?;
+    raw::send_ip(&side.pod.ns, &[message])?;
+    Ok(arrival(&outside, |ip| ip.icmp == Some(kind))?.map(|ip| ip.src == NODE))
+}

@@ -1,0 +1,384 @@
+//! RFC 5382, NAT behavioral requirements for TCP.
+
+use std::{
+    io::{ErrorKind, Read, Write},
+    net::{Shutdown, SocketAddrV4, TcpListener},
+    thread,
+};
+
+use anyhow::{Context, Result, ensure};
+use causeway_tests::{
+    capture::Capture,
+    craft,
+    echo::Echo,
+    fabric::{INTERNET, NODE},
+    frame::Packet,
+    netns::Netns,
+    raw, stream,
+    talk::{PATIENCE, Tcp},
+};
+
+use crate::{
+    mapping::{Flow, TCP, expect_seconds, sysctl},
+    side::{SECOND, Side, agree, both, both_with},
+    udp_rfc4787_paths::EVERY_ERROR,
+};
+
+const PORT: u16 = 41_000;
+const SERVER: SocketAddrV4 = SocketAddrV4::new(INTERNET, 7100);
+const OTHER: SocketAddrV4 = SocketAddrV4::new(SECOND, 7100);
+
+/// RFC 5382 REQ-1 | one mapping of an internal address and port serves every remote | a mapping for each remote address and port | the same | by design not: see RFC 4787 REQ-1
+#[test]
+fn req_1_each_remote_has_a_mapping_of_its_own() -> Result<()> {
+    let seen = agree(|side| {
+        let servers = [Echo::on(side.internet(), SERVER)?, Echo::on(side.internet(), OTHER)?];
+        let neighbour = side.rig.pod("b")?;
+        let from = |addr| SocketAddrV4::new(addr, PORT);
+        let _holder = Tcp::connect_from(&neighbour.ns, from(neighbour.addr), OTHER)?;
+        let _first = Tcp::connect_from(&side.pod.ns, from(side.pod.addr), SERVER)?;
+        Tcp::connect_from(&side.pod.ns, from(side.pod.addr), OTHER)?.chat(1)?;
+        let [near, far] = servers.map(|server| server.seen());
+        Ok((near[0].port() == PORT, far[1].port() == PORT))
+    })?;
+    ensure!(seen == (true, false), "(kept towards the one, kept towards the other): {seen:?}");
+    Ok(())
+}
+
+/// RFC 5382 REQ-2 | every valid sequence of segments passes, connections opened inside | handshake, data both ways, close by either side | the same | met
+#[test]
+fn req_2_a_connection_from_inside_opens_talks_and_closes() -> Result<()> {
+    agree(|side| {
+        let _echo = Echo::on(side.internet(), SERVER)?;
+        for _ in 0..3 {
+            let mut connection = connect(side)?;
+            connection.chat(5)?;
+            connection.0.shutdown(Shutdown::Write)?;
+            ensure!(connection.0.read(&mut [0])? == 0, "no end of the stream");
+        }
+        Ok(())
+    })
+}
+
+/// RFC 5382 REQ-2 (half-closed) | a connection that one side has closed goes on in the other direction | goes on, and keeps the lifetime of an established
+/// one | goes on, for 60 s idle (CLOSE_WAIT) | met
+#[test]
+fn req_2_a_half_closed_connection_goes_on() -> Result<()> {
+    let lifetimes = both(|side| {
+        let listener = side.internet().bind(|| TcpListener::bind(SERVER))?;
+        let mut inside = connect(side)?.0;
+        let (mut outside, _) = listener.accept()?;
+        inside.write_all(b"that is all")?;
+        inside.shutdown(Shutdown::Write)?;
+        let mut all = Vec::new();
+        outside.read_to_end(&mut all)?;
+        ensure!(all == b"that is all");
+        let lifetime = side.lifetime(Flow(TCP, SocketAddrV4::new(side.pod.addr, PORT)))?;
+        for _ in 0..50 {
+            outside.write_all(&[5; 1000])?;
+        }
+        drop(outside);
+        let mut answer = Vec::new();
+        inside.read_to_end(&mut answer)?;
+        ensure!(answer.len() == 50_000, "{} bytes", answer.len());
+        Ok(lifetime)
+    })?;
+    expect_seconds(lifetimes[0], 432_000)?;
+    expect_seconds(lifetimes[1], 60)
+}
+
+/// RFC 5382 REQ-2 (from outside) | every valid sequence passes, connections opened outside where they are permitted | to the pod's own address, by hosts that
+/// have a route to it; answers keep the pod's address | the same | met
+#[test]
+fn req_2_a_permitted_connection_from_outside_works() -> Result<()> {
+    agree(|side| {
+        let address = SocketAddrV4::new(side.pod.addr, 80);
+        let echo = Echo::on(&side.pod.ns, address)?;
+        let mut connection = Tcp::connect(&side.rig.fabric.partner, address)?;
+        connection.chat(10)?;
+        ensure!(echo.seen() == [connection.local()?]);
+        Ok(())
+    })
+}
+
+/// RFC 5382 REQ-2a | two ends that open at the same time get one connection ("simultaneous open") | a SYN from the remote of a mapping comes in,
+/// the connection opens | the same | met
+#[test]
+fn req_2a_a_simultaneous_open_makes_one_connection() -> Result<()> {
+    agree(|side| {
+        // The pod's first SYN gets as far as the remote's door: it has made a mapping, and no answer.
+        let rule = format!("-I INPUT -p tcp --syn -d {INTERNET} --dport {} -j DROP", SERVER.port());
+        let rule: Vec<&str> = rule.split_whitespace().collect();
+        side.internet().output("iptables", &rule)?;
+        let outside = Capture::start(side.internet(), "eth0")?;
+        let (mut inner, mut outer) = thread::scope(|scope| {
+            let inner = scope.spawn(|| connect(side));
+            let syn = outside.wait(PATIENCE, |frame| frame.ip.clone().filter(|ip| ip.protocol == TCP));
+            let mapped = syn.map(|ip| SocketAddrV4::new(ip.src, ip.src_port));
+            let outer = mapped
+                .context("no SYN came out")
+                .and_then(|mapped| Tcp::connect_from(side.internet(), SERVER, mapped));
+            let inner = inner.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            anyhow::Ok((inner?, outer?))
+        })?;
+        let syns = outside.stop().into_iter().filter(|frame| {
+            let is_syn = |ip: &Packet| ip.protocol == TCP && ip.payload()[13] & 0x12 == 2;
+            frame.outgoing && frame.ip.as_ref().is_some_and(is_syn)
+        });
+        ensure!(syns.count() > 0, "the remote has sent no SYN of its own");
+        let mut message = [0; 5];
+        for _ in 0..20 {
+            inner.0.write_all(b"there")?;
+            outer.0.read_exact(&mut message)?;
+            outer.0.write_all(b"again")?;
+            inner.0.read_exact(&mut message)?;
+        }
+        Ok(())
+    })
+}
+
+/// RFC 5382 REQ-3 | whom a mapping lets in: everybody, or every port of a known address | the very address and port of its connection; others meet
+/// the node itself, which refuses | the same | by design not: see RFC 4787 REQ-8
+#[test]
+fn req_3_only_the_remote_of_a_mapping_comes_in() -> Result<()> {
+    agree(|side| {
+        let _echo = Echo::on(side.internet(), SERVER)?;
+        let mut connection = connect(side)?;
+        let inside = Capture::start(&side.pod.ns, "eth0")?;
+        let mapped = SocketAddrV4::new(NODE, PORT);
+        for from in [OTHER, SocketAddrV4::new(INTERNET, 7101)] {
+            ensure!(is_refused(side.internet(), from, mapped), "{from} was not refused");
+        }
+        connection.chat(3)?;
+        let strangers = inside.stop().into_iter().filter_map(|frame| frame.ip);
+        let strangers = strangers.filter(|ip| ip.protocol == TCP && ![ip.src_port, ip.dst_port].contains(&SERVER.port()));
+        ensure!(strangers.count() == 0, "a stranger's SYN came to the pod");
+        Ok(())
+    })
+}
+
+/// RFC 5382 REQ-4 | an unsolicited SYN from outside is not answered for 6 s, in case the inside opens at the same time | the node's own stack refuses
+/// it at once: the address is the node's | the same | by design not: a SYN to the node is the node's; a connection refused late would break its
+/// own clients
+#[test]
+fn req_4_an_unsolicited_syn_is_refused_by_the_node() -> Result<()> {
+    let refused = agree(|side| {
+        let wire = Capture::start(&side.pod.ns, "eth0")?;
+        let refused = is_refused(side.internet(), SocketAddrV4::new(INTERNET, 0), SocketAddrV4::new(NODE, PORT));
+        ensure!(!wire.stop().iter().any(|frame| frame.ip.as_ref().is_some_and(|ip| ip.protocol == TCP)));
+        Ok(refused)
+    })?;
+    ensure!(refused);
+    Ok(())
+}
+
+/// RFC 5382 REQ-4a | where an answer would tell too much, an unsolicited SYN is dropped silently | by a rule of the node's INPUT chain, which sees it as it
+/// came | the same | met
+#[test]
+fn req_4a_a_rule_of_the_node_silences_it() -> Result<()> {
+    agree(|side| {
+        let rule = format!("-I INPUT -p tcp --syn --dport {PORT} -j DROP");
+        side.rig.node.ns.output("iptables", &rule.split_whitespace().collect::<Vec<_>>())?;
+        let outcome = Tcp::connect_within(side.internet(), SocketAddrV4::new(NODE, PORT), crate::side::A_WHILE);
+        let kind = outcome.err().map(|error| error.kind());
+        ensure!(kind == Some(ErrorKind::TimedOut), "{kind:?}");
+        Ok(())
+    })
+}
+
+/// RFC 5382 REQ-5 | an idle established connection lives for 2 h 4 min at least | 5 days (`nf_conntrack_tcp_timeout_established`) | 5 days
+/// | met
+#[test]
+fn req_5_an_established_connection_lives_for_hours() -> Result<()> {
+    for seconds in both(|side| established(side))? {
+        expect_seconds(seconds, 432_000)?;
+    }
+    Ok(())
+}
+
+/// RFC 5382 REQ-5 (floor) | and not less by a setting either | a sysctl below 7,440 s counts as 7,440 s | follows the sysctl | met
+#[test]
+fn req_5_no_setting_makes_it_shorter() -> Result<()> {
+    let timer = sysctl("tcp_timeout_established");
+    let [causeway, nf_nat] = both_with(&[(&timer, "600")], established)?;
+    expect_seconds(causeway, 7440)?;
+    expect_seconds(nf_nat, 600)
+}
+
+fn established(side: &Side) -> Result<u32> {
+    let _echo = Echo::on(side.internet(), SERVER)?;
+    let mut connection = connect(side)?;
+    connection.chat(3)?;
+    let lifetime = side.lifetime(Flow(TCP, connection.local()?))?;
+    connection.chat(3)?;
+    Ok(lifetime)
+}
+
+/// RFC 5382 REQ-5 (opening) | a connection that is not yet open lives for 4 min at least | 240 s | 120 s (`…_syn_sent`) | met
+#[test]
+fn req_5_an_opening_connection_lives_for_four_minutes() -> Result<()> {
+    let lifetimes = both(|side| {
+        // Nobody answers.
+        let rule = "-I INPUT -p tcp -j DROP";
+        side.internet().output("iptables", &rule.split_whitespace().collect::<Vec<_>>())?;
+        let from = SocketAddrV4::new(side.pod.addr, PORT);
+        let syn = craft::TcpFlags { syn: true, ..Default::default() };
+        raw::send_ip(&side.pod.ns, &[craft::tcp(from, SERVER, syn, &[])?])?;
+        side.settle()?;
+        side.lifetime(Flow(TCP, from))
+    })?;
+    expect_seconds(lifetimes[0], 240)?;
+    expect_seconds(lifetimes[1], 120)
+}
+
+/// RFC 5382 REQ-5 (closing) | a connection that both have closed lives for 4 min at least | 240 s | 120 s (`…_time_wait`) | met
+#[test]
+fn req_5_a_closed_connection_lives_for_four_minutes() -> Result<()> {
+    let lifetimes = both(|side| {
+        let _echo = Echo::on(side.internet(), SERVER)?;
+        let mut connection = connect(side)?;
+        connection.chat(3)?;
+        let flow = Flow(TCP, connection.local()?);
+        connection.0.shutdown(Shutdown::Write)?;
+        ensure!(connection.0.read(&mut [0])? == 0);
+        drop(connection);
+        side.settle()?;
+        side.lifetime(flow)
+    })?;
+    expect_seconds(lifetimes[0], 240)?;
+    expect_seconds(lifetimes[1], 120)
+}
+
+/// RFC 5382 REQ-5a | the timers may be configurable | by conntrack's own sysctls, upwards | by the same | met
+#[test]
+fn req_5a_the_timers_are_the_kernels_sysctls() -> Result<()> {
+    let timer = sysctl("tcp_timeout_established");
+    for seconds in both_with(&[(&timer, "86400")], established)? {
+        expect_seconds(seconds, 86_400)?;
+    }
+    Ok(())
+}
+
+/// RFC 5382 REQ-6 | application gateways for TCP, but for FTP, are off | there is none: an FTP PORT command passes as it is | off, unless a rule assigns a
+/// helper | met
+#[test]
+fn req_6_payloads_are_nobodys_business() -> Result<()> {
+    agree(|side| {
+        for port in [21, 5060, 1720] {
+            let server = SocketAddrV4::new(INTERNET, port);
+            let listener = side.internet().bind(|| TcpListener::bind(server))?;
+            let mut inside = Tcp::connect(&side.pod.ns, server)?.0;
+            let (mut outside, _) = listener.accept()?;
+            outside.set_read_timeout(Some(PATIENCE))?;
+            let [a, b, c, d] = side.pod.addr.octets();
+            let command = format!("PORT {a},{b},{c},{d},156,64\r\nContact: <sip:a@{}>\r\n", side.pod.addr);
+            inside.write_all(command.as_bytes())?;
+            let mut arrived = vec![0; command.len()];
+            outside.read_exact(&mut arrived)?;
+            ensure!(arrived == command.as_bytes(), "port {port}: {}", String::from_utf8_lossy(&arrived));
+        }
+        Ok(())
+    })
+}
+
+/// RFC 5382 REQ-7 | two internal endpoints never share an external port ("port overloading") | never towards one remote: the second one gets another port
+/// | the same | met
+#[test]
+fn req_7_two_pods_with_one_port_get_two() -> Result<()> {
+    let ports = agree(|side| {
+        let echo = Echo::on(side.internet(), SERVER)?;
+        let neighbour = side.rig.pod("b")?;
+        let mut first = connect(side)?;
+        let mut second = Tcp::connect_from(&neighbour.ns, SocketAddrV4::new(neighbour.addr, PORT), SERVER)?;
+        for _ in 0..5 {
+            first.chat(1)?;
+            second.chat(1)?;
+        }
+        let seen = echo.seen();
+        Ok((seen.len(), seen[0].port() == PORT, seen[1].port() == PORT))
+    })?;
+    ensure!(ports == (2, true, false), "{ports:?}");
+    Ok(())
+}
+
+/// RFC 5382 REQ-8 | an inside host reaches another one by that one's external address ("hairpinning") | the packet is for the node, which refuses | the
+/// same | by design not: see RFC 4787 REQ-9
+#[test]
+fn req_8_the_external_address_leads_to_the_node_itself() -> Result<()> {
+    agree(|side| {
+        let _echo = Echo::on(side.internet(), SERVER)?;
+        let neighbour = side.rig.pod("b")?;
+        let mut connection = connect(side)?;
+        let _server = Echo::start(&side.pod.ns, 80)?;
+        let from = SocketAddrV4::new(neighbour.addr, PORT);
+        ensure!(is_refused(&neighbour.ns, from, SocketAddrV4::new(NODE, PORT)));
+        connection.chat(3)
+    })
+}
+
+/// RFC 5382 REQ-9 | destination unreachable is translated for TCP | a SYN towards nowhere fails at once, with the router's reason | the same | met
+#[test]
+fn req_9_a_pod_is_told_that_a_host_is_unreachable() -> Result<()> {
+    agree(|side| {
+        side.rig.fabric.router.ip("route add unreachable 192.0.2.0/24")?;
+        let nowhere = SocketAddrV4::new([192, 0, 2, 1].into(), 80);
+        let outcome = Tcp::connect_within(&side.pod.ns, nowhere, PATIENCE);
+        let kind = outcome.err().map(|error| error.kind());
+        ensure!(kind == Some(ErrorKind::HostUnreachable), "{kind:?}");
+        Ok(())
+    })
+}
+
+/// RFC 5382 REQ-9 (path MTU) | "fragmentation needed" is one of them (RFC 1191) | a pod learns the MTU of a narrow hop in the middle of a
+/// connection, and the stream goes on | the same | met
+#[test]
+fn req_9_a_pod_learns_the_paths_mtu() -> Result<()> {
+    agree(|side| {
+        let _echo = Echo::on(side.internet(), SERVER)?;
+        let mut connection = connect(side)?;
+        connection.chat(3)?;
+        side.rig
+            .fabric
+            .router
+            .ip(&format!("route add {INTERNET}/32 dev internet mtu lock 1300"))?;
+        stream::exchange(&side.pod.ns, side.internet(), OTHER_PORT, 1 << 20)?;
+        let route = side.pod.ns.output("ip", &["route", "get", &INTERNET.to_string()])?;
+        ensure!(route.contains("mtu 1300"), "{route}");
+        connection.chat(3)
+    })
+}
+
+const OTHER_PORT: SocketAddrV4 = SocketAddrV4::new(INTERNET, 7102);
+
+/// RFC 5382 REQ-10 | no ICMP message ends a mapping or its connection | none does, whatever its type and code | none does | met
+#[test]
+fn req_10_no_icmp_message_ends_a_connection() -> Result<()> {
+    agree(|side| {
+        let _echo = Echo::on(side.internet(), SERVER)?;
+        let outside = Capture::start(side.internet(), "eth0")?;
+        let mut connection = connect(side)?;
+        connection.chat(3)?;
+        for (kind, word) in EVERY_ERROR {
+            // The latest segment: one that the pod's TCP believes it has sent.
+            let sent = outside.so_far().into_iter().filter_map(|frame| frame.ip);
+            let latest = sent.filter(|ip| ip.src == NODE && ip.protocol == TCP).last();
+            let quoted = &latest.context("the server saw no segment")?.bytes.0[..28];
+            raw::send_ip(side.internet(), &[craft::icmp(INTERNET, NODE, kind, word, quoted)?])?;
+            connection
+                .chat(2)
+                .with_context(|| format!("after an ICMP message {kind:?}"))?;
+        }
+        Ok(())
+    })
+}
+
+fn connect(side: &Side) -> Result<Tcp> {
+    Tcp::connect_from(&side.pod.ns, SocketAddrV4::new(side.pod.addr, PORT), SERVER)
+}
+
+/// Whether a connection is answered with a RST.
+fn is_refused(ns: &Netns, from: SocketAddrV4, to: SocketAddrV4) -> bool {
+    let outcome = Tcp::connect_from(ns, from, to);
+    let error = outcome.err().and_then(|error| error.root_cause().downcast_ref::<std::io::Error>().map(std::io::Error::kind));
+    error == Some(ErrorKind::ConnectionRefused)
+}

@@ -1,0 +1,451 @@
+//! RFC 4787, NAT behavioral requirements for unicast UDP: mappings, ports, timers, filtering, hairpinning.
+
+use std::{collections::BTreeSet, net::SocketAddrV4};
+
+use anyhow::{Context, Result, ensure};
+use causeway_tests::{
+    capture::Capture,
+    craft,
+    echo::Echo,
+    fabric::{INTERNET, NODE},
+    ping::Pinger,
+    raw, rules,
+    talk::{PATIENCE, Tcp},
+};
+use etherparse::{Icmpv4Type, icmpv4::DestUnreachableHeader};
+
+use crate::{
+    mapping::{Flow, UDP, expect_seconds, sysctl},
+    peer::Peer,
+    side::{A_WHILE, SECOND, Side, agree, both, both_with},
+};
+
+const PORT: u16 = 40_000;
+const SERVER: u16 = 7000;
+
+/// RFC 4787 REQ-1 | one mapping of an internal address and port serves every remote | a mapping for each remote address and
+/// port; the port is kept for each of them where it can be | the same | by design not: a drop-in for MASQUERADE; it is what lets the pods
+/// of a node share 64,512 ports towards each remote and not in all
+#[test]
+fn req_1_each_remote_has_a_mapping_of_its_own() -> Result<()> {
+    let seen = agree(|side| {
+        let (near, far) = (server(side, INTERNET)?, server(side, SECOND)?);
+        let neighbour = side.rig.pod("b")?;
+        let (a, b) = (Peer::of(&side.pod, PORT)?, Peer::of(&neighbour, PORT)?);
+        b.reach(&far)?;
+        let (to_near, to_far) = (a.reach(&near)?, a.reach(&far)?);
+        Ok((to_near == SocketAddrV4::new(NODE, PORT), to_far.port() == PORT))
+    })?;
+    ensure!(seen == (true, false), "(kept towards the one, kept towards the other): {seen:?}");
+    Ok(())
+}
+
+/// RFC 4787 REQ-2 | all of a host's mappings have the same external address ("paired" pooling) | the uplink's primary address, always | the
+/// same | met
+#[test]
+fn req_2_all_mappings_of_a_pod_have_one_address() -> Result<()> {
+    let seen = agree(|side| {
+        side.rig.node.ns.ip("addr add 10.240.0.99/16 dev eth0")?;
+        let servers = [server(side, INTERNET)?, server(side, SECOND)?];
+        let mut addresses = BTreeSet::new();
+        for port in [PORT, PORT + 1, 99] {
+            let pod = Peer::of(&side.pod, port)?;
+            for server in &servers {
+                addresses.insert(*pod.reach(server)?.ip());
+            }
+        }
+        Ok(addresses)
+    })?;
+    ensure!(seen == BTreeSet::from([NODE]), "{seen:?}");
+    Ok(())
+}
+
+/// RFC 4787 REQ-3 | two internal endpoints never share an external port ("port overloading"): towards one remote | the second one gets
+/// another port, answers go to their own | the same | met
+#[test]
+fn req_3_two_pods_with_one_port_get_two_towards_one_remote() -> Result<()> {
+    let distinct = agree(|side| {
+        let server = server(side, INTERNET)?;
+        let neighbour = side.rig.pod("b")?;
+        let (a, b) = (Peer::of(&side.pod, PORT)?, Peer::of(&neighbour, PORT)?);
+        let (of_a, of_b) = (a.reach(&server)?, b.reach(&server)?);
+        server.reach_by(of_a, &a)?;
+        server.reach_by(of_b, &b)?;
+        Ok(of_a != of_b)
+    })?;
+    ensure!(distinct);
+    Ok(())
+}
+
+/// RFC 4787 REQ-3 (several remotes) | the same, towards different remotes | both keep the port: the remote tells them apart | the same | by
+/// design not: follows from a mapping for each remote, see REQ-1; RFC 7857 section 3 allows it for TCP
+#[test]
+fn req_3_two_pods_share_a_port_towards_two_remotes() -> Result<()> {
+    let ports = agree(|side| {
+        let (near, far) = (server(side, INTERNET)?, server(side, SECOND)?);
+        let neighbour = side.rig.pod("b")?;
+        let (a, b) = (Peer::of(&side.pod, PORT)?, Peer::of(&neighbour, PORT)?);
+        let (of_a, of_b) = (a.reach(&near)?, b.reach(&far)?);
+        near.reach_by(of_a, &a)?;
+        far.reach_by(of_b, &b)?;
+        Ok([of_a.port(), of_b.port()])
+    })?;
+    ensure!(ports == [PORT; 2], "{ports:?}");
+    Ok(())
+}
+
+/// RFC 4787 REQ-3a | a port below 1024 is replaced by one below 1024, others by one from 1024 on | kept where it is free, otherwise drawn
+/// from 1–511, 600–1023 or 1024–65535 | the same classes | met
+#[test]
+fn req_3a_a_replaced_port_stays_in_its_range() -> Result<()> {
+    agree(|side| {
+        let server = server(side, INTERNET)?;
+        let neighbour = side.rig.pod("b")?;
+        for (port, class) in [
+            (1, 1..=511),
+            (123, 1..=511),
+            (511, 1..=511),
+            (512, 600..=1023),
+            (1023, 600..=1023),
+            (1024, 1024..=u16::MAX),
+            (PORT, 1024..=u16::MAX),
+            (u16::MAX, 1024..=u16::MAX),
+        ] {
+            let kept = Peer::of(&neighbour, port)?.reach(&server)?.port();
+            ensure!(kept == port, "{port} is free and became {kept}");
+            let replaced = Peer::of(&side.pod, port)?.reach(&server)?.port();
+            ensure!(replaced != port && class.contains(&replaced), "{port} became {replaced}");
+        }
+        Ok(())
+    })
+}
+
+/// RFC 4787 REQ-3a (port 0) | a source port of 0, which means "none" (RFC 768) | becomes a port from 1 to 511, so that an answer comes back | kept:
+/// 0 | met
+#[test]
+fn req_3a_source_port_0_is_replaced_and_answered() -> Result<()> {
+    let [causeway, nf_nat] = both(|side| {
+        let server = server(side, INTERNET)?;
+        let (inside, outside) = (
+            Capture::start(&side.pod.ns, "eth0")?,
+            Capture::start(side.internet(), "eth0")?,
+        );
+        let from = SocketAddrV4::new(side.pod.addr, 0);
+        raw::send_ip(&side.pod.ns, &[craft::udp(from, server.addr, b"no port of mine")?])?;
+        let seen = outside.wait(PATIENCE, |frame| {
+            frame.ip.clone().filter(|ip| ip.src == NODE && ip.dst_port == SERVER)
+        });
+        let port = seen.context("nothing came out")?.src_port;
+        let back = craft::udp(server.addr, SocketAddrV4::new(NODE, port), b"to nobody's port")?;
+        raw::send_ip(side.internet(), &[back])?;
+        let answer = inside.wait(A_WHILE, |frame| {
+            frame.ip.clone().filter(|ip| ip.src == INTERNET && ip.protocol == UDP)
+        });
+        Ok((port, answer.map(|ip| ip.dst_port)))
+    })?;
+    ensure!((1..=511).contains(&causeway.0) && causeway.1 == Some(0), "{causeway:?}");
+    ensure!(nf_nat.0 == 0, "nf_nat: {nf_nat:?}");
+    Ok(())
+}
+
+/// RFC 4787 REQ-4 | an even port becomes an even one, an odd port an odd one | a port that is kept keeps its parity, a replacement is drawn
+/// from the whole class | the same | by design not: half of the class would be lost; RFC 7857 section 8 no longer asks for it
+#[test]
+fn req_4_a_replaced_port_has_any_parity() -> Result<()> {
+    agree(|side| {
+        let replaced = replacements(side, 24)?;
+        let kept_parity = replaced.iter().filter(|(wanted, got)| wanted % 2 == got % 2).count();
+        ensure!((1..24).contains(&kept_parity), "{replaced:?}");
+        Ok(())
+    })
+}
+
+/// RFC 4787 section 4.2.3 | neighbouring ports of a host need not be mapped to neighbours ("port contiguity") | kept where they are free, scattered
+/// otherwise | the same | met
+#[test]
+fn section_4_2_3_replaced_ports_are_no_neighbours() -> Result<()> {
+    agree(|side| {
+        let replaced = replacements(side, 24)?;
+        let runs = replaced.windows(2).all(|pair| pair[0].1.wrapping_add(1) == pair[1].1);
+        ensure!(!runs, "{replaced:?}");
+        Ok(())
+    })
+}
+
+/// What becomes of `count` ports in a row that another pod holds: the port and its replacement.
+pub(crate) fn replacements(side: &Side, count: u16) -> Result<Vec<(u16, u16)>> {
+    let server = server(side, INTERNET)?;
+    let neighbour = side.rig.pod("b")?;
+    (PORT..PORT + count)
+        .map(|port| {
+            Peer::of(&neighbour, port)?.reach(&server)?;
+            Ok((port, Peer::of(&side.pod, port)?.reach(&server)?.port()))
+        })
+        .collect()
+}
+
+/// RFC 4787 REQ-5 | an idle mapping lives for two minutes at least | 120 s after datagrams of one side and of both
+/// (`nf_conntrack_udp_timeout`, `…_stream`, not below 120 s); then nothing comes in by it | 30 s after datagrams of one side,
+/// 120 s after those of both | met
+#[test]
+fn req_5_an_idle_mapping_lives_for_two_minutes() -> Result<()> {
+    let [causeway, nf_nat] = both(|side| {
+        let (pod, server) = (Peer::of(&side.pod, PORT)?, server(side, INTERNET)?);
+        let flow = Flow(UDP, pod.addr);
+        let mapped = pod.reach(&server)?;
+        let one_way = side.lifetime(flow)?;
+        // conntrack calls a flow a stream when it has lasted for two seconds.
+        server.reach_by(mapped, &pod)?;
+        std::thread::sleep(std::time::Duration::from_millis(2100));
+        pod.reach(&server)?;
+        server.reach_by(mapped, &pod)?;
+        let both_ways = side.lifetime(flow)?;
+        if side.is_causeway() {
+            side.age_beyond(flow, 120)?;
+            ensure!(!side.knows(flow)?);
+            ensure!(!server.does_reach(mapped, &pod)?, "a forgotten mapping lets a datagram in");
+            ensure!(pod.reach(&server)? == mapped, "and is made again with another port");
+        }
+        Ok([one_way, both_ways])
+    })?;
+    for (seconds, expected) in causeway.into_iter().chain(nf_nat).zip([120, 120, 30, 120]) {
+        expect_seconds(seconds, expected)?;
+    }
+    Ok(())
+}
+
+/// RFC 4787 REQ-5a | a mapping towards a well-known port may have a shorter timer | none has: port 53 is like any other | the same | met
+#[test]
+fn req_5a_well_known_ports_have_no_timer_of_their_own() -> Result<()> {
+    let lifetimes = both(|side| {
+        let pod = Peer::of(&side.pod, PORT)?;
+        let mut lifetimes = Vec::new();
+        for port in [53, 123, SERVER] {
+            pod.reach(&Peer::on(side.internet(), INTERNET, port)?)?;
+            lifetimes.push(side.lifetime(Flow(UDP, pod.addr))?);
+        }
+        Ok(lifetimes)
+    })?;
+    for (lifetimes, expected) in lifetimes.into_iter().zip([120, 30]) {
+        lifetimes
+            .into_iter()
+            .try_for_each(|seconds| expect_seconds(seconds, expected))?;
+    }
+    Ok(())
+}
+
+/// RFC 4787 REQ-5b | the timer may be configurable | by the kernel's own `nf_conntrack_udp_timeout` and `…_stream`, read when the datapath is
+/// loaded | by the same | met
+#[test]
+fn req_5b_the_timer_is_the_kernels_sysctl() -> Result<()> {
+    let timer = sysctl("udp_timeout");
+    let lifetimes = both_with(&[(&timer, "777")], |side| {
+        let (pod, server) = (Peer::of(&side.pod, PORT)?, server(side, INTERNET)?);
+        pod.reach(&server)?;
+        side.lifetime(Flow(UDP, pod.addr))
+    })?;
+    lifetimes.into_iter().try_for_each(|seconds| expect_seconds(seconds, 777))
+}
+
+/// RFC 4787 REQ-5c | five minutes are recommended as the default | 120 s: the kernel's default for streams | 120 s | by design not: a node keeps
+/// the timers it had; `nf_conntrack_udp_timeout_stream` = 300 gives five minutes
+#[test]
+fn req_5c_five_minutes_are_a_sysctl_away() -> Result<()> {
+    let timers = [sysctl("udp_timeout"), sysctl("udp_timeout_stream")];
+    let as_recommended: Vec<(&str, &str)> = timers.iter().map(|timer| (timer.as_str(), "300")).collect();
+    for (sysctls, expected) in [(&[][..], [120, 30]), (&as_recommended, [300, 300])] {
+        let lifetimes = both_with(sysctls, |side| {
+            let (pod, server) = (Peer::of(&side.pod, PORT)?, server(side, INTERNET)?);
+            let mapped = pod.reach(&server)?;
+            server.reach_by(mapped, &pod)?;
+            side.lifetime(Flow(UDP, pod.addr))
+        })?;
+        // Within its first two seconds a flow is no stream yet to conntrack.
+        for (seconds, expected) in lifetimes.into_iter().zip(expected) {
+            expect_seconds(seconds, expected)?;
+        }
+    }
+    Ok(())
+}
+
+/// RFC 4787 REQ-6 | a datagram from inside keeps its mapping alive | yes, looked at once a second | yes | met
+#[test]
+fn req_6_a_datagram_from_inside_renews_the_mapping() -> Result<()> {
+    agree(|side| {
+        let (pod, server) = (Peer::of(&side.pod, PORT)?, server(side, INTERNET)?);
+        let flow = Flow(UDP, pod.addr);
+        pod.reach(&server)?;
+        side.age(flow)?;
+        ensure!(!side.is_renewed(flow)?, "renewed by nothing");
+        pod.reach(&server)?;
+        ensure!(side.is_renewed(flow)?, "not renewed");
+        Ok(())
+    })
+}
+
+/// RFC 4787 REQ-6a | a datagram from outside may keep it alive too | yes | yes | met
+#[test]
+fn req_6a_a_datagram_from_outside_renews_the_mapping() -> Result<()> {
+    agree(|side| {
+        let (pod, server) = (Peer::of(&side.pod, PORT)?, server(side, INTERNET)?);
+        let flow = Flow(UDP, pod.addr);
+        let mapped = pod.reach(&server)?;
+        side.age(flow)?;
+        server.reach_by(mapped, &pod)?;
+        ensure!(side.is_renewed(flow)?, "not renewed");
+        Ok(())
+    })
+}
+
+/// RFC 4787 REQ-8 | whom a mapping lets in: everybody ("endpoint-independent filtering") or every port of a known address | the very address and
+/// port that the pod has sent to | the same | by design not: an entry is for one remote; it is the strictest of the filters that the
+/// RFC knows
+#[test]
+fn req_8_only_the_remote_of_a_mapping_comes_in() -> Result<()> {
+    let [known, other_port, other_address] = agree(|side| {
+        let (pod, server) = (Peer::of(&side.pod, PORT)?, server(side, INTERNET)?);
+        let mapped = pod.reach(&server)?;
+        let others = [
+            Peer::on(side.internet(), INTERNET, SERVER + 1)?,
+            Peer::on(side.internet(), SECOND, SERVER)?,
+        ];
+        Ok([
+            server.does_reach(mapped, &pod)?,
+            others[0].does_reach(mapped, &pod)?,
+            others[1].does_reach(mapped, &pod)?,
+        ])
+    })?;
+    ensure!(known && !other_port && !other_address);
+    Ok(())
+}
+
+/// RFC 4787 REQ-9 | an inside host reaches another one by that one's external address and port ("hairpinning") | the packet is for the
+/// node itself, which has no such port: ICMP port unreachable | the same | by design not: MASQUERADE translates at the uplink alone; pods
+/// reach each other by their own addresses
+#[test]
+fn req_9_the_external_address_leads_to_the_node_itself() -> Result<()> {
+    let seen = agree(|side| {
+        let (server, neighbour) = (server(side, INTERNET)?, side.rig.pod("b")?);
+        let (a, b) = (Peer::of(&side.pod, PORT + 1)?, Peer::of(&neighbour, PORT)?);
+        let mapped = b.reach(&server)?;
+        let ears = Pinger::new(&side.pod.ns, 1)?;
+        let reached = a.does_reach(mapped, &b)?;
+        let told = ears.hear(PATIENCE, |message| {
+            message.icmp == Icmpv4Type::DestinationUnreachable(DestUnreachableHeader::Port)
+        })?;
+        Ok((reached, told.map(|message| message.from)))
+    })?;
+    ensure!(seen == (false, Some(NODE)), "{seen:?}");
+    Ok(())
+}
+
+/// RFC 4787 REQ-9a | a hairpinned datagram shows the sender's external address | a hostPort, which is the kernel's, shows the
+/// sender's own; a pod that calls itself is seen with the node's | the same | by design not: portmap's rules decide
+#[test]
+fn req_9a_by_a_host_port_a_pod_sees_the_senders_own_address() -> Result<()> {
+    let seen = agree(|side| {
+        let neighbour = side.rig.pod("b")?;
+        let (a, b) = (Peer::of(&side.pod, PORT)?, Peer::of(&neighbour, SERVER)?);
+        rules::host_port(&side.rig.node.ns, 8053, b.addr)?;
+        let by_host_port = SocketAddrV4::new(NODE, 8053);
+        let of_other = *a.reach_by(by_host_port, &b)?.ip() == side.pod.addr;
+        let of_itself = *Peer::of(&neighbour, PORT)?.reach_by(by_host_port, &b)?.ip();
+        Ok((of_other, of_itself != neighbour.addr))
+    })?;
+    ensure!(seen == (true, true), "{seen:?}");
+    Ok(())
+}
+
+/// RFC 4787 REQ-10 | no application gateway rewrites UDP payloads | there is none: addresses in SIP, TFTP and DNS payloads stay | none either, unless a
+/// rule assigns a helper | met
+#[test]
+fn req_10_payloads_are_nobodys_business() -> Result<()> {
+    agree(|side| {
+        for port in [53, 69, 5060] {
+            let (pod, server) = (Peer::of(&side.pod, port)?, Peer::on(side.internet(), INTERNET, port)?);
+            let message = format!(
+                "INVITE sip:b@{INTERNET} SIP/2.0\r\nVia: SIP/2.0/UDP {0}\r\nContact: <sip:a@{0}>\r\n\r\nc=IN IP4 {1}\r\n",
+                pod.addr, side.pod.addr
+            );
+            pod.socket.send_to(message.as_bytes(), server.addr)?;
+            let from = server.hear(message.as_bytes(), PATIENCE)?;
+            ensure!(from.is_some(), "port {port}: changed on the way");
+        }
+        Ok(())
+    })
+}
+
+/// RFC 4787 REQ-10a | each gateway can be switched off by itself | there is none to switch, whatever `nf_conntrack_helper` modules the node
+/// has | by rules of the `raw` table (documentation: nf_conntrack-sysctl, Linux 6.18) | met
+#[test]
+fn req_10a_a_helper_rule_of_the_node_changes_no_payload() -> Result<()> {
+    let side = Side::causeway()?;
+    // A kernel without the target has no helper to assign.
+    let rule = "-t raw -A PREROUTING -p udp --dport 5060 -j CT --helper sip";
+    let assigned = side
+        .rig
+        .node
+        .ns
+        .output("iptables", &rule.split_whitespace().collect::<Vec<_>>());
+    let (pod, server) = (Peer::of(&side.pod, 5060)?, Peer::on(side.internet(), INTERNET, 5060)?);
+    for _ in 0..3 {
+        let message = format!("REGISTER sip:{INTERNET} SIP/2.0\r\nContact: <sip:a@{}>\r\n\r\n", pod.addr);
+        pod.socket.send_to(message.as_bytes(), server.addr)?;
+        let from = server.hear(message.as_bytes(), PATIENCE)?;
+        ensure!(from.is_some(), "changed on the way (helper: {assigned:?})");
+    }
+    Ok(())
+}
+
+/// RFC 4787 REQ-11 | translation and filtering never change their ways, not under a conflict of ports either | a mapping stays what it is while others
+/// come and go; even its lost half comes back with the same port | a mapping stays what it is | met
+#[test]
+fn req_11_conflicts_change_no_mapping() -> Result<()> {
+    agree(|side| {
+        let (server, neighbour) = (server(side, INTERNET)?, side.rig.pod("b")?);
+        let stranger = Peer::on(side.internet(), SECOND, SERVER)?;
+        let holder = Peer::of(&neighbour, PORT)?;
+        let held = holder.reach(&server)?;
+        let pod = Peer::of(&side.pod, PORT)?;
+        let mapped = pod.reach(&server)?;
+        for port in PORT + 1..PORT + 40 {
+            Peer::of(&neighbour, port)?.reach(&server)?;
+            Peer::of(&side.pod, port)?.reach(&server)?;
+            ensure!(pod.reach(&server)? == mapped && holder.reach(&server)? == held);
+        }
+        if side.is_causeway() {
+            side.lose_forward_half(Flow(UDP, pod.addr))?;
+            ensure!(pod.reach(&server)? == mapped, "the port changed with the entry");
+        }
+        server.reach_by(mapped, &pod)?;
+        ensure!(!stranger.does_reach(mapped, &pod)?, "the filter has changed");
+        Ok(())
+    })
+}
+
+/// RFC 4787 REQ-2 (TCP and ICMP) | paired pooling over all protocols of a host (RFC 7857 section 4) | one address for UDP, TCP and ping | the
+/// same | met
+#[test]
+fn req_2_every_protocol_has_the_same_address() -> Result<()> {
+    agree(|side| {
+        let echo = Echo::start(side.internet(), 7)?;
+        let server = server(side, INTERNET)?;
+        let wire = Capture::start(side.internet(), "eth0")?;
+        let udp = Peer::of(&side.pod, PORT)?.reach(&server)?;
+        Tcp::connect(&side.pod.ns, SocketAddrV4::new(INTERNET, 7))?.chat(1)?;
+        Pinger::new(&side.pod.ns, 5)?.ping(INTERNET, 1, 8)?;
+        let pings: BTreeSet<_> = wire
+            .stop()
+            .into_iter()
+            .filter_map(|frame| frame.ip.filter(|ip| ip.icmp == Some((8, 0))))
+            .map(|ip| ip.src)
+            .collect();
+        let tcp: BTreeSet<_> = echo.seen().iter().map(|peer| *peer.ip()).collect();
+        ensure!(*udp.ip() == NODE && tcp == [NODE].into() && pings == [NODE].into());
+        Ok(())
+    })
+}
+
+pub(crate) fn server(side: &Side, addr: std::net::Ipv4Addr) -> Result<Peer> {
+    Peer::on(side.internet(), addr, SERVER)
+}

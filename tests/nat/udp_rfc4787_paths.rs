@@ -1,0 +1,391 @@
+//! RFC 4787, continued: ICMP messages about UDP, packets that are too big, fragments; and UDP checksums (RFC 3022).
+
+use std::{
+    net::{Ipv4Addr, SocketAddrV4},
+    sync::Barrier,
+    thread,
+};
+
+use anyhow::{Context, Result, ensure};
+use causeway_tests::{
+    capture::Capture,
+    craft,
+    fabric::{GATEWAY, INTERNET, NODE},
+    frame::Packet,
+    ping::Pinger,
+    raw,
+    talk::{PATIENCE, Udp},
+};
+use etherparse::{Icmpv4Type, icmpv4::DestUnreachableHeader};
+use rustix::net::sockopt::{Ipv4PathMtuDiscovery, set_ip_mtu_discover};
+
+use crate::{
+    mapping::{ICMP, UDP},
+    peer::Peer,
+    side::{A_WHILE, Side, agree, both},
+    udp_rfc4787::server,
+};
+
+const PORT: u16 = 40_000;
+
+/// Type, code and second word of every ICMP message that could be about a datagram.
+pub(crate) const EVERY_ERROR: [((u8, u8), [u8; 4]); 12] = [
+    ((3, 0), [0; 4]),
+    ((3, 1), [0; 4]),
+    ((3, 2), [0; 4]),
+    ((3, 3), [0; 4]),
+    ((3, 4), [0, 0, 5, 0]),
+    ((3, 9), [0; 4]),
+    ((3, 13), [0; 4]),
+    ((4, 0), [0; 4]),
+    ((5, 1), [203, 0, 113, 1]),
+    ((11, 0), [0; 4]),
+    ((11, 1), [0; 4]),
+    ((12, 0), [20, 0, 0, 0]),
+];
+
+/// RFC 4787 REQ-12 | no ICMP message ends a mapping | none does, whatever its type and code: datagrams pass both ways on the same
+/// port | none does | met
+#[test]
+fn req_12_no_icmp_message_ends_a_mapping() -> Result<()> {
+    agree(|side| {
+        let (pod, server) = (Peer::of(&side.pod, PORT)?, server(side, INTERNET)?);
+        let mapped = pod.reach(&server)?;
+        let about = craft::udp(mapped, server.addr, b"this very flow")?;
+        for (kind, word) in EVERY_ERROR {
+            let error = craft::icmp(INTERNET, NODE, kind, word, &about[..28])?;
+            raw::send_ip(side.internet(), &[error])?;
+            server
+                .reach_by(mapped, &pod)
+                .with_context(|| format!("after an ICMP message {kind:?}"))?;
+            ensure!(pod.reach(&server)? == mapped, "another port after {kind:?}");
+        }
+        Ok(())
+    })
+}
+
+/// RFC 4787 REQ-12a | ICMP messages are not filtered by their source address | a router on the way may be anybody: what counts is the packet that
+/// is quoted | the same | met
+#[test]
+fn req_12a_any_router_may_report_about_a_datagram() -> Result<()> {
+    let seen = agree(|side| {
+        let (pod, server) = (Peer::of(&side.pod, PORT)?, server(side, INTERNET)?);
+        let about = craft::udp(pod.reach(&server)?, server.addr, b"whoever you are")?;
+        let routers = [INTERNET, GATEWAY, Ipv4Addr::new(192, 0, 2, 77), Ipv4Addr::new(100, 64, 0, 1)];
+        let inside = Capture::start(&side.pod.ns, "eth0")?;
+        for router in routers {
+            let error = craft::icmp(router, NODE, (11, 0), [0; 4], &about[..28])?;
+            raw::send_ip(&side.rig.fabric.router, &[error])?;
+        }
+        side.settle()?;
+        let heard = |router: &Ipv4Addr| received(&inside, |ip| ip.src == *router && ip.icmp == Some((11, 0))).is_some();
+        Ok(routers.iter().all(heard))
+    })?;
+    ensure!(seen);
+    Ok(())
+}
+
+/// RFC 4787 REQ-12b | destination unreachable is supported | comes to the pod, and quotes the packet as the pod has sent it | the same | met
+#[test]
+fn req_12b_a_pod_is_told_that_a_port_is_closed() -> Result<()> {
+    agree(|side| {
+        let closed = SocketAddrV4::new(INTERNET, 7999);
+        let pod = Peer::of(&side.pod, PORT)?;
+        for round in 0..3 {
+            let inside = Capture::start(&side.pod.ns, "eth0")?;
+            pod.socket.send_to(b"is anybody there?", closed)?;
+            let error = inside.wait(PATIENCE, |frame| {
+                frame.ip.clone().filter(|ip| ip.icmp == Some((3, 3)) && !frame.outgoing)
+            });
+            let error = error.with_context(|| format!("nobody told about datagram {round}"))?;
+            let expected = craft::udp(pod.addr, closed, b"is anybody there?")?;
+            ensure!(error.checksums_good && error.dst == side.pod.addr, "{error:?}");
+            ensure!(error.quoted()[12..] == expected[12..], "{error:?}");
+        }
+        Ok(())
+    })
+}
+
+/// RFC 4787 REQ-13 | a packet that may not be fragmented and is too big is answered with "fragmentation needed" | by the node's kernel, for first packets
+/// and carried flows | by the kernel | met
+#[test]
+fn req_13_a_datagram_that_is_too_big_is_reported_to_the_pod() -> Result<()> {
+    let told = agree(|side| {
+        let server = server(side, INTERNET)?;
+        let mut told = Vec::new();
+        for (name, carried) in [("first", false), ("carried", true)] {
+            let pod = side.rig.pod(name)?;
+            side.rig.node.set_pod_mtu(&pod, 2000)?;
+            let peer = Peer::of(&pod, PORT)?;
+            if carried {
+                peer.reach(&server)?;
+                peer.reach(&server)?;
+            }
+            set_ip_mtu_discover(&peer.socket, Ipv4PathMtuDiscovery::DO)?;
+            let ears = Pinger::new(&pod.ns, 1)?;
+            peer.socket.send_to(&[7; 1800], server.addr)?;
+            let heard = ears.hear(PATIENCE, |message| mtu_of(&message.icmp).is_some())?;
+            let heard = heard.with_context(|| format!("{name}: nobody said that it is too big"))?;
+            told.push((heard.from, mtu_of(&heard.icmp)));
+        }
+        Ok(told)
+    })?;
+    ensure!(told == [(NODE, Some(1500)); 2], "{told:?}");
+    Ok(())
+}
+
+fn mtu_of(icmp: &Icmpv4Type) -> Option<u16> {
+    match icmp {
+        Icmpv4Type::DestinationUnreachable(DestUnreachableHeader::FragmentationNeeded { next_hop_mtu }) => Some(*next_hop_mtu),
+        _ => None,
+    }
+}
+
+/// RFC 4787 REQ-13a | a packet that may be fragmented is, and the fragments leave in order | by the node's kernel; all of them with the node's
+/// address, the first one first | by the kernel | met
+#[test]
+fn req_13a_a_datagram_that_may_be_fragmented_leaves_in_order() -> Result<()> {
+    agree(|side| {
+        side.rig.node.set_pod_mtu(&side.pod, 9000)?;
+        let server = server(side, INTERNET)?;
+        let outside = Capture::start(side.internet(), "eth0")?;
+        let pod = Peer::of(&side.pod, PORT)?;
+        set_ip_mtu_discover(&pod.socket, Ipv4PathMtuDiscovery::DONT)?;
+        for len in [5000, 100, 100, 8000] {
+            let message: Vec<u8> = (0..len).map(|at: usize| at as u8).collect();
+            pod.socket.send_to(&message, server.addr)?;
+            let from = server.hear(&message, PATIENCE)?.with_context(|| format!("{len} bytes"))?;
+            ensure!(from == SocketAddrV4::new(NODE, PORT), "{len} bytes from {from}");
+        }
+        let offsets: Vec<usize> = outside
+            .stop()
+            .into_iter()
+            .filter_map(|frame| frame.ip.filter(|ip| ip.fragment && !frame.outgoing))
+            .map(|ip| offset(&ip))
+            .collect();
+        let whole: Vec<usize> = (0..4).map(|n| n * 1480).chain((0..6).map(|n| n * 1480)).collect();
+        ensure!(offsets == whole, "{offsets:?}");
+        Ok(())
+    })
+}
+
+/// RFC 4787 REQ-14 | fragments are received in order | both ways, UDP and echo, the last one of a byte too | the same: the kernel
+/// reassembles first | met
+#[test]
+fn req_14_fragments_in_order_pass_both_ways() -> Result<()> {
+    agree(|side| {
+        let (pod, server) = (Peer::of(&side.pod, PORT)?, server(side, INTERNET)?);
+        let mapped = pod.reach(&server)?;
+        for (number, len) in [1473, 1474, 3000, 8000, 60_000].into_iter().enumerate() {
+            let message: Vec<u8> = (0..len).map(|at: usize| (at + number) as u8).collect();
+            pod.socket.send_to(&message, server.addr)?;
+            ensure!(server.hear(&message, PATIENCE)? == Some(mapped), "{len} bytes out");
+            server.socket.send_to(&message, mapped)?;
+            ensure!(pod.hear(&message, PATIENCE)? == Some(server.addr), "{len} bytes in");
+            Pinger::new(&side.pod.ns, number as u16)?.ping(INTERNET, 1, len)?;
+        }
+        Ok(())
+    })
+}
+
+/// RFC 4787 REQ-14 (out of order, from outside) | fragments are received out of order | one that overtakes its first one waits behind what has
+/// arrived meanwhile, 64 times at most: reordering on a link passes, seconds do not | waits for 30 s | met
+#[test]
+fn req_14_fragments_from_outside_pass_in_any_order() -> Result<()> {
+    agree(|side| {
+        let (pod, server) = (Peer::of(&side.pod, PORT)?, server(side, INTERNET)?);
+        let mapped = pod.reach(&server)?;
+        // Two senders at once: which of the two is first on the wire is decided anew each time.
+        let overtaken = (1..=200u16).any(|round| {
+            let message: Vec<u8> = (0..1000).map(|at: u16| (at ^ round) as u8).collect();
+            overtakes(side, &server, mapped, &pod, &message, round).unwrap_or(false)
+        });
+        ensure!(overtaken, "no datagram with its last fragment first came in");
+        Ok(())
+    })
+}
+
+/// Sends a datagram in two fragments, the last one first or nearly so. Whether it arrived although the last one was first.
+fn overtakes(
+    side: &Side,
+    server: &Peer,
+    mapped: SocketAddrV4,
+    pod: &Peer,
+    message: &[u8],
+    id: u16,
+) -> Result<bool> {
+    let uplink = Capture::start(&side.rig.node.ns, "eth0")?;
+    let pieces = craft::fragments(&craft::udp(server.addr, mapped, message)?, 504, id)?;
+    let start = Barrier::new(2);
+    let send = |at: usize| {
+        let piece = pieces[at..=at].to_vec();
+        let start = &start;
+        move || {
+            start.wait();
+            raw::send_ip(&side.rig.fabric.router, &piece)
+        }
+    };
+    thread::scope(|scope| {
+        let late = scope.spawn(send(0));
+        let early = scope.spawn(send(1));
+        let rest = raw::send_ip(&side.rig.fabric.router, &pieces[2..]);
+        for sent in [late.join(), early.join()] {
+            sent.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        }
+        rest
+    })?;
+    let arrived = pod.hear(message, A_WHILE)?.is_some();
+    let order = uplink.stop().into_iter().filter(|frame| !frame.outgoing);
+    let first = order.filter_map(|frame| frame.ip.filter(|ip| ip.id == id)).next();
+    Ok(arrived && first.is_some_and(|ip| offset(&ip) != 0))
+}
+
+/// RFC 4787 REQ-14 (out of order, from inside) | the same for what a pod sends | a new flow's wait in the kernel; in a carried flow a fragment that
+/// overtakes its first one is dropped (`snat_fragment`) | waits for 30 s | not met: the stack, which could wait, never
+/// sees the first fragment of a carried flow; no IPv4 stack in use sends them so
+#[test]
+fn req_14_fragments_of_a_pod_pass_in_any_order_in_a_new_flow() -> Result<()> {
+    let [causeway, nf_nat] = both(|side| {
+        let server = server(side, INTERNET)?;
+        let mut arrived = Vec::new();
+        for (port, carried) in [(PORT, false), (PORT + 1, true)] {
+            let pod = Peer::of(&side.pod, port)?;
+            if carried {
+                pod.reach(&server)?;
+                pod.reach(&server)?;
+            }
+            let message = format!("{port} ").repeat(300).into_bytes();
+            let mut pieces = craft::fragments(&craft::udp(pod.addr, server.addr, &message)?, 800, port)?;
+            pieces.reverse();
+            raw::send_ip(&side.pod.ns, &pieces)?;
+            arrived.push(server.hear(&message, 2 * A_WHILE)?.is_some());
+        }
+        Ok(arrived)
+    })?;
+    ensure!(nf_nat == [true, true], "nf_nat: {nf_nat:?}");
+    ensure!(causeway == [true, false], "Causeway: {causeway:?}");
+    Ok(())
+}
+
+/// RFC 4787 REQ-14a | a flood of fragments does not keep others out | nothing is held for them: whole packets and fragments in order pass
+/// | whole packets pass; fragments do not, once the kernel's 4 MiB for reassembly are full | met
+#[test]
+fn req_14a_a_flood_of_fragments_keeps_nobody_out() -> Result<()> {
+    let [causeway, nf_nat] = both(|side| {
+        let (pod, server) = (Peer::of(&side.pod, PORT)?, server(side, INTERNET)?);
+        let mapped = pod.reach(&server)?;
+        let datagram = craft::udp(server.addr, mapped, &[0; 1400])?;
+        let tails: Vec<Vec<u8>> = (1..=8000u16)
+            .map(|id| Ok(craft::fragments(&datagram, 704, id)?.swap_remove(1)))
+            .collect::<Result<_>>()?;
+        raw::send_ip(&side.rig.fabric.router, &tails)?;
+        server.reach_by(mapped, &pod).context("a whole datagram")?;
+        ensure!(pod.reach(&server)? == mapped);
+        let message = vec![9; 3000];
+        server.socket.send_to(&message, mapped)?;
+        Ok(pod.hear(&message, A_WHILE)?.is_some())
+    })?;
+    ensure!(causeway, "fragments in order do not come in");
+    ensure!(!nf_nat, "nf_nat's reassembly is not full");
+    Ok(())
+}
+
+/// RFC 3022 section 4.2 | a UDP checksum of zero, "none computed", stays zero | both ways, also in what an ICMP error quotes | the
+/// same | met
+#[test]
+fn section_4_2_a_checksum_of_zero_stays_zero() -> Result<()> {
+    agree(|side| {
+        let server = server(side, INTERNET)?;
+        let neighbour = side.rig.pod("b")?;
+        // The neighbour holds the port, so that address and port are replaced.
+        Peer::of(&neighbour, PORT)?.reach(&server)?;
+        let pod = Peer::of(&side.pod, PORT)?;
+        let (inside, outside) = (
+            Capture::start(&side.pod.ns, "eth0")?,
+            Capture::start(side.internet(), "eth0")?,
+        );
+        for round in 0..2 {
+            let question = craft::without_udp_checksum(craft::udp(pod.addr, server.addr, b"no sum")?);
+            raw::send_ip(&side.pod.ns, &[question])?;
+            let mapped = server.hear(b"no sum", PATIENCE)?.context("the question")?;
+            let answer = craft::without_udp_checksum(craft::udp(server.addr, mapped, b"none either")?);
+            raw::send_ip(side.internet(), std::slice::from_ref(&answer))?;
+            ensure!(pod.hear(b"none either", PATIENCE)?.is_some(), "the answer, round {round}");
+            let about = craft::without_udp_checksum(craft::udp(mapped, server.addr, b"no sum")?);
+            raw::send_ip(side.internet(), &[craft::icmp(INTERNET, NODE, (3, 9), [0; 4], &about)?])?;
+        }
+        side.settle()?;
+        let zero = |ip: &Packet| ip.protocol == UDP && ip.payload()[6..8] == [0, 0];
+        let sums = [(&outside, NODE), (&inside, INTERNET)].map(|(wire, from)| {
+            let packets = all_received(wire, |ip| ip.src == from && ip.protocol == UDP);
+            (packets.len(), packets.iter().filter(|ip| zero(ip)).count())
+        });
+        ensure!(sums == [(2, 2), (2, 2)], "{sums:?}");
+        let error = received(&inside, |ip| ip.protocol == ICMP && ip.icmp == Some((3, 9)));
+        let error = error.context("no error came in")?;
+        ensure!(error.checksums_good && error.quoted()[26..28] == [0, 0], "{error:?}");
+        Ok(())
+    })
+}
+
+/// RFC 3022 section 4.2 (computed) | a checksum is adjusted by what was replaced; one that comes out as zero is sent as 0xffff (RFC 768) | for every
+/// value of the checksum that 600 datagrams meet | the same | met
+#[test]
+fn section_4_2_a_computed_zero_is_sent_as_ones() -> Result<()> {
+    agree(|side| {
+        let server = server(side, INTERNET)?;
+        let pod = Peer::of(&side.pod, PORT)?;
+        let mapped = pod.reach(&server)?;
+        // The word that makes the translated datagram's checksum zero before RFC 768 turns it round.
+        let base = craft::udp(mapped, server.addr, &[0; 2])?;
+        let word = u16::from_be_bytes([base[26], base[27]]);
+        let outside = Capture::start(side.internet(), "eth0")?;
+        for offset in 0..300u16 {
+            for word in [word.wrapping_add(offset), word.wrapping_sub(offset)] {
+                raw::send_ip(&side.pod.ns, &[craft::udp(pod.addr, server.addr, &word.to_be_bytes())?])?;
+            }
+        }
+        side.settle()?;
+        let packets = all_received(&outside, |ip| ip.src == NODE && ip.protocol == UDP);
+        ensure!(packets.len() == 600, "{} datagrams", packets.len());
+        let bad = packets.iter().find(|ip| !ip.checksums_good || ip.payload()[6..8] == [0, 0]);
+        ensure!(bad.is_none(), "{bad:?}");
+        let turned = packets.iter().filter(|ip| ip.payload()[6..8] == [0xff, 0xff]).count();
+        ensure!(turned > 0, "no datagram had a checksum of zero");
+        Ok(())
+    })
+}
+
+/// RFC 4787 section 4.2.1 | a port is kept where it is free ("port preservation"), and a lack of ports is no reason to reuse one | kept for first packets of
+/// every protocol, whatever other pods do towards other remotes | the same | met
+#[test]
+fn section_4_2_1_a_free_port_is_kept() -> Result<()> {
+    agree(|side| {
+        let server = server(side, INTERNET)?;
+        for port in [1, 53, 511, 600, 1023, 1024, 9999, 33_000, 50_001, 65_535] {
+            let socket = Udp::connect_from(&side.pod.ns, SocketAddrV4::new(side.pod.addr, port), server.addr)?;
+            socket.0.send(b"mine")?;
+            let mut buffer = [0; 16];
+            server.socket.set_read_timeout(Some(PATIENCE))?;
+            let (_, from) = server.socket.recv_from(&mut buffer)?;
+            ensure!(from == SocketAddrV4::new(NODE, port).into(), "{port} became {from}");
+        }
+        Ok(())
+    })
+}
+
+/// A packet that an interface has received.
+pub(crate) fn received(wire: &Capture, wanted: impl Fn(&Packet) -> bool) -> Option<Packet> {
+    all_received(wire, wanted).into_iter().next()
+}
+
+/// Every such packet.
+pub(crate) fn all_received(wire: &Capture, wanted: impl Fn(&Packet) -> bool) -> Vec<Packet> {
+    let frames = wire.so_far().into_iter().filter(|frame| !frame.outgoing);
+    frames.filter_map(|frame| frame.ip.filter(|ip| wanted(ip))).collect()
+}
+
+/// Where a fragment's payload stands in the datagram, bytes.
+fn offset(ip: &Packet) -> usize {
+    usize::from(u16::from_be_bytes([ip.bytes.0[6], ip.bytes.0[7]]) & 0x1fff) * 8
+}
