@@ -3,7 +3,7 @@
 //! Causeway's table is made older than it is, and the sweep says what it forgets. The kernel's table shows the time
 //! that is left.
 
-use std::net::SocketAddrV4;
+use std::{net::SocketAddrV4, thread, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use aya::maps::{HashMap, Map, MapData};
@@ -28,6 +28,8 @@ type Entry = FlowEntry<[u8; 4]>;
 const EVER: u32 = 1 << 20;
 /// Seconds that a table is aged by to see whether a packet makes it young again. Shorter than any lifetime.
 const AGED: u32 = 30;
+/// A TCP that has nothing to say acknowledges so much later at most (`TCP_DELACK_MAX`, Linux 6.18).
+const LAST_ACK: Duration = Duration::from_millis(210);
 /// Every timer of conntrack that the tests speak of.
 const TIMERS: [&str; 10] = [
     "udp_timeout",
@@ -57,8 +59,14 @@ impl Side {
 
     /// Seconds for which an idle flow is remembered from here on.
     pub(crate) fn lifetime(&self, flow: Flow) -> Result<u32> {
+        if flow.0 == TCP {
+            thread::sleep(LAST_ACK);
+        }
         if !self.is_causeway() {
-            return Ok(self.connection(flow)?.context("conntrack has no such flow")?.remaining);
+            return Ok(self
+                .connection(flow)?
+                .context("conntrack has no such flow")?
+                .remaining);
         }
         let entries = self.entries(flow)?;
         ensure!(!entries.is_empty(), "{flow:?} has no entry");
@@ -103,6 +111,10 @@ impl Side {
             return Ok(entries
                 .iter()
                 .any(|(_, entry)| now().saturating_sub(entry.last_seen) < AGED / 2));
+        }
+        if flow.0 == TCP {
+            // Until everything is acknowledged conntrack has another timer.
+            thread::sleep(LAST_ACK);
         }
         let connection = self.connection(flow)?.context("conntrack has no such flow")?;
         Ok(connection.remaining > EVER / 2)

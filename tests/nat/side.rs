@@ -59,11 +59,6 @@ pub(crate) fn both_with<T: Send>(
 }
 
 impl Side {
-    /// Causeway's side alone.
-    pub(crate) fn causeway() -> Result<Self> {
-        Self::new(Datapath::Causeway, &[])
-    }
-
     fn new(datapath: Datapath, sysctls: &[(&str, &str)]) -> Result<Self> {
         let rig = if datapath.is_causeway() {
             let rig = Rig::causeway()?;

@@ -37,8 +37,8 @@ it is. The requirements are told in our words; the RFC's own are what counts.
 Where a requirement is not met by design, the reason is in its row. Most have one in common: Causeway takes the place of a rule on a running
 node, and whoever relied on the rule must find what it did.
 
-Not in the table: RFC 4787 REQ-7 and REQ-8a, RFC 5382 REQ-3a and REQ-3b. The first is about address plans, and pods have addresses of their own
-in the VNet; the others are about settings of a filter that has none. RFC 5382 REQ-8a and RFC 5508 REQ-7a are about hairpinned packets, of which there are none.
+Not in the table: RFC 4787 REQ-7, REQ-8a and REQ-10a, RFC 5382 REQ-3a and REQ-3b. The first is about address plans, and pods have addresses of
+their own in the VNet; the others are about settings of a filter and of gateways, and there are none to set. RFC 5382 REQ-8a and RFC 5508 REQ-7a are about hairpinned packets, of which there are none.
 ";
 
 /// A requirement and its test.
@@ -73,7 +73,9 @@ fn the_page_is_what_the_tests_say() -> Result<()> {
 fn what_is_said_of_nf_nat_was_seen() -> Result<()> {
     for (file, source) in SOURCES {
         for (row, body) in tests_of(file, source)? {
-            let looks = ["both(", "both_with(", "agree("].iter().any(|call| body.contains(call));
+            let looks = ["both(", "both_with(", "agree("]
+                .iter()
+                .any(|call| body.contains(call));
             ensure!(
                 looks || row.nf_nat.contains("(documentation: "),
                 "{} speaks of nf_nat and does not look at it",
@@ -123,7 +125,10 @@ fn row(comment: &str, test: String) -> Result<Row> {
     let (rfc, _) = rfc.with_context(|| format!("`{requirement}` names no RFC of the page"))?;
     let kind = VERDICTS.iter().find(|kind| verdict.starts_with(**kind));
     let kind = kind.with_context(|| format!("`{verdict}` is no verdict"))?;
-    ensure!(*kind == "met" && verdict == "met" || verdict.contains(": "), "`{verdict}` has no reason");
+    ensure!(
+        *kind == "met" && verdict == "met" || verdict.contains(": "),
+        "`{verdict}` has no reason"
+    );
     Ok(Row {
         rfc,
         requirement: requirement[rfc.len()..].trim().to_owned(),
@@ -142,13 +147,25 @@ fn page(rows: &[Row]) -> Result<String> {
         let of_rfc = rows.iter().filter(|row| rfc.is_none_or(|rfc| row.rfc == rfc));
         of_rfc.filter(|row| row.verdict.starts_with(verdict)).count()
     };
-    for (rfc, about) in RFCS.iter().copied().map(|(rfc, about)| (Some(rfc), about)).chain([(None, "")]) {
-        let [all, met, by_design, not_met] = ["", "met", "by design not", "not met"].map(|verdict| count(rfc, verdict));
-        writeln!(page, "| {} | {about} | {all} | {met} | {by_design} | {not_met} |", rfc.unwrap_or("all"))?;
+    for (rfc, about) in RFCS
+        .iter()
+        .copied()
+        .map(|(rfc, about)| (Some(rfc), about))
+        .chain([(None, "")])
+    {
+        let [all, met, by_design, not_met] =
+            ["", "met", "by design not", "not met"].map(|verdict| count(rfc, verdict));
+        writeln!(
+            page,
+            "| {} | {about} | {all} | {met} | {by_design} | {not_met} |",
+            rfc.unwrap_or("all")
+        )?;
     }
     for (rfc, about) in RFCS {
         writeln!(page, "\n## {rfc}: {about}\n")?;
-        page.push_str("| requirement | asks | Causeway | nf_nat | verdict | test |\n|---|---|---|---|---|---|\n");
+        page.push_str(
+            "| requirement | asks | Causeway | nf_nat | verdict | test |\n|---|---|---|---|---|---|\n",
+        );
         for row in rows.iter().filter(|row| row.rfc == rfc) {
             let Row {
                 requirement,
@@ -159,7 +176,10 @@ fn page(rows: &[Row]) -> Result<String> {
                 test,
                 ..
             } = row;
-            writeln!(page, "| {requirement} | {asks} | {causeway} | {nf_nat} | {verdict} | `{test}` |")?;
+            writeln!(
+                page,
+                "| {requirement} | {asks} | {causeway} | {nf_nat} | {verdict} | `{test}` |"
+            )?;
         }
     }
     Ok(page)

@@ -14,7 +14,7 @@ use causeway_tests::{
     fabric::{INTERNET, NODE},
     frame::Packet,
     netns::Netns,
-    raw, stream,
+    raw, rules, stream,
     talk::{PATIENCE, Tcp},
 };
 
@@ -32,16 +32,24 @@ const OTHER: SocketAddrV4 = SocketAddrV4::new(SECOND, 7100);
 #[test]
 fn req_1_each_remote_has_a_mapping_of_its_own() -> Result<()> {
     let seen = agree(|side| {
-        let servers = [Echo::on(side.internet(), SERVER)?, Echo::on(side.internet(), OTHER)?];
+        let servers = [
+            Echo::on(side.internet(), SERVER)?,
+            Echo::on(side.internet(), OTHER)?,
+        ];
         let neighbour = side.rig.pod("b")?;
         let from = |addr| SocketAddrV4::new(addr, PORT);
-        let _holder = Tcp::connect_from(&neighbour.ns, from(neighbour.addr), OTHER)?;
-        let _first = Tcp::connect_from(&side.pod.ns, from(side.pod.addr), SERVER)?;
-        Tcp::connect_from(&side.pod.ns, from(side.pod.addr), OTHER)?.chat(1)?;
+        let mut holder = Tcp::connect_from(&neighbour.ns, from(neighbour.addr), OTHER)?;
+        holder.chat(1)?;
+        for server in [SERVER, OTHER] {
+            Tcp::connect_from(&side.pod.ns, from(side.pod.addr), server)?.chat(1)?;
+        }
         let [near, far] = servers.map(|server| server.seen());
         Ok((near[0].port() == PORT, far[1].port() == PORT))
     })?;
-    ensure!(seen == (true, false), "(kept towards the one, kept towards the other): {seen:?}");
+    ensure!(
+        seen == (true, false),
+        "(kept towards the one, kept towards the other): {seen:?}"
+    );
     Ok(())
 }
 
@@ -107,9 +115,7 @@ fn req_2_a_permitted_connection_from_outside_works() -> Result<()> {
 fn req_2a_a_simultaneous_open_makes_one_connection() -> Result<()> {
     agree(|side| {
         // The pod's first SYN gets as far as the remote's door: it has made a mapping, and no answer.
-        let rule = format!("-I INPUT -p tcp --syn -d {INTERNET} --dport {} -j DROP", SERVER.port());
-        let rule: Vec<&str> = rule.split_whitespace().collect();
-        side.internet().output("iptables", &rule)?;
+        rules::ignore_syns(side.internet(), SERVER.port())?;
         let outside = Capture::start(side.internet(), "eth0")?;
         let (mut inner, mut outer) = thread::scope(|scope| {
             let inner = scope.spawn(|| connect(side));
@@ -118,7 +124,9 @@ fn req_2a_a_simultaneous_open_makes_one_connection() -> Result<()> {
             let outer = mapped
                 .context("no SYN came out")
                 .and_then(|mapped| Tcp::connect_from(side.internet(), SERVER, mapped));
-            let inner = inner.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            let inner = inner
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             anyhow::Ok((inner?, outer?))
         })?;
         let syns = outside.stop().into_iter().filter(|frame| {
@@ -147,11 +155,15 @@ fn req_3_only_the_remote_of_a_mapping_comes_in() -> Result<()> {
         let inside = Capture::start(&side.pod.ns, "eth0")?;
         let mapped = SocketAddrV4::new(NODE, PORT);
         for from in [OTHER, SocketAddrV4::new(INTERNET, 7101)] {
-            ensure!(is_refused(side.internet(), from, mapped), "{from} was not refused");
+            ensure!(
+                is_refused(side.internet(), from, mapped),
+                "{from} was not refused"
+            );
         }
         connection.chat(3)?;
         let strangers = inside.stop().into_iter().filter_map(|frame| frame.ip);
-        let strangers = strangers.filter(|ip| ip.protocol == TCP && ![ip.src_port, ip.dst_port].contains(&SERVER.port()));
+        let strangers =
+            strangers.filter(|ip| ip.protocol == TCP && ![ip.src_port, ip.dst_port].contains(&SERVER.port()));
         ensure!(strangers.count() == 0, "a stranger's SYN came to the pod");
         Ok(())
     })
@@ -164,8 +176,17 @@ fn req_3_only_the_remote_of_a_mapping_comes_in() -> Result<()> {
 fn req_4_an_unsolicited_syn_is_refused_by_the_node() -> Result<()> {
     let refused = agree(|side| {
         let wire = Capture::start(&side.pod.ns, "eth0")?;
-        let refused = is_refused(side.internet(), SocketAddrV4::new(INTERNET, 0), SocketAddrV4::new(NODE, PORT));
-        ensure!(!wire.stop().iter().any(|frame| frame.ip.as_ref().is_some_and(|ip| ip.protocol == TCP)));
+        let refused = is_refused(
+            side.internet(),
+            SocketAddrV4::new(INTERNET, 0),
+            SocketAddrV4::new(NODE, PORT),
+        );
+        ensure!(
+            !wire
+                .stop()
+                .iter()
+                .any(|frame| frame.ip.as_ref().is_some_and(|ip| ip.protocol == TCP))
+        );
         Ok(refused)
     })?;
     ensure!(refused);
@@ -177,9 +198,12 @@ fn req_4_an_unsolicited_syn_is_refused_by_the_node() -> Result<()> {
 #[test]
 fn req_4a_a_rule_of_the_node_silences_it() -> Result<()> {
     agree(|side| {
-        let rule = format!("-I INPUT -p tcp --syn --dport {PORT} -j DROP");
-        side.rig.node.ns.output("iptables", &rule.split_whitespace().collect::<Vec<_>>())?;
-        let outcome = Tcp::connect_within(side.internet(), SocketAddrV4::new(NODE, PORT), crate::side::A_WHILE);
+        rules::ignore_syns(&side.rig.node.ns, PORT)?;
+        let outcome = Tcp::connect_within(
+            side.internet(),
+            SocketAddrV4::new(NODE, PORT),
+            crate::side::A_WHILE,
+        );
         let kind = outcome.err().map(|error| error.kind());
         ensure!(kind == Some(ErrorKind::TimedOut), "{kind:?}");
         Ok(())
@@ -190,7 +214,7 @@ fn req_4a_a_rule_of_the_node_silences_it() -> Result<()> {
 /// | met
 #[test]
 fn req_5_an_established_connection_lives_for_hours() -> Result<()> {
-    for seconds in both(|side| established(side))? {
+    for seconds in both(established)? {
         expect_seconds(seconds, 432_000)?;
     }
     Ok(())
@@ -218,11 +242,12 @@ fn established(side: &Side) -> Result<u32> {
 #[test]
 fn req_5_an_opening_connection_lives_for_four_minutes() -> Result<()> {
     let lifetimes = both(|side| {
-        // Nobody answers.
-        let rule = "-I INPUT -p tcp -j DROP";
-        side.internet().output("iptables", &rule.split_whitespace().collect::<Vec<_>>())?;
+        rules::ignore_syns(side.internet(), SERVER.port())?;
         let from = SocketAddrV4::new(side.pod.addr, PORT);
-        let syn = craft::TcpFlags { syn: true, ..Default::default() };
+        let syn = craft::TcpFlags {
+            syn: true,
+            ..Default::default()
+        };
         raw::send_ip(&side.pod.ns, &[craft::tcp(from, SERVER, syn, &[])?])?;
         side.settle()?;
         side.lifetime(Flow(TCP, from))
@@ -271,11 +296,18 @@ fn req_6_payloads_are_nobodys_business() -> Result<()> {
             let (mut outside, _) = listener.accept()?;
             outside.set_read_timeout(Some(PATIENCE))?;
             let [a, b, c, d] = side.pod.addr.octets();
-            let command = format!("PORT {a},{b},{c},{d},156,64\r\nContact: <sip:a@{}>\r\n", side.pod.addr);
+            let command = format!(
+                "PORT {a},{b},{c},{d},156,64\r\nContact: <sip:a@{}>\r\n",
+                side.pod.addr
+            );
             inside.write_all(command.as_bytes())?;
             let mut arrived = vec![0; command.len()];
             outside.read_exact(&mut arrived)?;
-            ensure!(arrived == command.as_bytes(), "port {port}: {}", String::from_utf8_lossy(&arrived));
+            ensure!(
+                arrived == command.as_bytes(),
+                "port {port}: {}",
+                String::from_utf8_lossy(&arrived)
+            );
         }
         Ok(())
     })
@@ -342,7 +374,10 @@ fn req_9_a_pod_learns_the_paths_mtu() -> Result<()> {
             .router
             .ip(&format!("route add {INTERNET}/32 dev internet mtu lock 1300"))?;
         stream::exchange(&side.pod.ns, side.internet(), OTHER_PORT, 1 << 20)?;
-        let route = side.pod.ns.output("ip", &["route", "get", &INTERNET.to_string()])?;
+        let route = side
+            .pod
+            .ns
+            .output("ip", &["route", "get", &INTERNET.to_string()])?;
         ensure!(route.contains("mtu 1300"), "{route}");
         connection.chat(3)
     })
@@ -360,10 +395,15 @@ fn req_10_no_icmp_message_ends_a_connection() -> Result<()> {
         connection.chat(3)?;
         for (kind, word) in EVERY_ERROR {
             // The latest segment: one that the pod's TCP believes it has sent.
-            let sent = outside.so_far().into_iter().filter_map(|frame| frame.ip);
-            let latest = sent.filter(|ip| ip.src == NODE && ip.protocol == TCP).last();
+            let is_sent = |ip: &Packet| ip.src == NODE && ip.protocol == TCP;
+            let first = outside.wait(PATIENCE, |frame| frame.ip.clone().filter(is_sent));
+            let mut sent = outside.so_far().into_iter().filter_map(|frame| frame.ip);
+            let latest = sent.rfind(is_sent).or(first);
             let quoted = &latest.context("the server saw no segment")?.bytes.0[..28];
-            raw::send_ip(side.internet(), &[craft::icmp(INTERNET, NODE, kind, word, quoted)?])?;
+            raw::send_ip(
+                side.internet(),
+                &[craft::icmp(INTERNET, NODE, kind, word, quoted)?],
+            )?;
             connection
                 .chat(2)
                 .with_context(|| format!("after an ICMP message {kind:?}"))?;
@@ -379,6 +419,11 @@ fn connect(side: &Side) -> Result<Tcp> {
 /// Whether a connection is answered with a RST.
 fn is_refused(ns: &Netns, from: SocketAddrV4, to: SocketAddrV4) -> bool {
     let outcome = Tcp::connect_from(ns, from, to);
-    let error = outcome.err().and_then(|error| error.root_cause().downcast_ref::<std::io::Error>().map(std::io::Error::kind));
+    let error = outcome.err().and_then(|error| {
+        error
+            .root_cause()
+            .downcast_ref::<std::io::Error>()
+            .map(std::io::Error::kind)
+    });
     error == Some(ErrorKind::ConnectionRefused)
 }

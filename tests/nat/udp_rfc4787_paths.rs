@@ -71,14 +71,21 @@ fn req_12a_any_router_may_report_about_a_datagram() -> Result<()> {
     let seen = agree(|side| {
         let (pod, server) = (Peer::of(&side.pod, PORT)?, server(side, INTERNET)?);
         let about = craft::udp(pod.reach(&server)?, server.addr, b"whoever you are")?;
-        let routers = [INTERNET, GATEWAY, Ipv4Addr::new(192, 0, 2, 77), Ipv4Addr::new(100, 64, 0, 1)];
+        let routers = [
+            INTERNET,
+            GATEWAY,
+            Ipv4Addr::new(192, 0, 2, 77),
+            Ipv4Addr::new(100, 64, 0, 1),
+        ];
         let inside = Capture::start(&side.pod.ns, "eth0")?;
         for router in routers {
             let error = craft::icmp(router, NODE, (11, 0), [0; 4], &about[..28])?;
             raw::send_ip(&side.rig.fabric.router, &[error])?;
         }
         side.settle()?;
-        let heard = |router: &Ipv4Addr| received(&inside, |ip| ip.src == *router && ip.icmp == Some((11, 0))).is_some();
+        let heard = |router: &Ipv4Addr| {
+            received(&inside, |ip| ip.src == *router && ip.icmp == Some((11, 0))).is_some()
+        };
         Ok(routers.iter().all(heard))
     })?;
     ensure!(seen);
@@ -95,7 +102,10 @@ fn req_12b_a_pod_is_told_that_a_port_is_closed() -> Result<()> {
             let inside = Capture::start(&side.pod.ns, "eth0")?;
             pod.socket.send_to(b"is anybody there?", closed)?;
             let error = inside.wait(PATIENCE, |frame| {
-                frame.ip.clone().filter(|ip| ip.icmp == Some((3, 3)) && !frame.outgoing)
+                frame
+                    .ip
+                    .clone()
+                    .filter(|ip| ip.icmp == Some((3, 3)) && !frame.outgoing)
             });
             let error = error.with_context(|| format!("nobody told about datagram {round}"))?;
             let expected = craft::udp(pod.addr, closed, b"is anybody there?")?;
@@ -136,7 +146,9 @@ fn req_13_a_datagram_that_is_too_big_is_reported_to_the_pod() -> Result<()> {
 
 fn mtu_of(icmp: &Icmpv4Type) -> Option<u16> {
     match icmp {
-        Icmpv4Type::DestinationUnreachable(DestUnreachableHeader::FragmentationNeeded { next_hop_mtu }) => Some(*next_hop_mtu),
+        Icmpv4Type::DestinationUnreachable(DestUnreachableHeader::FragmentationNeeded { next_hop_mtu }) => {
+            Some(*next_hop_mtu)
+        }
         _ => None,
     }
 }
@@ -154,7 +166,9 @@ fn req_13a_a_datagram_that_may_be_fragmented_leaves_in_order() -> Result<()> {
         for len in [5000, 100, 100, 8000] {
             let message: Vec<u8> = (0..len).map(|at: usize| at as u8).collect();
             pod.socket.send_to(&message, server.addr)?;
-            let from = server.hear(&message, PATIENCE)?.with_context(|| format!("{len} bytes"))?;
+            let from = server
+                .hear(&message, PATIENCE)?
+                .with_context(|| format!("{len} bytes"))?;
             ensure!(from == SocketAddrV4::new(NODE, PORT), "{len} bytes from {from}");
         }
         let offsets: Vec<usize> = outside
@@ -179,9 +193,15 @@ fn req_14_fragments_in_order_pass_both_ways() -> Result<()> {
         for (number, len) in [1473, 1474, 3000, 8000, 60_000].into_iter().enumerate() {
             let message: Vec<u8> = (0..len).map(|at: usize| (at + number) as u8).collect();
             pod.socket.send_to(&message, server.addr)?;
-            ensure!(server.hear(&message, PATIENCE)? == Some(mapped), "{len} bytes out");
+            ensure!(
+                server.hear(&message, PATIENCE)? == Some(mapped),
+                "{len} bytes out"
+            );
             server.socket.send_to(&message, mapped)?;
-            ensure!(pod.hear(&message, PATIENCE)? == Some(server.addr), "{len} bytes in");
+            ensure!(
+                pod.hear(&message, PATIENCE)? == Some(server.addr),
+                "{len} bytes in"
+            );
             Pinger::new(&side.pod.ns, number as u16)?.ping(INTERNET, 1, len)?;
         }
         Ok(())
@@ -235,8 +255,8 @@ fn overtakes(
         rest
     })?;
     let arrived = pod.hear(message, A_WHILE)?.is_some();
-    let order = uplink.stop().into_iter().filter(|frame| !frame.outgoing);
-    let first = order.filter_map(|frame| frame.ip.filter(|ip| ip.id == id)).next();
+    let mut order = uplink.stop().into_iter().filter(|frame| !frame.outgoing);
+    let first = order.find_map(|frame| frame.ip.filter(|ip| ip.id == id));
     Ok(arrived && first.is_some_and(|ip| offset(&ip) != 0))
 }
 
@@ -310,9 +330,15 @@ fn section_4_2_a_checksum_of_zero_stays_zero() -> Result<()> {
             let mapped = server.hear(b"no sum", PATIENCE)?.context("the question")?;
             let answer = craft::without_udp_checksum(craft::udp(server.addr, mapped, b"none either")?);
             raw::send_ip(side.internet(), std::slice::from_ref(&answer))?;
-            ensure!(pod.hear(b"none either", PATIENCE)?.is_some(), "the answer, round {round}");
+            ensure!(
+                pod.hear(b"none either", PATIENCE)?.is_some(),
+                "the answer, round {round}"
+            );
             let about = craft::without_udp_checksum(craft::udp(mapped, server.addr, b"no sum")?);
-            raw::send_ip(side.internet(), &[craft::icmp(INTERNET, NODE, (3, 9), [0; 4], &about)?])?;
+            raw::send_ip(
+                side.internet(),
+                &[craft::icmp(INTERNET, NODE, (3, 9), [0; 4], &about)?],
+            )?;
         }
         side.settle()?;
         let zero = |ip: &Packet| ip.protocol == UDP && ip.payload()[6..8] == [0, 0];
@@ -323,7 +349,10 @@ fn section_4_2_a_checksum_of_zero_stays_zero() -> Result<()> {
         ensure!(sums == [(2, 2), (2, 2)], "{sums:?}");
         let error = received(&inside, |ip| ip.protocol == ICMP && ip.icmp == Some((3, 9)));
         let error = error.context("no error came in")?;
-        ensure!(error.checksums_good && error.quoted()[26..28] == [0, 0], "{error:?}");
+        ensure!(
+            error.checksums_good && error.quoted()[26..28] == [0, 0],
+            "{error:?}"
+        );
         Ok(())
     })
 }
@@ -342,15 +371,23 @@ fn section_4_2_a_computed_zero_is_sent_as_ones() -> Result<()> {
         let outside = Capture::start(side.internet(), "eth0")?;
         for offset in 0..300u16 {
             for word in [word.wrapping_add(offset), word.wrapping_sub(offset)] {
-                raw::send_ip(&side.pod.ns, &[craft::udp(pod.addr, server.addr, &word.to_be_bytes())?])?;
+                raw::send_ip(
+                    &side.pod.ns,
+                    &[craft::udp(pod.addr, server.addr, &word.to_be_bytes())?],
+                )?;
             }
         }
         side.settle()?;
         let packets = all_received(&outside, |ip| ip.src == NODE && ip.protocol == UDP);
         ensure!(packets.len() == 600, "{} datagrams", packets.len());
-        let bad = packets.iter().find(|ip| !ip.checksums_good || ip.payload()[6..8] == [0, 0]);
+        let bad = packets
+            .iter()
+            .find(|ip| !ip.checksums_good || ip.payload()[6..8] == [0, 0]);
         ensure!(bad.is_none(), "{bad:?}");
-        let turned = packets.iter().filter(|ip| ip.payload()[6..8] == [0xff, 0xff]).count();
+        let turned = packets
+            .iter()
+            .filter(|ip| ip.payload()[6..8] == [0xff, 0xff])
+            .count();
         ensure!(turned > 0, "no datagram had a checksum of zero");
         Ok(())
     })
@@ -363,12 +400,16 @@ fn section_4_2_1_a_free_port_is_kept() -> Result<()> {
     agree(|side| {
         let server = server(side, INTERNET)?;
         for port in [1, 53, 511, 600, 1023, 1024, 9999, 33_000, 50_001, 65_535] {
-            let socket = Udp::connect_from(&side.pod.ns, SocketAddrV4::new(side.pod.addr, port), server.addr)?;
+            let socket =
+                Udp::connect_from(&side.pod.ns, SocketAddrV4::new(side.pod.addr, port), server.addr)?;
             socket.0.send(b"mine")?;
             let mut buffer = [0; 16];
             server.socket.set_read_timeout(Some(PATIENCE))?;
             let (_, from) = server.socket.recv_from(&mut buffer)?;
-            ensure!(from == SocketAddrV4::new(NODE, port).into(), "{port} became {from}");
+            ensure!(
+                from == SocketAddrV4::new(NODE, port).into(),
+                "{port} became {from}"
+            );
         }
         Ok(())
     })
@@ -382,7 +423,9 @@ pub(crate) fn received(wire: &Capture, wanted: impl Fn(&Packet) -> bool) -> Opti
 /// Every such packet.
 pub(crate) fn all_received(wire: &Capture, wanted: impl Fn(&Packet) -> bool) -> Vec<Packet> {
     let frames = wire.so_far().into_iter().filter(|frame| !frame.outgoing);
-    frames.filter_map(|frame| frame.ip.filter(|ip| wanted(ip))).collect()
+    frames
+        .filter_map(|frame| frame.ip.filter(|ip| wanted(ip)))
+        .collect()
 }
 
 /// Where a fragment's payload stands in the datagram, bytes.

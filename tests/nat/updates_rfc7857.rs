@@ -13,7 +13,7 @@ use causeway_tests::{
     echo::Echo,
     fabric::{INTERNET, NODE},
     ping::Pinger,
-    raw,
+    raw, rules,
     talk::{PATIENCE, Tcp},
 };
 use rustix::net::sockopt::set_socket_linger;
@@ -58,23 +58,28 @@ fn section_2_a_session_is_closing_when_both_have_closed() -> Result<()> {
 #[test]
 fn section_2_1_opening_and_closing_have_timers_of_their_own() -> Result<()> {
     let [opening, closing] = [sysctl("tcp_timeout_syn_sent"), sysctl("tcp_timeout_time_wait")];
-    let lifetimes = both_with(&[(&opening, "500"), (&closing, "300")], |side| {
+    let lifetimes = both_with(&[(&opening, "290"), (&closing, "280")], |side| {
         let _echo = Echo::on(side.internet(), SERVER)?;
-        let rule = format!("-I INPUT -p tcp --dport {} -j DROP", SERVER.port() + 1);
-        side.internet().output("iptables", &rule.split_whitespace().collect::<Vec<_>>())?;
+        rules::ignore_syns(side.internet(), SERVER.port() + 1)?;
         let from = SocketAddrV4::new(side.pod.addr, PORT + 1);
         let silent = SocketAddrV4::new(INTERNET, SERVER.port() + 1);
-        let syn = craft::TcpFlags { syn: true, ..Default::default() };
+        let syn = craft::TcpFlags {
+            syn: true,
+            ..Default::default()
+        };
         raw::send_ip(&side.pod.ns, &[craft::tcp(from, silent, syn, &[])?])?;
         let mut connection = connect(side)?;
         connection.0.shutdown(Shutdown::Write)?;
         ensure!(connection.0.read(&mut [0])? == 0);
         side.settle()?;
-        Ok([side.lifetime(Flow(TCP, from))?, side.lifetime(Flow(TCP, connection.local()?))?])
+        Ok([
+            side.lifetime(Flow(TCP, from))?,
+            side.lifetime(Flow(TCP, connection.local()?))?,
+        ])
     })?;
     for [opening, closing] in lifetimes {
-        expect_seconds(opening, 500)?;
-        expect_seconds(closing, 300)?;
+        expect_seconds(opening, 290)?;
+        expect_seconds(closing, 280)?;
     }
     Ok(())
 }
@@ -90,9 +95,17 @@ fn section_2_2_a_reset_session_is_remembered_for_four_minutes() -> Result<()> {
         let flow = Flow(TCP, connection.local()?);
         set_socket_linger(&connection.0, Some(Duration::ZERO))?;
         drop(connection);
-        let reset = outside.wait(PATIENCE, |frame| frame.ip.clone().filter(|ip| ip.protocol == TCP && ip.payload()[13] & 4 != 0));
+        let reset = outside.wait(PATIENCE, |frame| {
+            frame
+                .ip
+                .clone()
+                .filter(|ip| ip.protocol == TCP && ip.payload()[13] & 4 != 0)
+        });
         let reset = reset.context("no RST came out")?;
-        ensure!((reset.src, reset.src_port, reset.checksums_good) == (NODE, PORT, true), "{reset:?}");
+        ensure!(
+            (reset.src, reset.src_port, reset.checksums_good) == (NODE, PORT, true),
+            "{reset:?}"
+        );
         side.lifetime(flow)
     })?;
     expect_seconds(lifetimes[0], 240)?;
@@ -108,12 +121,23 @@ fn section_2_2_a_forged_reset_costs_nothing() -> Result<()> {
         let mut connection = connect(side)?;
         connection.chat(2)?;
         let flow = Flow(TCP, connection.local()?);
-        let forged = craft::TcpFlags { seq: 0x0bad_5e9a, rst: true, ..Default::default() };
-        raw::send_ip(side.internet(), &[craft::tcp(SERVER, SocketAddrV4::new(NODE, PORT), forged, &[])?])?;
+        let forged = craft::TcpFlags {
+            seq: 0x0bad_5e9a,
+            rst: true,
+            ..Default::default()
+        };
+        raw::send_ip(
+            side.internet(),
+            &[craft::tcp(SERVER, SocketAddrV4::new(NODE, PORT), forged, &[])?],
+        )?;
         side.settle()?;
         side.age(flow)?;
         connection.chat(3)?;
-        let lifetime = if side.is_causeway() { side.lifetime(flow)? } else { u32::from(side.is_renewed(flow)?) };
+        let lifetime = if side.is_causeway() {
+            side.lifetime(flow)?
+        } else {
+            u32::from(side.is_renewed(flow)?)
+        };
         connection.chat(3)?;
         Ok(lifetime)
     })?;
@@ -126,7 +150,10 @@ fn section_2_2_a_forged_reset_costs_nothing() -> Result<()> {
 #[test]
 fn section_3_connections_to_two_remotes_share_a_port() -> Result<()> {
     agree(|side| {
-        let (near, far) = (Echo::on(side.internet(), SERVER)?, Echo::on(side.internet(), OTHER)?);
+        let (near, far) = (
+            Echo::on(side.internet(), SERVER)?,
+            Echo::on(side.internet(), OTHER)?,
+        );
         let neighbour = side.rig.pod("b")?;
         let mut one = connect(side)?;
         let mut other = Tcp::connect_from(&neighbour.ns, SocketAddrV4::new(neighbour.addr, PORT), OTHER)?;
@@ -147,11 +174,18 @@ fn section_5_udp_and_tcp_have_mappings_of_their_own() -> Result<()> {
         let echo = Echo::on(side.internet(), SERVER)?;
         let neighbour = side.rig.pod("b")?;
         let mut tcp = Tcp::connect_from(&neighbour.ns, SocketAddrV4::new(neighbour.addr, PORT), SERVER)?;
-        let udp = causeway_tests::talk::Udp::connect_from(&side.pod.ns, SocketAddrV4::new(side.pod.addr, PORT), SERVER)?;
+        let udp = causeway_tests::talk::Udp::connect_from(
+            &side.pod.ns,
+            SocketAddrV4::new(side.pod.addr, PORT),
+            SERVER,
+        )?;
         udp.chat(3)?;
         tcp.chat(3)?;
         let seen = echo.seen();
-        ensure!(seen.iter().all(|peer| *peer == SocketAddrV4::new(NODE, PORT)), "{seen:?}");
+        ensure!(
+            seen.iter().all(|peer| *peer == SocketAddrV4::new(NODE, PORT)),
+            "{seen:?}"
+        );
         Ok(())
     })
 }
@@ -166,7 +200,12 @@ fn section_6_a_mapping_of_udp_lets_no_tcp_in() -> Result<()> {
         let inside = Capture::start(&side.pod.ns, "eth0")?;
         let caller = Tcp::connect_from(side.internet(), server.addr, SocketAddrV4::new(NODE, PORT));
         ensure!(caller.is_err(), "TCP came in");
-        ensure!(!inside.stop().iter().any(|frame| frame.ip.as_ref().is_some_and(|ip| ip.protocol == TCP)));
+        ensure!(
+            !inside
+                .stop()
+                .iter()
+                .any(|frame| frame.ip.as_ref().is_some_and(|ip| ip.protocol == TCP))
+        );
         Ok(())
     })
 }
@@ -196,8 +235,13 @@ fn section_7_1_a_pods_icmp_error_renews_nothing() -> Result<()> {
         side.age(flow)?;
         let outside = Capture::start(side.internet(), "eth0")?;
         let about = craft::udp(server.addr, pod.addr, b"unwanted")?;
-        raw::send_ip(&side.pod.ns, &[craft::icmp(side.pod.addr, INTERNET, (3, 3), [0; 4], &about)?])?;
-        let error = outside.wait(PATIENCE, |frame| frame.ip.clone().filter(|ip| ip.icmp == Some((3, 3))));
+        raw::send_ip(
+            &side.pod.ns,
+            &[craft::icmp(side.pod.addr, INTERNET, (3, 3), [0; 4], &about)?],
+        )?;
+        let error = outside.wait(PATIENCE, |frame| {
+            frame.ip.clone().filter(|ip| ip.icmp == Some((3, 3)))
+        });
         ensure!(error.context("the error does not come out")?.src == NODE);
         ensure!(!side.is_renewed(flow)?, "renewed by an error");
         Ok(())
@@ -218,12 +262,23 @@ fn section_7_1_a_pods_reset_gives_no_session_more_time() -> Result<()> {
         side.settle()?;
         let once = side.lifetime(flow)?;
         // The remote does not know yet, and is told again.
-        let late = craft::TcpFlags { seq: 1, ack: Some(1), ..Default::default() };
-        raw::send_ip(side.internet(), &[craft::tcp(SERVER, SocketAddrV4::new(NODE, PORT), late, b"late")?])?;
+        let late = craft::TcpFlags {
+            seq: 1,
+            ack: Some(1),
+            ..Default::default()
+        };
+        raw::send_ip(
+            side.internet(),
+            &[craft::tcp(SERVER, SocketAddrV4::new(NODE, PORT), late, b"late")?],
+        )?;
         side.settle()?;
         Ok([before, once, side.lifetime(flow)?])
     })?;
-    for (seconds, expected) in lifetimes.into_iter().flatten().zip([432_000, 240, 240, 432_000, 10, 10]) {
+    for (seconds, expected) in lifetimes
+        .into_iter()
+        .flatten()
+        .zip([432_000, 240, 240, 432_000, 10, 10])
+    {
         expect_seconds(seconds, expected)?;
     }
     Ok(())
@@ -232,7 +287,10 @@ fn section_7_1_a_pods_reset_gives_no_session_more_time() -> Result<()> {
 /// RFC 7857 section 9 | a port that has to be replaced is replaced by one that cannot be guessed (RFC 6056) | by a hash with the node's secret seed: two nodes choose differently | at random | met
 #[test]
 fn section_9_replaced_ports_cannot_be_guessed() -> Result<()> {
-    let [one, other] = [both(|side| replacements(side, 8))?, both(|side| replacements(side, 8))?];
+    let [one, other] = [
+        both(|side| replacements(side, 8))?,
+        both(|side| replacements(side, 8))?,
+    ];
     for (one, other) in one.into_iter().zip(other) {
         let same = one.iter().zip(&other).filter(|(one, other)| one == other).count();
         ensure!(same < 4, "{one:?} and {other:?}");
@@ -256,7 +314,10 @@ fn section_10_the_identification_is_the_pods() -> Result<()> {
             }
         }
         side.settle()?;
-        let ids = outside.stop().into_iter().filter_map(|frame| frame.ip.filter(|ip| ip.protocol == UDP));
+        let ids = outside
+            .stop()
+            .into_iter()
+            .filter_map(|frame| frame.ip.filter(|ip| ip.protocol == UDP));
         let ids: Vec<u16> = ids.map(|ip| ip.id).collect();
         ensure!(ids == [craft::ID; 6], "{ids:?}");
         Ok(())
@@ -272,7 +333,10 @@ fn section_11_a_query_mapping_is_its_session() -> Result<()> {
         pinger.ping(INTERNET, 1, 8)?;
         side.age(flow)?;
         ensure!(!side.is_renewed(flow)?);
-        raw::send_ip(side.internet(), &[craft::echo(INTERNET, NODE, 0x1e, true, &[0; 8])?])?;
+        raw::send_ip(
+            side.internet(),
+            &[craft::echo(INTERNET, NODE, 0x1e, true, &[0; 8])?],
+        )?;
         side.settle()?;
         ensure!(side.is_renewed(flow)?, "not renewed by a reply");
         if side.is_causeway() {
@@ -292,7 +356,12 @@ fn section_12_a_ping_to_the_external_address_is_the_nodes() -> Result<()> {
         let inside = Capture::start(&neighbour.ns, "eth0")?;
         let answer = Pinger::new(&side.pod.ns, 0x1f)?.ping(NODE, 2, 8)?;
         ensure!(answer.from == NODE);
-        ensure!(!inside.stop().iter().any(|frame| frame.ip.as_ref().is_some_and(|ip| ip.protocol == ICMP)));
+        ensure!(
+            !inside
+                .stop()
+                .iter()
+                .any(|frame| frame.ip.as_ref().is_some_and(|ip| ip.protocol == ICMP))
+        );
         Ok(())
     })
 }

@@ -32,7 +32,10 @@ pub fn find(ns: &Netns, protocol: u8, client: SocketAddrV4) -> Result<Option<Con
 
 /// The first tuple of a row is the opener's.
 fn is_of(row: &str, protocol: u8, client: SocketAddrV4) -> bool {
-    let opener = |name: &str| row.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+    let opener = |name: &str| {
+        row.split_whitespace()
+            .find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
+    };
     let port = if protocol == libc::IPPROTO_ICMP as u8 {
         opener("id")
     } else {

@@ -5,8 +5,8 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use anyhow::{Context, Result};
 use etherparse::{
-    IcmpEchoHeader, Icmpv4Header, Icmpv4Type, IpFragOffset, IpNumber, Ipv4Header, Ipv4HeaderSlice, Ipv4Options, TcpHeader,
-    UdpHeader,
+    IcmpEchoHeader, Icmpv4Header, Icmpv4Type, IpFragOffset, IpNumber, Ipv4Header, Ipv4HeaderSlice,
+    Ipv4Options, TcpHeader, UdpHeader,
 };
 
 /// Identification of a packet unless it is changed: the kernel replaces a zero.
@@ -17,7 +17,12 @@ pub fn udp(src: SocketAddrV4, dst: SocketAddrV4, data: &[u8]) -> Result<Vec<u8>>
     let (from, to) = (src.ip().octets(), dst.ip().octets());
     let mut udp = UdpHeader::without_ipv4_checksum(src.port(), dst.port(), data.len())?;
     udp.checksum = udp.calc_checksum_ipv4_raw(from, to, data)?;
-    ip(*src.ip(), *dst.ip(), IpNumber::UDP, &[&udp.to_bytes(), data].concat())
+    ip(
+        *src.ip(),
+        *dst.ip(),
+        IpNumber::UDP,
+        &[&udp.to_bytes(), data].concat(),
+    )
 }
 
 /// The same datagram without a checksum (RFC 768: zero).
@@ -32,7 +37,12 @@ pub fn tcp(src: SocketAddrV4, dst: SocketAddrV4, flags: TcpFlags, data: &[u8]) -
     (tcp.syn, tcp.rst, tcp.ack) = (flags.syn, flags.rst, flags.ack.is_some());
     tcp.acknowledgment_number = flags.ack.unwrap_or_default();
     tcp.checksum = tcp.calc_checksum_ipv4_raw(src.ip().octets(), dst.ip().octets(), data)?;
-    ip(*src.ip(), *dst.ip(), IpNumber::TCP, &[&tcp.to_bytes(), data].concat())
+    ip(
+        *src.ip(),
+        *dst.ip(),
+        IpNumber::TCP,
+        &[&tcp.to_bytes(), data].concat(),
+    )
 }
 
 /// What a TCP segment says.

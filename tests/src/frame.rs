@@ -63,7 +63,11 @@ impl fmt::Debug for Bytes {
 impl Packet {
     /// What the IPv4 header is followed by.
     pub fn payload(&self) -> &[u8] {
-        let header_len = self.bytes.0.first().map_or(0, |byte| usize::from(byte & 0x0f) * 4);
+        let header_len = self
+            .bytes
+            .0
+            .first()
+            .map_or(0, |byte| usize::from(byte & 0x0f) * 4);
         self.bytes.0.get(header_len..).unwrap_or_default()
     }
 

@@ -69,7 +69,12 @@ pub fn send(ns: &Netns, interface: &str, frame: &[u8]) -> Result<()> {
 pub fn send_ip(ns: &Netns, packets: &[Vec<u8>]) -> Result<()> {
     let socket = ns.run(|| {
         let protocol = Some(rustix::net::ipproto::RAW);
-        socket_with(AddressFamily::INET, SocketType::RAW, SocketFlags::CLOEXEC, protocol)
+        socket_with(
+            AddressFamily::INET,
+            SocketType::RAW,
+            SocketFlags::CLOEXEC,
+            protocol,
+        )
     })??;
     for packet in packets {
         let to: [u8; 4] = packet

@@ -113,6 +113,16 @@ pub fn sink(ns: &Netns, src: Ipv4Addr, port: u16) -> Result<()> {
     )
 }
 
+/// Drops the SYNs that come to a port of the namespace's own.
+pub fn ignore_syns(ns: &Netns, port: u16) -> Result<()> {
+    run(ns, &format!("-I INPUT -p tcp --syn --dport {port} -j DROP"))
+}
+
+/// Drops the namespace's own messages of one ICMP type (`iptables -p icmp -h` has the names).
+pub fn keep_quiet(ns: &Netns, icmp_type: &str) -> Result<()> {
+    run(ns, &format!("-I OUTPUT -p icmp --icmp-type {icmp_type} -j DROP"))
+}
+
 /// Packets that the `DROP` rules of a chain have dropped.
 pub fn dropped(ns: &Netns, table: &str, chain: &str) -> Result<u64> {
     counted(ns, table, chain, "DROP")
