@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use anyhow::{Context, Result, ensure};
 use causeway_tests::{
     capture::Capture,
+    dam::Dam,
     fabric::{INTERNET, NODE, VNET},
     netns::Netns,
     node::Pod,
@@ -167,37 +168,6 @@ fn in_order_to_the_internet() -> Result<()> {
     both_ways(&scene, &SIZES, &[Order::AsCut])
 }
 
-/// A link that holds what is sent over it and lets it go in one go, as a network card hands over a batch.
-struct Dam<'a> {
-    ns: &'a Netns,
-    interface: &'a str,
-}
-
-impl<'a> Dam<'a> {
-    fn new(ns: &'a Netns, interface: &'a str) -> Result<Self> {
-        let dam = Self { ns, interface };
-        dam.hold("add")?;
-        Ok(dam)
-    }
-
-    /// A closed link lets one frame of the largest size through and then, for a second, nothing of more than 125 bytes in all.
-    fn hold(&self, verb: &str) -> Result<()> {
-        self.tc(verb, "1kbit", "1520")
-    }
-
-    fn let_go(&self) -> Result<()> {
-        self.tc("change", "10gbit", "10mb")
-    }
-
-    fn tc(&self, verb: &str, rate: &str, burst: &str) -> Result<()> {
-        let Self { ns, interface } = *self;
-        let args =
-            format!("qdisc {verb} dev {interface} root handle 1: tbf rate {rate} burst {burst} limit 1mb");
-        ns.output("tc", &args.split_whitespace().collect::<Vec<_>>())
-            .map(drop)
-    }
-}
-
 /// The last link before the node delivers them at once, in any order.
 #[test]
 fn in_any_order_to_a_pod() -> Result<()> {
@@ -210,7 +180,7 @@ fn in_any_order_to_a_pod() -> Result<()> {
         for order in Order::ALL {
             identification += 1;
             let data = message(len);
-            dam.hold("change")?;
+            dam.hold()?;
             let mut expected = vec![message(1472), b"let go".to_vec(), data];
             scene.server_sender.send(&scene.to_pod(&expected[0])?)?;
             send(

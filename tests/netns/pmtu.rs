@@ -287,7 +287,7 @@ impl Terse {
             self.macs,
             [NEAR_END.octets(), ip.src.octets()],
             Icmpv4Type::DestinationUnreachable(needed),
-            &ip.quotable,
+            ip.quotable(),
         )?;
         self.sender.send(&message)
     }

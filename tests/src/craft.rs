@@ -95,10 +95,11 @@ pub fn with_options(packet: &[u8]) -> Result<Vec<u8>> {
     with_header(packet, |header| header.options = Ipv4Options::from([1, 1, 1, 0]))
 }
 
-/// The packet in fragments whose payloads have `size` bytes, a multiple of 8, in their order.
-pub fn fragments(packet: &[u8], size: usize, id: u16) -> Result<Vec<Vec<u8>>> {
+/// Cuts a packet into fragments (RFC 791 section 3.2) of at most `mtu` bytes, in their order.
+pub fn fragments(packet: &[u8], mtu: usize, id: u16) -> Result<Vec<Vec<u8>>> {
     let slice = Ipv4HeaderSlice::from_slice(packet)?;
     let payload = &packet[slice.slice().len()..];
+    let size = (mtu - slice.slice().len()) / 8 * 8;
     let pieces = payload.chunks(size).enumerate();
     pieces
         .map(|(number, piece)| {
@@ -106,7 +107,7 @@ pub fn fragments(packet: &[u8], size: usize, id: u16) -> Result<Vec<Vec<u8>>> {
             header.identification = id;
             header.dont_fragment = false;
             header.more_fragments = (number + 1) * size < payload.len();
-            header.fragment_offset = IpFragOffset::try_new((number * size / 8) as u16)?;
+            header.fragment_offset = IpFragOffset::try_new(u16::try_from(number * size / 8)?)?;
             finish(header, piece)
         })
         .collect()

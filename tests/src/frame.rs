@@ -42,8 +42,6 @@ pub struct Packet {
     pub dst_port: u16,
     /// ICMP type and code.
     pub icmp: Option<(u8, u8)>,
-    /// The header and the first eight bytes behind it: the least that an ICMP error quotes (RFC 792).
-    pub quotable: Vec<u8>,
     /// Whether the header's checksum and, unless a fragment, the transport's are those of the bytes.
     pub checksums_good: bool,
     /// The packet itself, without what a frame adds to its end.
@@ -63,12 +61,18 @@ impl fmt::Debug for Bytes {
 impl Packet {
     /// What the IPv4 header is followed by.
     pub fn payload(&self) -> &[u8] {
-        let header_len = self
-            .bytes
-            .0
-            .first()
-            .map_or(0, |byte| usize::from(byte & 0x0f) * 4);
-        self.bytes.0.get(header_len..).unwrap_or_default()
+        self.bytes.0.get(self.header_len()..).unwrap_or_default()
+    }
+
+    /// The header and the first eight bytes behind it: the least that an ICMP error quotes (RFC 792).
+    pub fn quotable(&self) -> &[u8] {
+        let end = self.bytes.0.len().min(self.header_len() + 8);
+        &self.bytes.0[..end]
+    }
+
+    fn header_len(&self) -> usize {
+        let first = self.bytes.0.first();
+        first.map_or(0, |byte| usize::from(byte & 0x0f) * 4)
     }
 
     /// What an ICMP error quotes: the packet that it is about, or the beginning of it.
@@ -126,7 +130,6 @@ fn packet(sliced: &SlicedPacket<'_>) -> Option<Packet> {
         src_port,
         dst_port,
         icmp,
-        quotable: [header.slice(), ip.payload().payload.get(..8).unwrap_or_default()].concat(),
         checksums_good: header_good && transport_good,
         bytes: Bytes([header.slice(), ip.payload().payload].concat()),
     })

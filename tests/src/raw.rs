@@ -13,7 +13,7 @@ use etherparse::{
 };
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socket_with};
 
-use crate::netns::Netns;
+use crate::{craft, netns::Netns};
 
 /// Sends frames out of one interface as they stand.
 #[derive(Debug)]
@@ -122,21 +122,11 @@ pub fn icmp(macs: [[u8; 6]; 2], addrs: [[u8; 4]; 2], message: Icmpv4Type, data: 
     packet(macs, addrs, IpNumber::ICMP.0, &[&header, data].concat())
 }
 
-/// Cuts the packet of a frame into fragments (RFC 791 section 3.2) of at most `mtu` bytes, in their order.
+/// Cuts the packet of a frame into fragments of at most `mtu` bytes, see [`craft::fragments`].
 pub fn fragments(frame: &[u8], mtu: usize, identification: u16) -> Result<Vec<Vec<u8>>> {
-    let macs = [frame[6..12].try_into()?, frame[..6].try_into()?];
-    let (whole, payload) = Ipv4Header::from_slice(&frame[14..])?;
-    let size = (mtu - whole.header_len()) / 8 * 8;
-    let last = payload.len().div_ceil(size) - 1;
-    let piece = |(n, data): (usize, &[u8])| {
-        let mut header = whole.clone();
-        header.identification = identification;
-        header.more_fragments = n < last;
-        header.fragment_offset = u16::try_from(n * size / 8)?.try_into()?;
-        header.set_payload_len(data.len())?;
-        framed(macs, header, data)
-    };
-    payload.chunks(size).enumerate().map(piece).collect()
+    let (link, packet) = frame.split_at_checked(14).context("no frame")?;
+    let pieces = craft::fragments(packet, mtu, identification)?;
+    Ok(pieces.iter().map(|piece| [link, piece].concat()).collect())
 }
 
 fn framed(macs: [[u8; 6]; 2], mut header: Ipv4Header, payload: &[u8]) -> Result<Vec<u8>> {
