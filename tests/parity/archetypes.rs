@@ -83,6 +83,14 @@ impl Draw<'_> {
         self.rng.port(32_768, 65_535)
     }
 
+    /// An identifier of ICMP that two pods may share.
+    pub(crate) fn id(&mut self) -> u16 {
+        match self.rng.below(64) {
+            0 => 0,
+            _ => self.rng.port(20_001, 65_535),
+        }
+    }
+
     /// A few bytes, now and then none or as many as fit.
     pub(crate) fn len(&mut self, largest: usize) -> usize {
         match self.rng.below(12) {

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use causeway_tests::fabric::NODE;
 
-use crate::packet::{ETH, ICMP, TCP, UDP};
+use crate::packet::{ETH, ICMP, TCP, UDP, query};
 
 /// Type of service of the errors that a kernel makes itself: precedence "internetwork control". No sender here sets it.
 const OWN_ERROR: u8 = 0xc0;
@@ -78,7 +78,9 @@ fn clear_port(bytes: &mut [u8], l3: usize, l4: usize, outer: Option<usize>) -> O
     let (port_at, check_at) = match bytes[l3 + 9] {
         TCP => (if is_node[0] { l4 } else { l4 + 2 }, l4 + 16),
         UDP => (if is_node[0] { l4 } else { l4 + 2 }, l4 + 6),
-        ICMP if bytes[l4] == 8 && is_node[0] || bytes[l4] == 0 && is_node[1] => (l4 + 4, l4 + 2),
+        ICMP if is_node[0] && query::is_question(bytes[l4]) || is_node[1] && query::is_answer(bytes[l4]) => {
+            (l4 + 4, l4 + 2)
+        }
         _ => return None,
     };
     let port = u16_at(bytes, port_at);

@@ -15,6 +15,24 @@ pub(crate) mod flag {
     pub(crate) const ACK: u8 = 0x10;
 }
 
+/// ICMP types with an identifier, the question and its answer (RFC 792, RFC 950).
+pub(crate) mod query {
+    pub(crate) const ECHO: (u8, u8) = (8, 0);
+    pub(crate) const TIMESTAMP: (u8, u8) = (13, 14);
+    pub(crate) const INFORMATION: (u8, u8) = (15, 16);
+    pub(crate) const ADDRESS_MASK: (u8, u8) = (17, 18);
+
+    const ALL: [(u8, u8); 4] = [ECHO, TIMESTAMP, INFORMATION, ADDRESS_MASK];
+
+    pub(crate) fn is_question(kind: u8) -> bool {
+        ALL.iter().any(|query| query.0 == kind)
+    }
+
+    pub(crate) fn is_answer(kind: u8) -> bool {
+        ALL.iter().any(|query| query.1 == kind)
+    }
+}
+
 /// IP protocol numbers.
 pub(crate) const ICMP: u8 = 1;
 pub(crate) const TCP: u8 = 6;
@@ -54,9 +72,10 @@ pub(crate) enum Body {
         len: usize,
         checksum: bool,
     },
-    /// The identifier is the port of the end that asks.
-    Echo {
-        reply: bool,
+    /// A question or its answer. The identifier is the port of the end that asks.
+    Query {
+        kind: u8,
+        code: u8,
         seq: u16,
         len: usize,
     },
@@ -99,6 +118,18 @@ pub(crate) struct Spec {
     pub(crate) piece: Option<Piece>,
 }
 
+impl Body {
+    /// A usual question or answer of ICMP.
+    pub(crate) fn query(kind: u8, seq: u16, len: usize) -> Self {
+        Self::Query {
+            kind,
+            code: 0,
+            seq,
+            len,
+        }
+    }
+}
+
 impl Spec {
     pub(crate) fn new(src: End, dst: End, body: Body) -> Self {
         Self {
@@ -119,7 +150,7 @@ impl Spec {
         match &self.body {
             Body::Tcp { .. } => TCP,
             Body::Udp { .. } => UDP,
-            Body::Echo { .. } | Body::Error { .. } => ICMP,
+            Body::Query { .. } | Body::Error { .. } => ICMP,
             Body::Other { protocol, .. } => *protocol,
         }
     }
@@ -195,9 +226,13 @@ impl Spec {
                 fill(&mut out, *len, *len as u32);
                 6
             }
-            Body::Echo { reply, seq, len } => {
-                let id = if *reply { dst_port } else { src_port };
-                out.extend([if *reply { 0 } else { 8 }, 0, 0, 0]);
+            Body::Query { kind, code, seq, len } => {
+                let id = if query::is_answer(*kind) {
+                    dst_port
+                } else {
+                    src_port
+                };
+                out.extend([*kind, *code, 0, 0]);
                 out.extend(id.to_be_bytes());
                 out.extend(seq.to_be_bytes());
                 fill(&mut out, *len, u32::from(*seq));

@@ -7,7 +7,7 @@ use crate::{
     archetypes::Archetype,
     differences::Difference,
     lane::WIRE,
-    packet::{Body, End, Flaw, Spec, flag},
+    packet::{Body, End, Flaw, Spec, flag, query},
 };
 
 /// A packet and where it enters.
@@ -176,8 +176,8 @@ impl Talk {
         seq: u16,
         len: usize,
     ) -> &'a mut Shot {
-        let spec = self.spec(side, Body::Echo { reply, seq, len });
-        script.push(self.point(side), spec)
+        let kind = if reply { query::ECHO.1 } else { query::ECHO.0 };
+        script.push(self.point(side), self.spec(side, Body::query(kind, seq, len)))
     }
 
     /// A packet of the pod as the remote's side saw it, one hop on.

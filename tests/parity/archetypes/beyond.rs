@@ -4,8 +4,7 @@ use causeway_tests::fabric::NODE;
 
 use super::{Draw, Row};
 use crate::{
-    lane::WIRE,
-    packet::{Body, End, ICMP, Piece, Spec, UDP, checksum},
+    packet::{Body, End, Piece, Spec, UDP, query},
     script::{Script, Side},
 };
 
@@ -27,10 +26,6 @@ const WAITING: &[(Row, &str)] = &[
     (
         ("fragments, out of order", 4, |draw| datagram(draw, true)),
         "a fragment of a pod that overtakes its first one is dropped (snat_fragment), where nf_nat holds it",
-    ),
-    (
-        ("ICMP timestamp", 2, timestamp),
-        "Causeway drops ICMP queries other than echo (snat_protocol)",
     ),
 ];
 
@@ -85,8 +80,8 @@ fn echo(draw: &mut Draw<'_>) -> Script {
     let (mut script, talk) = draw.ping();
     let len = 2000 + draw.rng.below(3000);
     for side in [Pod, Remote] {
-        let reply = side == Remote;
-        let whole = talk.spec(side, Body::Echo { reply, seq: 1, len });
+        let kind = if side == Pod { query::ECHO.0 } else { query::ECHO.1 };
+        let whole = talk.spec(side, Body::query(kind, 1, len));
         in_pieces(&mut script, talk.point(side), &whole, len + 8, 1480, false);
     }
     script
@@ -139,32 +134,6 @@ fn without_ports(draw: &mut Draw<'_>) -> Script {
             spec.dst = End::At(NODE, 0);
         }
         script.push(talk.point(side), spec);
-    }
-    script
-}
-
-/// RFC 792: a question with an identifier like echo's.
-fn timestamp(draw: &mut Draw<'_>) -> Script {
-    let (mut script, talk) = draw.ping();
-    let id = draw.port().to_be_bytes();
-    for (side, kind) in [(Pod, 13), (Remote, 14)] {
-        let mut bytes = vec![kind, 0, 0, 0, id[0], id[1], 0, 1];
-        bytes.resize(20, 0);
-        let check = checksum(&bytes, 0).to_be_bytes();
-        bytes[2..4].copy_from_slice(&check);
-        let mut spec = talk.spec(
-            side,
-            Body::Other {
-                protocol: ICMP,
-                bytes,
-            },
-        );
-        if side == Remote {
-            spec.dst = End::At(NODE, 0);
-            script.push(WIRE, spec);
-        } else {
-            script.push(talk.pod, spec);
-        }
     }
     script
 }

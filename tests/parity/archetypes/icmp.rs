@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use super::{Draw, Row};
 use crate::{
     lane::WIRE,
-    packet::{Body, End, ICMP, Spec, TCP, UDP, flag},
+    packet::{Body, End, ICMP, Spec, TCP, UDP, flag, query},
     script::{Script, Side, Talk},
 };
 
@@ -15,6 +15,18 @@ pub(super) const KINDS: &[Row] = &[
     ("ping", 12, ping),
     ("ping, one identifier in two pods", 6, one_id_two_pods),
     ("ping, from outside to a pod", 6, from_outside),
+    ("ICMP timestamp", 3, |draw| asks(draw, query::TIMESTAMP, 0)),
+    ("ICMP information", 2, |draw| asks(draw, query::INFORMATION, 0)),
+    ("ICMP address mask", 2, |draw| asks(draw, query::ADDRESS_MASK, 0)),
+    ("ping with a code", 2, |draw| asks(draw, query::ECHO, 1)),
+    (
+        "ICMP, several questions with one identifier",
+        3,
+        several_questions,
+    ),
+    ("ICMP, an answer to no question", 3, unasked),
+    ("ICMP, an answer of another type or code", 2, wrong_answer),
+    ("error about an ICMP timestamp", 2, about_timestamp),
     ("error about tcp", 10, about_tcp),
     ("error about udp", 10, about_udp),
     ("error about ping", 8, about_ping),
@@ -50,12 +62,83 @@ fn ping(draw: &mut Draw<'_>) -> Script {
 }
 
 fn one_id_two_pods(draw: &mut Draw<'_>) -> Script {
-    let id = draw.rng.port(0, 65_535);
+    let id = draw.id();
     let (mut script, talk) = draw.twin(ICMP, id);
     for seq in 0..2 {
         talk.echo(&mut script, Pod, false, seq, 56);
         talk.echo(&mut script, Remote, true, seq, 56);
     }
+    script
+}
+
+/// A question and its answer, from two pods with one identifier.
+fn asks(draw: &mut Draw<'_>, (question, answer): (u8, u8), code: u8) -> Script {
+    let id = draw.id();
+    let (mut script, talk) = draw.twin(ICMP, id);
+    for seq in 0..2 {
+        for (side, kind) in [(Pod, question), (Remote, answer)] {
+            let len = 12;
+            let body = Body::Query { kind, code, seq, len };
+            script.push(talk.point(side), talk.spec(side, body));
+        }
+    }
+    script
+}
+
+/// Each is a flow of its own, whose answer does not fit the others.
+fn several_questions(draw: &mut Draw<'_>) -> Script {
+    let (mut script, talk) = alone(draw);
+    let questions = [query::ECHO, query::TIMESTAMP, query::ADDRESS_MASK];
+    for (question, _) in questions {
+        script.push(talk.pod, talk.spec(Pod, Body::query(question, 1, 12)));
+    }
+    for (_, answer) in questions.into_iter().rev() {
+        script.push(WIRE, talk.spec(Remote, Body::query(answer, 1, 12)));
+    }
+    script
+}
+
+/// With an identifier and a remote that nobody else has: whatever is asked, the identifier stays.
+fn alone(draw: &mut Draw<'_>) -> (Script, Talk) {
+    let (pod, id) = (draw.pod(), draw.rng.port(1, 20_000));
+    let [_, b, c, d] = (draw.rng.next() as u32).to_be_bytes();
+    draw.translated(ICMP, pod, id, (Ipv4Addr::new(45, b, c, d), 0))
+}
+
+fn unasked(draw: &mut Draw<'_>) -> Script {
+    let (mut script, mut talk) = alone(draw);
+    let (pod, id) = (draw.pod(), draw.port());
+    talk.seen = draw.rng.pick(&[
+        End::At(causeway_tests::fabric::NODE, id),
+        End::At(draw.addr(pod), id),
+    ]);
+    let kind = draw.rng.pick(&[query::ECHO.1, query::TIMESTAMP.1]);
+    script.push(WIRE, talk.spec(Remote, Body::query(kind, 1, 12)));
+    script
+}
+
+fn wrong_answer(draw: &mut Draw<'_>) -> Script {
+    let (mut script, talk) = alone(draw);
+    talk.echo(&mut script, Pod, false, 1, 12);
+    let (kind, code) = draw.rng.pick(&[(query::ECHO.1, 1), (query::TIMESTAMP.1, 0)]);
+    let wrong = Body::Query {
+        kind,
+        code,
+        seq: 1,
+        len: 12,
+    };
+    script.push(WIRE, talk.spec(Remote, wrong));
+    talk.echo(&mut script, Remote, true, 1, 12);
+    script
+}
+
+fn about_timestamp(draw: &mut Draw<'_>) -> Script {
+    let id = draw.port();
+    let (mut script, talk) = draw.twin(ICMP, id);
+    let sent = talk.spec(Pod, Body::query(query::TIMESTAMP.0, 1, 12));
+    script.push(talk.pod, sent.clone());
+    about(draw, &mut script, &talk, &sent);
+    script.push(WIRE, talk.spec(Remote, Body::query(query::TIMESTAMP.1, 1, 12)));
     script
 }
 
@@ -129,14 +212,7 @@ fn about_udp(draw: &mut Draw<'_>) -> Script {
 fn about_ping(draw: &mut Draw<'_>) -> Script {
     let id = draw.port();
     let (mut script, talk) = draw.twin(ICMP, id);
-    let sent = talk.spec(
-        Pod,
-        Body::Echo {
-            reply: false,
-            seq: 1,
-            len: 56,
-        },
-    );
+    let sent = talk.spec(Pod, Body::query(query::ECHO.0, 1, 56));
     script.push(talk.pod, sent.clone());
     about(draw, &mut script, &talk, &sent);
     talk.echo(&mut script, Pod, false, 2, 56);

@@ -7,7 +7,7 @@ use super::{Draw, Row, tcp};
 use crate::{
     differences::Difference,
     lane::{NARROW_MTU, PODS, WIRE},
-    packet::{Body, End, Flaw, ICMP, Spec, TCP, UDP, flag},
+    packet::{Body, End, Flaw, ICMP, Spec, TCP, UDP, flag, query},
     script::{Script, Side},
 };
 
@@ -71,11 +71,7 @@ fn wrong_checksum(draw: &mut Draw<'_>, side: Side) -> Script {
             talk.echo(&mut script, Remote, true, 1, 10);
             talk.spec(
                 side,
-                Body::Echo {
-                    reply: side == Remote,
-                    seq: 2,
-                    len: 10,
-                },
+                Body::query(if side == Pod { query::ECHO.0 } else { query::ECHO.1 }, 2, 10),
             )
         }
     };
@@ -157,11 +153,7 @@ fn time_to_live(draw: &mut Draw<'_>) -> Script {
                 ),
                 _ => talk.spec(
                     side,
-                    Body::Echo {
-                        reply: side == Remote,
-                        seq: 7,
-                        len: 100,
-                    },
+                    Body::query(if side == Pod { query::ECHO.0 } else { query::ECHO.1 }, 7, 100),
                 ),
             };
             if protocol == TCP && side == Pod {
