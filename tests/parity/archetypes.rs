@@ -3,6 +3,7 @@
 mod beyond;
 mod icmp;
 mod odd;
+mod resting;
 mod tcp;
 mod udp;
 
@@ -30,12 +31,21 @@ pub(crate) struct Kind {
 /// Every kind that is compared, and a line for each that waits for Causeway.
 pub(crate) fn all() -> (Vec<Kind>, Vec<String>) {
     let (beyond, waiting) = beyond::kinds();
-    let kinds = [tcp::KINDS, udp::KINDS, icmp::KINDS, odd::KINDS, &beyond]
+    let all = [tcp::KINDS, udp::KINDS, icmp::KINDS, odd::KINDS, &beyond]
         .into_iter()
-        .flatten()
-        .map(|&(name, weight, write)| Kind { name, weight, write })
+        .flat_map(kinds)
         .collect();
-    (kinds, waiting)
+    (all, waiting)
+}
+
+/// The kinds of flows that rest. Only a run that lets them rest draws them.
+pub(crate) fn resting() -> Vec<Kind> {
+    kinds(resting::KINDS).collect()
+}
+
+fn kinds(rows: &[Row]) -> impl Iterator<Item = Kind> {
+    rows.iter()
+        .map(|&(name, weight, write)| Kind { name, weight, write })
 }
 
 /// A row of a table of kinds.
@@ -176,6 +186,7 @@ impl Draw<'_> {
             remote,
             translated: seen == End::Mapped,
             steps: Vec::new(),
+            rests: Vec::new(),
         };
         let talk = Talk {
             pod,

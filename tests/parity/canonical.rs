@@ -29,8 +29,13 @@ pub(crate) fn source(bytes: &[u8]) -> Ipv4Addr {
     addr_at(&bytes[ETH..], 12)
 }
 
+/// Where in its datagram the packet in a frame begins, in units of 8 bytes.
+pub(crate) fn fragment_offset(bytes: &[u8]) -> u16 {
+    u16_at(bytes, ETH + 6) & 0x1fff
+}
+
 /// The frame up to the end of its IP packet.
-pub(crate) fn packet(bytes: &[u8]) -> &[u8] {
+fn packet(bytes: &[u8]) -> &[u8] {
     let len = usize::from(u16_at(bytes, ETH + 2));
     &bytes[..bytes.len().min(ETH + len)]
 }
@@ -50,8 +55,7 @@ pub(crate) fn canonical(bytes: &mut [u8]) -> Vec<u16> {
         set(bytes, ETH + 4, 0, &[ETH + 10]);
     }
     let l4 = ETH + header;
-    let offset = u16_at(bytes, ETH + 6) & 0x1fff;
-    if offset > 0 {
+    if fragment_offset(bytes) > 0 {
         return ports;
     }
     let is_error =

@@ -22,11 +22,18 @@ pub(crate) enum Difference {
     ChecksumFromPod,
     /// The same from outside: nf_nat does not know it and the node drops it, Causeway delivers it, as wrong as it was.
     ChecksumFromOutside,
+    /// An answer of which conntrack no longer knows the question: Causeway remembers it longer.
+    Outlives,
     /// A source address that is not the pod's: nf_nat translates it like any other, Causeway drops it.
     Spoofed,
 }
 
 impl Difference {
+    /// nf_nat has a mapping of which Causeway knows nothing.
+    pub(crate) fn is_mapped_by_nf_nat_alone(self) -> bool {
+        matches!(self, Self::MidFlow | Self::Spoofed)
+    }
+
     /// Whether this is what the row describes, and nothing else.
     pub(crate) fn describes(self, shot: &Shot, left: &[&Output], right: &[&Output]) -> bool {
         let End::At(sender, _) = shot.spec.src else {
@@ -36,6 +43,8 @@ impl Difference {
             Self::MidFlow | Self::Spoofed => leaves_once(left, NODE) && right.is_empty(),
             Self::InvalidLeaks => leaves_once(left, sender) && right.is_empty(),
             Self::ChecksumFromPod => leaves_once(left, sender) && leaves_once(right, NODE),
+            // The node itself says that nobody listens.
+            Self::Outlives => leaves_once(left, NODE) && right.len() == 1 && right[0].point != WIRE,
             Self::ChecksumFromOutside => left.is_empty() && right.len() == 1 && right[0].point != WIRE,
         }
     }

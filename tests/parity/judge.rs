@@ -7,15 +7,17 @@ use std::{
     net::Ipv4Addr,
 };
 
-use causeway_tests::frame::Frame;
+use causeway_tests::{fabric::NODE, frame::Frame};
 
 use crate::{
     archetypes::Archetype,
-    canonical::{canonical, cause, packet, trim},
+    canonical::{canonical, cause, fragment_offset, source, trim},
     differences::Difference,
     lane::{Output, WIRE},
+    ledger::{CAUSEWAY, Ledger, NF_NAT},
+    mappings::{Inside, Mappings},
     packet::{Flaw, ICMP},
-    script::Shot,
+    script::{Outlived, Shot},
 };
 
 /// A packet that was sent to both lanes.
@@ -68,6 +70,9 @@ pub(crate) struct Judge {
     pub(crate) mappings: u64,
     /// Mappings with the pod's own port, left and right.
     pub(crate) kept_ports: [u64; 2],
+    pub(crate) ledger: Ledger,
+    /// How often the lanes' tables were compared, and the mappings that were in them.
+    pub(crate) tables: [u64; 2],
 }
 
 impl Judge {
@@ -81,6 +86,7 @@ impl Judge {
         self.ports.clear();
         self.holders = Default::default();
         self.used.clear();
+        self.ledger = Ledger::default();
     }
 
     /// The ports that the lanes gave a flow.
@@ -121,6 +127,11 @@ impl Judge {
                     .filter(|row| row.describes(sent.shot, left, right));
                 if let Some(row) = allowed {
                     *self.allowed.entry(row).or_default() += 1;
+                    if row.is_mapped_by_nf_nat_alone()
+                        && let Some(inside) = Inside::of(&sent.shot.spec)
+                    {
+                        self.ledger.only(inside, NF_NAT);
+                    }
                 } else {
                     self.note(sent, &what, left, right, context);
                 }
@@ -130,6 +141,34 @@ impl Judge {
             }
         }
         self.compare_unasked(&by_cause, known, context);
+        for inside in batch.iter().filter_map(|sent| sent.shot.forgets) {
+            self.ledger.only(inside, CAUSEWAY);
+        }
+    }
+
+    /// A flow has rested.
+    pub(crate) fn outlived(&mut self, outlived: Outlived, insides: impl Iterator<Item = Inside>) {
+        for inside in insides {
+            match outlived {
+                Outlived::ByBoth => {}
+                Outlived::ByCausewayAlone => self.ledger.only(inside, CAUSEWAY),
+                Outlived::ByNeither => self.ledger.over(inside),
+            }
+        }
+    }
+
+    /// Compares the lanes' tables with what the packets have shown.
+    pub(crate) fn compare_tables(&mut self, tables: [&Mappings; 2], context: &str) {
+        for (kind, text) in self.ledger.contradictions(tables) {
+            let found = self.found.entry(format!("a mapping: {kind}"));
+            let found = found.or_insert_with(|| Found {
+                times: 0,
+                example: format!("{context}\n  {text}\n"),
+            });
+            found.times += 1;
+        }
+        self.tables[0] += 1;
+        self.tables[1] += self.ledger.len() as u64;
     }
 
     /// What no packet of the batch is known to have caused, such as a RST of the node: the same list on both sides.
@@ -139,11 +178,7 @@ impl Judge {
         let [left, right] = by_cause
             .each_ref()
             .map(|by| by.get(&0).unwrap_or(&none).as_slice());
-        let same = left.len() == right.len()
-            && left
-                .iter()
-                .zip(right)
-                .all(|(a, b)| a.point == b.point && packet(&a.bytes) == packet(&b.bytes));
+        let same = left.len() == right.len() && left.iter().zip(right).all(|(a, b)| self.are_alike(a, b));
         if !same || known + left.len() + right.len() != total {
             let mut example = format!("{context}\n");
             for (name, outputs) in [("nf_nat", left), ("causeway", right)] {
@@ -154,6 +189,21 @@ impl Judge {
                 .or_insert(Found { times: 0, example })
                 .times += 1;
         }
+    }
+
+    /// The same packet, with the two ports of one flow if it has any.
+    fn are_alike(&self, left: &Output, right: &Output) -> bool {
+        let (mut a, mut b) = (left.bytes.clone(), right.bytes.clone());
+        for bytes in [&mut a, &mut b] {
+            trim(bytes);
+        }
+        let (left_ports, right_ports) = (canonical(&mut a), canonical(&mut b));
+        let mut pairs = left_ports.iter().zip(&right_ports);
+        left.point == right.point
+            && a == b
+            && pairs.all(|(&left, &right)| {
+                left == right || self.ports.values().any(|ports| *ports == [left, right])
+            })
     }
 
     fn compare_one(&mut self, sent: &Sent<'_>, left: &[&Output], right: &[&Output]) -> Result<(), String> {
@@ -198,11 +248,31 @@ impl Judge {
             self.pair(sent, [left_port, right_port])?;
         }
         match a.iter().zip(&b).position(|(a, b)| a != b) {
-            _ if a.len() != b.len() => Err(format!("lengths: {} against {} bytes", a.len(), b.len())),
-            Some(at) => Err(format!(
-                "bytes differ: from {at} on, counted from the frame's start"
-            )),
-            None => Ok(()),
+            _ if a.len() != b.len() => {
+                return Err(format!("lengths: {} against {} bytes", a.len(), b.len()));
+            }
+            Some(at) => {
+                return Err(format!(
+                    "bytes differ: from {at} on, counted from the frame's start"
+                ));
+            }
+            None => {}
+        }
+        if sent.shot.point != WIRE && right.point == WIRE && source(&right.bytes) == NODE {
+            self.show_mapping(sent, &left_ports, &right_ports);
+        }
+        Ok(())
+    }
+
+    /// A pod's packet has left with these ports of the node's. A later fragment has none.
+    fn show_mapping(&mut self, sent: &Sent<'_>, left: &[u16], right: &[u16]) {
+        let Some(inside) = Inside::of(&sent.shot.spec) else {
+            return;
+        };
+        match (left.first(), right.first()) {
+            (Some(&left), Some(&right)) => self.ledger.shown(inside, [left, right]),
+            _ if !inside.has_port() => self.ledger.shown(inside, [0; 2]),
+            _ => {}
         }
     }
 
@@ -302,6 +372,10 @@ fn sort_by_cause(outputs: &[Output]) -> HashMap<u16, Vec<&Output>> {
     let mut by_cause: HashMap<u16, Vec<&Output>> = HashMap::new();
     for output in outputs {
         by_cause.entry(cause(&output.bytes)).or_default().push(output);
+    }
+    for outputs in by_cause.values_mut() {
+        // The fragments of a datagram may take turns.
+        outputs.sort_by_key(|output| (output.point, fragment_offset(&output.bytes)));
     }
     by_cause
 }

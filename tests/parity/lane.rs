@@ -15,6 +15,7 @@ use causeway_tests::{
 };
 
 use crate::{
+    lifetimes::Lifetimes,
     packet::{Body, ETH, End, Spec},
     tap::Tap,
 };
@@ -48,9 +49,11 @@ pub(crate) struct Lane {
 
 impl Lane {
     /// Causeway on the right, MASQUERADE with the right lane's MACs on the left.
-    pub(crate) fn pair(causeway: Datapath) -> Result<[Self; 2]> {
+    pub(crate) fn pair(causeway: Datapath, lifetimes: &Lifetimes) -> Result<[Self; 2]> {
         let right = Self::new(causeway, None)?;
         let left = Self::new(Datapath::RoutedMasquerade, Some(&right.macs))?;
+        lifetimes.tell_causeway(&right.node)?;
+        lifetimes.tell_conntrack(&left.node.ns)?;
         let mut lanes = [left, right];
         for lane in &mut lanes {
             // Lets each see a packet before anything is compared.

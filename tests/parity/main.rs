@@ -17,6 +17,9 @@ mod canonical;
 mod differences;
 mod judge;
 mod lane;
+mod ledger;
+mod lifetimes;
+mod mappings;
 mod packet;
 mod script;
 mod tap;
@@ -72,6 +75,29 @@ fn causeway_does_what_the_kernels_nat_does() {
         traffic.findings()
     );
     assert!(traffic.is_complete(), "a kind of flow was never seen whole");
+}
+
+/// Flows that rest for as long as they are remembered, and longer.
+#[test]
+fn what_nf_nat_forgets_causeway_forgets_and_what_it_remembers_lives_on() {
+    for (datapath, swept) in [(Datapath::Causeway, true), (Datapath::CausewayClsact, false)] {
+        let traffic = rested(datapath, swept);
+        println!("{}", traffic.summary());
+        assert!(traffic.judge.found.is_empty(), "{}", traffic.findings());
+        assert!(traffic.is_complete(), "a kind of flow was never seen whole");
+    }
+}
+
+/// On a machine that is too busy the flows rest longer than they should: then all is done again.
+fn rested(datapath: Datapath, swept: bool) -> Traffic {
+    let seed = seed();
+    for _ in 0..5 {
+        let mut traffic = Traffic::resting(seed);
+        if traffic.rested(datapath, 480, swept).expect("a pair of lanes") {
+            return traffic;
+        }
+    }
+    panic!("this machine is too busy to compare what expires in seconds")
 }
 
 /// Row 1 of `docs/parity.md`.

@@ -7,6 +7,7 @@ use crate::{
     archetypes::Archetype,
     differences::Difference,
     lane::WIRE,
+    mappings::Inside,
     packet::{Body, End, Flaw, Spec, flag, query},
 };
 
@@ -21,6 +22,26 @@ pub(crate) struct Shot {
     pub(crate) anew: bool,
     /// The difference that is right here.
     pub(crate) differs: Option<Difference>,
+    /// With this packet conntrack forgets the mapping, and Causeway does not.
+    pub(crate) forgets: Option<Inside>,
+    /// Comes when the flow has been forgotten.
+    pub(crate) late: bool,
+}
+
+/// Who still has a flow's mapping after a rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outlived {
+    ByBoth,
+    ByCausewayAlone,
+    ByNeither,
+}
+
+/// A pause in which nothing is sent.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rest {
+    /// Number of the step that comes after it.
+    pub(crate) before: usize,
+    pub(crate) outlived: Outlived,
 }
 
 /// A flow's packets, in their order.
@@ -34,6 +55,7 @@ pub(crate) struct Script {
     /// The remote sees the node's address.
     pub(crate) translated: bool,
     pub(crate) steps: Vec<Vec<Shot>>,
+    pub(crate) rests: Vec<Rest>,
 }
 
 impl Script {
@@ -52,6 +74,28 @@ impl Script {
         self.last()
     }
 
+    pub(crate) fn rest(&mut self, outlived: Outlived) {
+        self.rests.push(Rest {
+            before: self.steps.len(),
+            outlived,
+        });
+    }
+
+    /// Sends nothing when the flow has been forgotten.
+    pub(crate) fn leave_out_late_ones(&mut self) {
+        for step in &mut self.steps {
+            step.retain(|shot| !shot.late);
+        }
+    }
+
+    /// What may have a mapping: whatever a pod sends.
+    pub(crate) fn insides(&self) -> impl Iterator<Item = Inside> {
+        let shots = self.steps.iter().flatten();
+        shots
+            .filter(|shot| shot.point != WIRE)
+            .filter_map(|shot| Inside::of(&shot.spec))
+    }
+
     fn last(&mut self) -> &mut Shot {
         let step = self.steps.last_mut().expect("a step was just added");
         step.last_mut().expect("a shot was just added")
@@ -66,6 +110,8 @@ impl Shot {
             same_id: false,
             anew: false,
             differs: None,
+            forgets: None,
+            late: false,
         }
     }
 }

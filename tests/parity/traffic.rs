@@ -2,7 +2,7 @@
 
 use std::{
     fmt::Write as _,
-    fs,
+    fs, thread,
     time::{Duration, Instant},
 };
 
@@ -14,12 +14,27 @@ use crate::{
     archetypes::{self, Draw, Kind, Memory},
     judge::{Judge, Sent},
     lane::Lane,
+    lifetimes::Lifetimes,
+    mappings,
     rng::Rng,
     script::Script,
 };
 
 /// Flows that live at a time. A batch holds a step of each, and must fit into the kernel's backlog of 1000 packets twice.
 const ALIVE: usize = 240;
+
+/// Packets after which the lanes' tables are compared.
+const BETWEEN_TABLES: u64 = 100_000;
+
+/// The rests. All that is short outlives the first one, no stream the last one; conntrack takes for a stream what goes on
+/// after two seconds.
+const RESTS: [Duration; 3] = [
+    Duration::from_millis(2_200),
+    Duration::from_millis(5_200),
+    Duration::from_millis(9_200),
+];
+/// Flows send what they have to send between two rests in this time, or they may expire where they should not.
+const IN_TIME: Duration = Duration::from_millis(600);
 
 /// Differences that are told of.
 const SHOWN: usize = 25;
@@ -46,6 +61,8 @@ struct Flow {
     number: u64,
     script: Script,
     next: usize,
+    /// The step at which it stops for the time being.
+    until: usize,
 }
 
 impl Traffic {
@@ -53,6 +70,15 @@ impl Traffic {
     pub(crate) fn new(seed: u64, names: &[&str]) -> Self {
         let (mut kinds, waiting) = archetypes::all();
         kinds.retain(|kind| names.iter().any(|name| kind.name.starts_with(name)));
+        Self::of(seed, kinds, waiting)
+    }
+
+    /// Of the kinds of flows that rest.
+    pub(crate) fn resting(seed: u64) -> Self {
+        Self::of(seed, archetypes::resting(), Vec::new())
+    }
+
+    fn of(seed: u64, kinds: Vec<Kind>, waiting: Vec<String>) -> Self {
         Self {
             seed,
             rng: Rng::new(seed),
@@ -71,7 +97,7 @@ impl Traffic {
     /// Sends at most `packets` packets through a fresh pair of lanes, and stops at `end`.
     pub(crate) fn shard(&mut self, datapath: Datapath, packets: u64, end: Instant) -> Result<()> {
         stay_on_this_cpu()?;
-        let mut lanes = Lane::pair(datapath)?;
+        let mut lanes = Lane::pair(datapath, &Lifetimes::LASTING)?;
         let stop = self.judge.compared + packets;
         let mut memory = Memory::default();
         let mut flows: Vec<Flow> = Vec::new();
@@ -79,6 +105,7 @@ impl Traffic {
         self.shards += 1;
         let (lost, known) = (backlog_drops()?, self.judge.found.clone());
         let kinds_known = known.len();
+        let mut tables_at = self.judge.compared;
         while self.judge.compared < stop && Instant::now() < end {
             while flows.len() < ALIVE {
                 flows.push(self.draw(&lanes[0], &mut memory));
@@ -91,6 +118,10 @@ impl Traffic {
                 self.spoilt += 1;
                 break;
             }
+            if self.judge.compared >= stop.min(tables_at + BETWEEN_TABLES) {
+                self.compare_tables(&lanes)?;
+                tables_at = self.judge.compared;
+            }
         }
         if self.judge.found.len() > kinds_known {
             self.status = Some(lanes[1].node.causeway(&["status"])?);
@@ -98,6 +129,59 @@ impl Traffic {
         self.judge.start_over();
         self.spent += start.elapsed();
         Ok(())
+    }
+
+    /// Takes `number` flows of the kinds that rest through their rests. What has expired by then is swept, or it is left in
+    /// the table, to be found by what comes. `false`: the machine was too busy to keep the times.
+    pub(crate) fn rested(&mut self, datapath: Datapath, number: usize, swept: bool) -> Result<bool> {
+        stay_on_this_cpu()?;
+        let mut lanes = Lane::pair(datapath, &Lifetimes::BRIEF)?;
+        let mut memory = Memory::default();
+        let begun = Instant::now();
+        self.shards += 1;
+        let lost = backlog_drops()?;
+        let mut groups = vec![Vec::new()];
+        for n in 0..number {
+            if n % ALIVE == 0 {
+                groups.push(Vec::new());
+            }
+            let mut flow = self.draw(&lanes[0], &mut memory);
+            if !swept {
+                flow.script.leave_out_late_ones();
+            }
+            groups.last_mut().expect("there is one").push(flow);
+        }
+        for turn in 0..=RESTS.len() {
+            let start = Instant::now();
+            for group in &mut groups {
+                for flow in &mut *group {
+                    flow.until = flow
+                        .script
+                        .rests
+                        .get(turn)
+                        .map_or(flow.script.steps.len(), |rest| rest.before);
+                }
+                while group.iter().any(|flow| flow.next < flow.until) {
+                    self.batch(&mut lanes, group)?;
+                }
+            }
+            if start.elapsed() > IN_TIME || backlog_drops()? != lost {
+                return Ok(false);
+            }
+            let Some(&rest) = RESTS.get(turn) else { break };
+            thread::sleep(rest);
+            for flow in groups.iter().flatten() {
+                self.judge
+                    .outlived(flow.script.rests[turn].outlived, flow.script.insides());
+            }
+            if swept {
+                lanes[1].node.causeway(&["sweep"])?;
+                self.compare_tables(&lanes)?;
+            }
+        }
+        self.judge.start_over();
+        self.spent += begun.elapsed();
+        Ok(true)
     }
 
     fn draw(&mut self, lane: &Lane, memory: &mut Memory) -> Flow {
@@ -124,24 +208,43 @@ impl Traffic {
         self.drawn += 1;
         Flow {
             number: self.drawn,
+            until: script.steps.len(),
             script,
             next: 0,
         }
     }
 
-    /// The next step of every flow. Flows that are at their end go.
+    /// What either lane remembers.
+    fn compare_tables(&mut self, [left, right]: &[Lane; 2]) -> Result<()> {
+        let tables = [
+            mappings::of_conntrack(&left.node.ns)?,
+            mappings::of_causeway(&right.node)?,
+        ];
+        let context = self.place();
+        self.judge.compare_tables(tables.each_ref(), &context);
+        Ok(())
+    }
+
+    fn place(&self) -> String {
+        format!(
+            "seed {}, shard {}, batch {}",
+            self.seed, self.shards, self.batches
+        )
+    }
+
+    /// The next step of every flow that does not rest. Flows that are at their end go.
     fn batch(&mut self, lanes: &mut [Lane; 2], flows: &mut Vec<Flow>) -> Result<()> {
         let mut frames: [Vec<(usize, Vec<u8>)>; 2] = [Vec::new(), Vec::new()];
         let mut sent = Vec::new();
         let mut abandoned = Vec::new();
-        for flow in &*flows {
+        for flow in moving(flows) {
             if flow.script.steps[flow.next].iter().any(|shot| shot.anew) {
                 self.judge
                     .forget(flow.number, flow.script.protocol, flow.script.remote);
             }
         }
         let mut id = 0;
-        for flow in &*flows {
+        for flow in moving(flows) {
             for shot in &flow.script.steps[flow.next] {
                 id += u16::from(!shot.same_id);
                 let ports = self.judge.ports(flow.number);
@@ -177,14 +280,14 @@ impl Traffic {
             right.pass(&frames[1]).context("Causeway's lane")?,
         ];
         self.batches += 1;
-        let context = format!(
-            "seed {}, shard {}, batch {}",
-            self.seed, self.shards, self.batches
-        );
+        let context = self.place();
         self.judge
             .compare(&sent, outputs.each_ref().map(Vec::as_slice), &context);
         drop(sent);
         flows.retain_mut(|flow| {
+            if flow.next == flow.until {
+                return true;
+            }
             flow.next += 1;
             let is_abandoned = abandoned.contains(&flow.number);
             let goes_on = flow.next < flow.script.steps.len() && !is_abandoned;
@@ -221,7 +324,8 @@ impl Traffic {
         write!(
             text,
             "{} packets of {} flows compared in {:.1} s ({rate} a second), {} kinds, {} pairs of lanes; \
-             {} mappings, of which nf_nat kept the pod's port in {} and Causeway in {}",
+             {} mappings, of which nf_nat kept the pod's port in {} and Causeway in {}; \
+             tables compared {} times with {} mappings in all",
             judge.compared,
             self.drawn,
             self.spent.as_secs_f64(),
@@ -230,6 +334,8 @@ impl Traffic {
             judge.mappings,
             judge.kept_ports[0],
             judge.kept_ports[1],
+            judge.tables[0],
+            judge.tables[1],
         )
         .ok();
         for waiting in &self.waiting {
@@ -265,6 +371,10 @@ impl Traffic {
             tally.is_some_and(|tally| (tally.came_out > 0 || kind.name == SILENT) && tally.abandoned == 0)
         })
     }
+}
+
+fn moving(flows: &[Flow]) -> impl Iterator<Item = &Flow> {
+    flows.iter().filter(|flow| flow.next < flow.until)
 }
 
 /// The kind of which nothing comes out: the node's own stack has it.

@@ -4,8 +4,10 @@ use std::net::Ipv4Addr;
 
 use super::{Draw, Row};
 use crate::{
+    lane::WIRE,
+    mappings::Inside,
     packet::{TCP, flag},
-    script::{Script, Side},
+    script::{Script, Side, Talk},
 };
 
 use Side::{Pod, Remote};
@@ -97,10 +99,17 @@ fn no_answer(draw: &mut Draw<'_>) -> Script {
 }
 
 fn refused(draw: &mut Draw<'_>) -> Script {
+    attempt(draw).0
+}
+
+/// A SYN and a RST in answer.
+pub(super) fn attempt(draw: &mut Draw<'_>) -> (Script, Talk) {
     let (mut script, mut talk) = draw.outside(TCP);
-    talk.tcp(&mut script, Pod, flag::SYN, 0);
-    talk.tcp(&mut script, Remote, flag::RST | ACK, 0);
-    script
+    let syn = talk.segment(Pod, flag::SYN, 0);
+    let refused = talk.segment(Remote, flag::RST | ACK, 0);
+    script.push(talk.pod, syn.clone());
+    script.push(WIRE, refused).forgets = Inside::of(&syn);
+    (script, talk)
 }
 
 fn reset(draw: &mut Draw<'_>, by: Side) -> Script {

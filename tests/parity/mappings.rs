@@ -1,0 +1,179 @@
+//! The mappings that a lane remembers: nf_nat's from conntrack's table, Causeway's from `cwy_flows`.
+
+use std::{collections::HashMap, net::Ipv4Addr};
+
+use anyhow::{Context, Result, bail};
+use causeway_common::{
+    decide::ECHO_REQUEST,
+    flow::{Flags, Nat},
+    tuple,
+};
+use causeway_tests::{netns::Netns, node::Node};
+
+use crate::{
+    lifetimes::datapath,
+    packet::{Body, End, Spec, query},
+};
+
+/// What a mapping is for: a pod's end and a remote's. Protocols without ports have zeros; for ICMP the pod's port is the
+/// identifier, and type and code of the question stand for the remote's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Inside {
+    protocol: u8,
+    pod: (Ipv4Addr, u16),
+    remote: (Ipv4Addr, u16),
+}
+
+impl Inside {
+    /// Of a packet that a pod sends; `None` if none can have a mapping of its own.
+    pub(crate) fn of(spec: &Spec) -> Option<Self> {
+        let (End::At(pod, pod_port), End::At(remote, remote_port)) = (spec.src, spec.dst) else {
+            return None;
+        };
+        let (pod_port, remote_port) = match spec.body {
+            Body::Tcp { .. } | Body::Udp { .. } => (pod_port, remote_port),
+            Body::Query { kind, code, .. } if query::is_question(kind) => (pod_port, asked(kind, code)),
+            Body::Query { .. } | Body::Error { .. } => return None,
+            Body::Other { .. } => (0, 0),
+        };
+        Some(Self {
+            protocol: spec.protocol(),
+            pod: (pod, pod_port),
+            remote: (remote, remote_port),
+        })
+    }
+
+    pub(crate) fn has_port(&self) -> bool {
+        tuple::has_ports(self.protocol)
+    }
+}
+
+fn asked(kind: u8, code: u8) -> u16 {
+    u16::from_be_bytes([kind, code])
+}
+
+/// The node's port of each.
+pub(crate) type Mappings = HashMap<Inside, u16>;
+
+/// What conntrack has in a namespace, as `conntrack -L` lists it.
+pub(crate) fn of_conntrack(ns: &Netns) -> Result<Mappings> {
+    let listing = ns.output("conntrack", &["-L", "-f", "ipv4"])?;
+    let mut mappings = Mappings::new();
+    for line in listing.lines() {
+        let entry = Tracked::parse(line).with_context(|| format!("conntrack has the line `{line}`"))?;
+        let [original, reply] = entry.directions;
+        if original.src != reply.dst && mappings.insert(entry.inside(), reply.dst_port).is_some() {
+            bail!("conntrack has two entries like `{line}`");
+        }
+    }
+    Ok(mappings)
+}
+
+/// A line of conntrack's.
+struct Tracked {
+    protocol: u8,
+    /// As first sent, and as answered.
+    directions: [Direction; 2],
+}
+
+#[derive(Clone, Copy)]
+struct Direction {
+    src: Ipv4Addr,
+    dst: Ipv4Addr,
+    src_port: u16,
+    /// For an answer's ICMP the identifier.
+    dst_port: u16,
+}
+
+impl Tracked {
+    /// Such as `udp 17 29 src=10.0.0.1 dst=10.0.0.2 sport=1 dport=2 [UNREPLIED] src=10.0.0.2 dst=10.0.0.9 sport=2 dport=1
+    /// mark=0 use=1`.
+    fn parse(line: &str) -> Option<Self> {
+        let protocol = line.split_whitespace().nth(1)?.parse().ok()?;
+        let (mut addrs, mut ports): (Vec<&str>, Vec<u16>) = (Vec::new(), Vec::new());
+        let (mut kind, mut code) = (0, 0);
+        for (name, value) in line.split_whitespace().filter_map(|word| word.split_once('=')) {
+            match name {
+                "src" | "dst" => addrs.push(value),
+                "sport" | "dport" => ports.push(value.parse().ok()?),
+                "type" if ports.is_empty() => kind = value.parse().ok()?,
+                "code" if ports.is_empty() => code = value.parse().ok()?,
+                // The identifier is the asking end's; what is asked takes the place of the other's port.
+                "id" if ports.is_empty() => ports.extend([value.parse().ok()?, asked(kind, code)]),
+                "id" => ports.extend([asked(kind, code), value.parse().ok()?]),
+                _ => {}
+            }
+        }
+        let direction = |number: usize| {
+            let port = |at: usize| ports.get(2 * number + at).copied().unwrap_or(0);
+            Some(Direction {
+                src: addrs.get(2 * number)?.parse().ok()?,
+                dst: addrs.get(2 * number + 1)?.parse().ok()?,
+                src_port: port(0),
+                dst_port: port(1),
+            })
+        };
+        Some(Self {
+            protocol,
+            directions: [direction(0)?, direction(1)?],
+        })
+    }
+
+    fn inside(&self) -> Inside {
+        let [original, _] = self.directions;
+        Inside {
+            protocol: self.protocol,
+            pod: (original.src, original.src_port),
+            remote: (original.dst, original.dst_port),
+        }
+    }
+}
+
+/// What Causeway has on a node. Fails if a mapping has lost its other half.
+pub(crate) fn of_causeway(node: &Node) -> Result<Mappings> {
+    let (mut forward, mut back) = (Mappings::new(), Mappings::new());
+    datapath(node)?.for_each_flow(|key, entry| {
+        let own = |addr: [u8; 4], port| (Ipv4Addr::from(addr), u16::from_be_bytes(port));
+        let remote = |addr, port| match own(addr, port) {
+            (addr, port) if key.protocol == tuple::ICMP => (addr, port ^ asked(ECHO_REQUEST, 0)),
+            remote => remote,
+        };
+        if entry.has(Flags::HOST) {
+            return;
+        }
+        match entry.nat {
+            Nat::SOURCE => {
+                let inside = Inside {
+                    protocol: key.protocol,
+                    pod: own(key.src, key.src_port),
+                    remote: remote(key.dst, key.dst_port),
+                };
+                forward.insert(inside, u16::from_be_bytes(entry.nat_port));
+            }
+            Nat::DESTINATION => {
+                let inside = Inside {
+                    protocol: key.protocol,
+                    pod: own(entry.nat_addr, entry.nat_port),
+                    remote: remote(key.src, key.src_port),
+                };
+                back.insert(inside, u16::from_be_bytes(key.dst_port));
+            }
+            _ => {}
+        }
+    })?;
+    if forward == back {
+        return Ok(forward);
+    }
+    let alone = forward
+        .iter()
+        .find(|(inside, port)| back.get(inside) != Some(port));
+    let alone = alone.or_else(|| {
+        back.iter()
+            .find(|(inside, port)| forward.get(inside) != Some(port))
+    });
+    bail!(
+        "{} forward and {} backward halves of mappings; {alone:?} has no other half",
+        forward.len(),
+        back.len()
+    )
+}
