@@ -4,6 +4,7 @@ mod beyond;
 mod icmp;
 mod odd;
 mod resting;
+mod strays;
 mod tcp;
 mod udp;
 
@@ -28,14 +29,19 @@ pub(crate) struct Kind {
     pub(crate) write: fn(&mut Draw<'_>) -> Script,
 }
 
-/// Every kind that is compared, and a line for each that waits for Causeway.
-pub(crate) fn all() -> (Vec<Kind>, Vec<String>) {
-    let (beyond, waiting) = beyond::kinds();
-    let all = [tcp::KINDS, udp::KINDS, icmp::KINDS, odd::KINDS, &beyond]
-        .into_iter()
-        .flat_map(kinds)
-        .collect();
-    (all, waiting)
+/// Every kind that is compared.
+pub(crate) fn all() -> Vec<Kind> {
+    [
+        tcp::KINDS,
+        udp::KINDS,
+        icmp::KINDS,
+        odd::KINDS,
+        strays::KINDS,
+        beyond::KINDS,
+    ]
+    .into_iter()
+    .flat_map(kinds)
+    .collect()
 }
 
 /// The kinds of flows that rest. Only a run that lets them rest draws them.
@@ -43,9 +49,30 @@ pub(crate) fn resting() -> Vec<Kind> {
     kinds(resting::KINDS).collect()
 }
 
+/// The kinds that are not compared unless they are named.
+pub(crate) fn waiting() -> Vec<Kind> {
+    kinds(icmp::QUERIES).collect()
+}
+
+/// Whether nothing comes out of a kind: the node's own stack has it.
+pub(crate) fn is_silent(kind: Archetype) -> bool {
+    [icmp::SILENT, strays::SILENT]
+        .into_iter()
+        .flatten()
+        .any(|silent| *silent == kind)
+}
+
 fn kinds(rows: &[Row]) -> impl Iterator<Item = Kind> {
     rows.iter()
         .map(|&(name, weight, write)| Kind { name, weight, write })
+}
+
+/// A flow with a port and a remote that no other kind has: the port stays, whatever is sent.
+fn alone(draw: &mut Draw<'_>, protocol: u8) -> (Script, Talk) {
+    let (pod, port) = (draw.pod(), draw.rng.port(1, 20_000));
+    let [_, b, c, d] = (draw.rng.next() as u32).to_be_bytes();
+    let remote = (Ipv4Addr::new(45, b, c, d), draw.rng.port(1, 65_535));
+    draw.translated(protocol, pod, port, remote)
 }
 
 /// A row of a table of kinds.
@@ -65,6 +92,8 @@ pub(crate) struct Draw<'a> {
 pub(crate) struct Memory {
     /// By kind: a pod's flow whose port another pod wants towards the same remote.
     twins: std::collections::HashMap<Archetype, (usize, u16, (Ipv4Addr, u16))>,
+    /// A socket of a pod that talks to many remotes, and to how many it still will.
+    socket: Option<((usize, u16), usize)>,
     /// A remote that many talk to, and how many still will.
     busy: Option<((Ipv4Addr, u16), usize)>,
 }
@@ -161,6 +190,17 @@ impl Draw<'_> {
         };
         self.memory.busy = Some((remote, left));
         (1 + left % PODS, 40_000 + (left / PODS) as u16, remote)
+    }
+
+    /// A socket that talks to some dozen remotes: pod and port.
+    pub(crate) fn socket(&mut self) -> (usize, u16) {
+        let fresh = (self.pod(), self.port());
+        let (socket, left) = match self.memory.socket {
+            Some((socket, left)) if left > 0 => (socket, left - 1),
+            _ => (fresh, 30),
+        };
+        self.memory.socket = Some((socket, left));
+        socket
     }
 
     fn between(

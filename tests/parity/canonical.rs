@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use causeway_tests::fabric::NODE;
 
-use crate::packet::{ETH, ICMP, TCP, UDP, query};
+use crate::packet::{ETH, ICMP, TCP, UDP, flag, query};
 
 /// Type of service of the errors that a kernel makes itself: precedence "internetwork control". No sender here sets it.
 const OWN_ERROR: u8 = 0xc0;
@@ -32,6 +32,14 @@ pub(crate) fn source(bytes: &[u8]) -> Ipv4Addr {
 /// Where in its datagram the packet in a frame begins, in units of 8 bytes.
 pub(crate) fn fragment_offset(bytes: &[u8]) -> u16 {
     u16_at(bytes, ETH + 6) & 0x1fff
+}
+
+/// Whom the node resets with this frame, if it is a RST of the node.
+pub(crate) fn reset_to(bytes: &[u8]) -> Option<(Ipv4Addr, u16)> {
+    let ip = &bytes[ETH..];
+    let l4 = usize::from(ip[0] & 0x0f) * 4;
+    let is_reset = ip[9] == TCP && ip.len() >= l4 + 20 && ip[l4 + 13] & flag::RST != 0;
+    (is_reset && addr_at(ip, 12) == NODE).then(|| (addr_at(ip, 16), u16_at(ip, l4 + 2)))
 }
 
 /// The frame up to the end of its IP packet.

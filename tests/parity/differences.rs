@@ -1,31 +1,39 @@
 //! The differences that are right and wanted: the rows of `docs/parity.md`. Each says exactly what either side does.
 
+use std::net::Ipv4Addr;
+
 use causeway_tests::fabric::NODE;
 
 use crate::{
-    canonical::source,
+    canonical::{fragment_offset, source},
     lane::{Output, WIRE},
     packet::End,
     script::Shot,
 };
 
-/// A row of the document.
+/// A difference that a row of the document describes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Difference {
-    /// An ACK of a pod that belongs to no flow: conntrack makes it a new connection (`nf_conntrack_tcp_loose`), Causeway
+    /// Row 1: an ACK of a pod that belongs to no flow. Conntrack makes it a new connection (`nf_conntrack_tcp_loose`), Causeway
     /// drops it.
     MidFlow,
-    /// A packet of a pod that conntrack calls INVALID: nf_nat lets it out with the pod's address, Causeway drops it.
+    /// Row 1: a packet of a pod that belongs to no flow and opens none, which conntrack calls INVALID: nf_nat lets it out with
+    /// the pod's address, Causeway drops it.
     InvalidLeaks,
-    /// A wrong transport checksum from a pod, which conntrack calls INVALID: nf_nat lets it out with the pod's address, Causeway
-    /// translates it and leaves the checksum as wrong as it was.
-    ChecksumFromPod,
-    /// The same from outside: nf_nat does not know it and the node drops it, Causeway delivers it, as wrong as it was.
-    ChecksumFromOutside,
-    /// An answer of which conntrack no longer knows the question: Causeway remembers it longer.
-    Outlives,
-    /// A source address that is not the pod's: nf_nat translates it like any other, Causeway drops it.
+    /// Row 2: a pod's packet of a flow, which conntrack calls INVALID: nf_nat lets it out with the pod's address, Causeway
+    /// translates it and leaves it as it is.
+    InvalidFromPod,
+    /// Row 2: the same from outside. nf_nat does not know it and the node drops it, Causeway delivers it.
+    InvalidFromOutside,
+    /// Row 3: a source address that is not the pod's. nf_nat translates it like any other, Causeway drops it.
     Spoofed,
+    /// Row 3: a pod's source address from outside, for another pod. The kernel forwards it, Causeway drops it.
+    SpoofedFromOutside,
+    /// Row 5: a datagram's first fragment, after all others. nf_nat has held them and sends them on behind it; Causeway has let
+    /// them go.
+    LateHead,
+    /// Row 4: an answer of which conntrack no longer knows the question. Causeway remembers it longer.
+    Outlives,
 }
 
 impl Difference {
@@ -42,14 +50,25 @@ impl Difference {
         match self {
             Self::MidFlow | Self::Spoofed => leaves_once(left, NODE) && right.is_empty(),
             Self::InvalidLeaks => leaves_once(left, sender) && right.is_empty(),
-            Self::ChecksumFromPod => leaves_once(left, sender) && leaves_once(right, NODE),
+            Self::InvalidFromPod => leaves_once(left, sender) && leaves_once(right, NODE),
+            Self::InvalidFromOutside => left.is_empty() && arrives_once(right),
+            Self::SpoofedFromOutside => arrives_once(left) && right.is_empty(),
+            Self::LateHead => {
+                left.len() > 1
+                    && right.len() == 1
+                    && right.iter().chain(left).all(|out| out.point == right[0].point)
+                    && fragment_offset(&right[0].bytes) == 0
+            }
             // The node itself says that nobody listens.
-            Self::Outlives => leaves_once(left, NODE) && right.len() == 1 && right[0].point != WIRE,
-            Self::ChecksumFromOutside => left.is_empty() && right.len() == 1 && right[0].point != WIRE,
+            Self::Outlives => leaves_once(left, NODE) && arrives_once(right),
         }
     }
 }
 
-fn leaves_once(outputs: &[&Output], from: std::net::Ipv4Addr) -> bool {
+fn arrives_once(outputs: &[&Output]) -> bool {
+    outputs.len() == 1 && outputs[0].point != WIRE
+}
+
+fn leaves_once(outputs: &[&Output], from: Ipv4Addr) -> bool {
     outputs.len() == 1 && outputs[0].point == WIRE && source(&outputs[0].bytes) == from
 }

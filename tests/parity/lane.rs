@@ -201,8 +201,11 @@ fn mute(ns: &Netns, interface: &str) -> Result<()> {
     ))
 }
 
-/// The node sends every ICMP error, however many, and waits for every fragment, whoever else sends meanwhile.
+/// The node sends every ICMP error, however many, but for redirects, of which the kernel sends ever fewer; and it waits for every fragment, whoever else sends meanwhile.
 fn lift_limits(ns: &Netns) -> Result<()> {
+    for interface in ["all", "default", "eth0"] {
+        ns.sysctl(&format!("net/ipv4/conf/{interface}/send_redirects"), "0")?;
+    }
     ns.sysctl("net/ipv4/icmp_ratemask", "0")?;
     ns.sysctl("net/ipv4/icmp_ratelimit", "0")?;
     ns.sysctl("net/ipv4/icmp_msgs_per_sec", "1000000000")?;

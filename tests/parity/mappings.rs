@@ -15,8 +15,8 @@ use crate::{
     packet::{Body, End, Spec, query},
 };
 
-/// What a mapping is for: a pod's end and a remote's. Protocols without ports have zeros; for ICMP the pod's port is the
-/// identifier, and type and code of the question stand for the remote's.
+/// What a mapping is for: a pod's end and a remote's. For ICMP the pod's port is the identifier, and type and code of the
+/// question stand for the remote's. All but TCP, UDP and ICMP have zeros, though conntrack knows the ports of SCTP and others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Inside {
     protocol: u8,
@@ -62,7 +62,9 @@ pub(crate) fn of_conntrack(ns: &Netns) -> Result<Mappings> {
     for line in listing.lines() {
         let entry = Tracked::parse(line).with_context(|| format!("conntrack has the line `{line}`"))?;
         let [original, reply] = entry.directions;
-        if original.src != reply.dst && mappings.insert(entry.inside(), reply.dst_port).is_some() {
+        let inside = entry.inside();
+        let port = if inside.has_port() { reply.dst_port } else { 0 };
+        if original.src != reply.dst && mappings.insert(inside, port).is_some() {
             bail!("conntrack has two entries like `{line}`");
         }
     }
@@ -121,10 +123,15 @@ impl Tracked {
 
     fn inside(&self) -> Inside {
         let [original, _] = self.directions;
+        let (own, remote) = if tuple::has_ports(self.protocol) {
+            (original.src_port, original.dst_port)
+        } else {
+            (0, 0)
+        };
         Inside {
             protocol: self.protocol,
-            pod: (original.src, original.src_port),
-            remote: (original.dst, original.dst_port),
+            pod: (original.src, own),
+            remote: (original.dst, remote),
         }
     }
 }

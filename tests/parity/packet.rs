@@ -13,6 +13,9 @@ pub(crate) mod flag {
     pub(crate) const RST: u8 = 0x04;
     pub(crate) const PSH: u8 = 0x08;
     pub(crate) const ACK: u8 = 0x10;
+    pub(crate) const URG: u8 = 0x20;
+    pub(crate) const ECE: u8 = 0x40;
+    pub(crate) const CWR: u8 = 0x80;
 }
 
 /// ICMP types with an identifier, the question and its answer (RFC 792, RFC 950).
@@ -57,6 +60,10 @@ pub(crate) enum Flaw {
     Checksum,
     /// Checksum of the IPv4 header.
     IpChecksum,
+    /// The length in the IPv4 header: more than there is.
+    IpLength,
+    /// The length in the UDP header: more than there is.
+    UdpLength,
 }
 
 /// What an IPv4 packet carries.
@@ -119,6 +126,16 @@ pub(crate) struct Spec {
 }
 
 impl Body {
+    /// Bytes behind the first eight of what it is in an IPv4 packet.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::Udp { len, .. } | Self::Query { len, .. } => *len,
+            Self::Tcp { len, .. } => 12 + len,
+            Self::Error { quote, .. } => *quote,
+            Self::Other { bytes, .. } => bytes.len().saturating_sub(8),
+        }
+    }
+
     /// A usual question or answer of ICMP.
     pub(crate) fn query(kind: u8, seq: u16, len: usize) -> Self {
         Self::Query {
@@ -183,7 +200,8 @@ impl Spec {
         let header_len = 20 + self.options.len();
         out.push(0x40 | (header_len / 4) as u8);
         out.push(0);
-        out.extend(((header_len + payload.len()) as u16).to_be_bytes());
+        let beyond = if self.flaw == Flaw::IpLength { 200 } else { 0 };
+        out.extend(((header_len + payload.len() + beyond) as u16).to_be_bytes());
         out.extend(id.to_be_bytes());
         out.extend(fragment.to_be_bytes());
         out.extend([self.ttl, self.protocol(), 0, 0]);
@@ -221,7 +239,8 @@ impl Spec {
             Body::Udp { len, .. } => {
                 out.extend(src_port.to_be_bytes());
                 out.extend(dst_port.to_be_bytes());
-                out.extend(((8 + len) as u16).to_be_bytes());
+                let beyond = if self.flaw == Flaw::UdpLength { 100 } else { 0 };
+                out.extend(((8 + len + beyond) as u16).to_be_bytes());
                 out.extend([0; 2]);
                 fill(&mut out, *len, *len as u32);
                 6

@@ -18,6 +18,8 @@ pub(crate) struct Shot {
     pub(crate) spec: Spec,
     /// A fragment of the datagram of the shot before: it has the same identification.
     pub(crate) same_id: bool,
+    /// The identification, where it must be the same in several steps: from 0x8000 on.
+    pub(crate) id: Option<u16>,
     /// Opens a new connection on the tuple of one that is over: the lanes may choose anew.
     pub(crate) anew: bool,
     /// The difference that is right here.
@@ -108,6 +110,7 @@ impl Shot {
             point,
             spec,
             same_id: false,
+            id: None,
             anew: false,
             differs: None,
             forgets: None,

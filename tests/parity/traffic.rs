@@ -44,7 +44,6 @@ pub(crate) struct Traffic {
     seed: u64,
     rng: Rng,
     kinds: Vec<Kind>,
-    waiting: Vec<String>,
     pub(crate) judge: Judge,
     drawn: u64,
     batches: u64,
@@ -68,22 +67,23 @@ struct Flow {
 impl Traffic {
     /// Of every kind of flow whose name begins with one of `names`.
     pub(crate) fn new(seed: u64, names: &[&str]) -> Self {
-        let (mut kinds, waiting) = archetypes::all();
+        let mut kinds = archetypes::all();
         kinds.retain(|kind| names.iter().any(|name| kind.name.starts_with(name)));
-        Self::of(seed, kinds, waiting)
+        let waiting = archetypes::waiting().into_iter();
+        kinds.extend(waiting.filter(|kind| names.contains(&kind.name)));
+        Self::of(seed, kinds)
     }
 
     /// Of the kinds of flows that rest.
     pub(crate) fn resting(seed: u64) -> Self {
-        Self::of(seed, archetypes::resting(), Vec::new())
+        Self::of(seed, archetypes::resting())
     }
 
-    fn of(seed: u64, kinds: Vec<Kind>, waiting: Vec<String>) -> Self {
+    fn of(seed: u64, kinds: Vec<Kind>) -> Self {
         Self {
             seed,
             rng: Rng::new(seed),
             kinds,
-            waiting,
             judge: Judge::default(),
             drawn: 0,
             batches: 0,
@@ -243,10 +243,11 @@ impl Traffic {
                     .forget(flow.number, flow.script.protocol, flow.script.remote);
             }
         }
-        let mut id = 0;
+        let mut next_id = 0;
         for flow in moving(flows) {
             for shot in &flow.script.steps[flow.next] {
-                id += u16::from(!shot.same_id);
+                next_id += u16::from(!shot.same_id);
+                let id = shot.id.unwrap_or(next_id);
                 let ports = self.judge.ports(flow.number);
                 let [inward, outward] = lanes[0].macs[shot.point];
                 let rendered = [0, 1].map(|lane| {
@@ -320,26 +321,9 @@ impl Traffic {
         for (row, times) in &judge.allowed {
             writeln!(text, "wanted difference {row:?}: {times} packets").ok();
         }
-        let rate = u128::from(judge.compared) * 1000 / self.spent.as_millis().max(1);
-        write!(
-            text,
-            "{} packets of {} flows compared in {:.1} s ({rate} a second), {} kinds, {} pairs of lanes; \
-             {} mappings, of which nf_nat kept the pod's port in {} and Causeway in {}; \
-             tables compared {} times with {} mappings in all",
-            judge.compared,
-            self.drawn,
-            self.spent.as_secs_f64(),
-            self.kinds.len(),
-            self.shards,
-            judge.mappings,
-            judge.kept_ports[0],
-            judge.kept_ports[1],
-            judge.tables[0],
-            judge.tables[1],
-        )
-        .ok();
-        for waiting in &self.waiting {
-            write!(text, "\nnot compared: {waiting}").ok();
+        text += &self.totals();
+        for kind in archetypes::waiting() {
+            write!(text, "\nnot compared unless it is named: {}", kind.name).ok();
         }
         if self.spoilt > 0 {
             write!(
@@ -350,6 +334,28 @@ impl Traffic {
             .ok();
         }
         text
+    }
+
+    /// The figures of the whole run so far.
+    pub(crate) fn totals(&self) -> String {
+        let judge = &self.judge;
+        let rate = u128::from(judge.compared) * 1000 / self.spent.as_millis().max(1);
+        format!(
+            "{} packets of {} flows compared in {:.1} s ({rate} a second), {} kinds, {} pairs of lanes; \
+             {} mappings, of which nf_nat kept the pod's port in {} and Causeway in {}; \
+             tables compared {} times with {} mappings in all; {} differences that no row describes",
+            judge.compared,
+            self.drawn,
+            self.spent.as_secs_f64(),
+            self.kinds.len(),
+            self.shards,
+            judge.mappings,
+            judge.kept_ports[0],
+            judge.kept_ports[1],
+            judge.tables[0],
+            judge.tables[1],
+            judge.times_found(),
+        )
     }
 
     /// Every difference that no row describes, the most frequent first.
@@ -368,7 +374,9 @@ impl Traffic {
     pub(crate) fn is_complete(&self) -> bool {
         self.kinds.iter().all(|kind| {
             let tally = self.judge.tally.get(kind.name);
-            tally.is_some_and(|tally| (tally.came_out > 0 || kind.name == SILENT) && tally.abandoned == 0)
+            tally.is_some_and(|tally| {
+                (tally.came_out > 0 || archetypes::is_silent(kind.name)) && tally.abandoned == 0
+            })
         })
     }
 }
@@ -376,9 +384,6 @@ impl Traffic {
 fn moving(flows: &[Flow]) -> impl Iterator<Item = &Flow> {
     flows.iter().filter(|flow| flow.next < flow.until)
 }
-
-/// The kind of which nothing comes out: the node's own stack has it.
-const SILENT: &str = "error about nothing known";
 
 /// Packets that found the backlog of this CPU full: the second column of its row.
 fn backlog_drops() -> Result<u64> {

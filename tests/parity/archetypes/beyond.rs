@@ -2,51 +2,51 @@
 
 use causeway_tests::fabric::NODE;
 
-use super::{Draw, Row};
+use super::{Draw, Row, alone};
 use crate::{
+    differences::Difference,
     packet::{Body, End, Piece, Spec, UDP, query},
     script::{Script, Side},
 };
 
 use Side::{Pod, Remote};
 
-const COMPARED: &[Row] = &[
-    ("fragments, in order", 4, |draw| datagram(draw, false)),
+pub(super) const KINDS: &[Row] = &[
+    ("fragments, in order", 4, |draw| datagram(draw, InOrder)),
+    ("fragments, out of order behind the first", 4, |draw| {
+        datagram(draw, FirstThenAnyOrder)
+    }),
     ("fragments of an echo", 3, echo),
     ("fragments, the last of 1 to 3 bytes", 3, short_end),
+    ("fragments, the first is missing", 3, headless),
+    ("fragments, the first comes last", 3, head_last),
     ("protocols without ports", 4, without_ports),
+    ("sctp", 2, sctp),
 ];
 
-/// Kinds that are not compared, and why.
-const WAITING: &[(Row, &str)] = &[
-    (
-        ("fragments, the first is missing", 2, headless),
-        "nf_nat keeps them for 30 s and mixes them with a later datagram of the same identification",
-    ),
-    (
-        ("fragments, out of order", 4, |draw| datagram(draw, true)),
-        "a fragment of a pod that overtakes its first one is dropped (snat_fragment), where nf_nat holds it",
-    ),
-];
-
-/// The kinds that are compared, and why the others are not.
-pub(super) fn kinds() -> (Vec<Row>, Vec<String>) {
-    let waiting = WAITING.iter().map(|(row, reason)| format!("{}: {reason}", row.0));
-    (COMPARED.to_vec(), waiting.collect())
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Order {
+    InOrder,
+    FirstThenAnyOrder,
 }
 
+use Order::{FirstThenAnyOrder, InOrder};
+
 /// Adds a step with a packet in pieces of `size` bytes, a multiple of 8.
-fn in_pieces(script: &mut Script, point: usize, whole: &Spec, len: usize, size: usize, reversed: bool) {
+fn in_pieces(draw: &mut Draw<'_>, script: &mut Script, point: usize, whole: &Spec, order: Order) {
+    let len = 8 + whole.body.len();
     let mut pieces: Vec<Piece> = (0..len)
-        .step_by(size)
+        .step_by(PIECE)
         .map(|from| Piece {
             from,
-            len: size.min(len - from),
-            last: from + size >= len,
+            len: PIECE.min(len - from),
+            last: from + PIECE >= len,
         })
         .collect();
-    if reversed {
-        pieces.reverse();
+    if order == FirstThenAnyOrder {
+        for last in (2..pieces.len()).rev() {
+            pieces.swap(last, 1 + draw.rng.below(last));
+        }
     }
     for (number, piece) in pieces.into_iter().enumerate() {
         let spec = Spec {
@@ -62,7 +62,10 @@ fn in_pieces(script: &mut Script, point: usize, whole: &Spec, len: usize, size: 
     }
 }
 
-fn datagram(draw: &mut Draw<'_>, reversed: bool) -> Script {
+/// Payload of a full fragment on a link of 1500 bytes.
+const PIECE: usize = 1480;
+
+fn datagram(draw: &mut Draw<'_>, order: Order) -> Script {
     let (mut script, talk) = draw.outside(UDP);
     if draw.rng.one_in(2) {
         talk.udp(&mut script, Pod, 10);
@@ -71,7 +74,7 @@ fn datagram(draw: &mut Draw<'_>, reversed: bool) -> Script {
     for side in [Pod, Remote, Pod] {
         let len = 1473 + draw.rng.below(6000);
         let whole = talk.spec(side, Body::Udp { len, checksum: true });
-        in_pieces(&mut script, talk.point(side), &whole, len + 8, 1480, reversed);
+        in_pieces(draw, &mut script, talk.point(side), &whole, order);
     }
     script
 }
@@ -79,10 +82,9 @@ fn datagram(draw: &mut Draw<'_>, reversed: bool) -> Script {
 fn echo(draw: &mut Draw<'_>) -> Script {
     let (mut script, talk) = draw.ping();
     let len = 2000 + draw.rng.below(3000);
-    for side in [Pod, Remote] {
-        let kind = if side == Pod { query::ECHO.0 } else { query::ECHO.1 };
+    for (side, kind) in [(Pod, query::ECHO.0), (Remote, query::ECHO.1)] {
         let whole = talk.spec(side, Body::query(kind, 1, len));
-        in_pieces(&mut script, talk.point(side), &whole, len + 8, 1480, false);
+        in_pieces(draw, &mut script, talk.point(side), &whole, InOrder);
     }
     script
 }
@@ -91,33 +93,107 @@ fn short_end(draw: &mut Draw<'_>) -> Script {
     let (mut script, talk) = draw.outside(UDP);
     for rest in 1..=3 {
         for side in [Pod, Remote] {
-            let len = 1480 - 8 + rest;
+            let len = PIECE - 8 + rest;
             let whole = talk.spec(side, Body::Udp { len, checksum: true });
-            in_pieces(&mut script, talk.point(side), &whole, len + 8, 1480, false);
+            in_pieces(draw, &mut script, talk.point(side), &whole, InOrder);
         }
     }
     script
 }
 
-/// Nobody knows whose it is: nothing comes out.
+/// Nobody knows whose the rest is: nothing comes out of it. The flow itself goes on.
 fn headless(draw: &mut Draw<'_>) -> Script {
-    let (mut script, talk) = draw.outside(UDP);
+    let (mut script, talk) = alone(draw, UDP);
     talk.udp(&mut script, Pod, 10);
-    let mut late = talk.spec(
-        Pod,
-        Body::Udp {
-            len: 2000,
-            checksum: true,
-        },
-    );
-    late.dont_fragment = false;
-    late.piece = Some(Piece {
-        from: 1480,
-        len: 528,
-        last: true,
-    });
-    script.push(talk.pod, late);
+    for side in [Pod, Remote] {
+        let len = 1473 + draw.rng.below(6000);
+        let whole = talk.spec(side, Body::Udp { len, checksum: true });
+        in_pieces(draw, &mut script, talk.point(side), &whole, InOrder);
+        let pieces = script.steps.last_mut().expect("a step was just added");
+        pieces.remove(0);
+        pieces[0].same_id = false;
+        talk.udp(&mut script, side, 20);
+    }
     script
+}
+
+/// Later than anything else that is under way.
+fn head_last(draw: &mut Draw<'_>) -> Script {
+    let (mut script, talk) = alone(draw, UDP);
+    let id = draw.rng.port(0x8000, 0xfffe);
+    talk.udp(&mut script, Pod, 10);
+    for side in [Pod, Remote] {
+        let len = 1473 + draw.rng.below(6000);
+        let whole = talk.spec(side, Body::Udp { len, checksum: true });
+        in_pieces(draw, &mut script, talk.point(side), &whole, InOrder);
+        let mut rest = script.steps.pop().expect("a step was just added");
+        for shot in &mut rest {
+            shot.id = Some(id);
+        }
+        let mut head = rest.remove(0);
+        head.differs = Some(Difference::LateHead);
+        script.steps.extend([rest, vec![head]]);
+        talk.udp(&mut script, side, 20);
+    }
+    script
+}
+
+/// RFC 9260: INIT, INIT ACK, COOKIE ECHO, COOKIE ACK, then data. No other pod talks SCTP to this remote.
+fn sctp(draw: &mut Draw<'_>) -> Script {
+    const SCTP: u8 = 132;
+    let (mut script, talk) = alone(draw, SCTP);
+    let (End::At(_, port), End::At(..)) = (talk.own, talk.remote) else {
+        return script;
+    };
+    let (tag, other) = (draw.rng.next() as u32 | 1, draw.rng.next() as u32 | 1);
+    let init = |kind: u8, tag: u32| {
+        let mut chunk = vec![kind, 0, 0, 20];
+        chunk.extend(tag.to_be_bytes());
+        chunk.extend([0, 1, 0, 0, 0, 10, 0, 10, 0, 0, 0, 1]);
+        chunk
+    };
+    let packets = [
+        (Pod, 0, init(1, tag)),
+        (Remote, tag, init(2, other)),
+        (Pod, other, vec![10, 0, 0, 8, 1, 2, 3, 4]),
+        (Remote, tag, vec![11, 0, 0, 4]),
+        (
+            Pod,
+            other,
+            vec![0, 3, 0, 20, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 9, 9, 9, 9],
+        ),
+    ];
+    for (side, verification, chunk) in packets {
+        let ports = if side == Pod { [port, 5060] } else { [5060, port] };
+        let mut bytes: Vec<u8> = ports.into_iter().flat_map(u16::to_be_bytes).collect();
+        bytes.extend(verification.to_be_bytes());
+        bytes.extend([0; 4]);
+        bytes.extend(chunk);
+        let check = crc32c(&bytes).to_le_bytes();
+        bytes[8..12].copy_from_slice(&check);
+        let mut spec = talk.spec(
+            side,
+            Body::Other {
+                protocol: SCTP,
+                bytes,
+            },
+        );
+        if side == Remote {
+            spec.dst = End::At(NODE, 0);
+        }
+        script.push(talk.point(side), spec);
+    }
+    script
+}
+
+/// RFC 9260 appendix A.
+fn crc32c(bytes: &[u8]) -> u32 {
+    let crc = bytes.iter().fold(u32::MAX, |crc, &byte| {
+        (0..8).fold(crc ^ u32::from(byte), |crc, _| {
+            crc >> 1 ^ if crc & 1 == 1 { 0x82f6_3b78 } else { 0 }
+        })
+    });
+    !crc
 }
 
 fn without_ports(draw: &mut Draw<'_>) -> Script {

@@ -1,5 +1,5 @@
-//! What is not a flow's usual course: strays, wrong checksums, IP options, the ends of a time to live, packets that are too
-//! large, packets for the node, between pods, and to where no pod may go.
+//! What is not a flow's usual course: wrong checksums and lengths, IP options, the ends of a time to live, packets that are
+//! too large, packets for the node, between pods, and to where no pod may go.
 
 use causeway_tests::fabric::{NODE, WIRESERVER};
 
@@ -7,7 +7,7 @@ use super::{Draw, Row, tcp};
 use crate::{
     differences::Difference,
     lane::{NARROW_MTU, PODS, WIRE},
-    packet::{Body, End, Flaw, ICMP, Spec, TCP, UDP, flag, query},
+    packet::{Body, Flaw, ICMP, TCP, UDP, flag, query},
     script::{Script, Side},
 };
 
@@ -24,16 +24,15 @@ pub(super) const KINDS: &[Row] = &[
     ("IP options", 6, options),
     ("IP option: record route", 3, record_route),
     ("time to live 1 and 2", 8, time_to_live),
-    ("too large, may not be fragmented", 4, too_large),
+    ("too large, may not be fragmented", 4, |draw| {
+        too_large(draw, true)
+    }),
+    ("too large, may be fragmented", 3, |draw| too_large(draw, false)),
+    ("IP length that lies", 2, lying_length),
+    ("a pod to itself", 2, to_itself),
     ("between pods", 10, between_pods),
     ("a pod to its node", 4, to_the_node),
     ("tcp to the wireserver's guarded ports", 2, guarded),
-    ("stray ACK of a pod", 3, |draw| stray(draw, flag::ACK)),
-    ("stray RST of a pod", 2, |draw| stray(draw, flag::RST)),
-    ("stray FIN of a pod", 2, |draw| stray(draw, flag::FIN | flag::ACK)),
-    ("a source that is not the pod's", 2, spoofed),
-    ("strays from outside to the node", 4, strays_from_outside),
-    ("strays from outside to a pod", 3, strays_to_a_pod),
 ];
 
 fn wrong_ip_checksum(draw: &mut Draw<'_>) -> Script {
@@ -78,8 +77,8 @@ fn wrong_checksum(draw: &mut Draw<'_>, side: Side) -> Script {
     let shot = script.push(talk.point(side), wrong);
     shot.spec.flaw = Flaw::Checksum;
     shot.differs = Some(match side {
-        Pod => Difference::ChecksumFromPod,
-        Remote => Difference::ChecksumFromOutside,
+        Pod => Difference::InvalidFromPod,
+        Remote => Difference::InvalidFromOutside,
     });
     script
 }
@@ -108,14 +107,6 @@ fn record_route(draw: &mut Draw<'_>) -> Script {
     for side in [Pod, Remote, Pod, Remote] {
         talk.udp(&mut script, side, 20).spec.options = &[7, 7, 4, 0, 0, 0, 0, 0];
     }
-    script
-}
-
-fn spoofed(draw: &mut Draw<'_>) -> Script {
-    let (mut script, talk) = draw.outside(UDP);
-    let shot = talk.udp(&mut script, Pod, 20);
-    shot.spec.src = End::At([192, 168, 7, 7].into(), 5000);
-    shot.differs = Some(Difference::Spoofed);
     script
 }
 
@@ -166,7 +157,7 @@ fn time_to_live(draw: &mut Draw<'_>) -> Script {
     script
 }
 
-fn too_large(draw: &mut Draw<'_>) -> Script {
+fn too_large(draw: &mut Draw<'_>, dont_fragment: bool) -> Script {
     let (pod, port) = (draw.pod(), draw.port());
     let remote = ([198, 18, 0, draw.rng.port(1, 254) as u8].into(), draw.port());
     let (mut script, talk) = draw.translated(UDP, pod, port, remote);
@@ -179,6 +170,30 @@ fn too_large(draw: &mut Draw<'_>) -> Script {
     talk.udp(&mut script, Pod, fits + 1);
     talk.udp(&mut script, Pod, 1472);
     talk.udp(&mut script, Pod, 10);
+    for shot in script.steps.iter_mut().flatten() {
+        shot.spec.dont_fragment = dont_fragment;
+    }
+    script
+}
+
+/// The header says more than has come.
+fn lying_length(draw: &mut Draw<'_>) -> Script {
+    let (mut script, talk) = draw.outside(UDP);
+    talk.udp(&mut script, Pod, 10);
+    for side in [Pod, Remote] {
+        talk.udp(&mut script, side, 100).spec.flaw = Flaw::IpLength;
+    }
+    talk.udp(&mut script, Remote, 10);
+    script
+}
+
+/// To its own address, which is not on any interface of its own here: the node sends it back.
+fn to_itself(draw: &mut Draw<'_>) -> Script {
+    let (pod, port) = (draw.pod(), draw.port());
+    let remote = (draw.addr(pod), draw.rng.pick(&[port, 7]));
+    let (mut script, talk) = draw.direct(UDP, pod, port, remote);
+    talk.udp(&mut script, Pod, 20);
+    talk.udp(&mut script, Pod, 20);
     script
 }
 
@@ -229,52 +244,5 @@ fn guarded(draw: &mut Draw<'_>) -> Script {
     let to = draw.rng.pick(&[80, 32_526, 443]);
     let (mut script, mut talk) = draw.direct(TCP, pod, port, (WIRESERVER, to));
     talk.tcp(&mut script, Pod, flag::SYN, 0);
-    script
-}
-
-fn stray(draw: &mut Draw<'_>, flags: u8) -> Script {
-    let (mut script, mut talk) = draw.outside(TCP);
-    let spec = talk.segment(Pod, flags, 0);
-    script.push(talk.pod, spec).differs = Some(if flags == flag::ACK {
-        Difference::MidFlow
-    } else {
-        Difference::InvalidLeaks
-    });
-    script
-}
-
-/// To ports of the node that belong to nobody: the node itself answers.
-fn strays_from_outside(draw: &mut Draw<'_>) -> Script {
-    let (mut script, mut talk) = draw.outside(TCP);
-    talk.seen = draw.node_end();
-    for flags in [
-        flag::SYN,
-        flag::ACK,
-        flag::SYN | flag::ACK,
-        flag::RST,
-        flag::FIN | flag::ACK,
-    ] {
-        talk.tcp(&mut script, Remote, flags, 0);
-    }
-    let datagram = Spec::new(
-        talk.remote,
-        talk.seen,
-        Body::Udp {
-            len: 40,
-            checksum: true,
-        },
-    );
-    script.push(WIRE, datagram);
-    script
-}
-
-fn strays_to_a_pod(draw: &mut Draw<'_>) -> Script {
-    let (pod, port) = (draw.pod(), draw.port());
-    let remote = (draw.internet(), draw.port());
-    let (mut script, mut talk) = draw.direct(TCP, pod, port, remote);
-    let flags = draw
-        .rng
-        .pick(&[flag::ACK, flag::RST, flag::SYN | flag::ACK, flag::FIN | flag::ACK]);
-    talk.tcp(&mut script, Remote, flags, 0);
     script
 }

@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 
 use super::{Draw, Row};
 use crate::{
+    differences::Difference,
     lane::WIRE,
     mappings::Inside,
     packet::{TCP, flag},
@@ -39,6 +40,12 @@ pub(super) const KINDS: &[Row] = &[
     ("tcp, privileged port in two pods", 4, privileged),
     ("tcp, many to one remote", 8, many_to_one),
     ("tcp, keep-alive", 4, keep_alive),
+    ("tcp, SYN on a living connection", 4, syn_on_a_living_one),
+    ("tcp, SYN with other flags", 3, syn_with_flags),
+    ("tcp, out of a pod's window", 2, |draw| out_of_window(draw, Pod)),
+    ("tcp, out of a remote's window", 2, |draw| {
+        out_of_window(draw, Remote)
+    }),
 ];
 
 fn whole(draw: &mut Draw<'_>) -> Script {
@@ -239,6 +246,66 @@ fn keep_alive(draw: &mut Draw<'_>) -> Script {
     talk.tcp(&mut script, Pod, ACK, 0);
     talk.up = talk.up.wrapping_add(1);
     talk.tcp(&mut script, Remote, ACK, 0);
+    talk.close(&mut script, Pod);
+    script
+}
+
+/// The pod has lost its connection and opens another one from the same port: the server, which knows the old one, asks what
+/// that is (RFC 9293 section 3.5.1), the pod resets it and tries again.
+fn syn_on_a_living_one(draw: &mut Draw<'_>) -> Script {
+    let (mut script, mut talk) = draw.outside(TCP);
+    talk.open(&mut script, Pod);
+    talk.data(&mut script, Pod, 50);
+    let lost = talk;
+    talk.up = talk.up.wrapping_add(1_000_000);
+    let fresh = talk;
+    talk.tcp(&mut script, Pod, flag::SYN, 0);
+    talk = lost;
+    talk.tcp(&mut script, Remote, ACK, 0);
+    talk.tcp(&mut script, Pod, flag::RST, 0);
+    talk = fresh;
+    talk.down = talk.down.wrapping_add(7_000_000);
+    let syn = talk.segment(Pod, flag::SYN, 0);
+    script.push(talk.pod, syn).anew = true;
+    talk.tcp(&mut script, Remote, flag::SYN | ACK, 0);
+    talk.tcp(&mut script, Pod, ACK, 0);
+    talk.data(&mut script, Pod, 10);
+    talk.close(&mut script, Pod);
+    script
+}
+
+/// ECN (RFC 3168 section 6.1.1), and urgent data that there cannot be yet.
+fn syn_with_flags(draw: &mut Draw<'_>) -> Script {
+    let (mut script, mut talk) = draw.outside(TCP);
+    let more = draw
+        .rng
+        .pick(&[flag::ECE | flag::CWR, flag::URG, flag::PSH, flag::ECE]);
+    talk.tcp(&mut script, Pod, flag::SYN | more, 0);
+    talk.tcp(&mut script, Remote, flag::SYN | ACK | flag::ECE, 0);
+    talk.tcp(&mut script, Pod, ACK, 0);
+    talk.data(&mut script, Pod, 10);
+    talk.close(&mut script, Pod);
+    script
+}
+
+/// Conntrack keeps account of both windows, and calls INVALID what is not in them.
+fn out_of_window(draw: &mut Draw<'_>, side: Side) -> Script {
+    let (mut script, mut talk) = draw.outside(TCP);
+    talk.open(&mut script, Pod);
+    talk.data(&mut script, Pod, 50);
+    talk.data(&mut script, Remote, 50);
+    let before = talk;
+    match side {
+        Pod => talk.up = talk.up.wrapping_add(10_000_000),
+        Remote => talk.down = talk.down.wrapping_add(10_000_000),
+    }
+    let beyond = talk.segment(side, ACK, 10);
+    script.push(talk.point(side), beyond).differs = Some(match side {
+        Pod => Difference::InvalidFromPod,
+        Remote => Difference::InvalidFromOutside,
+    });
+    talk = before;
+    talk.data(&mut script, side, 50);
     talk.close(&mut script, Pod);
     script
 }

@@ -21,6 +21,8 @@ pub(super) const KINDS: &[Row] = &[
     ("udp, stream", 10, stream),
     ("udp, many to one remote", 10, many_to_one),
     ("udp, one port in two pods", 8, one_port_two_pods),
+    ("udp, one socket to many remotes", 8, one_socket),
+    ("udp, from port 0", 2, from_port_0),
     ("udp, NTP", 6, ntp),
     ("udp, without a checksum", 6, no_checksum),
     ("udp, none and as many bytes as fit", 6, sizes),
@@ -86,6 +88,25 @@ fn one_port_two_pods(draw: &mut Draw<'_>) -> Script {
         talk.udp(&mut script, Pod, 10);
         talk.udp(&mut script, Remote, 10);
     }
+    script
+}
+
+fn one_socket(draw: &mut Draw<'_>) -> Script {
+    let ((pod, port), remote) = (draw.socket(), (draw.internet(), draw.rng.port(1, 65_535)));
+    let (mut script, talk) = draw.translated(UDP, pod, port, remote);
+    for _ in 0..2 {
+        talk.udp(&mut script, Pod, 40);
+        talk.udp(&mut script, Remote, 40);
+    }
+    script
+}
+
+/// Nobody is to answer (RFC 768).
+fn from_port_0(draw: &mut Draw<'_>) -> Script {
+    let (pod, remote) = (draw.pod(), (draw.internet(), draw.rng.port(1, 65_535)));
+    let (mut script, talk) = draw.translated(UDP, pod, 0, remote);
+    talk.udp(&mut script, Pod, 40);
+    talk.udp(&mut script, Pod, 41);
     script
 }
 
