@@ -4,6 +4,7 @@ mod beyond;
 mod icmp;
 mod odd;
 mod resting;
+mod sctp;
 mod strays;
 mod tcp;
 mod udp;
@@ -38,6 +39,7 @@ pub(crate) fn all() -> Vec<Kind> {
         odd::KINDS,
         strays::KINDS,
         beyond::KINDS,
+        sctp::KINDS,
     ]
     .into_iter()
     .flat_map(kinds)
@@ -92,6 +94,8 @@ pub(crate) struct Draw<'a> {
 pub(crate) struct Memory {
     /// By kind: a pod's flow whose port another pod wants towards the same remote.
     twins: std::collections::HashMap<Archetype, (usize, u16, (Ipv4Addr, u16))>,
+    /// Datagrams with an identification of their own so far.
+    datagrams: u16,
     /// A socket of a pod that talks to many remotes, and to how many it still will.
     socket: Option<((usize, u16), usize)>,
     /// A remote that many talk to, and how many still will.
@@ -190,6 +194,12 @@ impl Draw<'_> {
         };
         self.memory.busy = Some((remote, left));
         (1 + left % PODS, 40_000 + (left / PODS) as u16, remote)
+    }
+
+    /// An identification that no datagram under way has.
+    pub(crate) fn identification(&mut self) -> u16 {
+        self.memory.datagrams = self.memory.datagrams.wrapping_add(1) & 0x3fff;
+        0x8000 | self.memory.datagrams
     }
 
     /// A socket that talks to some dozen remotes: pod and port.

@@ -29,17 +29,19 @@ pub(crate) enum Difference {
     Spoofed,
     /// Row 3: a pod's source address from outside, for another pod. The kernel forwards it, Causeway drops it.
     SpoofedFromOutside,
+    /// Row 4: an answer of which conntrack no longer knows the question. Causeway remembers it longer.
+    Outlives,
     /// Row 5: a datagram's first fragment, after all others. nf_nat has held them and sends them on behind it; Causeway has let
     /// them go.
     LateHead,
-    /// Row 4: an answer of which conntrack no longer knows the question. Causeway remembers it longer.
-    Outlives,
+    /// Row 5: SCTP of a pod to a remote that another pod has an association with. nf_nat translates the port, Causeway drops it.
+    SecondAssociation,
 }
 
 impl Difference {
     /// nf_nat has a mapping of which Causeway knows nothing.
     pub(crate) fn is_mapped_by_nf_nat_alone(self) -> bool {
-        matches!(self, Self::MidFlow | Self::Spoofed)
+        matches!(self, Self::MidFlow | Self::Spoofed | Self::SecondAssociation)
     }
 
     /// Whether this is what the row describes, and nothing else.
@@ -48,7 +50,9 @@ impl Difference {
             return false;
         };
         match self {
-            Self::MidFlow | Self::Spoofed => leaves_once(left, NODE) && right.is_empty(),
+            Self::MidFlow | Self::Spoofed | Self::SecondAssociation => {
+                leaves_once(left, NODE) && right.is_empty()
+            }
             Self::InvalidLeaks => leaves_once(left, sender) && right.is_empty(),
             Self::InvalidFromPod => leaves_once(left, sender) && leaves_once(right, NODE),
             Self::InvalidFromOutside => left.is_empty() && arrives_once(right),

@@ -150,9 +150,9 @@ impl Judge {
     pub(crate) fn outlived(&mut self, outlived: Outlived, insides: impl Iterator<Item = Inside>) {
         for inside in insides {
             match outlived {
-                Outlived::ByBoth => {}
-                Outlived::ByCausewayAlone => self.ledger.only(inside, CAUSEWAY),
-                Outlived::ByNeither => self.ledger.over(inside),
+                Outlived::Both => {}
+                Outlived::CausewayAlone => self.ledger.only(inside, CAUSEWAY),
+                Outlived::Neither => self.ledger.over(inside),
             }
         }
     }

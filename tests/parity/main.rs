@@ -163,6 +163,12 @@ fn fragments_long_before_their_first_one_are_lost_where_nf_nat_holds_them() {
     differs("fragments, the first comes last", &[Difference::LateHead]);
 }
 
+/// Row 5.
+#[test]
+fn a_second_pods_association_is_refused_where_nf_nat_translates_its_port() {
+    differs("sctp", &[Difference::SecondAssociation]);
+}
+
 /// The kinds of flows that begin so: every packet that a row speaks of differs as the row says, and no other does.
 fn differs(kinds: &str, rows: &[Difference]) {
     let seed = rng::seed(ORDINARY_SEED);

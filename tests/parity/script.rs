@@ -33,9 +33,9 @@ pub(crate) struct Shot {
 /// Who still has a flow's mapping after a rest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outlived {
-    ByBoth,
-    ByCausewayAlone,
-    ByNeither,
+    Both,
+    CausewayAlone,
+    Neither,
 }
 
 /// A pause in which nothing is sent.

@@ -1,8 +1,10 @@
 //! The writer: draws flows, sends the next step of every living one to both lanes, and has what comes out compared.
 
+mod resting;
+
 use std::{
     fmt::Write as _,
-    fs, thread,
+    fs,
     time::{Duration, Instant},
 };
 
@@ -25,16 +27,6 @@ const ALIVE: usize = 240;
 
 /// Packets after which the lanes' tables are compared.
 const BETWEEN_TABLES: u64 = 100_000;
-
-/// The rests. All that is short outlives the first one, no stream the last one; conntrack takes for a stream what goes on
-/// after two seconds.
-const RESTS: [Duration; 3] = [
-    Duration::from_millis(2_200),
-    Duration::from_millis(5_200),
-    Duration::from_millis(9_200),
-];
-/// Flows send what they have to send between two rests in this time, or they may expire where they should not.
-const IN_TIME: Duration = Duration::from_millis(600);
 
 /// Differences that are told of.
 const SHOWN: usize = 25;
@@ -106,21 +98,23 @@ impl Traffic {
         let (lost, known) = (backlog_drops()?, self.judge.found.clone());
         let kinds_known = known.len();
         let mut tables_at = self.judge.compared;
-        while self.judge.compared < stop && Instant::now() < end {
+        let mut is_over = false;
+        while !is_over {
             while flows.len() < ALIVE {
                 flows.push(self.draw(&lanes[0], &mut memory));
             }
             let before = self.judge.times_found();
             self.batch(&mut lanes, &mut flows)?;
-            if self.judge.times_found() > before && backlog_drops()? != lost {
-                // Other work on this CPU has filled its backlog, and the kernel has dropped a packet of one lane.
-                self.judge.found = known;
-                self.spoilt += 1;
-                break;
-            }
-            if self.judge.compared >= stop.min(tables_at + BETWEEN_TABLES) {
+            is_over = self.judge.compared >= stop || Instant::now() >= end;
+            if is_over || self.judge.compared >= tables_at + BETWEEN_TABLES {
                 self.compare_tables(&lanes)?;
                 tables_at = self.judge.compared;
+            }
+            if self.judge.times_found() > before && backlog_drops()? != lost {
+                // Other work on this CPU has filled its backlog, and the kernel has dropped a packet of one lane.
+                self.judge.found.clone_from(&known);
+                self.spoilt += 1;
+                is_over = true;
             }
         }
         if self.judge.found.len() > kinds_known {
@@ -129,59 +123,6 @@ impl Traffic {
         self.judge.start_over();
         self.spent += start.elapsed();
         Ok(())
-    }
-
-    /// Takes `number` flows of the kinds that rest through their rests. What has expired by then is swept, or it is left in
-    /// the table, to be found by what comes. `false`: the machine was too busy to keep the times.
-    pub(crate) fn rested(&mut self, datapath: Datapath, number: usize, swept: bool) -> Result<bool> {
-        stay_on_this_cpu()?;
-        let mut lanes = Lane::pair(datapath, &Lifetimes::BRIEF)?;
-        let mut memory = Memory::default();
-        let begun = Instant::now();
-        self.shards += 1;
-        let lost = backlog_drops()?;
-        let mut groups = vec![Vec::new()];
-        for n in 0..number {
-            if n % ALIVE == 0 {
-                groups.push(Vec::new());
-            }
-            let mut flow = self.draw(&lanes[0], &mut memory);
-            if !swept {
-                flow.script.leave_out_late_ones();
-            }
-            groups.last_mut().expect("there is one").push(flow);
-        }
-        for turn in 0..=RESTS.len() {
-            let start = Instant::now();
-            for group in &mut groups {
-                for flow in &mut *group {
-                    flow.until = flow
-                        .script
-                        .rests
-                        .get(turn)
-                        .map_or(flow.script.steps.len(), |rest| rest.before);
-                }
-                while group.iter().any(|flow| flow.next < flow.until) {
-                    self.batch(&mut lanes, group)?;
-                }
-            }
-            if start.elapsed() > IN_TIME || backlog_drops()? != lost {
-                return Ok(false);
-            }
-            let Some(&rest) = RESTS.get(turn) else { break };
-            thread::sleep(rest);
-            for flow in groups.iter().flatten() {
-                self.judge
-                    .outlived(flow.script.rests[turn].outlived, flow.script.insides());
-            }
-            if swept {
-                lanes[1].node.causeway(&["sweep"])?;
-                self.compare_tables(&lanes)?;
-            }
-        }
-        self.judge.start_over();
-        self.spent += begun.elapsed();
-        Ok(true)
     }
 
     fn draw(&mut self, lane: &Lane, memory: &mut Memory) -> Flow {

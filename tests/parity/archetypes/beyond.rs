@@ -21,7 +21,6 @@ pub(super) const KINDS: &[Row] = &[
     ("fragments, the first is missing", 3, headless),
     ("fragments, the first comes last", 3, head_last),
     ("protocols without ports", 4, without_ports),
-    ("sctp", 2, sctp),
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -120,7 +119,7 @@ fn headless(draw: &mut Draw<'_>) -> Script {
 /// Later than anything else that is under way.
 fn head_last(draw: &mut Draw<'_>) -> Script {
     let (mut script, talk) = alone(draw, UDP);
-    let id = draw.rng.port(0x8000, 0xfffe);
+    let id = draw.identification();
     talk.udp(&mut script, Pod, 10);
     for side in [Pod, Remote] {
         let len = 1473 + draw.rng.below(6000);
@@ -136,64 +135,6 @@ fn head_last(draw: &mut Draw<'_>) -> Script {
         talk.udp(&mut script, side, 20);
     }
     script
-}
-
-/// RFC 9260: INIT, INIT ACK, COOKIE ECHO, COOKIE ACK, then data. No other pod talks SCTP to this remote.
-fn sctp(draw: &mut Draw<'_>) -> Script {
-    const SCTP: u8 = 132;
-    let (mut script, talk) = alone(draw, SCTP);
-    let (End::At(_, port), End::At(..)) = (talk.own, talk.remote) else {
-        return script;
-    };
-    let (tag, other) = (draw.rng.next() as u32 | 1, draw.rng.next() as u32 | 1);
-    let init = |kind: u8, tag: u32| {
-        let mut chunk = vec![kind, 0, 0, 20];
-        chunk.extend(tag.to_be_bytes());
-        chunk.extend([0, 1, 0, 0, 0, 10, 0, 10, 0, 0, 0, 1]);
-        chunk
-    };
-    let packets = [
-        (Pod, 0, init(1, tag)),
-        (Remote, tag, init(2, other)),
-        (Pod, other, vec![10, 0, 0, 8, 1, 2, 3, 4]),
-        (Remote, tag, vec![11, 0, 0, 4]),
-        (
-            Pod,
-            other,
-            vec![0, 3, 0, 20, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 9, 9, 9, 9],
-        ),
-    ];
-    for (side, verification, chunk) in packets {
-        let ports = if side == Pod { [port, 5060] } else { [5060, port] };
-        let mut bytes: Vec<u8> = ports.into_iter().flat_map(u16::to_be_bytes).collect();
-        bytes.extend(verification.to_be_bytes());
-        bytes.extend([0; 4]);
-        bytes.extend(chunk);
-        let check = crc32c(&bytes).to_le_bytes();
-        bytes[8..12].copy_from_slice(&check);
-        let mut spec = talk.spec(
-            side,
-            Body::Other {
-                protocol: SCTP,
-                bytes,
-            },
-        );
-        if side == Remote {
-            spec.dst = End::At(NODE, 0);
-        }
-        script.push(talk.point(side), spec);
-    }
-    script
-}
-
-/// RFC 9260 appendix A.
-fn crc32c(bytes: &[u8]) -> u32 {
-    let crc = bytes.iter().fold(u32::MAX, |crc, &byte| {
-        (0..8).fold(crc ^ u32::from(byte), |crc, _| {
-            crc >> 1 ^ if crc & 1 == 1 { 0x82f6_3b78 } else { 0 }
-        })
-    });
-    !crc
 }
 
 fn without_ports(draw: &mut Draw<'_>) -> Script {

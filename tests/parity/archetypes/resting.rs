@@ -7,7 +7,7 @@ use crate::{
     differences::Difference,
     packet::{Body, End, TCP, UDP, flag},
     script::{
-        Outlived::{self, ByBoth, ByCausewayAlone, ByNeither},
+        Outlived::{self, Both, CausewayAlone, Neither},
         Script, Shot,
         Side::{Pod, Remote},
         Talk,
@@ -54,10 +54,10 @@ fn rest(script: &mut Script, outlived: &[Outlived]) {
 fn udp_unanswered(draw: &mut Draw<'_>) -> Script {
     let (mut script, talk) = draw.outside(UDP);
     talk.udp(&mut script, Pod, 10);
-    rest(&mut script, &[ByBoth, ByNeither]);
+    rest(&mut script, &[Both, Neither]);
     late(talk.udp(&mut script, Remote, 20));
     talk.udp(&mut script, Pod, 10).anew = true;
-    rest(&mut script, &[ByNeither]);
+    rest(&mut script, &[Neither]);
     talk.udp(&mut script, Pod, 10).anew = true;
     talk.udp(&mut script, Remote, 20);
     script
@@ -68,13 +68,13 @@ fn udp_stream(draw: &mut Draw<'_>) -> Script {
     let (mut script, talk) = draw.outside(UDP);
     talk.udp(&mut script, Pod, 10);
     talk.udp(&mut script, Remote, 10);
-    rest(&mut script, &[ByBoth]);
+    rest(&mut script, &[Both]);
     talk.udp(&mut script, Pod, 10);
     talk.udp(&mut script, Remote, 10);
-    rest(&mut script, &[ByBoth]);
+    rest(&mut script, &[Both]);
     talk.udp(&mut script, Remote, 30);
     talk.udp(&mut script, Pod, 30);
-    rest(&mut script, &[ByNeither]);
+    rest(&mut script, &[Neither]);
     late(talk.udp(&mut script, Remote, 20));
     talk.udp(&mut script, Pod, 10).anew = true;
     talk.udp(&mut script, Remote, 10);
@@ -86,9 +86,9 @@ fn udp_answered_once(draw: &mut Draw<'_>) -> Script {
     let (mut script, talk) = draw.outside(UDP);
     talk.udp(&mut script, Pod, 10);
     talk.udp(&mut script, Remote, 10);
-    rest(&mut script, &[ByBoth, ByCausewayAlone]);
+    rest(&mut script, &[Both, CausewayAlone]);
     talk.udp(&mut script, Remote, 20).differs = Some(Difference::Outlives);
-    rest(&mut script, &[ByNeither]);
+    rest(&mut script, &[Neither]);
     late(talk.udp(&mut script, Remote, 20));
     script
 }
@@ -97,11 +97,11 @@ fn udp_answered_once(draw: &mut Draw<'_>) -> Script {
 fn udp_goes_on(draw: &mut Draw<'_>) -> Script {
     let (mut script, talk) = draw.outside(UDP);
     talk.udp(&mut script, Pod, 10);
-    rest(&mut script, &[ByBoth]);
+    rest(&mut script, &[Both]);
     let side = draw.rng.pick(&[Pod, Remote]);
     talk.udp(&mut script, side, 10);
-    let outlived = if side == Pod { ByNeither } else { ByCausewayAlone };
-    rest(&mut script, &[outlived, ByNeither]);
+    let outlived = if side == Pod { Neither } else { CausewayAlone };
+    rest(&mut script, &[outlived, Neither]);
     talk.udp(&mut script, Pod, 10).anew = true;
     talk.udp(&mut script, Remote, 10);
     script
@@ -113,11 +113,11 @@ fn ping(draw: &mut Draw<'_>) -> Script {
     if draw.rng.one_in(2) {
         talk.echo(&mut script, Remote, true, 1, 56);
     }
-    rest(&mut script, &[ByBoth, ByNeither]);
+    rest(&mut script, &[Both, Neither]);
     late(talk.echo(&mut script, Remote, true, 1, 56));
     talk.echo(&mut script, Pod, false, 2, 56).anew = true;
     talk.echo(&mut script, Remote, true, 2, 56);
-    rest(&mut script, &[ByNeither]);
+    rest(&mut script, &[Neither]);
     late(talk.echo(&mut script, Remote, true, 2, 56));
     script
 }
@@ -125,10 +125,10 @@ fn ping(draw: &mut Draw<'_>) -> Script {
 fn tcp_opening(draw: &mut Draw<'_>) -> Script {
     let (mut script, mut talk) = draw.outside(TCP);
     talk.tcp(&mut script, Pod, flag::SYN, 0);
-    rest(&mut script, &[ByBoth, ByNeither]);
+    rest(&mut script, &[Both, Neither]);
     late_segment(&mut script, talk, flag::SYN | ACK, 0);
     open_again(&mut script, &mut talk);
-    rest(&mut script, &[ByBoth]);
+    rest(&mut script, &[Both]);
     talk.data(&mut script, Remote, 10);
     talk.close(&mut script, Pod);
     script
@@ -138,7 +138,7 @@ fn tcp_answered(draw: &mut Draw<'_>) -> Script {
     let (mut script, mut talk) = draw.outside(TCP);
     talk.tcp(&mut script, Pod, flag::SYN, 0);
     talk.tcp(&mut script, Remote, flag::SYN | ACK, 0);
-    rest(&mut script, &[ByBoth, ByBoth, ByBoth]);
+    rest(&mut script, &[Both, Both, Both]);
     talk.tcp(&mut script, Pod, ACK, 0);
     talk.data(&mut script, Pod, 10);
     script
@@ -148,7 +148,7 @@ fn tcp_established(draw: &mut Draw<'_>) -> Script {
     let (mut script, mut talk) = draw.outside(TCP);
     talk.open(&mut script, Pod);
     for _ in 0..3 {
-        rest(&mut script, &[ByBoth]);
+        rest(&mut script, &[Both]);
         let side = draw.rng.pick(&[Pod, Remote]);
         talk.data(&mut script, side, 100);
     }
@@ -162,7 +162,7 @@ fn tcp_half_closed(draw: &mut Draw<'_>) -> Script {
     talk.open(&mut script, Pod);
     talk.tcp(&mut script, first, flag::FIN | ACK, 0);
     talk.tcp(&mut script, first.other(), ACK, 0);
-    rest(&mut script, &[ByBoth, ByBoth, ByBoth]);
+    rest(&mut script, &[Both, Both, Both]);
     talk.data(&mut script, first.other(), 10);
     talk.tcp(&mut script, first.other(), flag::FIN | ACK, 0);
     talk.tcp(&mut script, first, ACK, 0);
@@ -175,11 +175,11 @@ fn tcp_closed(draw: &mut Draw<'_>) -> Script {
     talk.data(&mut script, Remote, 10);
     let by = draw.rng.pick(&[Pod, Remote]);
     talk.close(&mut script, by);
-    rest(&mut script, &[ByBoth, ByNeither]);
+    rest(&mut script, &[Both, Neither]);
     late_segment(&mut script, talk, flag::FIN | ACK, 0);
     open_again(&mut script, &mut talk);
     talk.close(&mut script, by);
-    rest(&mut script, &[ByNeither]);
+    rest(&mut script, &[Neither]);
     late_segment(&mut script, talk, ACK, 0);
     script
 }
@@ -190,7 +190,7 @@ fn tcp_last_ack(draw: &mut Draw<'_>) -> Script {
     let by = draw.rng.pick(&[Pod, Remote]);
     talk.tcp(&mut script, by, flag::FIN | ACK, 0);
     talk.tcp(&mut script, by.other(), flag::FIN | ACK, 0);
-    rest(&mut script, &[ByBoth, ByNeither, ByNeither]);
+    rest(&mut script, &[Both, Neither, Neither]);
     open_again(&mut script, &mut talk);
     script
 }
@@ -200,19 +200,19 @@ fn tcp_reset(draw: &mut Draw<'_>, by: crate::script::Side) -> Script {
     talk.open(&mut script, Pod);
     talk.data(&mut script, Pod, 10);
     talk.tcp(&mut script, by, flag::RST | ACK, 0);
-    rest(&mut script, &[ByBoth, ByNeither]);
+    rest(&mut script, &[Both, Neither]);
     late_segment(&mut script, talk, ACK, 10);
     open_again(&mut script, &mut talk);
-    rest(&mut script, &[ByBoth]);
+    rest(&mut script, &[Both]);
     talk.data(&mut script, Remote, 10);
     script
 }
 
 fn tcp_refused(draw: &mut Draw<'_>) -> Script {
     let (mut script, mut talk) = super::tcp::attempt(draw);
-    rest(&mut script, &[ByCausewayAlone, ByNeither]);
+    rest(&mut script, &[CausewayAlone, Neither]);
     open_again(&mut script, &mut talk);
-    rest(&mut script, &[ByBoth]);
+    rest(&mut script, &[Both]);
     talk.data(&mut script, Remote, 10);
     script
 }
@@ -232,7 +232,7 @@ fn inherited(draw: &mut Draw<'_>) -> Script {
         asked.expect("a question was just added").anew = true;
     };
     ask(&mut script, &mut talk);
-    rest(&mut script, &[ByBoth, ByNeither]);
+    rest(&mut script, &[Both, Neither]);
     let End::At(_, port) = own else { return script };
     talk.pod = 1 + first % crate::lane::PODS;
     talk.own = End::At(draw.addr(talk.pod), port);
@@ -242,7 +242,7 @@ fn inherited(draw: &mut Draw<'_>) -> Script {
         UDP => drop(talk.udp(&mut script, Remote, 10)),
         _ => drop(talk.echo(&mut script, Remote, true, 1, 10)),
     }
-    let outlived = if protocol == TCP { ByBoth } else { ByNeither };
+    let outlived = if protocol == TCP { Both } else { Neither };
     rest(&mut script, &[outlived]);
     if protocol != TCP {
         ask(&mut script, &mut talk);
@@ -270,9 +270,9 @@ fn without_ports(draw: &mut Draw<'_>) -> Script {
     };
     send(&mut script, Pod);
     send(&mut script, Remote);
-    rest(&mut script, &[ByBoth, ByBoth]);
+    rest(&mut script, &[Both, Both]);
     send(&mut script, Remote);
-    rest(&mut script, &[ByNeither]);
+    rest(&mut script, &[Neither]);
     send(&mut script, Pod);
     send(&mut script, Remote);
     script
