@@ -72,8 +72,7 @@ fn kinds(rows: &[Row]) -> impl Iterator<Item = Kind> {
 /// A flow with a port and a remote that no other kind has: the port stays, whatever is sent.
 fn alone(draw: &mut Draw<'_>, protocol: u8) -> (Script, Talk) {
     let (pod, port) = (draw.pod(), draw.rng.port(1, 20_000));
-    let [_, b, c, d] = (draw.rng.next() as u32).to_be_bytes();
-    let remote = (Ipv4Addr::new(45, b, c, d), draw.rng.port(1, 65_535));
+    let remote = (draw.stranger(), draw.rng.port(1, 65_535));
     draw.translated(protocol, pod, port, remote)
 }
 
@@ -94,6 +93,8 @@ pub(crate) struct Draw<'a> {
 pub(crate) struct Memory {
     /// By kind: a pod's flow whose port another pod wants towards the same remote.
     twins: std::collections::HashMap<Archetype, (usize, u16, (Ipv4Addr, u16))>,
+    /// Hosts that one flow alone has to do with, so far.
+    strangers: u32,
     /// Datagrams with an identification of their own so far.
     datagrams: u16,
     /// A socket of a pod that talks to many remotes, and to how many it still will.
@@ -119,6 +120,13 @@ impl Draw<'_> {
             // 100.64.0.0/10, RFC 6598: room enough for echo, which has no port of the remote.
             _ => Ipv4Addr::from(0x6440_0000 | self.rng.next() as u32 & 0x003f_ffff),
         }
+    }
+
+    /// A host that no other flow has to do with.
+    pub(crate) fn stranger(&mut self) -> Ipv4Addr {
+        self.memory.strangers += 1;
+        let [_, b, c, d] = self.memory.strangers.to_be_bytes();
+        Ipv4Addr::new(45, b, c, d)
     }
 
     /// A port of the unprivileged class that no NodePort has.

@@ -56,6 +56,10 @@ impl Lifetimes {
             ("generic_timeout", stream),
             ("gre_timeout", stream),
             ("gre_timeout_stream", stream),
+            ("sctp_timeout_closed", stream),
+            ("sctp_timeout_cookie_wait", stream),
+            ("sctp_timeout_cookie_echoed", stream),
+            ("sctp_timeout_established", stream),
         ] {
             ns.sysctl(
                 &format!("net/netfilter/nf_conntrack_{name}"),

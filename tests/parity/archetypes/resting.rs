@@ -257,8 +257,7 @@ fn inherited(draw: &mut Draw<'_>) -> Script {
 
 fn without_ports(draw: &mut Draw<'_>) -> Script {
     let protocol = draw.rng.pick(&[47, 50, 4, 253]);
-    let [_, b, c, d] = (draw.rng.next() as u32).to_be_bytes();
-    let (pod, remote) = (draw.pod(), std::net::Ipv4Addr::new(46, b, c, d));
+    let (pod, remote) = (draw.pod(), draw.stranger());
     let (mut script, talk) = draw.translated(protocol, pod, 0, (remote, 0));
     let send = |script: &mut Script, side| {
         let bytes = vec![0x20; 40];
