@@ -84,9 +84,10 @@ fn udp_stream(draw: &mut Draw<'_>) -> Script {
 /// Both have spoken: for Causeway a stream. For conntrack none yet.
 fn udp_answered_once(draw: &mut Draw<'_>) -> Script {
     let (mut script, talk) = draw.outside(UDP);
+    rest(&mut script, &[Neither]);
     talk.udp(&mut script, Pod, 10);
     talk.udp(&mut script, Remote, 10);
-    rest(&mut script, &[Both, CausewayAlone]);
+    rest(&mut script, &[CausewayAlone]);
     talk.udp(&mut script, Remote, 20).differs = Some(Difference::Outlives);
     rest(&mut script, &[Neither]);
     late(talk.udp(&mut script, Remote, 20));
@@ -269,7 +270,9 @@ fn without_ports(draw: &mut Draw<'_>) -> Script {
     };
     send(&mut script, Pod);
     send(&mut script, Remote);
-    rest(&mut script, &[Both, Both]);
+    rest(&mut script, &[Both]);
+    send(&mut script, Pod);
+    rest(&mut script, &[Both]);
     send(&mut script, Remote);
     rest(&mut script, &[Neither]);
     send(&mut script, Pod);

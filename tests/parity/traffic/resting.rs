@@ -11,15 +11,28 @@ use causeway_tests::node::Datapath;
 use super::{ALIVE, Traffic, backlog_drops, stay_on_this_cpu};
 use crate::{archetypes::Memory, lane::Lane, lifetimes::Lifetimes};
 
-/// The rests. All that is short outlives the first one, no stream the last one; conntrack takes for a stream what goes on
-/// after two seconds.
-const RESTS: [Duration; 3] = [
-    Duration::from_millis(2_200),
-    Duration::from_millis(5_200),
-    Duration::from_millis(9_200),
+/// A rest, and the most that may lie between the packets before and behind it: else flows expire that should not.
+struct Pause {
+    rest: Duration,
+    most: Duration,
+}
+
+/// All that is short outlives the first one, no stream the last one. Conntrack takes for a stream what goes on after two
+/// seconds.
+const PAUSES: [Pause; 3] = [
+    Pause {
+        rest: Duration::from_millis(2_200),
+        most: Duration::from_millis(3_900),
+    },
+    Pause {
+        rest: Duration::from_millis(5_200),
+        most: Duration::from_millis(7_900),
+    },
+    Pause {
+        rest: Duration::from_millis(9_200),
+        most: Duration::from_hours(1),
+    },
 ];
-/// Flows send what they have to send between two rests in this time, or they may expire where they should not.
-const IN_TIME: Duration = Duration::from_millis(600);
 
 impl Traffic {
     /// Takes `number` flows of the kinds that rest through their rests. What has expired by then is swept, or it is left in
@@ -42,7 +55,8 @@ impl Traffic {
             }
             groups.last_mut().expect("there is one").push(flow);
         }
-        for turn in 0..=RESTS.len() {
+        let mut last = Instant::now();
+        for turn in 0..=PAUSES.len() {
             let start = Instant::now();
             for group in &mut groups {
                 for flow in &mut *group {
@@ -56,11 +70,15 @@ impl Traffic {
                     self.batch(&mut lanes, group)?;
                 }
             }
-            if start.elapsed() > IN_TIME || backlog_drops()? != lost {
+            let most = turn
+                .checked_sub(1)
+                .map_or(Duration::MAX, |before| PAUSES[before].most);
+            if last.elapsed() > most || backlog_drops()? != lost {
                 return Ok(false);
             }
-            let Some(&rest) = RESTS.get(turn) else { break };
-            thread::sleep(rest);
+            last = start;
+            let Some(pause) = PAUSES.get(turn) else { break };
+            thread::sleep(pause.rest);
             for flow in groups.iter().flatten() {
                 self.judge
                     .outlived(flow.script.rests[turn].outlived, flow.script.insides());
