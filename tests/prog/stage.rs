@@ -1,7 +1,7 @@
 //! Runs a program at the cost of one system call, with what `BPF_PROG_TEST_RUN` cannot set: `skb->tc_index`, a VLAN tag beside
-//! the frame, a frame that ends inside its IPv4 header.
+//! the frame, a frame that ends inside its IPv4 header; and tells the `tc_index` that the program has set.
 //!
-//! A program of a dozen instructions sets them as the words of `skb->cb` say, and tail-calls the program under test.
+//! A small program sets them as the words of `skb->cb` say, calls the program under test, and writes `tc_index` back into `cb`.
 
 use std::{
     io,
@@ -29,6 +29,8 @@ pub(crate) struct Given {
 pub(crate) struct Stage {
     doors: [Door; 4],
     out: Vec<u8>,
+    /// `skb->tc_index` after the last run.
+    pub(crate) tag: u16,
 }
 
 /// The small program before a program under test, and the array through which it calls.
@@ -42,6 +44,7 @@ impl Stage {
         Self {
             doors: Hook::ALL.map(|hook| Door::before(bench.program_fd(hook)).unwrap()),
             out: vec![0; 8192],
+            tag: 0,
         }
     }
 
@@ -60,6 +63,7 @@ impl Stage {
             set(164, 2);
             set(176, given.gso_size);
         }
+        let mut after = [0u8; 192];
         let mut attributes = TestRun {
             program: self.doors[hook as usize].program.as_raw_fd().cast_unsigned(),
             data_size_in: packet.len() as u32,
@@ -68,11 +72,14 @@ impl Stage {
             data_out: self.out.as_mut_ptr() as u64,
             context_size_in: context.len() as u32,
             context_in: context.as_ptr() as u64,
+            context_size_out: after.len() as u32,
+            context_out: after.as_mut_ptr() as u64,
             ..TestRun::default()
         };
         // SAFETY: the lengths are those of the slices, which outlive the call.
         unsafe { bpf(BPF_PROG_TEST_RUN, &mut attributes) }.unwrap();
         let length = attributes.data_size_out as usize;
+        self.tag = u16::from_ne_bytes([after[48], after[49]]);
         (attributes.action.cast_signed(), &self.out[..length])
     }
 }
@@ -90,7 +97,8 @@ impl Door {
 /// Action of a door whose call failed. No program under test has it.
 const CLOSED: i32 = 99;
 
-/// Reads `cb`, sets what it says, calls the first program of `array`.
+/// Reads `cb`, sets what it says, calls the first program of `array` and notes `tc_index`. The tail call stands in a function of
+/// its own ([`INNER`]), whose caller goes on behind it.
 fn opening(array: i32) -> Vec<Instruction> {
     const TC_INDEX: i16 = 44;
     const CB: i16 = 48;
@@ -115,6 +123,12 @@ fn opening(array: i32) -> Vec<Instruction> {
         op(MOVE_NUMBER, 2, 0, 0, vlan),
         op(CALL, 0, 0, 0, VLAN_PUSH),
         op(MOVE, 1, 6, 0, 0),
+        op(CALL, 0, 1, 0, 5),
+        op(MOVE, 7, 0, 0, 0),
+        op(LOAD, 2, 6, TC_INDEX, 0),
+        op(STORE, 6, 2, CB, 0),
+        op(MOVE, 0, 7, 0, 0),
+        op(EXIT, 0, 0, 0, 0),
         op(LOAD_MAP, 2, 1, 0, array),
         op(0, 0, 0, 0, 0),
         op(MOVE_NUMBER, 3, 0, 0, 0),
@@ -124,11 +138,15 @@ fn opening(array: i32) -> Vec<Instruction> {
     ]
 }
 
+/// Where the function that calls begins, in instructions.
+const INNER: u32 = 20;
+
 const MOVE: u8 = 0xbf;
 const MOVE_NUMBER: u8 = 0xb7;
 const LOAD: u8 = 0x61;
 const STORE: u8 = 0x63;
 const JUMP_IF_ZERO: u8 = 0x15;
+/// Of a helper; with source register 1 of a function, so many instructions behind the next.
 const CALL: u8 = 0x85;
 /// Two instructions long; source register 1 makes the number a map's descriptor.
 const LOAD_MAP: u8 = 0x18;
@@ -181,17 +199,62 @@ fn program_array(target: i32) -> io::Result<OwnedFd> {
 
 fn load(instructions: &[Instruction]) -> io::Result<OwnedFd> {
     const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
+    let types = types()?;
+    let functions = [[0, OUTER_TYPE], [INNER, INNER_TYPE]];
     let mut attributes = ProgramLoad {
         program_type: BPF_PROG_TYPE_SCHED_CLS,
         instruction_count: instructions.len() as u32,
         instructions: instructions.as_ptr() as u64,
         licence: c"Dual MIT/GPL".as_ptr() as u64,
-        log_level: 0,
-        log_size: 0,
-        log: 0,
+        types: types.as_raw_fd().cast_unsigned(),
+        function_size: size_of_val(&functions[0]) as u32,
+        functions: functions.as_ptr() as u64,
+        function_count: functions.len() as u32,
+        ..ProgramLoad::default()
     };
-    // SAFETY: the instructions and the terminated string outlive the call.
+    // SAFETY: the instructions, the functions and the terminated string outlive the call.
     let fd = unsafe { bpf(BPF_PROG_LOAD, &mut attributes) }?;
+    // SAFETY: the kernel has just made this descriptor for us alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+const OUTER_TYPE: u32 = 4;
+const INNER_TYPE: u32 = 5;
+
+/// BTF of the two functions, without which the kernel allows no tail call in a function: `int out(void *ctx)` and
+/// `int in(void *ctx)` (`Documentation/bpf/btf.rst`).
+fn types() -> io::Result<OwnedFd> {
+    const STRINGS: &[u8; 16] = b"\0int\0out\0in\0ctx\0";
+    const CTX: u32 = 12;
+    const INT: u32 = 1 << 24;
+    const POINTER: u32 = 2 << 24;
+    const FUNCTION: u32 = 12 << 24;
+    const PROTOTYPE: u32 = 13 << 24 | 1;
+    const SIGNED_32: u32 = 1 << 24 | 32;
+    #[rustfmt::skip]
+    let types: [u32; 18] = [
+        1, INT, 4, SIGNED_32, // 1: int
+        0, POINTER, 0, // 2: void *
+        0, PROTOTYPE, 1, CTX, 2, // 3: int (void *ctx)
+        5, FUNCTION, 3, // 4: out
+        9, FUNCTION, 3, // 5: in
+    ];
+    let types: Vec<u8> = types.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    let (length, strings) = (types.len() as u32, STRINGS.len() as u32);
+    // Magic, version, flags; length of this header; where types and strings stand behind it.
+    let header = [0x0001_eb9f, 24, 0, length, length, strings];
+    let header: Vec<u8> = header.iter().flat_map(|word: &u32| word.to_ne_bytes()).collect();
+    let blob = [header, types, STRINGS.to_vec()].concat();
+    let mut attributes = BtfLoad {
+        btf: blob.as_ptr() as u64,
+        log: 0,
+        size: blob.len() as u32,
+        log_size: 0,
+        log_level: 0,
+        _hole: 0,
+    };
+    // SAFETY: `btf` has `size` bytes that outlive the call.
+    let fd = unsafe { bpf(BPF_BTF_LOAD, &mut attributes) }?;
     // SAFETY: the kernel has just made this descriptor for us alone.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
@@ -200,6 +263,7 @@ const BPF_MAP_CREATE: libc::c_long = 0;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_PROG_TEST_RUN: libc::c_long = 10;
+const BPF_BTF_LOAD: libc::c_long = 18;
 
 /// # Safety
 ///
@@ -235,6 +299,7 @@ struct MapUpdate {
 
 /// `BPF_PROG_LOAD` of `union bpf_attr`.
 #[repr(C)]
+#[derive(Default)]
 struct ProgramLoad {
     program_type: u32,
     instruction_count: u32,
@@ -243,6 +308,27 @@ struct ProgramLoad {
     log_level: u32,
     log_size: u32,
     log: u64,
+    kernel_version: u32,
+    flags: u32,
+    name: [u8; 16],
+    ifindex: u32,
+    attach_type: u32,
+    types: u32,
+    function_size: u32,
+    functions: u64,
+    function_count: u32,
+    _hole: u32,
+}
+
+/// `BPF_BTF_LOAD` of `union bpf_attr`.
+#[repr(C)]
+struct BtfLoad {
+    btf: u64,
+    log: u64,
+    size: u32,
+    log_size: u32,
+    log_level: u32,
+    _hole: u32,
 }
 
 /// `test` of `union bpf_attr`.
