@@ -18,6 +18,7 @@ mod icmp_errors;
 mod kernel_log;
 mod known_bugs;
 mod malformed;
+mod model;
 mod next_hop;
 mod packets;
 mod portless;

@@ -1,0 +1,378 @@
+//! What the documentation promises of ports and states, as plain bookkeeping. No decision of the programs is used.
+//!
+//! The model is told what an operation came to, says whether that was allowed, and follows. Where more than one outcome is right (a
+//! reset is tentative, a port that somebody else gave back may be taken) it follows the one that it was shown.
+
+mod ports;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::operation::{Client, Protocol, Says, Server, Stack, Tuple};
+
+/// What became of a client's packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Went {
+    /// Dropped by the datapath.
+    Refused,
+    /// Dropped by the stack, to which it was given.
+    Stopped,
+    /// It left with the node's address; `carried`: past the stack.
+    AsNode { port: u16, carried: bool },
+    /// It left with the client's own address.
+    AsItself { port: u16 },
+}
+
+/// What became of a server's packet to the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Came {
+    /// Left to the node's own stack, untouched.
+    Node,
+    Client {
+        client: Client,
+        port: u16,
+        carried: bool,
+    },
+}
+
+/// State of a flow's forward half.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Stage {
+    #[default]
+    Absent,
+    Offered,
+    Carried,
+    Kernel,
+}
+
+/// Whether a TCP connection has ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Ended {
+    #[default]
+    No,
+    /// After a reset, which later packets may call back.
+    Perhaps,
+    Yes,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Flow {
+    stage: Stage,
+    /// Port of the node's that the forward half names.
+    port: Option<u16>,
+    /// No packet of the client within the lifetime.
+    is_idle: bool,
+    ended: Ended,
+    /// Who has sent a FIN: client, server.
+    fins: [bool; 2],
+    /// The stack translates the client's packets.
+    by_service: bool,
+    /// How often ports towards the server had been given back when this one was claimed.
+    released: u32,
+    /// The table is read, not judged, after the next operation.
+    unsure: bool,
+}
+
+/// Who gets what arrives at a port of the node.
+#[derive(Clone, Copy, Debug)]
+struct Hold {
+    owner: Tuple,
+    stage: Stage,
+    /// No packet of the server within the lifetime.
+    is_idle: bool,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Model {
+    flows: BTreeMap<Tuple, Flow>,
+    holds: BTreeMap<(Protocol, Server, u16), Hold>,
+    released: BTreeMap<(Protocol, Server), u32>,
+    /// Tuples under which a server has opened a flow to the pod.
+    called: BTreeSet<Tuple>,
+}
+
+type Verdict = Result<(), String>;
+
+fn wrong(what: impl Into<String>) -> Verdict {
+    Err(what.into())
+}
+
+impl Model {
+    pub(crate) fn sent(&mut self, tuple: Tuple, says: Says, stack: Stack, went: Went) -> Verdict {
+        if tuple.server == Server::Vnet {
+            return match went {
+                Went::AsItself { port } if port == tuple.port => Ok(()),
+                Went::AsNode { port, .. } if tuple.client == Client::Node && port == tuple.port => Ok(()),
+                Went::Stopped => Ok(()),
+                other => wrong(format!("towards an excluded range: {other:?}")),
+            };
+        }
+        let opens = says == Says::Open || tuple.protocol != Protocol::Tcp;
+        if tuple.client == Client::Node {
+            return self.sent_by_node(tuple, says, opens, went);
+        }
+        let flow = self.flow(tuple);
+        let is_over = self.is_over(tuple);
+        let reopens = tuple.protocol == Protocol::Tcp && says == Says::Open && flow.ended != Ended::No;
+        let has_mapping = matches!(flow.stage, Stage::Carried | Stage::Kernel);
+        let asks_again = opens && is_over && stack != Stack::Translates;
+        let is_settled = has_mapping && !asks_again && !reopens;
+        match went {
+            Went::Stopped => {
+                if is_settled && flow.stage == Stage::Carried && stack != Stack::Translates {
+                    return wrong("a packet of a carried flow was given to the stack");
+                }
+                self.offered(tuple, opens, stack);
+                Ok(())
+            }
+            Went::AsItself { port } => {
+                let answers =
+                    self.called.contains(&tuple) && !(tuple.protocol == Protocol::Tcp && says == Says::Open);
+                self.unsure(tuple);
+                if answers && port == tuple.port {
+                    Ok(())
+                } else {
+                    wrong("it left with the pod's address")
+                }
+            }
+            Went::AsNode { port, carried } if is_settled => {
+                let expected = flow.stage == Stage::Carried && stack != Stack::Translates;
+                if Some(port) != flow.port {
+                    return wrong(format!(
+                        "a live mapping changed its port from {:?} to {port}",
+                        flow.port
+                    ));
+                }
+                if carried != expected {
+                    return wrong(format!("{:?}: carried {carried}", flow.stage));
+                }
+                self.heard(tuple, says, 0);
+                self.flows.entry(tuple).or_default().is_idle = false;
+                Ok(())
+            }
+            Went::AsNode { port, .. } if opens => {
+                let was_offered = stack != Stack::Translates && (flow.stage != Stage::Kernel || is_over);
+                let stage = if was_offered {
+                    Stage::Carried
+                } else {
+                    Stage::Kernel
+                };
+                if self.called.remove(&tuple) {
+                    self.unsure(tuple);
+                }
+                self.claimed(tuple, port, stage)?;
+                self.flows.entry(tuple).or_default().by_service = stack == Stack::Translates;
+                Ok(())
+            }
+            Went::AsNode { port, .. } => {
+                let hold = self.holds.get(&(tuple.protocol, tuple.server, port)).copied();
+                let Some(hold) = hold.filter(|hold| hold.owner == tuple) else {
+                    return wrong(format!(
+                        "in mid-flow it left by port {port}, which is not its own"
+                    ));
+                };
+                let flow = self.flows.entry(tuple).or_default();
+                (flow.port, flow.stage, flow.is_idle) = (Some(port), hold.stage, false);
+                // What the lost half knew of the connection's end is lost with it.
+                flow.ended = Ended::Perhaps;
+                flow.unsure = true;
+                Ok(())
+            }
+            Went::Refused => {
+                let collides = stack == Stack::Translates && flow.stage == Stage::Carried && opens;
+                let is_refused = if is_settled {
+                    collides
+                } else if opens {
+                    collides || !self.is_free(tuple, tuple.port)
+                } else {
+                    !self.holds.values().any(|hold| hold.owner == tuple)
+                };
+                self.offered(tuple, opens, stack);
+                if reopens || asks_again {
+                    self.unsure(tuple);
+                }
+                if is_refused {
+                    Ok(())
+                } else {
+                    wrong("it was refused")
+                }
+            }
+        }
+    }
+
+    /// A socket of the node keeps its port unless a pod's flow holds it.
+    fn sent_by_node(&mut self, tuple: Tuple, says: Says, opens: bool, went: Went) -> Verdict {
+        let flow = self.flow(tuple);
+        let key = (tuple.protocol, tuple.server, tuple.port);
+        let is_pods = self
+            .holds
+            .get(&key)
+            .is_some_and(|hold| hold.owner.client != Client::Node);
+        match went {
+            Went::AsNode { port, .. } if flow.port == Some(port) => {
+                self.heard(tuple, says, 0);
+                self.flows.entry(tuple).or_default().is_idle = false;
+                Ok(())
+            }
+            Went::AsNode { port, .. } if flow.port.is_some() && flow.ended == Ended::No => wrong(format!(
+                "a live mapping of the node's changed its port from {:?} to {port}",
+                flow.port
+            )),
+            Went::AsNode { port, .. } if is_pods && opens => self.claimed(tuple, port, Stage::Kernel),
+            Went::AsNode { port, .. } if port == tuple.port => {
+                if tuple.protocol == Protocol::Icmp {
+                    let hold = Hold {
+                        owner: tuple,
+                        stage: Stage::Offered,
+                        is_idle: false,
+                    };
+                    self.holds.entry(key).or_insert(hold);
+                }
+                Ok(())
+            }
+            Went::Refused if is_pods && opens => Ok(()),
+            other => wrong(format!("of the node: {other:?}")),
+        }
+    }
+
+    pub(crate) fn answered(
+        &mut self,
+        protocol: Protocol,
+        server: Server,
+        port: u16,
+        says: Says,
+        came: Came,
+    ) -> Verdict {
+        let hold = self.holds.get(&(protocol, server, port)).copied();
+        match (came, hold) {
+            (Came::Node, None) => Ok(()),
+            // The node's own port needs no translation.
+            (Came::Node, Some(hold)) if (hold.owner.client, hold.owner.port) == (Client::Node, port) => {
+                self.heard(hold.owner, says, 1);
+                Ok(())
+            }
+            (Came::Node, Some(hold)) if self.is_expired(port, hold) => Ok(()),
+            (
+                Came::Client {
+                    client,
+                    port: to,
+                    carried,
+                },
+                Some(hold),
+            ) => {
+                if (hold.owner.client, hold.owner.port) != (client, to) {
+                    return wrong(format!(
+                        "an answer for {:?} was delivered to {client:?} {to}",
+                        hold.owner
+                    ));
+                }
+                if carried != (hold.stage == Stage::Carried) {
+                    return wrong(format!(
+                        "an answer of a flow that is {:?}: carried {carried}",
+                        hold.stage
+                    ));
+                }
+                self.heard(hold.owner, says, 1);
+                if let Some(hold) = self.holds.get_mut(&(protocol, server, port)) {
+                    hold.is_idle = false;
+                }
+                Ok(())
+            }
+            (came, hold) => wrong(format!(
+                "port {port} is held by {hold:?}, and what arrived went to {came:?}"
+            )),
+        }
+    }
+
+    pub(crate) fn called(&mut self, tuple: Tuple, says: Says) {
+        let opens = says == Says::Open || tuple.protocol == Protocol::Udp;
+        // The answer to an echo request has no tuple of a pod's own request.
+        if opens && tuple.protocol != Protocol::Icmp && self.flow(tuple).port.is_none() {
+            self.called.insert(tuple);
+            self.unsure(tuple);
+        }
+    }
+
+    pub(crate) fn lost(&mut self, tuple: Tuple) {
+        let flow = self.flows.entry(tuple).or_default();
+        *flow = Flow {
+            released: flow.released,
+            by_service: flow.by_service,
+            ..Flow::default()
+        };
+        if self.called.remove(&tuple) {
+            self.unsure(tuple);
+        }
+    }
+
+    pub(crate) fn aged(&mut self, tuple: Tuple, forward: bool, reverse: bool) {
+        if self.called.contains(&tuple) {
+            self.unsure(tuple);
+        }
+        let Some(flow) = self.flows.get_mut(&tuple) else {
+            return;
+        };
+        flow.is_idle |= forward;
+        if let Some(port) = flow.port
+            && reverse
+            && let Some(hold) = self.holds.get_mut(&(tuple.protocol, tuple.server, port))
+            && hold.owner == tuple
+        {
+            hold.is_idle = true;
+        }
+    }
+
+    pub(crate) fn replaced(&mut self, client: Client) {
+        self.flows.retain(|tuple, _| tuple.client != client);
+        self.called.retain(|tuple| tuple.client != client);
+        self.holds.retain(|_, hold| hold.owner.client != client);
+        for count in self.released.values_mut() {
+            *count += 1;
+        }
+    }
+
+    /// Compares what the table says of a tuple, or follows it where both are right.
+    pub(crate) fn compare(&mut self, tuple: Tuple, (stage, port): (Stage, Option<u16>)) -> Verdict {
+        let flow = self.flows.entry(tuple).or_default();
+        if tuple.server == Server::Vnet || tuple.client == Client::Node {
+            return Ok(());
+        }
+        if flow.unsure || self.called.contains(&tuple) {
+            (flow.stage, flow.port, flow.unsure) = (stage, port, false);
+            if stage == Stage::Offered {
+                flow.port = None;
+            }
+            return Ok(());
+        }
+        if (flow.stage, flow.port) == (stage, port) {
+            Ok(())
+        } else {
+            wrong(format!(
+                "{:?} by {:?} stands in the table as {stage:?} by {port:?}",
+                flow.stage, flow.port
+            ))
+        }
+    }
+
+    /// Tuples to compare: those that are not certain, or all.
+    pub(crate) fn tuples(&self, all: bool) -> Vec<Tuple> {
+        let flows = self.flows.iter().filter(|(_, flow)| all || flow.unsure);
+        flows.map(|(tuple, _)| *tuple).collect()
+    }
+
+    pub(crate) fn is_by_service(&self, protocol: Protocol, server: Server, port: u16) -> bool {
+        let hold = self.holds.get(&(protocol, server, port));
+        hold.is_some_and(|hold| self.flow(hold.owner).by_service)
+    }
+
+    pub(crate) fn port_of(&self, tuple: Tuple) -> Option<u16> {
+        self.flow(tuple).port
+    }
+
+    fn flow(&self, tuple: Tuple) -> Flow {
+        self.flows.get(&tuple).copied().unwrap_or_default()
+    }
+
+    fn unsure(&mut self, tuple: Tuple) {
+        self.flows.entry(tuple).or_default().unsure = true;
+    }
+}

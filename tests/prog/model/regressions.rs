@@ -1,0 +1,68 @@
+//! Cases that once went wrong, as short as they were made, and that no change of the generator makes another case of.
+
+use super::{
+    operation::{Client::*, Operation::*, Protocol::*, Says::*, Server::*, Stack::*, Tuple},
+    run_one,
+};
+
+fn tuple(protocol: super::operation::Protocol, client: super::operation::Client, port: u16) -> Tuple {
+    Tuple {
+        protocol,
+        client,
+        port,
+        server: One,
+    }
+}
+
+#[test]
+fn a_socket_of_the_node_takes_its_port_back_from_a_flow_that_is_over() {
+    let (pods, nodes) = (tuple(Udp, PodA, 602), tuple(Udp, Node, 602));
+    run_one(&[
+        Send(pods, Open, Routes),
+        Age(pods, true, true),
+        Send(nodes, Open, Routes),
+        Answer(Udp, One, 602, Open),
+    ]);
+}
+
+#[test]
+fn a_kernel_flow_whose_packets_policy_stops_is_not_over() {
+    let (a, b) = (tuple(Tcp, PodA, 600), tuple(Tcp, PodB, 600));
+    run_one(&[
+        Send(b, Open, Translates),
+        Age(b, true, true),
+        Send(b, Continue, Stops),
+        Send(a, Open, Routes),
+        Send(b, Continue, Translates),
+    ]);
+}
+
+#[test]
+fn a_port_whose_flow_asks_the_kernel_again_goes_to_who_wants_it() {
+    let (a, b) = (tuple(Udp, PodA, 600), tuple(Udp, PodB, 600));
+    run_one(&[
+        Send(a, Open, Routes),
+        Age(a, true, true),
+        Send(a, Open, Stops),
+        Send(b, Open, Routes),
+        Send(a, Open, Routes),
+        Answer(Udp, One, 600, Open),
+    ]);
+}
+
+#[test]
+fn the_ports_run_out_and_the_flows_that_have_one_go_on() {
+    let flows: Vec<Tuple> = super::operation::PORTS
+        .iter()
+        .flat_map(|&port| {
+            [
+                tuple(Tcp, PodA, port),
+                tuple(Tcp, PodB, port),
+                tuple(Tcp, Node, port),
+            ]
+        })
+        .collect();
+    let opened = flows.iter().map(|&flow| Send(flow, Open, Routes));
+    let gone_on = flows.iter().map(|&flow| Send(flow, Continue, Routes));
+    run_one(&opened.chain(gone_on).collect::<Vec<_>>());
+}
