@@ -1,7 +1,8 @@
 //! Pods come and go, the datapath is loaded and unloaded, and nothing of one life reaches the next.
 
 use std::{
-    net::{SocketAddrV4, UdpSocket},
+    io::Write,
+    net::{SocketAddrV4, TcpListener, UdpSocket},
     path::Path,
     thread,
     time::{Duration, Instant},
@@ -15,6 +16,7 @@ use causeway_tests::{
     netns::Netns,
     node::Datapath,
     rig::Rig,
+    rules,
     talk::{Tcp, Udp},
     walk::Walk,
 };
@@ -59,6 +61,46 @@ fn a_new_pod_with_the_old_address_gets_no_packet_of_the_old_ones_flows() -> Resu
     let _echo = Echo::start(&rig.fabric.internet, 7)?;
     let port = client.local()?.port();
     Udp::connect_from(&new.ns, SocketAddrV4::new(new.addr, port), server)?.chat(5)
+}
+
+/// TCP and UDP, carried and through a Service: the old flows' server goes on talking, to nobody.
+#[test]
+fn whatever_the_old_flows_were_the_new_pod_hears_nothing_of_them() -> Result<()> {
+    let vip = SocketAddrV4::new([10, 0, 0, 50].into(), 80);
+    let server = SocketAddrV4::new(INTERNET, 7);
+    let rig = Rig::with(Datapath::Causeway, 1)?;
+    rules::cluster_ip(&rig.node.ns, vip, server)?;
+    let internet = &rig.fabric.internet;
+    let (listener, datagrams) =
+        internet.bind(|| Ok((TcpListener::bind(server)?, UdpSocket::bind(server)?)))?;
+    let old = rig.pod("old")?;
+    let mut open = Vec::new();
+    for dial in [server, vip] {
+        let (tcp, udp) = (Tcp::connect(&old.ns, dial)?, Udp::connect(&old.ns, dial)?);
+        let (connection, _) = listener.accept()?;
+        udp.0.send(b"old")?;
+        let (_, seen) = datagrams.recv_from(&mut [0; 64])?;
+        datagrams.send_to(b"answer", seen)?;
+        udp.0.recv(&mut [0; 64]).context("the answer did not come")?;
+        open.push((connection, seen, tcp, udp));
+    }
+    rig.node.remove(&old)?;
+    let new = rig.pod("new")?;
+    ensure!(new.addr == old.addr, "{} after {}", new.addr, old.addr);
+    let wire = Capture::start(&new.ns, "eth0")?;
+    for _ in 0..20 {
+        for (connection, seen, _, _) in &mut open {
+            // The node may have reset the connection by now.
+            connection.write_all(b"late").ok();
+            datagrams.send_to(b"late", *seen)?;
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    thread::sleep(Duration::from_millis(100));
+    let mut late = wire.stop();
+    late.retain(|frame| frame.ip.as_ref().is_some_and(|ip| ip.src == INTERNET));
+    ensure!(late.is_empty(), "the new pod got {late:#?}");
+    Ok(())
 }
 
 /// What the old pod's processes still send after DEL leaves the node with no address at all.

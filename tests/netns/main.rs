@@ -1,11 +1,13 @@
 //! Real sockets through real programs: a walk a test.
 
 mod carried;
+mod checksums;
 mod datagrams;
 mod flood;
 mod fragments;
 mod healing;
 mod lifecycle;
+mod odd;
 mod path;
 mod peers;
 mod pmtu;

@@ -1,6 +1,9 @@
 //! The node's own connections and the pods' share one address: they never share a port towards one remote.
 
-use std::{net::SocketAddrV4, time::Duration};
+use std::{
+    net::{SocketAddrV4, UdpSocket},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use causeway_tests::{
@@ -8,7 +11,8 @@ use causeway_tests::{
     fabric::{INTERNET, NODE},
     node::Pod,
     rig::Rig,
-    talk::{Tcp, Udp},
+    rules,
+    talk::{PATIENCE, Tcp, Udp},
 };
 use rustix::net::sockopt::set_socket_linger;
 
@@ -168,5 +172,110 @@ fn the_same_tuple_again_and_again() -> Result<()> {
         }
     }
     ensure!(scene.echo.seen().iter().all(|peer| *peer.ip() == NODE));
+    Ok(())
+}
+
+/// NodePorts, and what the node's administrator has reserved: a pod that comes from such a port leaves from another.
+#[test]
+fn reserved_ports_are_nobodys() -> Result<()> {
+    const RESERVED: [u16; 5] = [30_000, 31_234, 32_767, 45_000, 45_010];
+    let rig = Rig::causeway()?;
+    rig.node
+        .ns
+        .sysctl("net/ipv4/ip_local_reserved_ports", "45000-45010")?;
+    let (pod, echo) = (rig.pod("a")?, Echo::start(&rig.fabric.internet, SERVER.port())?);
+    for port in RESERVED {
+        let from = SocketAddrV4::new(pod.addr, port);
+        Tcp::connect_from(&pod.ns, from, SERVER)?.chat(3)?;
+        Udp::connect_from(&pod.ns, from, SERVER)?.chat(3)?;
+    }
+    let seen = echo.seen();
+    ensure!(
+        seen.iter().all(|peer| *peer.ip() == NODE
+            && !(30_000..=32_767).contains(&peer.port())
+            && !(45_000..=45_010).contains(&peer.port())),
+        "the server saw {seen:?}"
+    );
+    Ok(())
+}
+
+/// One pod publishes a port of the node, another one comes from a port of that number.
+#[test]
+fn a_pods_port_that_is_a_host_port_elsewhere() -> Result<()> {
+    const PUBLISHED: u16 = 60_000;
+    let scene = Scene::new()?;
+    let (rig, node) = (&scene.rig, SocketAddrV4::new(NODE, PUBLISHED));
+    let published = rig.pod("published")?;
+    let listen = SocketAddrV4::new(published.addr, 8080);
+    rules::host_port(&rig.node.ns, PUBLISHED, listen)?;
+    let behind = Echo::on(&published.ns, listen)?;
+    let internet = &rig.fabric.internet;
+    let client = || -> Result<(Tcp, Udp)> {
+        let from = SocketAddrV4::new(scene.pod.addr, PUBLISHED);
+        Ok((
+            Tcp::connect_from(&scene.pod.ns, from, SERVER)?,
+            Udp::connect_from(&scene.pod.ns, from, SERVER)?,
+        ))
+    };
+    let caller =
+        || -> Result<(Tcp, Udp)> { Ok((Tcp::connect(internet, node)?, Udp::connect(internet, node)?)) };
+    for pod_first in [true, false] {
+        let (mut pod, mut outside) = if pod_first {
+            let pod = client()?;
+            pod.1.chat(1)?;
+            (pod, caller()?)
+        } else {
+            let outside = caller()?;
+            outside.1.chat(1)?;
+            (client()?, outside)
+        };
+        for _ in 0..5 {
+            for (tcp, udp) in [&mut pod, &mut outside] {
+                tcp.chat(2).with_context(|| format!("pod first: {pod_first}"))?;
+                udp.chat(2).with_context(|| format!("pod first: {pod_first}"))?;
+            }
+        }
+        set_socket_linger(&pod.0.0, Some(Duration::ZERO))?;
+    }
+    ensure!(behind.seen().iter().all(|peer| *peer.ip() == INTERNET));
+    ensure!(scene.echo.seen().iter().all(|peer| *peer.ip() == NODE));
+    Ok(())
+}
+
+/// The caller calls from the very port that the pod talks to: the tuple is taken, and the pod gets another.
+#[test]
+fn a_host_port_in_use_by_a_server_of_the_pod() -> Result<()> {
+    const PUBLISHED: u16 = 60_000;
+    let rig = Rig::causeway()?;
+    let (pod, published) = (rig.pod("a")?, rig.pod("published")?);
+    let listen = SocketAddrV4::new(published.addr, 8080);
+    rules::host_port(&rig.node.ns, PUBLISHED, listen)?;
+    let _behind = Echo::on(&published.ns, listen)?;
+    let server = rig.fabric.internet.bind(|| UdpSocket::bind(SERVER))?;
+    server.set_read_timeout(Some(PATIENCE))?;
+    let node = SocketAddrV4::new(NODE, PUBLISHED);
+    let called = || -> Result<()> {
+        server.send_to(b"published?", node)?;
+        let mut answer = [0; 64];
+        let (len, from) = server.recv_from(&mut answer)?;
+        ensure!(
+            answer[..len] == *b"published?" && from == node.into(),
+            "{from} answered"
+        );
+        Ok(())
+    };
+    called()?;
+    let client = Udp::connect_from(&pod.ns, SocketAddrV4::new(pod.addr, PUBLISHED), SERVER)?;
+    for _ in 0..5 {
+        client.0.send(b"question")?;
+        let (_, from) = server.recv_from(&mut [0; 64])?;
+        ensure!(
+            from.ip() == NODE && from.port() != PUBLISHED,
+            "the pod came from {from}"
+        );
+        server.send_to(b"answer", from)?;
+        client.0.recv(&mut [0; 64]).context("no answer")?;
+        called()?;
+    }
     Ok(())
 }

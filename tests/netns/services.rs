@@ -164,6 +164,54 @@ fn host_port_from_another_pod_and_from_the_pod_itself() -> Result<()> {
     )
 }
 
+/// The endpoint is a pod of the node, and a host elsewhere: what the node masquerades leaves with its address either way.
+#[test]
+fn a_node_port_from_outside_and_from_a_pod() -> Result<()> {
+    const NODE_PORT: u16 = 30_080;
+    let rig = Rig::causeway()?;
+    let (a, b) = (rig.pod("a")?, rig.pod("b")?);
+    let fabric = &rig.fabric;
+    for (n, server, addr) in [
+        (0, &a.ns, a.addr),
+        (1, &fabric.vnet, VNET),
+        (2, &fabric.internet, INTERNET),
+    ] {
+        let dial = SocketAddrV4::new(NODE, NODE_PORT + n);
+        let listen = SocketAddrV4::new(addr, TARGET);
+        rules::node_port(&rig.node.ns, dial.port(), listen)?;
+        for client in [&fabric.vnet, &fabric.partner, &fabric.internet, &b.ns, &a.ns] {
+            let direct = Walk::direct(&b.ns, server, listen);
+            direct.tcp(&rig)?;
+            let walk = Walk {
+                client,
+                dial,
+                server,
+                listen,
+            };
+            through_the_kernel(&rig, &walk, NODE)
+                .with_context(|| format!("to {listen}, client {client:?}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// A question and an answer a flow, many times, as resolvers do.
+#[test]
+fn names_are_resolved_through_a_service() -> Result<()> {
+    let rig = Rig::causeway()?;
+    let (client, server) = (rig.pod("client")?, rig.pod("dns")?);
+    let endpoint = SocketAddrV4::new(server.addr, 53);
+    let vip = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 10), 53);
+    rules::cluster_ip(&rig.node.ns, vip, endpoint)?;
+    let echo = Echo::start(&server.ns, 53)?;
+    for _ in 0..200 {
+        Udp::connect(&client.ns, vip)?.ask(40)?;
+        Udp::connect(&client.ns, endpoint)?.ask(40)?;
+    }
+    ensure!(echo.seen().iter().all(|peer| *peer.ip() == client.addr));
+    Ok(())
+}
+
 /// Both conversations come from one port of the client and end at one port of the server: behind the DNAT they are one tuple.
 #[test]
 fn a_direct_flow_and_a_translated_one_in_one_tuple() -> Result<()> {

@@ -2,7 +2,8 @@
 
 use std::{
     fs::File,
-    net::{SocketAddrV4, UdpSocket},
+    io::{Read, Write},
+    net::{SocketAddrV4, TcpListener, UdpSocket},
     thread,
     time::{Duration, Instant, SystemTime},
 };
@@ -160,6 +161,48 @@ fn flows_that_keep_their_address_go_as_well() -> Result<()> {
     ensure!(states(&rig, "tcp", &pod, stays.local()?)? == ["carried", "carried"]);
     ensure!(retransmits(&pod.ns)? == before, "segments were sent again");
     Ok(())
+}
+
+/// Only the server sends, and of TCP the pod only acknowledges: the answers keep the flow, by its tuple inside.
+#[test]
+fn a_one_way_download_outlives_its_timeout() -> Result<()> {
+    let (rig, pod) = rig_with(Timeouts {
+        tcp_established: 1,
+        ..SHORT
+    })?;
+    let to = SocketAddrV4::new(INTERNET, ECHO);
+    let (listener, server) = rig
+        .fabric
+        .internet
+        .bind(|| Ok((TcpListener::bind(to)?, UdpSocket::bind(to)?)))?;
+    let (tcp, udp) = (Tcp::connect(&pod.ns, to)?, Udp::connect(&pod.ns, to)?);
+    let (mut download, _) = listener.accept()?;
+    udp.0.send(b"subscribe")?;
+    let (_, seen) = server.recv_from(&mut [0; 64])?;
+
+    let end = Instant::now() + OVER;
+    let mut sent = 0;
+    while Instant::now() < end {
+        download.write_all(&[7; 100])?;
+        server.send_to(b"news", seen)?;
+        sent += 1;
+        udp.0.recv(&mut [0; 64]).context("a datagram is lost")?;
+        sweep(&rig)?;
+        thread::sleep(Duration::from_millis(50));
+    }
+    let mut got = vec![0; 100 * sent];
+    (&tcp.0)
+        .read_exact(&mut got)
+        .context("the download is incomplete")?;
+    // The pod speaks again, and is who it was.
+    udp.0.send(b"still me")?;
+    let (_, again) = server.recv_from(&mut [0; 64])?;
+    ensure!(again == seen, "{seen} became {again}");
+    (&tcp.0).write_all(b"thanks")?;
+    download.set_read_timeout(Some(Duration::from_secs(2)))?;
+    download
+        .read_exact(&mut [0; 6])
+        .context("the connection is cut the other way")
 }
 
 #[test]

@@ -9,6 +9,8 @@ use crate::netns::Netns;
 
 /// Whether checksums are left to the receiver's trust (veth) or computed before a packet is sent: `ETHTOOL_STXCSUM`.
 pub const TX_CHECKSUM: u32 = 0x17;
+/// Whether the interface vouches for checksums that it receives: `ETHTOOL_SRXCSUM`.
+pub const RX_CHECKSUM: u32 = 0x15;
 /// Whether received segments are merged. On veth it also switches NAPI on: `ETHTOOL_SGRO`.
 pub const GRO: u32 = 0x2c;
 

@@ -129,6 +129,20 @@ pub fn fragments(frame: &[u8], mtu: usize, identification: u16) -> Result<Vec<Ve
     Ok(pieces.iter().map(|piece| [link, piece].concat()).collect())
 }
 
+/// The same packet with IP options, a multiple of four bytes of them.
+pub fn with_options(frame: &[u8], options: &[u8]) -> Result<Vec<u8>> {
+    let macs = [frame[6..12].try_into()?, frame[..6].try_into()?];
+    let (mut header, payload) = Ipv4Header::from_slice(&frame[14..])?;
+    header.options = options.try_into()?;
+    header.set_payload_len(payload.len())?;
+    framed(macs, header, payload)
+}
+
+/// The same frame with an 802.1Q tag.
+pub fn tagged(frame: &[u8], vlan: u16) -> Vec<u8> {
+    [&frame[..12], &[0x81, 0x00], &vlan.to_be_bytes(), &frame[12..]].concat()
+}
+
 fn framed(macs: [[u8; 6]; 2], mut header: Ipv4Header, payload: &[u8]) -> Result<Vec<u8>> {
     header.header_checksum = header.calc_header_checksum();
     let mut frame = [&macs[1][..], &macs[0], &[0x08, 0x00]].concat();
