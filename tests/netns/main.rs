@@ -22,3 +22,4 @@ mod streams;
 mod sweep;
 mod table;
 mod trace;
+mod upheaval;
