@@ -1,6 +1,7 @@
 //! The kinds of flows that the generator mixes, and who draws the next one.
 
 mod beyond;
+mod headers;
 mod icmp;
 mod odd;
 mod resting;
@@ -37,6 +38,7 @@ pub(crate) fn all() -> Vec<Kind> {
         udp::KINDS,
         icmp::KINDS,
         odd::KINDS,
+        headers::KINDS,
         strays::KINDS,
         beyond::KINDS,
         sctp::KINDS,
@@ -53,7 +55,10 @@ pub(crate) fn resting() -> Vec<Kind> {
 
 /// The kinds that are not compared unless they are named.
 pub(crate) fn waiting() -> Vec<Kind> {
-    kinds(icmp::QUERIES).collect()
+    [icmp::WAITING, beyond::WAITING]
+        .into_iter()
+        .flat_map(kinds)
+        .collect()
 }
 
 /// Whether nothing comes out of a kind: the node's own stack has it.

@@ -64,6 +64,18 @@ pub(crate) enum Flaw {
     IpLength,
     /// The length in the UDP header: more than there is.
     UdpLength,
+    /// The length in the UDP header: less than there is.
+    UdpShort,
+    /// The length in the UDP header: 0.
+    UdpNoLength,
+    /// The length in the TCP header: less than a header.
+    TcpHeaderShort,
+    /// The length in the TCP header: more than the packet.
+    TcpHeaderLong,
+    /// The frame is for another station on the link.
+    OtherStation,
+    /// The frame is for all of them.
+    EveryStation,
 }
 
 /// What an IPv4 packet carries.
@@ -115,7 +127,10 @@ pub(crate) struct Spec {
     pub(crate) src: End,
     pub(crate) dst: End,
     pub(crate) ttl: u8,
+    pub(crate) tos: u8,
     pub(crate) dont_fragment: bool,
+    /// A multiple of 4 bytes, 40 at most.
+    pub(crate) tcp_options: &'static [u8],
     /// A multiple of 4 bytes, 40 at most.
     pub(crate) options: &'static [u8],
     pub(crate) body: Body,
@@ -153,7 +168,9 @@ impl Spec {
             src,
             dst,
             ttl: 64,
+            tos: 0,
             dont_fragment: true,
+            tcp_options: &[],
             options: &[],
             body,
             flaw: Flaw::None,
@@ -176,7 +193,13 @@ impl Spec {
     /// comes out is known again.
     pub(crate) fn frame(&self, macs: [[u8; 6]; 2], id: u16, mapped: Option<u16>) -> Option<Vec<u8>> {
         let mut frame = Vec::with_capacity(ETH + 60 + 64);
-        frame.extend(macs[0]);
+        let mut station = macs[0];
+        match self.flaw {
+            Flaw::OtherStation => station[5] ^= 1,
+            Flaw::EveryStation => station = [0xff; 6],
+            _ => {}
+        }
+        frame.extend(station);
         frame.extend(macs[1]);
         frame.extend([0x08, 0x00]);
         self.write_ip(&mut frame, id, mapped)?;
@@ -199,7 +222,7 @@ impl Spec {
         let start = out.len();
         let header_len = 20 + self.options.len();
         out.push(0x40 | (header_len / 4) as u8);
-        out.push(0);
+        out.push(self.tos);
         let beyond = if self.flaw == Flaw::IpLength { 200 } else { 0 };
         out.extend(((header_len + payload.len() + beyond) as u16).to_be_bytes());
         out.extend(id.to_be_bytes());
@@ -232,15 +255,26 @@ impl Spec {
                 out.extend(dst_port.to_be_bytes());
                 out.extend(seq.to_be_bytes());
                 out.extend(ack.to_be_bytes());
-                out.extend([0x50, *flags, 0xff, 0xff, 0, 0, 0, 0]);
+                let words = match self.flaw {
+                    Flaw::TcpHeaderShort => 4,
+                    Flaw::TcpHeaderLong => 15,
+                    _ => 5 + self.tcp_options.len() / 4,
+                };
+                out.extend([(words as u8) << 4, *flags, 0xff, 0xff, 0, 0, 0, 0]);
+                out.extend(self.tcp_options);
                 fill(&mut out, *len, *seq);
                 16
             }
             Body::Udp { len, .. } => {
                 out.extend(src_port.to_be_bytes());
                 out.extend(dst_port.to_be_bytes());
-                let beyond = if self.flaw == Flaw::UdpLength { 100 } else { 0 };
-                out.extend(((8 + len + beyond) as u16).to_be_bytes());
+                let length = match self.flaw {
+                    Flaw::UdpLength => 8 + len + 100,
+                    Flaw::UdpShort => 8 + len / 2,
+                    Flaw::UdpNoLength => 0,
+                    _ => 8 + len,
+                };
+                out.extend((length as u16).to_be_bytes());
                 out.extend([0; 2]);
                 fill(&mut out, *len, *len as u32);
                 6

@@ -1,5 +1,7 @@
 //! Fragments and protocols without ports.
 
+use std::net::Ipv4Addr;
+
 use causeway_tests::fabric::NODE;
 
 use super::{Draw, Row, alone};
@@ -16,12 +18,16 @@ pub(super) const KINDS: &[Row] = &[
     ("fragments, out of order behind the first", 4, |draw| {
         datagram(draw, FirstThenAnyOrder)
     }),
+    ("fragments, no translation", 3, untranslated),
     ("fragments of an echo", 3, echo),
     ("fragments, the last of 1 to 3 bytes", 3, short_end),
     ("fragments, the first is missing", 3, headless),
     ("fragments, the first comes last", 3, head_last),
     ("protocols without ports", 4, without_ports),
 ];
+
+/// Not compared unless it is named.
+pub(super) const WAITING: &[Row] = &[("fragments from outside to a pod", 3, from_outside)];
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Order {
@@ -74,6 +80,29 @@ fn datagram(draw: &mut Draw<'_>, order: Order) -> Script {
         let len = 1473 + draw.rng.below(6000);
         let whole = talk.spec(side, Body::Udp { len, checksum: true });
         in_pieces(draw, &mut script, talk.point(side), &whole, order);
+    }
+    script
+}
+
+/// To an excluded range.
+fn untranslated(draw: &mut Draw<'_>) -> Script {
+    let remote = Ipv4Addr::new(10, 1, draw.rng.port(0, 255) as u8, 8);
+    direct(draw, remote, [Pod, Remote, Pod])
+}
+
+/// To a pod's own address; what the pod sends then is an answer.
+fn from_outside(draw: &mut Draw<'_>) -> Script {
+    let remote = draw.stranger();
+    direct(draw, remote, [Remote, Pod, Remote])
+}
+
+fn direct(draw: &mut Draw<'_>, remote: Ipv4Addr, sides: [Side; 3]) -> Script {
+    let (pod, port) = (draw.pod(), draw.port());
+    let (mut script, talk) = draw.direct(UDP, pod, port, (remote, 4000));
+    for side in sides {
+        let len = 1473 + draw.rng.below(6000);
+        let whole = talk.spec(side, Body::Udp { len, checksum: true });
+        in_pieces(draw, &mut script, talk.point(side), &whole, FirstThenAnyOrder);
     }
     script
 }

@@ -21,6 +21,9 @@ pub(super) const KINDS: &[Row] = &[
     ("error of a pod about a reply", 8, of_a_pod),
     ("error about a flow that keeps its address", 6, about_direct),
     ("error about nothing known", 4, about_nothing),
+    ("error about a flow from outside", 3, about_from_outside),
+    ("error that quotes IP options", 3, quoting_options),
+    ("error that quotes too little", 3, quoting_too_little),
     ("redirect of a router", 3, redirect),
 ];
 
@@ -28,7 +31,8 @@ pub(super) const KINDS: &[Row] = &[
 pub(super) const SILENT: &[&str] = &["error about nothing known"];
 
 /// Not compared yet.
-pub(super) const QUERIES: &[Row] = &[
+pub(super) const WAITING: &[Row] = &[
+    ("error of a pod about a stranger's packet", 4, about_a_stranger),
     ("ICMP timestamp", 3, |draw| asks(draw, query::TIMESTAMP, 0)),
     ("ICMP information", 2, |draw| asks(draw, query::INFORMATION, 0)),
     ("ICMP address mask", 2, |draw| asks(draw, query::ADDRESS_MASK, 0)),
@@ -261,6 +265,63 @@ fn about_direct(draw: &mut Draw<'_>) -> Script {
     about(draw, &mut script, &talk, &sent);
     talk.udp(&mut script, Remote, 10);
     about(draw, &mut script, &talk, &sent);
+    script
+}
+
+/// To a port at which the pod does not listen.
+fn about_a_stranger(draw: &mut Draw<'_>) -> Script {
+    let (pod, port) = (draw.pod(), draw.rng.port(1, 30_000));
+    let remote = (draw.internet(), draw.port());
+    let (mut script, talk) = draw.direct(UDP, pod, port, remote);
+    for _ in 0..2 {
+        let sent = talk.udp(&mut script, Remote, 50).spec.clone();
+        let body = Body::Error {
+            kind: 3,
+            code: 3,
+            rest: 0,
+            quoted: Box::new(talk.as_seen_inside(&sent)),
+            quote: draw.rng.pick(&[28, 60]),
+        };
+        script.push(talk.pod, Spec::new(talk.own, talk.remote, body));
+    }
+    script
+}
+
+fn about_from_outside(draw: &mut Draw<'_>) -> Script {
+    let (pod, port) = (draw.pod(), draw.rng.port(1, 30_000));
+    let remote = (draw.internet(), draw.port());
+    let (mut script, talk) = draw.direct(UDP, pod, port, remote);
+    talk.udp(&mut script, Remote, 50);
+    let answer = talk.udp(&mut script, Pod, 50).spec.clone();
+    about(draw, &mut script, &talk, &answer);
+    talk.udp(&mut script, Remote, 10);
+    script
+}
+
+fn quoting_options(draw: &mut Draw<'_>) -> Script {
+    let port = draw.port();
+    let (mut script, talk) = draw.twin(UDP, port);
+    let shot = talk.udp(&mut script, Pod, 50);
+    shot.spec.options = &[1, 1, 1, 0];
+    let sent = shot.spec.clone();
+    about(draw, &mut script, &talk, &sent);
+    let Body::Error { quote, .. } = &mut script.steps.last_mut().expect("an error")[0].spec.body else {
+        return script;
+    };
+    *quote = 60;
+    talk.udp(&mut script, Pod, 50);
+    script
+}
+
+/// Less than RFC 792 asks for: the header and eight bytes.
+fn quoting_too_little(draw: &mut Draw<'_>) -> Script {
+    let (mut script, talk) = draw.outside(UDP);
+    let sent = talk.udp(&mut script, Pod, 50).spec.clone();
+    about(draw, &mut script, &talk, &sent);
+    if let Body::Error { quote, .. } = &mut script.steps.last_mut().expect("an error")[0].spec.body {
+        *quote = draw.rng.pick(&[0, 8, 19, 20, 24, 27]);
+    }
+    talk.udp(&mut script, Remote, 50);
     script
 }
 

@@ -28,6 +28,7 @@ pub(super) const KINDS: &[Row] = &[
     ("udp, none and as many bytes as fit", 6, sizes),
     ("udp, padded frames", 4, padded),
     ("udp, another port of the remote answers", 4, stranger),
+    ("udp, another address answers", 4, another_address),
     ("udp, wireserver", 3, wireserver),
     ("udp, link-local service", 3, link_local),
     ("udp, to an excluded range", 6, excluded),
@@ -164,6 +165,16 @@ fn stranger(draw: &mut Draw<'_>) -> Script {
     let mut spec = talk.spec(Remote, body);
     spec.src = End::At(addr, port ^ 1);
     script.push(talk.point(Remote), spec);
+    talk.udp(&mut script, Remote, 20);
+    script
+}
+
+/// It knows the node's port: only whom the pod has written to may answer.
+fn another_address(draw: &mut Draw<'_>) -> Script {
+    let (mut script, talk) = draw.outside(UDP);
+    talk.udp(&mut script, Pod, 20);
+    let stranger = End::At(draw.stranger(), draw.port());
+    talk.udp(&mut script, Remote, 20).spec.src = stranger;
     talk.udp(&mut script, Remote, 20);
     script
 }
