@@ -314,14 +314,20 @@ fn req_4a_the_quoted_packet_is_the_pods_own() -> Result<()> {
             frame.ip.clone().filter(|ip| ip.protocol == 6 && ip.src == NODE)
         });
         let tcp_mapped = SocketAddrV4::new(NODE, opened.context("no SYN came out")?.src_port);
+        Pinger::new(&side.rig.pod("c")?.ns, ID)?.ping(INTERNET, 1, 8)?;
         Pinger::new(&side.pod.ns, ID)?.ping(INTERNET, 1, 8)?;
-        let echo = |from, data: &[u8]| craft::echo(from, INTERNET, ID, false, data);
+        let mapped_id = outside.wait(PATIENCE, |frame| {
+            let ip = frame.ip.as_ref()?;
+            (ip.icmp == Some((8, 0)) && ip.src_port != ID).then_some(ip.src_port)
+        });
+        let mapped_id = mapped_id.context("the identifier is not replaced")?;
+        let echo = |from, id, data: &[u8]| craft::echo(from, INTERNET, id, false, data);
         for data in [&[][..], b"abc", &[0xa5; 548], &[0x5a; 1400]] {
             let [inside, out] = talk.question(data)?;
             let pairs = [
                 [inside, out],
                 [segment(tcp_from, data)?, segment(tcp_mapped, data)?],
-                [echo(side.pod.addr, data)?, echo(NODE, data)?],
+                [echo(side.pod.addr, ID, data)?, echo(NODE, mapped_id, data)?],
             ];
             for [inside, out] in pairs {
                 for len in [28, out.len()] {
