@@ -197,7 +197,10 @@ fn req_3b_quoted_options_are_stepped_over() -> Result<()> {
     agree(|side| {
         let talk = Talk::new(side)?;
         let [inside, outside] = talk.question(b"with options")?;
-        let [inside, outside] = [craft::with_options(&inside)?, craft::with_options(&outside)?];
+        let [inside, outside] = [
+            craft::with_options(&inside, &[1, 1, 1, 0])?,
+            craft::with_options(&outside, &[1, 1, 1, 0])?,
+        ];
         for len in [outside.len(), 24 + 8] {
             let error = craft::icmp(INTERNET, NODE, (11, 0), [0; 4], &outside[..len])?;
             let seen = reported(side, error)?.context("the error does not come in")?;

@@ -90,9 +90,10 @@ pub fn with_header(packet: &[u8], change: impl FnOnce(&mut Ipv4Header)) -> Resul
     finish(header, payload)
 }
 
-/// The same packet with four bytes of options: "no operation", and the end of the list (RFC 791).
-pub fn with_options(packet: &[u8]) -> Result<Vec<u8>> {
-    with_header(packet, |header| header.options = Ipv4Options::from([1, 1, 1, 0]))
+/// The same packet with options (RFC 791), a multiple of four bytes of them.
+pub fn with_options(packet: &[u8], options: &[u8]) -> Result<Vec<u8>> {
+    let options = Ipv4Options::try_from(options)?;
+    with_header(packet, |header| header.options = options)
 }
 
 /// Cuts a packet into fragments (RFC 791 section 3.2) of at most `mtu` bytes, in their order.

@@ -131,11 +131,8 @@ pub fn fragments(frame: &[u8], mtu: usize, identification: u16) -> Result<Vec<Ve
 
 /// The same packet with IP options, a multiple of four bytes of them.
 pub fn with_options(frame: &[u8], options: &[u8]) -> Result<Vec<u8>> {
-    let macs = [frame[6..12].try_into()?, frame[..6].try_into()?];
-    let (mut header, payload) = Ipv4Header::from_slice(&frame[14..])?;
-    header.options = options.try_into()?;
-    header.set_payload_len(payload.len())?;
-    framed(macs, header, payload)
+    let (link, packet) = frame.split_at_checked(14).context("no frame")?;
+    Ok([link, &craft::with_options(packet, options)?].concat())
 }
 
 /// The same frame with an 802.1Q tag.
