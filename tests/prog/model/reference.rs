@@ -66,7 +66,7 @@ struct Flow {
     fins: [bool; 2],
     /// The stack translates the client's packets.
     by_service: bool,
-    /// How often ports towards the server had been given back when this one was claimed.
+    /// How often a port had been given back when this one was claimed.
     released: u32,
     /// The table is read, not judged, after the next operation.
     unsure: bool,
@@ -85,7 +85,8 @@ struct Hold {
 pub(crate) struct Model {
     flows: BTreeMap<Tuple, Flow>,
     holds: BTreeMap<(Protocol, Server, u16), Hold>,
-    released: BTreeMap<(Protocol, Server), u32>,
+    /// How often a port has been given back.
+    released: u32,
     /// Tuples under which a server has opened a flow to the pod.
     called: BTreeSet<Tuple>,
 }
@@ -285,6 +286,12 @@ impl Model {
 
     pub(crate) fn called(&mut self, tuple: Tuple, says: Says) {
         let opens = says == Says::Open || tuple.protocol == Protocol::Udp;
+        // It is the flow's own server that says so, past the translation: it is believed.
+        if matches!(says, Says::Fin | Says::Reset)
+            && let Some(flow) = self.flows.get_mut(&tuple)
+        {
+            flow.ended = Ended::Perhaps;
+        }
         // The answer to an echo request has no tuple of a pod's own request.
         if opens && tuple.protocol != Protocol::Icmp && self.flow(tuple).port.is_none() {
             self.called.insert(tuple);
@@ -325,9 +332,7 @@ impl Model {
         self.flows.retain(|tuple, _| tuple.client != client);
         self.called.retain(|tuple| tuple.client != client);
         self.holds.retain(|_, hold| hold.owner.client != client);
-        for count in self.released.values_mut() {
-            *count += 1;
-        }
+        self.released += 1;
     }
 
     /// Compares what the table says of a tuple, or follows it where both are right.

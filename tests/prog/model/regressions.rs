@@ -51,6 +51,19 @@ fn a_port_whose_flow_asks_the_kernel_again_goes_to_who_wants_it() {
 }
 
 #[test]
+fn a_server_that_ends_a_flow_past_the_translation_is_believed() {
+    let flow = tuple(Tcp, PodA, 602);
+    run_one(&[
+        Send(flow, Open, Routes),
+        Call(flow, Open),
+        Call(flow, Fin),
+        Send(flow, Fin, Routes),
+        Send(flow, Open, Routes),
+        Send(flow, Continue, Routes),
+    ]);
+}
+
+#[test]
 fn the_ports_run_out_and_the_flows_that_have_one_go_on() {
     let flows: Vec<Tuple> = super::operation::PORTS
         .iter()

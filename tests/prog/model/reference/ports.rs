@@ -37,8 +37,7 @@ impl Model {
             .filter(|(_, hold)| hold.owner == tuple)
             .map(|((_, _, port), _)| *port)
             .collect();
-        let group = (tuple.protocol, tuple.server);
-        let now = self.released.get(&group).copied().unwrap_or_default();
+        let now = self.released;
         if self.is_free(tuple, tuple.port) {
             let goes_on = ended == Ended::Perhaps && before == Some(port);
             if port != tuple.port && !goes_on {
@@ -60,7 +59,7 @@ impl Model {
         if let Some(previous) = self.holds.insert((tuple.protocol, tuple.server, port), hold)
             && previous.owner != tuple
         {
-            *self.released.entry(group).or_default() += 1;
+            self.released += 1;
             let owner = self.flows.entry(previous.owner).or_default();
             if owner.port == Some(port) {
                 *owner = Flow::default();
