@@ -1,93 +1,90 @@
 //! `azure-vnet` ADD: an address, a link, the datapath. In an order that never shows the network a pod that the
 //! datapath does not know, and that can be taken back from every point.
 
-use std::{
-    collections::BTreeSet,
-    fs::File,
-    io,
-    net::{IpAddr, Ipv4Addr},
-    os::fd::AsFd,
-};
+use std::{fs::File, io, net::IpAddr, os::fd::AsFd};
 
 use causeway::{
     datapath::{Datapath, Pod},
     endpoints::{self, Endpoints, EndpointsError, Key, NewEndpoint, State, UplinkRecord},
-    ipam::{
-        Ipam, NAMESERVER,
-        pool::{Holder, Lease},
-        source::LocalNic,
-    },
+    go_json::mac_text,
     links::{self, Netlink, PodLink, PodNetwork},
-    node::{self, Uplink},
     root::Root,
 };
-use ipnet::{IpNet, Ipv4Net};
-use serde_json::{Value, json};
+use ipnet::IpNet;
+use serde_json::Value;
 
 use crate::{
+    Call,
+    address::{Applicant, Ground},
     attachment::{self, PATIENCE},
     error::{CniError, code},
-    invocation::Invocation,
-    netconf::{IPAM_KIND, NetConf},
-    netns,
-    result::{self, Interfaces},
+    netns, orphans,
+    result::{CniResult, Interface, Ip},
     summary::Summary,
     sweep,
     undo::{Safety, Undo},
 };
 
-/// Connects the pod and prints the result.
+/// Connects the pod and prints the result. If no address is free, those whose pods are gone are collected first.
 pub(crate) fn run(
-    root: &Root,
-    invocation: &Invocation,
-    conf: &NetConf,
+    call: &Call<'_>,
     summary: &mut Summary,
-    print: impl FnOnce(&Value) -> io::Result<()>,
+    print: impl Fn(&Value) -> io::Result<()>,
 ) -> Result<(), CniError> {
-    check_ipam_kind(conf)?;
+    match attempt(call, summary, &print) {
+        Err(error) if error.is_exhaustion => match orphans::collect(call.root) {
+            0 => Err(error),
+            _ => attempt(call, summary, &print),
+        },
+        done => done,
+    }
+}
+
+fn attempt(
+    call: &Call<'_>,
+    summary: &mut Summary,
+    print: &impl Fn(&Value) -> io::Result<()>,
+) -> Result<(), CniError> {
+    let Call {
+        root,
+        invocation,
+        conf,
+        ..
+    } = call;
     let netns = netns::open(&invocation.netns, invocation.own_netns_allowed)?;
     let key = attachment::key(invocation, conf);
-    let holder = attachment::holder(&key);
     let _alone = attachment::lock(root, &key)?;
     let state = known_endpoints(root)?;
     let mut netlink = Netlink::new()?;
     refuse_existing(&state, &key, &mut netlink)?;
-
-    let nics = local_nics(&mut netlink)?;
-    let mut ipam = Ipam::new(root, PATIENCE, &conf.ipam.environment, &nics)
-        .map_err(|error| ipam_failure(error, "Failed to allocate pool"))?;
-    let (subnet, uplink) = choose_uplink(&mut ipam, &holder, conf, &state, &mut netlink)?;
-    let datapath = Datapath::ensure(root, &uplink)?;
-    node::enable_forwarding(root)?;
     let host_if = attachment::host_interface(invocation, conf);
-    clear_remnants(&datapath, &mut netlink, &host_if)?;
-    let busy = answering(&datapath, &mut netlink)?;
-    let lease = ipam
-        .allocate(&subnet.to_string(), &holder, conf.address, &busy)
-        .map_err(|error| ipam_failure(error, "Failed to allocate address"))?;
-    summary.ip = lease.address.to_string();
 
+    let mut undo = Undo::default();
+    let applicant = Applicant {
+        key: &key,
+        host_if: &host_if,
+        state: &state,
+    };
+    let ground = match Ground::obtain(call, &applicant, &mut netlink, &mut undo) {
+        Ok(ground) => ground,
+        Err(error) => return Err(undo.because_of(error)),
+    };
+    summary.ip = ground.address.addr().to_string();
     let pod = Connection {
-        root,
-        invocation,
-        conf,
+        call,
         key,
         netns,
-        uplink,
-        datapath,
+        ground,
         host_if,
     };
-    let mut undo = Undo::default();
-    undo.push("releasing the address", Safety::AfterSuccess, || {
-        ipam.release(&holder, &[lease.address]).map(drop)
-    });
-    let done = pod.make(&lease, &mut undo).and_then(|result| {
+    let mut undo = undo.within();
+    let done = pod.make(&mut undo).and_then(|result| {
         print(&result).map_err(|error| CniError::new(code::IO, format!("cannot print the result: {error}")))
     });
     match done {
         Ok(()) => {
             undo.keep();
-            sweep::after_add(&pod.datapath);
+            sweep::after_add(&pod.ground.datapath);
             Ok(())
         }
         Err(error) => Err(undo.because_of(error)),
@@ -96,117 +93,128 @@ pub(crate) fn run(
 
 /// A pod that has an address and is to get its link.
 struct Connection<'a> {
-    root: &'a Root,
-    invocation: &'a Invocation,
-    conf: &'a NetConf,
+    call: &'a Call<'a>,
     key: Key,
     netns: File,
-    uplink: Uplink,
-    datapath: Datapath,
+    ground: Ground,
     host_if: String,
 }
 
 impl Connection<'_> {
-    /// Makes the link, tells the datapath, notes the endpoint. Returns the result to print.
-    fn make<'a>(&'a self, lease: &Lease, undo: &mut Undo<'a>) -> Result<Value, CniError> {
-        let Self {
-            root,
-            invocation,
-            conf,
-            key,
-            uplink,
-            datapath,
-            host_if,
-            ..
-        } = self;
-        let address = v4(lease.address)?;
+    /// Notes the endpoint, keeps its ports, makes the link, tells the datapath. Returns the result to print.
+    fn make<'a>(&'a self, undo: &mut Undo<'a>) -> Result<Value, CniError> {
+        let Self { call, ground, .. } = self;
+        let datapath = &ground.datapath;
+        let address = ground.address.addr();
+        let mac = call.conf.mac.map_or_else(links::random_mac, Ok)?;
+        // Noted before it is made: whatever is made of it from here on is found by a DEL.
+        undo.push("forgetting the endpoint", Safety::Always, || {
+            forget_endpoint(call.root, &self.key, Some(datapath)).map_err(|error| error.msg)
+        });
+        self.note_endpoint(mac)?;
+        datapath.reserve_ports(&call.conf.host_ports)?;
         let network = PodNetwork {
             addr: address,
-            prefix_len: lease.subnet.prefix_len(),
-            if_name: invocation.interface.clone(),
-            host_if: host_if.clone(),
-            mtu: uplink.mtu,
-            mac: conf.mac,
-        };
-        let pod = |link: &PodLink| Pod {
-            addr: address,
-            ifindex: link.host_ifindex,
-            host_if: host_if.clone(),
-            mac: link.mac,
-            host_mac: link.host_mac,
-            mtu: u16::try_from(uplink.mtu).unwrap_or(u16::MAX),
+            prefix_len: ground.address.prefix_len(),
+            if_name: call.invocation.interface.clone(),
+            host_if: self.host_if.clone(),
+            mtu: self.mtu(),
+            mac,
         };
         // Told while the link is still down: no packet of the pod finds the datapath unprepared.
         let admit = |link: &PodLink| -> Result<(), CniError> {
             undo.push("removing the pod from the datapath", Safety::Always, move || {
                 datapath.remove_pod(address).map(drop)
             });
-            Ok(datapath.add_pod(&pod(link))?)
+            Ok(datapath.add_pod(&self.pod(link))?)
         };
         let link = links::connect_pod(self.netns.as_fd(), &network, admit)?;
         undo.push("removing the interface", Safety::Always, || {
-            links::disconnect_pod(host_if).map(drop)
+            links::disconnect_pod(&self.host_if).map(drop)
         });
-        let pod = pod(&link);
-        self.note_endpoint(lease, &pod)?;
-        undo.push("forgetting the endpoint", Safety::Always, || {
-            forget_endpoint(root, key)
-        });
-        let interfaces = Interfaces {
-            name: &invocation.interface,
+        let mut result = call.conf.prev_result.clone().unwrap_or_default();
+        result.append(self.result(&link));
+        result.to_json(call.conf.version)
+    }
+
+    fn pod(&self, link: &PodLink) -> Pod {
+        if self.call.conf.has_limits {
+            tracing::warn!(
+                "the bandwidth limits of the pod do not hold for flows that are carried past the stack"
+            );
+        }
+        Pod {
+            addr: self.ground.address.addr(),
+            ifindex: link.host_ifindex,
+            host_if: self.host_if.clone(),
             mac: link.mac,
-            sandbox: &invocation.netns,
-            host_name: host_if,
             host_mac: link.host_mac,
+            mtu: u16::try_from(self.mtu()).unwrap_or(u16::MAX),
+        }
+    }
+
+    /// What is asked for, unless the uplink's is less: nothing larger could leave the node.
+    fn mtu(&self) -> u32 {
+        let uplink = self.ground.uplink.mtu;
+        self.call.conf.mtu.map_or(uplink, |asked| asked.min(uplink))
+    }
+
+    fn result(&self, link: &PodLink) -> CniResult {
+        let end = |name: &str, mac, sandbox: &str| Interface {
+            name: name.to_owned(),
+            mac: mac_text(mac),
+            sandbox: sandbox.to_owned(),
+            mtu: Some(self.mtu()),
         };
-        Ok(result::network(conf.version, lease, &interfaces, &self.dns()))
+        let invocation = self.call.invocation;
+        CniResult {
+            // The pod's interface comes first, as in the incumbent's result, where it is the only one.
+            interfaces: vec![
+                end(&invocation.interface, link.mac, &invocation.netns),
+                end(&self.host_if, link.host_mac, ""),
+            ],
+            ips: vec![Ip {
+                address: self.ground.address.into(),
+                gateway: self.ground.gateway,
+                interface: Some(0),
+            }],
+            routes: self.ground.routes.clone(),
+            dns: self.dns().clone(),
+        }
     }
 
-    /// Name servers of the configuration, even an empty list, before those of the network.
-    fn dns(&self) -> Value {
-        self.conf
-            .dns
-            .clone()
-            .unwrap_or_else(|| json!({ "nameservers": [NAMESERVER] }))
+    /// Name servers of the configuration, even an empty list, before those that come with the address.
+    fn dns(&self) -> &Value {
+        self.call.conf.dns.as_ref().unwrap_or(&self.ground.dns)
     }
 
-    fn note_endpoint(&self, lease: &Lease, pod: &Pod) -> Result<(), EndpointsError> {
-        let subnet = lease.subnet;
-        let servers = self.dns();
-        let servers = servers["nameservers"].as_array().into_iter().flatten();
+    fn note_endpoint(&self, mac: [u8; 6]) -> Result<(), EndpointsError> {
+        let Self { call, ground, .. } = self;
+        let subnet = IpNet::V4(ground.address.trunc());
+        let servers = self.dns()["nameservers"].as_array().into_iter().flatten();
         let nameservers: Vec<String> = servers
             .filter_map(|server| Some(server.as_str()?.to_owned()))
             .collect();
-        let mut endpoints = Endpoints::open(self.root, PATIENCE)?;
+        let mut endpoints = Endpoints::open(call.root, PATIENCE)?;
         endpoints.insert(&NewEndpoint {
             key: &self.key,
             uplink: &UplinkRecord {
-                name: &self.uplink.name,
-                mac: self.uplink.mac,
+                name: &ground.uplink.name,
+                mac: ground.uplink.mac,
             },
-            host_if: &pod.host_if,
-            mac: pod.mac,
-            address: IpNet::new(lease.address, subnet.prefix_len()).unwrap_or(subnet),
+            host_if: &self.host_if,
+            mac,
+            address: ground.address.into(),
             subnet,
-            gateway: lease.gateway,
+            gateway: ground.gateway.unwrap_or(IpAddr::V4(links::GATEWAY)),
             nameservers: &nameservers,
-            netns: &self.invocation.netns,
-            pod: self.invocation.pod(),
-            namespace: self.invocation.namespace(),
+            netns: &call.invocation.netns,
+            pod: call.invocation.pod(),
+            namespace: call.invocation.namespace(),
+            host_ports: &call.conf.host_ports,
         });
         endpoints.save()
     }
-}
-
-fn check_ipam_kind(conf: &NetConf) -> Result<(), CniError> {
-    if conf.ipam.kind == IPAM_KIND {
-        return Ok(());
-    }
-    let msg = format!(
-        "ipam.type {:?} is not supported: set it to {IPAM_KIND:?} in the network configuration",
-        conf.ipam.kind
-    );
-    Err(CniError::new(code::CONFIGURATION, msg))
 }
 
 /// A damaged state hinders nobody: it is put aside when the endpoint is noted.
@@ -240,106 +248,19 @@ fn refuse_existing(state: &State, key: &Key, netlink: &mut Netlink) -> Result<()
     }
 }
 
-/// The node's own interfaces, to match the address list with.
-pub(crate) fn local_nics(netlink: &mut Netlink) -> Result<Vec<LocalNic>, CniError> {
-    let addresses = netlink.addresses()?;
-    let own = |index: u32| {
-        let own = addresses.iter().filter(|address| address.ifindex == index);
-        own.map(|address| IpAddr::V4(address.addr)).collect()
-    };
-    let nics = netlink.links()?.into_iter().filter_map(|link| {
-        Some(LocalNic {
-            mac: link.mac?,
-            addresses: own(link.index),
-            name: link.name,
-        })
-    });
-    Ok(nics.collect())
-}
-
-/// The subnet of the configuration, else that of the network's other pods, else the best; and the interface that
-/// carries it.
-fn choose_uplink(
-    ipam: &mut Ipam<'_>,
-    holder: &Holder,
-    conf: &NetConf,
-    state: &State,
-    netlink: &mut Netlink,
-) -> Result<(Ipv4Net, Uplink), CniError> {
-    let prescribed = crate::ipam::prescribed_subnet(conf)?;
-    let preferred = prescribed.or_else(|| state.subnet(&conf.name));
-    let master = conf.master.as_deref();
-    let (subnet, carrier) = ipam
-        .choose(holder, preferred, master)
-        .map_err(|error| ipam_failure(error, "Failed to allocate pool"))?;
-    crate::ipam::check_subnet(prescribed, subnet).map_err(|error| {
-        error.during("Failed to allocate pool: Failed to delegate: Failed to allocate address")
-    })?;
-    let IpNet::V4(subnet) = subnet else {
-        return Err(CniError::new(
-            code::CONFIGURATION,
-            format!("pool {subnet} is IPv6: only IPv4 pods are supported"),
-        ));
-    };
-    let carrier = (!carrier.is_empty()).then_some(carrier.as_str());
-    Ok((
-        subnet,
-        node::find_uplink(netlink, master.or(carrier), Some(subnet))?,
-    ))
-}
-
-/// A killed ADD of the same attachment, or the last sandbox of the same pod, may have left the interface.
-fn clear_remnants(datapath: &Datapath, netlink: &mut Netlink, host_if: &str) -> Result<(), CniError> {
-    let Some(link) = netlink.link(host_if)? else {
+/// Frees the endpoint's ports and takes it out of the state, if it is there.
+pub(crate) fn forget_endpoint(root: &Root, key: &Key, datapath: Option<&Datapath>) -> Result<(), CniError> {
+    let mut endpoints = Endpoints::open(root, PATIENCE)?;
+    let Some(endpoint) = endpoints.remove(key) else {
         return Ok(());
     };
-    tracing::warn!(interface = host_if, "an interface of an earlier ADD is removed");
-    for (address, entry) in datapath.pods()? {
-        if entry.ifindex == link.index {
-            datapath.remove_pod(address)?;
-        }
+    if let Some(datapath) = datapath {
+        // The lock is held: nobody else notes one of these ports meanwhile.
+        let others = endpoints.state().endpoints();
+        let kept: Vec<_> = others
+            .flat_map(|(_, endpoint)| endpoint.host_ports.iter().copied())
+            .collect();
+        datapath.free_ports(&endpoint.host_ports, &kept)?;
     }
-    links::disconnect_pod(host_if)?;
-    Ok(())
-}
-
-/// Addresses that answer on an interface of the node. With the leases lost they are free in the state file, and must
-/// not be given to a second pod all the same.
-fn answering(datapath: &Datapath, netlink: &mut Netlink) -> Result<BTreeSet<IpAddr>, CniError> {
-    let pods = datapath.pods()?;
-    if !pods.iter().any(|(_, entry)| entry.is_ready()) {
-        return Ok(BTreeSet::new());
-    }
-    let interfaces: BTreeSet<u32> = netlink.links()?.iter().map(|link| link.index).collect();
-    let live = pods
-        .iter()
-        .filter(|(_, entry)| entry.is_ready() && interfaces.contains(&entry.ifindex));
-    Ok(live.map(|(address, _)| IpAddr::V4(*address)).collect())
-}
-
-/// Takes the endpoint out of the state, if it is there.
-pub(crate) fn forget_endpoint(root: &Root, key: &Key) -> Result<(), EndpointsError> {
-    let mut endpoints = Endpoints::open(root, PATIENCE)?;
-    match endpoints.remove(key) {
-        Some(_) => endpoints.save(),
-        None => Ok(()),
-    }
-}
-
-fn v4(address: IpAddr) -> Result<Ipv4Addr, CniError> {
-    match address {
-        IpAddr::V4(address) => Ok(address),
-        IpAddr::V6(address) => Err(CniError::new(
-            code::PLUGIN,
-            format!("address {address} is IPv6: only IPv4 pods are supported"),
-        )),
-    }
-}
-
-/// The incumbent's text: its IPAM is another process.
-fn ipam_failure(error: impl Into<CniError>, step: &str) -> CniError {
-    error
-        .into()
-        .during(step)
-        .during("Failed to allocate pool: Failed to delegate")
+    Ok(endpoints.save()?)
 }

@@ -3,7 +3,12 @@
 
 use std::time::Duration;
 
-use causeway::{durable::KeyLock, endpoints::Key, ipam::pool::Holder, root::Root};
+use causeway::{
+    durable::KeyLock,
+    endpoints::Key,
+    ipam::pool::{Held, Holder},
+    root::Root,
+};
 use sha1::{Digest, Sha1};
 
 use crate::{
@@ -27,6 +32,15 @@ pub(crate) fn key(invocation: &Invocation, conf: &NetConf) -> Key {
     }
 }
 
+/// The attachment that an address is held for.
+pub(crate) fn key_of(held: &Held) -> Key {
+    Key {
+        network: held.network.clone(),
+        container: held.holder.container.clone(),
+        interface: held.holder.interface.clone(),
+    }
+}
+
 /// The attachment as a holder of addresses.
 pub(crate) fn holder(key: &Key) -> Holder {
     Holder {
@@ -37,9 +51,16 @@ pub(crate) fn holder(key: &Key) -> Holder {
 
 /// Waits until no other call for the attachment is under way. A DEL that overtakes its ADD would leave an address
 /// behind, which a second pod could get while the first one answers to it.
+///
+/// A process has one of these at a time: to drop a second one would free the first.
 pub(crate) fn lock(root: &Root, key: &Key) -> Result<KeyLock, CniError> {
+    lock_within(root, key, PATIENCE)
+}
+
+/// As [`lock`], waiting at most `patience`.
+pub(crate) fn lock_within(root: &Root, key: &Key, patience: Duration) -> Result<KeyLock, CniError> {
     let number = leading_bits(&format!("{}\0{}\0{}", key.network, key.container, key.interface));
-    Ok(KeyLock::acquire(&root.path(LOCKS), number, PATIENCE)?)
+    Ok(KeyLock::acquire(&root.path(LOCKS), number, patience)?)
 }
 
 /// Name of the host's end, the incumbent's: others find a pod's interface by it. In mode `transparent` it follows
@@ -50,11 +71,13 @@ pub(crate) fn host_interface(invocation: &Invocation, conf: &NetConf) -> String 
     if by_pod && !namespace.is_empty() && !pod.is_empty() {
         veth_name(&format!("{namespace}.{pod}"))
     } else {
-        veth_name(&format!(
-            "{}{}{}",
-            conf.name, invocation.container, invocation.interface
-        ))
+        interface_of(&key(invocation, conf))
     }
+}
+
+/// Name of the host's end where it follows from the attachment.
+pub(crate) fn interface_of(key: &Key) -> String {
+    veth_name(&format!("{}{}{}", key.network, key.container, key.interface))
 }
 
 /// `azv` and the first eleven hexadecimal digits of the key's SHA-1.

@@ -10,87 +10,109 @@ use std::{
 use causeway::{
     datapath::{Datapath, DatapathError},
     endpoints::{self, EndpointsError, Key},
-    ipam::{Ipam, store::StoreError},
+    ipam::{self, pool::Lease, store::StoreError},
     links::{self, Netlink},
     root::Root,
 };
 use causeway_common::maps::PodEntry;
 
 use crate::{
-    add,
+    Call, add, address,
     attachment::{self, PATIENCE},
     error::{CniError, code},
-    invocation::Invocation,
-    netconf::NetConf,
+    invocation::Verb,
     summary::Summary,
     sweep,
 };
 
 /// Disconnects the pod. Nothing to disconnect is success.
-pub(crate) fn run(
-    root: &Root,
-    invocation: &Invocation,
-    conf: &NetConf,
-    summary: &mut Summary,
-) -> Result<(), CniError> {
+pub(crate) fn run(call: &Call<'_>, summary: &mut Summary) -> Result<(), CniError> {
+    let Call {
+        root,
+        invocation,
+        conf,
+        ..
+    } = call;
     let key = attachment::key(invocation, conf);
-    let _alone = attachment::lock(root, &key)?;
+    {
+        let _alone = attachment::lock(root, &key)?;
+        let addresses = disconnect(root, &key, &attachment::host_interface(invocation, conf))?;
+        summary.ip = list(&addresses);
+        if conf.delegates() {
+            call.delegate().and_then(|delegate| delegate.call(Verb::Del))?;
+        }
+    }
+    sweep::after_del(root);
+    Ok(())
+}
+
+/// Removes everything of the attachment, its address last. `host_if` is the name of the host's end where the state does
+/// not say. Returns the addresses that it had. The caller holds the attachment's lock.
+pub(crate) fn disconnect(root: &Root, key: &Key, host_if: &str) -> Result<Vec<IpAddr>, CniError> {
     let state = add::known_endpoints(root)?;
-    let endpoint = state.find(&key);
+    let endpoint = state.find(key);
     let host_if = match endpoint {
-        Some(endpoint) if !endpoint.host_if_name.is_empty() => endpoint.host_if_name.clone(),
-        _ => attachment::host_interface(invocation, conf),
+        Some(endpoint) if !endpoint.host_if_name.is_empty() => &endpoint.host_if_name,
+        _ => host_if,
     };
     // The newer sandbox of the same pod has the name: the interface of this one is gone.
-    let interface = (!state.is_shared(&host_if, &key)).then_some(host_if.as_str());
+    let interface = (!state.is_shared(host_if, key)).then_some(host_if);
+    let leases = leased(root, key)?;
     let mut addresses: BTreeSet<IpAddr> = endpoint
         .iter()
         .flat_map(|endpoint| endpoint.addresses())
         .map(|net| net.addr())
         .collect();
-    addresses.extend(leased(root, &key)?);
+    addresses.extend(leases.iter().map(|lease| lease.address));
 
     let mut failures = Failures::default();
-    let removed = forget_pods(root, &addresses, interface);
-    addresses.extend(
-        failures
-            .note("removing the pod from the datapath", removed)
-            .into_iter()
-            .flatten(),
-    );
+    let datapath = Datapath::open(root);
+    let datapath = failures.note("opening the datapath", datapath).flatten();
+    let removed = forget_pods(datapath.as_ref(), &addresses, interface);
+    let found = failures.note("removing the pod from the datapath", removed);
+    addresses.extend(found.into_iter().flatten());
     if let Some(interface) = interface {
         failures.note("removing the interface", links::disconnect_pod(interface));
     }
     if endpoint.is_some() || is_damaged(root) {
-        failures.note("forgetting the endpoint", add::forget_endpoint(root, &key));
+        let forgotten = add::forget_endpoint(root, key, datapath.as_ref());
+        failures.note("forgetting the endpoint", forgotten);
     }
-    summary.ip = addresses
+    for lease in &leases {
+        failures.note(
+            "giving the address back to the interface",
+            address::put_back(lease),
+        );
+    }
+    failures.into_result()?;
+    let addresses: Vec<IpAddr> = addresses.into_iter().collect();
+    release(root, key, &addresses)?;
+    Ok(addresses)
+}
+
+/// For the log.
+pub(crate) fn list(addresses: &[IpAddr]) -> String {
+    addresses
         .iter()
         .map(ToString::to_string)
         .collect::<Vec<_>>()
-        .join(",");
-    failures.into_result()?;
-    release(root, &key, &addresses)?;
-    sweep::after_del(root);
-    Ok(())
+        .join(",")
 }
 
 /// What the attachment holds. A damaged state that nothing can be rebuilt from holds nothing: whoever mends it by
 /// deleting it frees everything.
-fn leased(root: &Root, key: &Key) -> Result<Vec<IpAddr>, CniError> {
-    match Ipam::without_source(root, PATIENCE).leases(&attachment::holder(key)) {
-        Ok(leases) => Ok(leases.into_iter().map(|lease| lease.address).collect()),
+fn leased(root: &Root, key: &Key) -> Result<Vec<Lease>, CniError> {
+    match ipam::leases(root, &attachment::holder(key)) {
         Err(error @ StoreError::Corrupt { .. }) => {
             tracing::warn!(%error, "addresses are not known");
             Ok(Vec::new())
         }
-        Err(error) => Err(error.into()),
+        result => Ok(result?),
     }
 }
 
-fn release(root: &Root, key: &Key, addresses: &BTreeSet<IpAddr>) -> Result<(), CniError> {
-    let addresses: Vec<IpAddr> = addresses.iter().copied().collect();
-    match Ipam::without_source(root, PATIENCE).release(&attachment::holder(key), &addresses) {
+fn release(root: &Root, key: &Key, addresses: &[IpAddr]) -> Result<(), CniError> {
+    match ipam::release(root, PATIENCE, &attachment::holder(key), addresses) {
         Err(error @ StoreError::Corrupt { .. }) => {
             tracing::warn!(%error, "no address is released");
             Ok(())
@@ -105,11 +127,11 @@ fn is_damaged(root: &Root) -> bool {
 
 /// Makes the programs forget the addresses, and every other one on the interface. Returns what it found there.
 fn forget_pods(
-    root: &Root,
+    datapath: Option<&Datapath>,
     addresses: &BTreeSet<IpAddr>,
     interface: Option<&str>,
 ) -> Result<Vec<IpAddr>, CniError> {
-    let Some(datapath) = Datapath::open(root)? else {
+    let Some(datapath) = datapath else {
         return Ok(Vec::new());
     };
     let mut netlink = Netlink::new()?;

@@ -4,7 +4,7 @@ use causeway::{
     datapath::DatapathError,
     durable::LockError,
     endpoints::EndpointsError,
-    ipam::{IpamError, store::StoreError},
+    ipam::{IpamError, pool::PoolError, store::StoreError},
     links::LinkError,
     node::NodeError,
 };
@@ -26,6 +26,10 @@ pub(crate) mod code {
     pub(crate) const NETNS: u32 = 8;
     /// Try again: locks, state files, and what DEL could not finish.
     pub(crate) const TRY_AGAIN: u32 = 11;
+    /// STATUS: a pod cannot be added.
+    pub(crate) const NOT_AVAILABLE: u32 = 50;
+    /// STATUS: a pod cannot be added, and those that are there may be cut off.
+    pub(crate) const LIMITED_CONNECTIVITY: u32 = 51;
     /// Anything else in the plug-in.
     pub(crate) const PLUGIN: u32 = 100;
     /// The incumbent's code for an endpoint that exists already.
@@ -41,6 +45,8 @@ pub(crate) struct CniError {
     pub(crate) msg: String,
     /// More, for whoever looks closer; may be empty.
     pub(crate) details: String,
+    /// Whether there would be an address if somebody gave one back.
+    pub(crate) is_exhaustion: bool,
 }
 
 impl CniError {
@@ -49,6 +55,7 @@ impl CniError {
             code,
             msg: msg.into(),
             details: String::new(),
+            is_exhaustion: false,
         }
     }
 
@@ -85,12 +92,13 @@ impl CniError {
 impl From<IpamError> for CniError {
     fn from(error: IpamError) -> Self {
         match error {
-            IpamError::Pool { source, details } => {
-                Self::new(code::PLUGIN, source.to_string()).with_details(details)
-            }
+            IpamError::Pool { source, details } => Self {
+                is_exhaustion: source == PoolError::NoAvailableAddresses,
+                ..Self::new(code::PLUGIN, source.to_string()).with_details(details)
+            },
             IpamError::Store(error) => error.into(),
-            error @ IpamError::Environment(_) => Self::new(code::CONFIGURATION, error.to_string()),
-            error @ IpamError::Source(_) => Self::new(code::PLUGIN, error.to_string()),
+            error @ IpamError::Source(_) => Self::new(code::CONFIGURATION, error.to_string()),
+            error @ IpamError::NoList { .. } => Self::new(code::PLUGIN, error.to_string()),
         }
     }
 }

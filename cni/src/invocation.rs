@@ -9,9 +9,27 @@ use crate::error::{CniError, code};
 pub(crate) enum Verb {
     Add,
     Del,
+    Check,
     Version,
-    /// A verb of the specification that the plug-in's versions do not have, or that it does not provide.
-    Other(&'static str),
+    Status,
+    Gc,
+    /// The incumbent's `GET_ENDPOINT_STATE`.
+    EndpointState,
+}
+
+impl Verb {
+    /// The value of `CNI_COMMAND`.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Add => "ADD",
+            Self::Del => "DEL",
+            Self::Check => "CHECK",
+            Self::Version => "VERSION",
+            Self::Status => "STATUS",
+            Self::Gc => "GC",
+            Self::EndpointState => "GET_ENDPOINT_STATE",
+        }
+    }
 }
 
 /// The environment of a call, checked for the verb.
@@ -26,6 +44,8 @@ pub(crate) struct Invocation {
     pub(crate) interface: String,
     /// `CNI_ARGS`.
     pub(crate) args: BTreeMap<String, String>,
+    /// `CNI_PATH`: the directories of other plug-ins.
+    pub(crate) path: String,
     /// `CNI_NETNS_OVERRIDE`: the container's namespace may be the plug-in's own.
     pub(crate) own_netns_allowed: bool,
 }
@@ -41,6 +61,7 @@ impl Invocation {
             netns: value("CNI_NETNS"),
             interface: value("CNI_IFNAME"),
             args: parse_args(&value("CNI_ARGS")),
+            path: value("CNI_PATH"),
             own_netns_allowed: matches!(
                 value("CNI_NETNS_OVERRIDE").to_ascii_lowercase().as_str(),
                 "1" | "true"
@@ -63,7 +84,7 @@ impl Invocation {
 
     fn check_presence(&self) -> Result<(), CniError> {
         let needed: &[(&str, &str)] = match self.verb {
-            Verb::Add | Verb::Other("CHECK") => &[
+            Verb::Add | Verb::Check => &[
                 ("CNI_CONTAINERID", &self.container),
                 ("CNI_NETNS", &self.netns),
                 ("CNI_IFNAME", &self.interface),
@@ -72,7 +93,7 @@ impl Invocation {
                 ("CNI_CONTAINERID", &self.container),
                 ("CNI_IFNAME", &self.interface),
             ],
-            Verb::Version | Verb::Other(_) => &[],
+            Verb::Version | Verb::Status | Verb::Gc | Verb::EndpointState => &[],
         };
         let missing: Vec<&str> = needed
             .iter()
@@ -89,7 +110,7 @@ impl Invocation {
     }
 
     fn check_form(&self) -> Result<(), CniError> {
-        if !matches!(self.verb, Verb::Add | Verb::Del | Verb::Other("CHECK")) {
+        if !matches!(self.verb, Verb::Add | Verb::Del | Verb::Check) {
             return Ok(());
         }
         if !is_identifier(&self.container) {
@@ -107,10 +128,14 @@ fn verb(command: &str) -> Result<Verb, CniError> {
     match command {
         "ADD" => Ok(Verb::Add),
         "DEL" => Ok(Verb::Del),
+        "CHECK" => Ok(Verb::Check),
         "VERSION" => Ok(Verb::Version),
-        "CHECK" => Ok(Verb::Other("CHECK")),
-        "GC" => Ok(Verb::Other("GC")),
-        "STATUS" => Ok(Verb::Other("STATUS")),
+        "STATUS" => Ok(Verb::Status),
+        "GC" => Ok(Verb::Gc),
+        "GET_ENDPOINT_STATE" => Ok(Verb::EndpointState),
+        "UPDATE" => Err(environment(
+            "CNI_COMMAND UPDATE is for networks of several tenants, which are not supported".to_owned(),
+        )),
         other => Err(environment(format!("unknown CNI_COMMAND: {other}"))),
     }
 }

@@ -1,98 +1,126 @@
 //! `azure-vnet-ipam`, called by itself: addresses for any plug-in that speaks the IPAM part of the specification.
 
-use std::{collections::BTreeSet, io};
+use std::{io, net::IpAddr};
 
 use causeway::{
-    ipam::{Ipam, NAMESERVER, pool::PoolError},
+    ipam::{
+        self, Ipam, NAMESERVER,
+        pool::{PoolError, Request},
+    },
     links::Netlink,
-    root::Root,
 };
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net};
 use serde_json::{Value, json};
 
 use crate::{
-    add::local_nics,
+    Call, address,
     attachment::{self, PATIENCE},
+    del,
     error::{CniError, code},
-    invocation::Invocation,
     netconf::NetConf,
-    result,
+    orphans,
+    result::{CniResult, Ip, Route},
     summary::Summary,
     undo::{Safety, Undo},
 };
 
-/// Gives an address and prints the result.
+/// Gives an address and prints the result. If none is free, those whose pods are gone are collected first.
 pub(crate) fn add(
-    root: &Root,
-    invocation: &Invocation,
-    conf: &NetConf,
+    call: &Call<'_>,
     summary: &mut Summary,
-    print: impl FnOnce(&Value) -> io::Result<()>,
+    print: impl Fn(&Value) -> io::Result<()>,
 ) -> Result<(), CniError> {
-    let holder = attachment::holder(&attachment::key(invocation, conf));
+    match attempt(call, summary, &print) {
+        Err(error) if error.is_exhaustion => match orphans::collect(call.root) {
+            0 => Err(error),
+            _ => attempt(call, summary, &print),
+        },
+        done => done,
+    }
+}
+
+fn attempt(
+    call: &Call<'_>,
+    summary: &mut Summary,
+    print: &impl Fn(&Value) -> io::Result<()>,
+) -> Result<(), CniError> {
+    let Call { root, conf, .. } = call;
+    let holder = attachment::holder(&attachment::key(call.invocation, conf));
     let failed = |step: &'static str| move |error| CniError::from(error).during(step);
-    let nics = local_nics(&mut Netlink::new()?)?;
-    let mut ipam = Ipam::new(root, PATIENCE, &conf.ipam.environment, &nics)
+    let nics = address::local_nics(&mut Netlink::new()?)?;
+    let pools = Ipam::new(root, PATIENCE, &conf.ipam.settings, &nics)
         .map_err(failed("Failed to parse network configuration"))?;
     let prescribed = prescribed_subnet(conf)?;
-    let (subnet, _) = ipam
+    let (subnet, _) = pools
         .choose(&holder, prescribed, conf.master.as_deref())
         .map_err(failed("Failed to allocate pool"))?;
     check_subnet(prescribed, subnet).map_err(|error| error.during("Failed to allocate address"))?;
-    let held = !ipam.leases(&holder)?.is_empty();
-    let lease = ipam
-        .allocate(&subnet.to_string(), &holder, conf.address, &BTreeSet::new())
+    let held = !ipam::leases(root, &holder)?.is_empty();
+    let request = Request {
+        address: conf.address,
+        quarantine: conf.ipam.quarantine,
+        network: conf.name.clone(),
+        ..Request::default()
+    };
+    let lease = pools
+        .allocate(&subnet.to_string(), &holder, &request)
         .map_err(failed("Failed to allocate address"))?;
     let mut undo = Undo::default();
     if !held {
         undo.push("releasing the address", Safety::AfterSuccess, || {
-            ipam.release(&holder, &[lease.address]).map(drop)
+            ipam::release(root, PATIENCE, &holder, &[lease.address]).map(drop)
         });
     }
     summary.ip = lease.address.to_string();
-    match print(&result::addresses(
-        conf.version,
-        &lease,
-        &json!({ "nameservers": [NAMESERVER] }),
-    )) {
+    let done = match lease.address {
+        IpAddr::V4(address) if !held => {
+            let address = Ipv4Net::new(address, lease.subnet.prefix_len()).unwrap_or(address.into());
+            address::take_off(&lease, address, &mut undo)
+        }
+        _ => Ok(()),
+    };
+    let result = CniResult {
+        interfaces: Vec::new(),
+        ips: vec![Ip {
+            address: IpNet::new(lease.address, lease.subnet.prefix_len()).unwrap_or(lease.subnet),
+            gateway: Some(lease.gateway),
+            interface: None,
+        }],
+        routes: vec![Route::default_by(lease.gateway)],
+        dns: json!({ "nameservers": [NAMESERVER] }),
+    };
+    let printed = done
+        .and_then(|()| result.to_json(conf.version))
+        .and_then(|result| {
+            print(&result)
+                .map_err(|error| CniError::new(code::IO, format!("cannot print the result: {error}")))
+        });
+    match printed {
         Ok(()) => {
             undo.keep();
             Ok(())
         }
-        Err(error) => Err(undo.because_of(CniError::new(
-            code::IO,
-            format!("cannot print the result: {error}"),
-        ))),
+        Err(error) => Err(undo.because_of(error)),
     }
 }
 
 /// Takes the address back. None to take back is success.
-pub(crate) fn del(
-    root: &Root,
-    invocation: &Invocation,
-    conf: &NetConf,
-    summary: &mut Summary,
-) -> Result<(), CniError> {
-    let holder = attachment::holder(&attachment::key(invocation, conf));
-    let freed = Ipam::without_source(root, PATIENCE)
-        .release(&holder, &[])
-        .map_err(|error| CniError::from(error).during("Failed to release address"))?;
-    summary.ip = freed
-        .iter()
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(",");
+pub(crate) fn del(call: &Call<'_>, summary: &mut Summary) -> Result<(), CniError> {
+    let holder = attachment::holder(&attachment::key(call.invocation, call.conf));
+    let failed = |error: CniError| error.during("Failed to release address");
+    for lease in ipam::leases(call.root, &holder).unwrap_or_default() {
+        address::put_back(&lease).map_err(failed)?;
+    }
+    let freed = ipam::release(call.root, PATIENCE, &holder, &[]).map_err(|error| failed(error.into()))?;
+    summary.ip = del::list(&freed);
     Ok(())
 }
 
 /// `ipam.subnet` of the configuration.
 pub(crate) fn prescribed_subnet(conf: &NetConf) -> Result<Option<IpNet>, CniError> {
-    let Some(text) = &conf.ipam.subnet else {
-        return Ok(None);
-    };
-    match text.parse::<IpNet>() {
-        Ok(subnet) => Ok(Some(subnet.trunc())),
-        Err(_) => Err(invalid_pool(text)),
+    match (&conf.ipam.subnet, conf.ipam.settings.subnet) {
+        (Some(text), None) => Err(invalid_pool(text)),
+        (_, subnet) => Ok(subnet),
     }
 }
 

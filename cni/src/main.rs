@@ -4,21 +4,32 @@
 //! on standard output. Everything else is the library's.
 //!
 //! - [`invocation`], [`netconf`], [`wishes`], [`version`]: what the runtime wants;
-//! - [`add`], [`del`], [`ipam`]: the verbs;
+//! - [`add`], [`del`], [`check`], [`status`], [`gc`], [`endpoint_state`]: the verbs of `azure-vnet`; [`ipam`] those of
+//!   `azure-vnet-ipam`;
+//! - [`address`], [`delegate`]: where a pod's address comes from;
 //! - [`result`], [`error`]: the answers;
 //! - [`log`], [`summary`]: one line a call, for whoever looks afterwards;
-//! - [`sweep`]: what a call does by the way.
+//! - [`sweep`], [`orphans`]: what a call does by the way.
 
+mod accepted;
 mod add;
+mod address;
 mod attachment;
+mod capabilities;
+mod check;
 mod del;
+mod delegate;
+mod endpoint_state;
 mod error;
+mod gc;
 mod invocation;
 mod ipam;
 mod log;
 mod netconf;
 mod netns;
+mod orphans;
 mod result;
+mod status;
 mod stdio;
 mod summary;
 mod sweep;
@@ -35,6 +46,7 @@ use std::{
 };
 
 use causeway::root::Root;
+use serde_json::Value;
 
 use crate::{
     error::{CniError, code},
@@ -42,6 +54,7 @@ use crate::{
     netconf::NetConf,
     stdio::print,
     summary::Summary,
+    version::Version,
 };
 
 /// The two plug-ins.
@@ -49,6 +62,15 @@ use crate::{
 enum Plugin {
     Network,
     Ipam,
+}
+
+/// A call of the runtime, read and checked.
+pub(crate) struct Call<'a> {
+    pub(crate) root: &'a Root,
+    pub(crate) invocation: &'a Invocation,
+    pub(crate) conf: &'a NetConf,
+    /// The configuration as it came, for other plug-ins.
+    pub(crate) bytes: &'a [u8],
 }
 
 fn main() -> ExitCode {
@@ -96,7 +118,8 @@ fn call(plugin: Plugin) -> ExitCode {
             .unwrap_or("panic");
         Err(CniError::new(code::PLUGIN, format!("internal error: {text}")).with_details("please report this"))
     });
-    if summary.command != "VERSION" {
+    // STATUS comes every few seconds: only a failure is worth a line.
+    if !matches!(summary.command.as_str(), "VERSION" | "STATUS") || outcome.is_err() {
         summary.log(&outcome);
     }
     match outcome {
@@ -113,38 +136,58 @@ fn serve(plugin: Plugin, root: &Root, summary: &mut Summary, spoken: &mut String
     let invocation =
         Invocation::read(|name| env::var_os(name).map(|value| value.to_string_lossy().into_owned()))?;
     summary.identify(&invocation);
+    if invocation.verb == Verb::EndpointState {
+        return answer(&endpoint_state::dump(root)?);
+    }
     let bytes = read_configuration()?;
     if invocation.verb == Verb::Version {
         let asked = netconf::decode(&bytes)
             .map(|document| netconf::version(&document))
             .unwrap_or_default();
-        return print(&version::answer(&asked)).map_err(|error| CniError::new(code::IO, error.to_string()));
+        return answer(&version::answer(&asked));
     }
     let document = netconf::decode(&bytes)?;
-    if version::Version::parse(&netconf::version(&document)).is_ok() {
-        *spoken = netconf::version(&document);
+    if let Ok(version) = Version::parse(&netconf::version(&document)) {
+        version.text().clone_into(spoken);
     }
     let conf = NetConf::parse(&document, &invocation)?;
+    if !conf.version.has(invocation.verb.name()) {
+        let msg = format!(
+            "config version {} does not allow {}",
+            conf.version.text(),
+            invocation.verb.name()
+        );
+        return Err(CniError::new(code::VERSION, msg));
+    }
+    let call = Call {
+        root,
+        invocation: &invocation,
+        conf: &conf,
+        bytes: &bytes,
+    };
     match (plugin, invocation.verb) {
-        (_, Verb::Version) => Ok(()),
-        (_, Verb::Other(verb)) => Err(refuse(verb, &conf)),
-        (Plugin::Network, Verb::Add) => add::run(root, &invocation, &conf, summary, print),
-        (Plugin::Network, Verb::Del) => del::run(root, &invocation, &conf, summary),
-        (Plugin::Ipam, Verb::Add) => ipam::add(root, &invocation, &conf, summary, print),
-        (Plugin::Ipam, Verb::Del) => ipam::del(root, &invocation, &conf, summary),
+        (_, Verb::Version | Verb::EndpointState) => Ok(()),
+        (Plugin::Network, Verb::Add) => {
+            netconf::consider_keys(&document, invocation.verb)?;
+            add::run(&call, summary, print)
+        }
+        (Plugin::Network, Verb::Del) => del::run(&call, summary),
+        (Plugin::Network, Verb::Check) => check::run(&call, summary),
+        (Plugin::Network, Verb::Status) => {
+            netconf::consider_keys(&document, invocation.verb)?;
+            status::run(&call)
+        }
+        (Plugin::Network, Verb::Gc) => gc::run(&call),
+        (Plugin::Ipam, Verb::Add) => ipam::add(&call, summary, print),
+        (Plugin::Ipam, Verb::Del) => ipam::del(&call, summary),
+        (Plugin::Ipam, Verb::Check) => check::ipam(&call, summary),
+        (Plugin::Ipam, Verb::Status) => status::ipam(&call),
+        (Plugin::Ipam, Verb::Gc) => gc::ipam(&call),
     }
 }
 
-fn refuse(verb: &str, conf: &NetConf) -> CniError {
-    if conf.version.has(verb) {
-        CniError::new(
-            code::ENVIRONMENT,
-            format!("unknown CNI_COMMAND: {verb} is not provided by this plug-in"),
-        )
-    } else {
-        let msg = format!("config version {} does not allow {verb}", conf.version.text());
-        CniError::new(code::VERSION, msg)
-    }
+fn answer(object: &Value) -> Result<(), CniError> {
+    print(object).map_err(|error| CniError::new(code::IO, error.to_string()))
 }
 
 fn read_configuration() -> Result<Vec<u8>, CniError> {

@@ -1,14 +1,21 @@
 //! The network configuration on standard input, read as the incumbent's Go reads it: keys in any case, `null` for
 //! absent, unknown keys ignored.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
-use causeway::go_json::{Fields, ShapeError};
+use causeway::{
+    datapath::HostPort,
+    go_json::{Fields, ShapeError},
+    ipam::source::Settings,
+};
+use ipnet::IpNet;
 use serde_json::{Map, Value};
 
 use crate::{
+    accepted, capabilities,
     error::{CniError, code},
     invocation::{Invocation, Verb, is_identifier},
+    result::CniResult,
     version::Version,
     wishes,
 };
@@ -29,6 +36,16 @@ pub(crate) struct NetConf {
     pub(crate) address: Option<IpAddr>,
     /// The MAC that is asked for.
     pub(crate) mac: Option<[u8; 6]>,
+    /// The MTU that is asked for, in bytes.
+    pub(crate) mtu: Option<u32>,
+    /// Ports of the node that are to be the pod's.
+    pub(crate) host_ports: Vec<HostPort>,
+    /// Whether somebody limits the pod's bandwidth.
+    pub(crate) has_limits: bool,
+    /// What the plug-ins before this one have made.
+    pub(crate) prev_result: Option<CniResult>,
+    /// The attachments that GC is to leave alone: container and interface.
+    pub(crate) valid: Option<Vec<(String, String)>>,
 }
 
 /// `mode`. Every mode has the same datapath; the name of the host's interface depends on it.
@@ -41,16 +58,32 @@ pub(crate) enum Mode {
 }
 
 /// `ipam`.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct IpamConf {
     pub(crate) kind: String,
-    /// Where the addresses come from; `azure` unless given.
-    pub(crate) environment: String,
-    /// The subnet, if it is prescribed.
+    /// Where the addresses come from.
+    pub(crate) settings: Settings,
+    /// How long a released address is not given to anybody. Milliseconds.
+    pub(crate) quarantine: u64,
+    /// The subnet as it is prescribed.
     pub(crate) subnet: Option<String>,
 }
 
-/// The only IPAM plug-in that is there, a part of this binary.
+impl Default for IpamConf {
+    fn default() -> Self {
+        Self {
+            kind: String::new(),
+            settings: Settings::new(ENVIRONMENT),
+            quarantine: 0,
+            subnet: None,
+        }
+    }
+}
+
+/// Of a configuration that names none, as the incumbent has it.
+const ENVIRONMENT: &str = "azure";
+
+/// The IPAM plug-in that is a part of this binary.
 pub(crate) const IPAM_KIND: &str = "azure-vnet-ipam";
 
 /// Decodes standard input, without judging it.
@@ -71,6 +104,16 @@ pub(crate) fn version(document: &Value) -> String {
     text.unwrap_or_default()
 }
 
+/// Refuses keys of the incumbent that ask for what there is not. An ADD notes those that change nothing.
+pub(crate) fn consider_keys(document: &Value, verb: Verb) -> Result<(), CniError> {
+    let fields = Fields::of(document, "").map_err(|error| shape(&error))?;
+    accepted::refuse(&fields)?;
+    if verb == Verb::Add {
+        accepted::note(&fields);
+    }
+    Ok(())
+}
+
 impl NetConf {
     /// Checks the configuration of a call.
     pub(crate) fn parse(document: &Value, invocation: &Invocation) -> Result<Self, CniError> {
@@ -79,23 +122,43 @@ impl NetConf {
         check_name(&name)?;
         let version = Version::parse(&string(&fields, "cniVersion")?)?;
         check_bridge(&string(&fields, "bridge")?)?;
-        let adds = invocation.verb == Verb::Add;
+        let strict = !matches!(invocation.verb, Verb::Del | Verb::Gc);
+        let master = filled(string(&fields, "master")?);
         Ok(Self {
             version,
             name,
-            mode: needed_by_add(adds, Mode::read(&fields))?,
-            master: filled(string(&fields, "master")?),
-            ipam: needed_by_add(adds, ipam(&fields))?,
-            dns: needed_by_add(adds, dns(&fields))?,
-            address: needed_by_add(adds, wishes::address(&fields, invocation))?,
-            mac: needed_by_add(adds, wishes::mac(&fields, invocation))?,
+            mode: unless_leaving(strict, Mode::read(&fields))?,
+            ipam: unless_leaving(strict, ipam(&fields, master.as_deref()))?,
+            dns: unless_leaving(strict, dns(&fields))?,
+            address: unless_leaving(strict, wishes::address(&fields, invocation))?,
+            mac: unless_leaving(strict, wishes::mac(&fields, invocation))?,
+            mtu: unless_leaving(strict, mtu(&fields))?,
+            host_ports: unless_leaving(strict, capabilities::host_ports(&fields))?,
+            has_limits: unless_leaving(strict, capabilities::limits_bandwidth(&fields))?,
+            prev_result: unless_leaving(strict, prev_result(&fields))?,
+            valid: match invocation.verb {
+                Verb::Gc => valid_attachments(&fields)?,
+                _ => None,
+            },
+            master,
         })
     }
 }
 
+impl NetConf {
+    /// Whether another IPAM plug-in than ours has the addresses.
+    pub(crate) fn delegates(&self) -> bool {
+        !matches!(self.ipam.kind.as_str(), "" | IPAM_KIND)
+    }
+}
+
 /// A configuration that has changed for the worse must not keep a pod from being deleted.
-fn needed_by_add<T: Default>(adds: bool, read: Result<T, CniError>) -> Result<T, CniError> {
-    if adds { read } else { Ok(read.unwrap_or_default()) }
+fn unless_leaving<T: Default>(strict: bool, read: Result<T, CniError>) -> Result<T, CniError> {
+    if strict {
+        read
+    } else {
+        Ok(read.unwrap_or_default())
+    }
 }
 
 impl Mode {
@@ -139,7 +202,7 @@ fn check_bridge(name: &str) -> Result<(), CniError> {
     Err(CniError::new(code::CONFIGURATION, msg))
 }
 
-fn ipam(fields: &Fields<'_>) -> Result<IpamConf, CniError> {
+fn ipam(fields: &Fields<'_>, master: Option<&str>) -> Result<IpamConf, CniError> {
     let absent = Value::Object(Map::new());
     let ipam = match fields.object("ipam").map_err(|error| shape(&error))? {
         Some(ipam) => ipam,
@@ -151,15 +214,93 @@ fn ipam(fields: &Fields<'_>) -> Result<IpamConf, CniError> {
             format!("Invalid address space: {space:?}; leave ipam.addressSpace out or set it to \"local\"");
         return Err(CniError::new(code::CONFIGURATION, msg));
     }
+    let environment = filled(string(&ipam, "environment")?).unwrap_or_else(|| ENVIRONMENT.to_owned());
+    let subnet = filled(string(&ipam, "subnet")?);
+    let interval = seconds(&ipam, "queryInterval")?;
+    let kind = string(&ipam, "type")?;
+    // Of other plug-ins these keys are their own.
+    let is_ours = kind == IPAM_KIND;
     Ok(IpamConf {
-        kind: string(&ipam, "type")?,
-        environment: filled(string(&ipam, "environment")?).unwrap_or_else(|| "azure".to_owned()),
-        subnet: filled(string(&ipam, "subnet")?),
+        settings: Settings {
+            addresses: if is_ours || environment == "static" {
+                ipam.strings("addresses").map_err(|error| shape(&error))?
+            } else {
+                Vec::new()
+            },
+            subnet: subnet
+                .as_deref()
+                .and_then(|text| text.parse::<IpNet>().ok())
+                .map(|net| net.trunc()),
+            master: master.map(str::to_owned),
+            query_interval: interval.unwrap_or(Settings::QUERY_INTERVAL),
+            ..Settings::new(environment)
+        },
+        quarantine: seconds(&ipam, "quarantine")?
+            .map_or(0, |time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
+        kind,
+        subnet,
     })
 }
 
-/// `dns` with its keys in the case of the specification.
+/// A time in seconds, as a string like the incumbent's or as a number.
+fn seconds(fields: &Fields<'_>, name: &str) -> Result<Option<Duration>, CniError> {
+    let value = match fields.get(name) {
+        None => return Ok(None),
+        Some(Value::String(text)) if text.trim().is_empty() => return Ok(None),
+        Some(Value::String(text)) => text.trim().parse::<u32>().ok(),
+        Some(value) => value.as_u64().and_then(|value| u32::try_from(value).ok()),
+    };
+    match value {
+        Some(value) => Ok(Some(Duration::from_secs(value.into()))),
+        None => Err(shape(&fields.unlike(name, "a time in seconds, such as \"10\""))),
+    }
+}
+
+fn mtu(fields: &Fields<'_>) -> Result<Option<u32>, CniError> {
+    /// Least MTU of IPv4 (RFC 791, section 3.2) and most of a veth.
+    const LIMITS: std::ops::RangeInclusive<u64> = 68..=65_535;
+    match fields.get("mtu") {
+        None => Ok(None),
+        Some(value) if value.as_u64() == Some(0) => Ok(None),
+        Some(value) => match value.as_u64().filter(|mtu| LIMITS.contains(mtu)) {
+            Some(mtu) => Ok(u32::try_from(mtu).ok()),
+            None => Err(CniError::new(
+                code::CONFIGURATION,
+                format!(
+                    "mtu {value} is not between {} and {}",
+                    LIMITS.start(),
+                    LIMITS.end()
+                ),
+            )),
+        },
+    }
+}
+
+fn prev_result(fields: &Fields<'_>) -> Result<Option<CniResult>, CniError> {
+    let read = |value| CniResult::from_json(value, "prevResult");
+    fields
+        .get("prevResult")
+        .map(read)
+        .transpose()
+        .map_err(|error| CniError::new(code::DECODE, format!("could not parse prevResult: {error}")))
+}
+
+fn valid_attachments(fields: &Fields<'_>) -> Result<Option<Vec<(String, String)>>, CniError> {
+    // libcni writes the second key as well, and early ones only that.
+    let names = ["cni.dev/valid-attachments", "cni.dev/attachments"];
+    let Some(name) = names.into_iter().find(|name| fields.get(name).is_some()) else {
+        return Ok(None);
+    };
+    let attachments = fields.objects(name).map_err(|error| shape(&error))?;
+    let pair = |fields: &Fields<'_>| Ok((string(fields, "containerID")?, string(fields, "ifname")?));
+    attachments.iter().map(pair).collect::<Result<_, _>>().map(Some)
+}
+
+/// The name service that the runtime asks for, else `dns` with its keys in the case of the specification.
 fn dns(fields: &Fields<'_>) -> Result<Option<Value>, CniError> {
+    if let Some(dns) = capabilities::dns(fields)? {
+        return Ok(Some(dns));
+    }
     let Some(fields) = fields.object("dns").map_err(|error| shape(&error))? else {
         return Ok(None);
     };
@@ -235,7 +376,7 @@ mod tests {
             ("azure", Mode::Bridge, "0.3.0")
         );
         assert_eq!(
-            (conf.ipam.kind.as_str(), conf.ipam.environment.as_str()),
+            (conf.ipam.kind.as_str(), conf.ipam.settings.environment.as_str()),
             (IPAM_KIND, "mas")
         );
         assert!(conf.dns.is_none() && conf.address.is_none() && conf.mac.is_none() && conf.master.is_none());
@@ -254,7 +395,10 @@ mod tests {
             (Mode::Transparent, Some("eth1"))
         );
         assert_eq!(
-            (conf.ipam.subnet.as_deref(), conf.ipam.environment.as_str()),
+            (
+                conf.ipam.subnet.as_deref(),
+                conf.ipam.settings.environment.as_str()
+            ),
             (Some("10.0.0.0/24"), "azure")
         );
     }
@@ -279,7 +423,9 @@ mod tests {
             (with(&json!({ "name": "a/b" })), 7),
             (with(&json!({ "name": 5 })), 6),
             (with(&json!({ "cniVersion": "9.9.9" })), 1),
-            (json!({ "name": "azure" }), 1),
+            (with(&json!({ "mtu": 67 })), 7),
+            (with(&json!({ "ipam": { "queryInterval": "soon" } })), 6),
+            (with(&json!({ "prevResult": { "ips": [{ "address": "x" }] } })), 6),
             (with(&json!({ "bridge": "a/b" })), 7),
             (with(&json!({ "ipam": [] })), 6),
             (with(&json!({ "ipam": { "addressSpace": "global" } })), 7),
@@ -297,6 +443,41 @@ mod tests {
         assert_eq!(decode(b"{").unwrap_err().code, 6);
         assert_eq!(decode(b"").unwrap_err().code, 6);
         assert_eq!(decode(b"[]").unwrap_err().code, 6);
+    }
+
+    #[test]
+    fn times_are_strings_like_the_incumbents_or_numbers() {
+        let conf = |ipam| parse(&with(&json!({ "ipam": ipam }))).unwrap().ipam;
+        assert_eq!(conf(json!({})).settings.query_interval, Duration::from_secs(10));
+        assert_eq!(
+            conf(json!({ "queryInterval": "60" })).settings.query_interval,
+            Duration::from_secs(60)
+        );
+        assert_eq!(conf(json!({ "quarantine": 30 })).quarantine, 30_000);
+    }
+
+    #[test]
+    fn the_list_of_gc_is_absent_or_whole() {
+        let gc = |document: Value| {
+            let verb = |name: &str| (name == "CNI_COMMAND").then(|| "GC".to_owned());
+            NetConf::parse(&with(&document), &Invocation::read(verb).unwrap()).map(|conf| conf.valid)
+        };
+        assert_eq!(gc(json!({})).unwrap(), None);
+        assert_eq!(gc(json!({ "cni.dev/valid-attachments": null })).unwrap(), None);
+        assert_eq!(
+            gc(json!({ "cni.dev/valid-attachments": [] })).unwrap(),
+            Some(vec![])
+        );
+        let one = json!([{ "containerID": "a", "ifname": "eth0" }]);
+        let read = Some(vec![("a".to_owned(), "eth0".to_owned())]);
+        assert_eq!(gc(json!({ "cni.dev/valid-attachments": one })).unwrap(), read);
+        assert_eq!(gc(json!({ "cni.dev/attachments": one })).unwrap(), read);
+        assert_eq!(
+            gc(json!({ "cni.dev/valid-attachments": ["a"] }))
+                .unwrap_err()
+                .code,
+            6
+        );
     }
 
     #[test]

@@ -5,12 +5,19 @@ use causeway::{
     root::Root,
 };
 
-/// After a DEL that has done its work. Nobody waits for its pod.
+use crate::orphans;
+
+/// After a DEL that has done its work. Nobody waits for its pod. When the flows were due, so are the addresses of pods
+/// that are gone. Not to be called with an attachment's lock held.
 pub(crate) fn after_del(root: &Root) {
-    log(Datapath::open(root).and_then(|datapath| match datapath {
+    let swept = Datapath::open(root).and_then(|datapath| match datapath {
         Some(datapath) => datapath.sweep_if_needed(Occasion::Del),
         None => Ok(None),
-    }));
+    });
+    if let Ok(Some(_)) = swept {
+        orphans::collect(root);
+    }
+    log(swept);
 }
 
 /// After an ADD whose result is printed: only a table that fills up is worth the time for which the runtime waits.

@@ -36,6 +36,19 @@ impl<'a> Undo<'a> {
         ));
     }
 
+    /// The same steps, to be joined by some that borrow from what came after these.
+    pub(crate) fn within<'b>(mut self) -> Undo<'b>
+    where
+        'a: 'b,
+    {
+        Undo {
+            steps: std::mem::take(&mut self.steps)
+                .into_iter()
+                .map(|(what, safety, step)| (what, safety, step as Step<'b>))
+                .collect(),
+        }
+    }
+
     /// Everything went well: nothing is taken back.
     pub(crate) fn keep(mut self) {
         self.steps.clear();

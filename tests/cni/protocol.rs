@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::call::{Call, World};
 
-const VERSIONS: [&str; 4] = ["0.3.0", "0.3.1", "0.4.0", "1.0.0"];
+const VERSIONS: [&str; 7] = ["0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"];
 
 #[test]
 fn without_a_command_it_introduces_itself() -> Result<()> {
@@ -26,9 +26,9 @@ fn without_a_command_it_introduces_itself() -> Result<()> {
 fn version_is_answered_whatever_is_on_standard_input() -> Result<()> {
     let world = World::new(1)?;
     for (stdin, version) in [
-        ("", "1.0.0"),
+        ("", "1.1.0"),
         (r#"{"cniVersion":"0.4.0"}"#, "0.4.0"),
-        (r#"{"cniVersion":"1.1.0"}"#, "1.0.0"),
+        (r#"{"cniVersion":"2.0.0"}"#, "1.1.0"),
     ] {
         for call in [world.network("VERSION", "dummy")?, world.ipam("VERSION", "dummy")] {
             let answer = call
@@ -134,9 +134,9 @@ fn a_bad_configuration_has_its_code() -> Result<()> {
             "Network mode is invalid",
         ),
         (
-            add.clone().with("ipam", json!({ "type": "host-local" })),
-            7,
-            "ipam.type \"host-local\" is not supported",
+            add.clone().with("ipam", json!({ "type": "no-such-ipam" })),
+            100,
+            "failed to find plugin \"no-such-ipam\" in path",
         ),
         (
             add.clone().with(
@@ -191,7 +191,7 @@ fn verbs_that_the_version_does_not_have_are_refused() -> Result<()> {
         ("GC", "1.0.0", 1),
         ("STATUS", "1.0.0", 1),
         ("STATUS", "0.3.0", 1),
-        ("CHECK", "1.0.0", 4),
+        ("CHECK", "1.0.0", 7),
     ] {
         let call = world
             .network(verb, "c1")?

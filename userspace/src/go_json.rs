@@ -6,7 +6,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use ipnet::IpNet;
@@ -252,13 +252,12 @@ pub fn rfc3339(time: SystemTime) -> String {
 
 /// Year, month and day of the Gregorian calendar, from the days since 1970-01-01.
 fn civil(mut days: u64) -> (u64, u64, u64) {
-    let leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
     let mut year = 1970;
-    while days >= 365 + u64::from(leap(year)) {
-        days -= 365 + u64::from(leap(year));
+    while days >= 365 + u64::from(is_leap(year)) {
+        days -= 365 + u64::from(is_leap(year));
         year += 1;
     }
-    let february = 28 + u64::from(leap(year));
+    let february = 28 + u64::from(is_leap(year));
     for (month, length) in (1..).zip([31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30]) {
         if days < length {
             return (year, month, days + 1);
@@ -266,6 +265,45 @@ fn civil(mut days: u64) -> (u64, u64, u64) {
         days -= length;
     }
     (year, 12, days + 1)
+}
+
+/// Reads a time of RFC 3339, as Go writes it: with any number of decimals, in UTC or with an offset.
+pub fn parse_rfc3339(text: &str) -> Option<SystemTime> {
+    let (date, rest) = text.split_at_checked(10)?;
+    let mut date = date.split('-').map(str::parse::<u64>);
+    let (year, month, day) = (date.next()?.ok()?, date.next()?.ok()?, date.next()?.ok()?);
+    let zone = rest.rfind(['Z', '+', '-'])?;
+    let (clock, zone) = rest.strip_prefix('T')?.split_at(zone.checked_sub(1)?);
+    let (clock, fraction) = clock.split_once('.').unwrap_or((clock, ""));
+    let mut clock = clock.split(':').map(str::parse::<u64>);
+    let (hour, minute, second) = (clock.next()?.ok()?, clock.next()?.ok()?, clock.next()?.ok()?);
+    let nanos: u32 = format!("{fraction:0<9}").get(..9)?.parse().ok()?;
+    if !(1970..=9999).contains(&year) || !(1..=12).contains(&month) || !(1..=31).contains(&day) {
+        return None;
+    }
+    let seconds = days_since_1970(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second;
+    let offset = match zone {
+        "Z" => 0,
+        zone => {
+            let (hours, minutes) = zone.get(1..)?.split_once(':')?;
+            let seconds = hours.parse::<i64>().ok()? * 3600 + minutes.parse::<i64>().ok()? * 60;
+            if zone.starts_with('-') { -seconds } else { seconds }
+        }
+    };
+    Some(UNIX_EPOCH + Duration::new(seconds.checked_add_signed(-offset)?, nanos))
+}
+
+/// The inverse of [`civil`].
+fn days_since_1970(year: u64, month: u64, day: u64) -> u64 {
+    let leaps = |year: u64| year / 4 - year / 100 + year / 400;
+    let february = 28 + u64::from(is_leap(year));
+    let months = [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30];
+    let before: u64 = months.iter().take(month as usize - 1).sum();
+    (year - 1970) * 365 + leaps(year - 1) - leaps(1969) + before + day - 1
+}
+
+fn is_leap(year: u64) -> bool {
+    year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
 }
 
 /// Base64 with padding (RFC 4648, section 4), for the few bytes of a mask or a MAC.
@@ -315,8 +353,6 @@ pub mod base64 {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     #[test]
@@ -407,5 +443,40 @@ mod tests {
         assert_eq!(at(951_782_400, 1), "2000-02-29T00:00:00.000001Z");
         assert_eq!(at(1_735_689_599, 0), "2024-12-31T23:59:59.000000Z");
         assert_eq!(at(4_107_542_400, 0), "2100-03-01T00:00:00.000000Z");
+    }
+
+    #[test]
+    fn times_as_go_writes_them() {
+        let read = |text| parse_rfc3339(text).map(rfc3339);
+        for text in [
+            "1970-01-01T00:00:00.000000Z",
+            "2000-02-29T00:00:00.000001Z",
+            "2100-03-01T23:59:59.999999Z",
+        ] {
+            assert_eq!(read(text).as_deref(), Some(text));
+        }
+        assert_eq!(
+            read("2026-08-20T10:11:12Z").unwrap(),
+            "2026-08-20T10:11:12.000000Z"
+        );
+        assert_eq!(
+            read("2026-08-20T10:11:12.123456789+02:00").unwrap(),
+            "2026-08-20T08:11:12.123456Z"
+        );
+        assert_eq!(
+            read("2026-12-31T23:30:00-01:00").unwrap(),
+            "2027-01-01T00:30:00.000000Z"
+        );
+        for bad in [
+            "",
+            "x",
+            "2026-13-01T00:00:00Z",
+            "2026-08-20T10:11Z",
+            "2026-08-20",
+            "2026-08-20T10:11:12",
+            "é026-08-20T",
+        ] {
+            assert_eq!(read(bad), None, "{bad}");
+        }
     }
 }

@@ -10,6 +10,7 @@
 //!
 //! Nothing here decides about a packet: that is in `causeway_common`.
 
+mod boot;
 pub mod datapath;
 pub mod durable;
 pub mod endpoints;

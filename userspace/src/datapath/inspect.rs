@@ -5,7 +5,7 @@ use std::io;
 use causeway_common::maps::PodEntry;
 
 use super::{
-    Datapath, DatapathError,
+    Datapath, DatapathError, Pod,
     attach::{self, Direction, Hook, Mechanism},
     bpf,
 };
@@ -24,6 +24,21 @@ pub struct HookState {
     pub program: &'static str,
     /// How it is held there; `None` when it is not attached.
     pub attached: Option<Mechanism>,
+}
+
+impl HookState {
+    /// What to say about a hook that has not its program.
+    pub fn missing(&self) -> Option<String> {
+        let interface = self.interface.as_deref().unwrap_or("an interface that is gone");
+        let text = || {
+            format!(
+                "the program {} is not attached to {interface} {}",
+                self.program,
+                self.direction.name()
+            )
+        };
+        self.attached.is_none().then(text)
+    }
 }
 
 impl Datapath {
@@ -47,6 +62,45 @@ impl Datapath {
             hooks.extend(self.states(entry.ifindex, name_of(entry.ifindex), Hook::pod)?);
         }
         Ok(hooks)
+    }
+
+    /// Compares what the programs know of a pod with what they should: its address, MAC and the host's end of its link.
+    /// Returns what is wrong, each item by its name.
+    pub fn inspect_pod(&self, pod: &Pod) -> Result<Vec<String>, DatapathError> {
+        let mut wrong = Vec::new();
+        match self.tables.pods()?.get(&pod.addr.octets())? {
+            Some(entry) if entry.is_ready() => {
+                let known = (entry.ifindex, entry.mac, entry.host_mac);
+                if known != (pod.ifindex, pod.mac, pod.host_mac) {
+                    wrong.push(format!(
+                        "the entry {} of map cwy_pods is of another link",
+                        pod.addr
+                    ));
+                }
+            }
+            _ => wrong.push(format!("the entry {} of map cwy_pods is missing", pod.addr)),
+        }
+        match self.tables.ifaces()?.get(&pod.ifindex)? {
+            Some(entry) if (entry.addr, entry.mac) == (pod.addr.octets(), pod.mac) => {}
+            Some(_) => wrong.push(format!(
+                "the entry {} of map cwy_ifaces is of another pod",
+                pod.ifindex
+            )),
+            None => wrong.push(format!("the entry {} of map cwy_ifaces is missing", pod.ifindex)),
+        }
+        for hook in self.states(pod.ifindex, Some(&pod.host_if), Hook::pod)? {
+            wrong.extend(hook.missing());
+        }
+        wrong.extend(self.inspect_uplink()?);
+        Ok(wrong)
+    }
+
+    /// What is wrong with the programs on the uplink.
+    pub fn inspect_uplink(&self) -> Result<Vec<String>, DatapathError> {
+        let index = self.config()?.uplink_ifindex;
+        let link = Netlink::new()?.link_by_index(index)?;
+        let hooks = self.states(index, link.as_ref().map(|link| link.name.as_str()), Hook::uplink)?;
+        Ok(hooks.iter().filter_map(HookState::missing).collect())
     }
 
     fn states<'a>(

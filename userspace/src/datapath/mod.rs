@@ -12,6 +12,7 @@ mod layout;
 mod load;
 mod pins;
 mod pods;
+mod ports;
 mod sweep;
 mod tables;
 mod unload;
@@ -31,6 +32,7 @@ use ipnet::Ipv4Net;
 pub use layout::Layout;
 pub use load::OBJECT;
 pub use pods::{Pod, Removed, now};
+pub use ports::HostPort;
 pub use sweep::{Occasion, Swept};
 pub use unload::Unloaded;
 

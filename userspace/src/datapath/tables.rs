@@ -19,7 +19,7 @@ use causeway_common::{
 };
 use ipnet::Ipv4Net;
 
-use super::{DatapathError, bpf::batch, pins::PinTree};
+use super::{DatapathError, bpf::batch, pins::PinTree, ports::HostPort};
 
 /// Key of `cwy_flows`.
 pub(crate) type Key = FlowKey<[u8; 4]>;
@@ -108,6 +108,24 @@ impl Tables {
             .zip(reserved_words(ports))
             .filter(|(_, word)| word.reserved != 0)
         {
+            map.set(index, word, 0).map_err(failed(name))?;
+        }
+        Ok(())
+    }
+
+    /// Marks single ports, or takes the marks away. Not to be done by two at the same time.
+    pub(crate) fn change_ports(&self, ports: &[HostPort], reserved: bool) -> Result<(), DatapathError> {
+        let name = "cwy_ports";
+        let mut map: Array<_, PortWord> =
+            Array::try_from(Map::Array(self.open(name)?)).map_err(failed(name))?;
+        for port in ports {
+            let (index, bit) = reserved_bit(port.is_udp, port.port);
+            let mut word = map.get(&index, 0).map_err(failed(name))?;
+            if reserved {
+                word.reserved |= bit;
+            } else {
+                word.reserved &= !bit;
+            }
             map.set(index, word, 0).map_err(failed(name))?;
         }
         Ok(())

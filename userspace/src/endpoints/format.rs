@@ -10,7 +10,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::Key;
-use crate::go_json::{base64, ip_net, no_ip_net, null_default, parse_ip_net};
+use crate::{
+    datapath::HostPort,
+    go_json::{base64, ip_net, no_ip_net, null_default, parse_ip_net},
+};
 
 /// The whole file.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -30,6 +33,9 @@ pub struct State {
     pub(super) version: String,
     #[serde(default)]
     pub(super) time_stamp: String,
+    /// The boot in which the endpoints were made, Causeway's own.
+    #[serde(default, rename = "BootID", skip_serializing_if = "String::is_empty")]
+    pub(super) boot: String,
     #[serde(default, deserialize_with = "null_default")]
     pub(super) external_interfaces: BTreeMap<String, ExternalInterface>,
     #[serde(flatten)]
@@ -82,6 +88,15 @@ pub struct Endpoint {
     pub container_id: String,
     #[serde(default, rename = "IPAddresses", deserialize_with = "null_default")]
     ip_addresses: Vec<Value>,
+    /// Name of the pod, empty when the client did not say.
+    #[serde(default, rename = "PODName")]
+    pub pod: String,
+    /// Kubernetes namespace of the pod, empty when the client did not say.
+    #[serde(default, rename = "PODNameSpace")]
+    pub namespace: String,
+    /// Ports of the node that are the pod's, Causeway's own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub host_ports: Vec<HostPort>,
     #[serde(flatten)]
     extra: Map<String, Value>,
 }
@@ -120,6 +135,8 @@ pub struct NewEndpoint<'a> {
     pub pod: &'a str,
     /// Kubernetes namespace of the pod, empty when the client did not say.
     pub namespace: &'a str,
+    /// Ports of the node that are the pod's.
+    pub host_ports: &'a [HostPort],
 }
 
 /// How the incumbent is to treat the networks: it wires and unwires pods of this mode by a host route, as we do.
@@ -193,19 +210,36 @@ impl Endpoint {
             host_if_name: new.host_if.to_owned(),
             container_id: new.key.container.clone(),
             ip_addresses: vec![ip_net(new.address)],
+            pod: new.pod.to_owned(),
+            namespace: new.namespace.to_owned(),
+            host_ports: new.host_ports.to_vec(),
             extra: members(json!({
                 "SandboxKey": "", "MacAddress": base64::encode(&new.mac), "InfraVnetIP": no_ip_net(), "LocalIP": "",
                 "Gateways": [new.gateway.to_string()], "DNS": dns(new.nameservers), "Routes": [default_route], "VlanID": 0,
                 "EnableSnatOnHost": false, "EnableInfraVnet": false, "EnableMultitenancy": false,
                 "AllowInboundFromHostToNC": false, "AllowInboundFromNCToHost": false, "NetworkContainerID": "",
-                "NetworkNameSpace": new.netns, "PODName": new.pod, "PODNameSpace": new.namespace,
-                "SecondaryInterfaces": {},
+                "NetworkNameSpace": new.netns, "SecondaryInterfaces": {},
             })),
         }
     }
 
     pub(super) fn is(&self, key: &Key) -> bool {
         self.container_id == key.container && self.if_name == key.interface
+    }
+
+    /// MAC of the pod's end.
+    pub fn mac(&self) -> Option<[u8; 6]> {
+        base64::decode(self.extra.get("MacAddress")?.as_str()?)?
+            .try_into()
+            .ok()
+    }
+
+    /// Path of the pod's namespace, as it was given; empty where it is not known.
+    pub fn netns(&self) -> &str {
+        self.extra
+            .get("NetworkNameSpace")
+            .and_then(Value::as_str)
+            .unwrap_or_default()
     }
 
     /// Its addresses with their subnets' masks; what cannot be read is left out.

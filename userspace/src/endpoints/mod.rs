@@ -16,6 +16,7 @@ use ipnet::IpNet;
 pub use self::format::{Endpoint, NewEndpoint, State, UplinkRecord};
 use self::format::{ExternalInterface, File, Network};
 use crate::{
+    boot,
     durable::{self, Lock, LockError},
     go_json::{rfc3339, to_vec},
     root::Root,
@@ -70,9 +71,25 @@ pub enum EndpointsError {
 }
 
 /// The state as it is at this moment, without a lock: the file is only ever replaced as a whole. `None` when there is
-/// no file or it is empty.
+/// no file or it is empty. Endpoints of an earlier boot are not in it.
 pub fn snapshot(root: &Root) -> Result<Option<State>, EndpointsError> {
     Ok(load(&root.path(STATE))?.map(|file| file.network))
+}
+
+fn end_earlier_boot(state: &mut State) {
+    if !boot::is_over(&state.boot, &state.time_stamp) {
+        return;
+    }
+    let mut ended = 0;
+    for interface in state.external_interfaces.values_mut() {
+        for network in interface.networks.values_mut() {
+            ended += network.endpoints.len();
+            network.endpoints.clear();
+        }
+    }
+    if ended > 0 {
+        tracing::info!(ended, "endpoints of an earlier boot are forgotten");
+    }
 }
 
 /// The state under its lock, to be changed and saved.
@@ -143,14 +160,20 @@ impl Endpoints {
         None
     }
 
-    /// Writes the state to disk.
-    pub fn save(mut self) -> Result<(), EndpointsError> {
+    /// Every endpoint as it stands.
+    pub fn state(&self) -> &State {
+        &self.file.network
+    }
+
+    /// Writes the state to disk. The lock is kept until this is dropped.
+    pub fn save(&mut self) -> Result<(), EndpointsError> {
         let failed = |source| EndpointsError::Write {
             path: self.path.clone(),
             source,
         };
         env!("CARGO_PKG_VERSION").clone_into(&mut self.file.network.version);
         self.file.network.time_stamp = rfc3339(SystemTime::now());
+        self.file.network.boot = boot::id();
         let bytes = to_vec(&self.file).map_err(|error| failed(error.into()))?;
         durable::write(&self.path, &bytes).map_err(failed)
     }
@@ -180,6 +203,18 @@ impl State {
             .find_map(Network::subnet)
     }
 
+    /// All endpoints, with their keys.
+    pub fn keys(&self) -> impl Iterator<Item = (Key, &Endpoint)> {
+        self.endpoints().map(|(network, endpoint)| {
+            let key = Key {
+                network: network.to_owned(),
+                container: endpoint.container_id.clone(),
+                interface: endpoint.if_name.clone(),
+            };
+            (key, endpoint)
+        })
+    }
+
     /// All endpoints, with their networks' names.
     pub fn endpoints(&self) -> impl Iterator<Item = (&str, &Endpoint)> {
         self.external_interfaces.values().flat_map(|interface| {
@@ -207,12 +242,16 @@ fn parse(bytes: &[u8], path: &Path) -> Result<Option<File>, EndpointsError> {
     if bytes.trim_ascii().is_empty() {
         return Ok(None);
     }
-    serde_json::from_slice(bytes)
-        .map(Some)
-        .map_err(|source| EndpointsError::Corrupt {
+    match serde_json::from_slice::<File>(bytes) {
+        Ok(mut file) => {
+            end_earlier_boot(&mut file.network);
+            Ok(Some(file))
+        }
+        Err(source) => Err(EndpointsError::Corrupt {
             path: path.to_owned(),
             source,
-        })
+        }),
+    }
 }
 
 /// The incumbent's id, `<first 8 characters of the container id>-<interface>`; with the whole container id where
@@ -236,7 +275,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::endpoints::format::UplinkRecord;
+    use crate::{datapath::HostPort, endpoints::format::UplinkRecord};
 
     fn key(container: &str, interface: &str) -> Key {
         Key {
@@ -263,6 +302,10 @@ mod tests {
             netns: "/var/run/netns/x",
             pod: "web",
             namespace: "default",
+            host_ports: &[HostPort {
+                is_udp: true,
+                port: 5300,
+            }],
         });
         endpoints.save().unwrap();
     }
@@ -298,6 +341,7 @@ mod tests {
             ("ContainerID", json!("3f813b02aabbccdd")),
             ("PODName", json!("web")),
             ("PODNameSpace", json!("default")),
+            ("HostPorts", json!([{ "Protocol": "udp", "Port": 5300 }])),
         ] {
             assert_eq!(endpoint[name], value, "{name}");
         }
@@ -361,6 +405,18 @@ mod tests {
         let pod = |file: &Value| eth0(file)["Networks"]["azure"]["Endpoints"]["11111111-eth0"].clone();
         assert_eq!(pod(&ours)["InfraVnetIP"], pod(&theirs)["InfraVnetIP"]);
         assert_eq!(eth0(&ours)["Networks"]["azure"]["Mode"], "bridge");
+    }
+
+    #[test]
+    fn endpoints_end_with_the_boot() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = Root::new(directory.path());
+        add(&root, &key("3f813b02aabbccdd", "eth0"), 5);
+        let text = fs::read_to_string(root.path(STATE)).unwrap();
+        fs::write(root.path(STATE), text.replace(&boot::id(), "an-earlier-one")).unwrap();
+        let state = snapshot(&root).unwrap().unwrap();
+        assert_eq!(state.endpoints().count(), 0);
+        assert_eq!(state.subnet("azure").unwrap().to_string(), "10.240.0.0/16");
     }
 
     #[test]

@@ -1,17 +1,16 @@
-//! Addresses for pods: from the fabric's list, given under a lock, never twice.
+//! Addresses for pods: from a list, given under a lock, never twice.
 //!
 //! - [`source`]: which addresses there are;
 //! - [`pool`]: who gets which (pure);
 //! - [`store`]: the leases on disk.
 //!
-//! The list is read before the lock is taken, and a saved lease is on disk before it is returned.
+//! The source is asked before the lock is taken, and a saved lease is on disk before it is returned.
 
 pub mod pool;
 pub mod source;
 pub mod store;
 
 use std::{
-    collections::BTreeSet,
     net::IpAddr,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -19,8 +18,8 @@ use std::{
 use ipnet::IpNet;
 
 use self::{
-    pool::{Holder, Lease, PoolError},
-    source::{LocalNic, SourceError, SourceList},
+    pool::{Holder, Lease, PoolError, Request, Space},
+    source::{Answer, LocalNic, Settings, SourceError},
     store::{Store, StoreError},
 };
 use crate::root::Root;
@@ -39,18 +38,20 @@ pub enum IpamError {
         /// The numbers behind it.
         details: String,
     },
-    /// The list cannot be used, and no earlier one is known.
+    /// There is no list, and no earlier one is known.
+    #[error("{source}: {cause}")]
+    NoList {
+        /// The incumbent's words.
+        source: PoolError,
+        /// Why there is no list.
+        cause: String,
+    },
+    /// The configuration names no source that can be asked.
     #[error(transparent)]
     Source(#[from] SourceError),
     /// The leases cannot be used.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// `ipam.environment` is none that is known.
-    #[error(
-        "Invalid configuration: ipam.environment {0:?} is not supported; use \"mas\", which reads the addresses from {list}",
-        list = source::INTERFACES
-    )]
-    Environment(String),
 }
 
 /// The addresses of a node.
@@ -58,63 +59,50 @@ pub enum IpamError {
 pub struct Ipam<'a> {
     root: &'a Root,
     timeout: Duration,
-    list: Option<SourceList>,
-    list_error: Option<SourceError>,
+    answer: Answer,
 }
 
 impl<'a> Ipam<'a> {
-    /// For releasing: the list is not needed.
-    pub fn without_source(root: &'a Root, timeout: Duration) -> Self {
-        Self {
-            root,
-            timeout,
-            list: None,
-            list_error: None,
-        }
-    }
-
-    /// Reads the list of `environment` for a node with the interfaces `local`. Where that fails, the addresses known
+    /// Asks the source of the settings for a node with the interfaces `local`. Where that fails, the addresses known
     /// from earlier are used. `timeout` is how long to wait for the lock.
     pub fn new(
         root: &'a Root,
         timeout: Duration,
-        environment: &str,
+        settings: &Settings,
         local: &[LocalNic],
     ) -> Result<Self, IpamError> {
-        if !matches!(environment, "mas" | "fileIpam") {
-            return Err(IpamError::Environment(environment.to_owned()));
-        }
-        let mut ipam = Self::without_source(root, timeout);
-        match source::read(&root.path(source::INTERFACES), local) {
-            Ok(list) => {
-                for skipped in &list.skipped {
-                    tracing::warn!(entry = skipped, "an entry of the address list is left out");
-                }
-                ipam.list = Some(list);
+        let answer = source::ask(root, settings, local);
+        match answer.error {
+            Some(error @ (SourceError::Environment(_) | SourceError::Settings(_))) => {
+                return Err(error.into());
             }
-            Err(error) => {
+            Some(ref error) => {
                 tracing::warn!(%error, "the address list is not read: addresses known from earlier are used");
-                ipam.list_error = Some(error);
             }
+            None => {}
         }
-        Ok(ipam)
+        for skipped in answer.list.iter().flat_map(|list| &list.skipped) {
+            tracing::warn!(entry = skipped, "an entry of the address list is left out");
+        }
+        Ok(Self {
+            root,
+            timeout,
+            answer,
+        })
     }
 
     /// The subnet to take the holder's address from: `preferred` if it is a pool, else the best on the interface
     /// `uplink`, or on any. With it, the name of the interface that carries it.
     pub fn choose(
-        &mut self,
+        &self,
         holder: &Holder,
         preferred: Option<IpNet>,
         uplink: Option<&str>,
     ) -> Result<(IpNet, String), IpamError> {
-        let mut store = self.open()?;
-        let space = store.space();
+        let space = self.space()?;
         let carrier = |subnet: &IpNet| {
-            space
-                .pools
-                .get(&subnet.to_string())
-                .map(|pool| (pool.subnet, pool.if_name.clone()))
+            let pool = space.pools.get(&subnet.to_string());
+            pool.map(|pool| (pool.subnet, pool.if_name.clone()))
         };
         if let Some(found) = preferred.as_ref().and_then(carrier) {
             return Ok(found);
@@ -134,73 +122,96 @@ impl<'a> Ipam<'a> {
         }
     }
 
-    /// Gives the holder an address of `subnet` that is not `busy`, or the one that it has already. It is on disk when
-    /// this returns.
-    pub fn allocate(
-        &mut self,
-        subnet: &str,
-        holder: &Holder,
-        requested: Option<IpAddr>,
-        busy: &BTreeSet<IpAddr>,
-    ) -> Result<Lease, IpamError> {
-        let mut store = self.open()?;
-        let space = store.space();
-        match space.allocate(subnet, holder, requested, busy) {
+    /// Gives the holder an address of `subnet`, or the one that it has already. It is on disk when this returns. The
+    /// request's time is set here.
+    pub fn allocate(&self, subnet: &str, holder: &Holder, request: &Request) -> Result<Lease, IpamError> {
+        let mut store = Store::open(self.root, self.timeout)?;
+        self.bring_up_to_date(store.space());
+        let request = Request {
+            now: milliseconds(),
+            ..request.clone()
+        };
+        match store.space().allocate(subnet, holder, &request) {
             Ok(lease) => {
                 store.save()?;
                 Ok(lease)
             }
             Err(error) => {
-                let (total, used) = space.usage(subnet);
-                Err(self.refuse(
-                    error,
-                    &format!("{used} of {total} addresses of pool {subnet} are in use"),
-                ))
+                let usage = store.space().usage(subnet, request.now, request.quarantine);
+                let quarantined = match usage.quarantined {
+                    0 => String::new(),
+                    n => format!(", {n} more in quarantine"),
+                };
+                let numbers = format!(
+                    "{} of {} addresses of pool {subnet} are in use{quarantined}",
+                    usage.used, usage.total
+                );
+                Err(self.refuse(error, &numbers))
             }
         }
     }
 
-    /// Frees what the holder has, and `also` where its container has it. Returns what was freed; nothing to free is
-    /// no error.
-    pub fn release(&self, holder: &Holder, also: &[IpAddr]) -> Result<Vec<IpAddr>, StoreError> {
-        let mut store = Store::open(self.root, self.timeout)?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let freed = store
-            .space()
-            .release(holder, also, u64::try_from(now.as_millis()).unwrap_or(u64::MAX));
-        store.save()?;
-        Ok(freed)
+    /// The pools as they are at this moment, with what the source lists.
+    pub fn space(&self) -> Result<Space, StoreError> {
+        let mut space = match store::snapshot(self.root) {
+            // Put aside and rebuilt under the lock.
+            Err(StoreError::Corrupt { .. }) => {
+                let mut store = Store::open(self.root, self.timeout)?;
+                std::mem::take(store.space())
+            }
+            read => read?,
+        };
+        self.bring_up_to_date(&mut space);
+        Ok(space)
     }
 
-    /// What the holder has.
-    pub fn leases(&self, holder: &Holder) -> Result<Vec<Lease>, StoreError> {
-        Ok(Store::open(self.root, self.timeout)?.space().leases(holder))
-    }
-
-    fn open(&self) -> Result<Store, IpamError> {
-        let mut store = Store::open(self.root, self.timeout)?;
-        if let Some(list) = &self.list {
-            store.space().merge(&list.pools);
+    fn bring_up_to_date(&self, space: &mut Space) {
+        if let Some(list) = &self.answer.list {
+            space.merge(&list.pools);
         }
-        Ok(store)
     }
 
-    /// With no list and nothing known from earlier, the list is what is to be mended.
-    fn refuse(&mut self, error: PoolError, numbers: &str) -> IpamError {
+    /// With no list and nothing known from earlier, the list is what is to be mended: its error stands in the message.
+    fn refuse(&self, error: PoolError, numbers: &str) -> IpamError {
         let without_pools = matches!(error, PoolError::NoAvailablePools | PoolError::InvalidPool(_));
-        match self.list_error.take() {
-            Some(cause) if without_pools => IpamError::Source(cause),
+        match &self.answer.error {
+            Some(cause) if without_pools && self.answer.list.is_none() => IpamError::NoList {
+                source: error,
+                cause: cause.to_string(),
+            },
             Some(cause) => IpamError::Pool {
                 source: error,
-                details: format!("{numbers}; {cause}"),
+                details: format!("{numbers}; list: {}; {cause}", self.answer.origin),
             },
-            None => {
-                let list = self.root.path(source::INTERFACES);
-                IpamError::Pool {
-                    source: error,
-                    details: format!("{numbers}; list: {}", list.display()),
-                }
-            }
+            None => IpamError::Pool {
+                source: error,
+                details: format!("{numbers}; list: {}", self.answer.origin),
+            },
         }
     }
+}
+
+/// Frees what the holder has, and `also` where its container has it. Returns what was freed; nothing to free is no
+/// error.
+pub fn release(
+    root: &Root,
+    timeout: Duration,
+    holder: &Holder,
+    also: &[IpAddr],
+) -> Result<Vec<IpAddr>, StoreError> {
+    let mut store = Store::open(root, timeout)?;
+    let freed = store.space().release(holder, also, milliseconds());
+    store.save()?;
+    Ok(freed)
+}
+
+/// What the holder has at this moment.
+pub fn leases(root: &Root, holder: &Holder) -> Result<Vec<Lease>, StoreError> {
+    Ok(store::snapshot(root)?.leases(holder))
+}
+
+/// Since 1970.
+fn milliseconds() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }

@@ -18,7 +18,7 @@ use crate::go_json::{ip_net_field, null_default};
 /// Why a request is refused. The texts are the incumbent's: scripts and support documents quote them.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PoolError {
-    /// Every address of the pool has a holder.
+    /// Every address of the pool has a holder, or is not to be given yet.
     #[error("No available addresses")]
     NoAvailableAddresses,
     /// No pool suits the request.
@@ -47,7 +47,50 @@ pub struct Holder {
     pub interface: String,
 }
 
-/// An address with its holder.
+/// What a holder asks for, and on which terms.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Request {
+    /// The address, if it must be this one.
+    pub address: Option<IpAddr>,
+    /// Addresses that must not be given, whatever the leases say.
+    pub busy: BTreeSet<IpAddr>,
+    /// How long a released address is not given to anybody. Milliseconds.
+    pub quarantine: u64,
+    /// The network that the lease is for.
+    pub network: String,
+    /// The host's end of the link that the address is for; empty where it is somebody else's.
+    pub host_if: String,
+    /// Milliseconds since 1970.
+    pub now: u64,
+}
+
+/// An address that somebody holds, with all that is known of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    /// The address with the subnet's mask.
+    pub address: IpNet,
+    /// Its holder.
+    pub holder: Holder,
+    /// The network it is for; empty when the incumbent wrote the lease.
+    pub network: String,
+    /// The host's end of the link that it is for; empty where that is not known.
+    pub host_if: String,
+    /// When it was given, in milliseconds since 1970; 0 where that is not known.
+    pub since: u64,
+}
+
+/// How many addresses a pool has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// All of them.
+    pub total: usize,
+    /// Held by somebody.
+    pub used: usize,
+    /// Released so short a time ago that nobody gets them yet.
+    pub quarantined: usize,
+}
+
+/// An address given to somebody.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lease {
     /// The address.
@@ -58,6 +101,8 @@ pub struct Lease {
     pub gateway: IpAddr,
     /// The node's interface that carries the subnet.
     pub uplink: String,
+    /// That interface has the address itself, until it is taken off for the holder.
+    pub on_interface: bool,
 }
 
 /// The pools of one address space (`local`), by the text of their subnet.
@@ -106,6 +151,9 @@ pub struct Pool {
     /// For the incumbent: not zero once an address was given.
     #[serde(default)]
     pub ref_count: i64,
+    /// The node's interface carries the free ones itself, Causeway's own key.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub on_interface: bool,
     /// Keys that others wrote.
     #[serde(flatten)]
     pub extra: Map<String, Value>,
@@ -126,6 +174,15 @@ pub struct Address {
     /// Interface of the holder, Causeway's own; empty when the incumbent wrote the lease.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub holder_if_name: String,
+    /// Network of the holder, Causeway's own.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub holder_network: String,
+    /// The host's end of the holder's link, Causeway's own; empty where it is somebody else's.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub host_if_name: String,
+    /// When it was given, Causeway's own: milliseconds since 1970.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub leased_at: u64,
     /// When it was released last, Causeway's own: milliseconds since 1970, increasing from release to release.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub released_at: u64,
@@ -158,8 +215,11 @@ impl Space {
         }
         for pool in self.pools.values_mut() {
             let listed = source.iter().find(|new| new.subnet == pool.subnet);
+            let on_interface = pool.on_interface;
             pool.addresses.retain(|_, address| {
-                address.vanished = !listed.is_some_and(|new| new.addresses.contains(&address.addr));
+                let listed = listed.is_some_and(|new| new.addresses.contains(&address.addr));
+                // Taken off the interface for its holder, and put back when it is released.
+                address.vanished = !listed && !(on_interface && address.in_use);
                 address.in_use || !address.vanished
             });
         }
@@ -187,15 +247,9 @@ impl Space {
             .ok_or(PoolError::NoAvailablePools)
     }
 
-    /// Gives the holder an address of `subnet`: the one it has already, else the `requested` one, else the free one
-    /// whose release is longest ago. Addresses in `busy` are not given, whatever the leases say.
-    pub fn allocate(
-        &mut self,
-        subnet: &str,
-        holder: &Holder,
-        requested: Option<IpAddr>,
-        busy: &BTreeSet<IpAddr>,
-    ) -> Result<Lease, PoolError> {
+    /// Gives the holder an address of `subnet`: the one it has already, else the requested one, else the free one
+    /// whose release is longest ago.
+    pub fn allocate(&mut self, subnet: &str, holder: &Holder, request: &Request) -> Result<Lease, PoolError> {
         let key = subnet
             .parse::<IpNet>()
             .map_or(subnet.to_owned(), |net| net.trunc().to_string());
@@ -203,7 +257,7 @@ impl Space {
             .pools
             .get_mut(&key)
             .ok_or_else(|| PoolError::InvalidPool(subnet.to_owned()))?;
-        let address = pool.allocate(holder, requested, busy)?;
+        let address = pool.allocate(holder, request)?;
         pool.ref_count = pool.ref_count.max(1);
         Ok(pool.lease(address))
     }
@@ -243,29 +297,58 @@ impl Space {
     }
 
     /// Notes a lease that is known from elsewhere, unless the address has a holder. Used when the state was lost.
-    pub fn adopt(&mut self, holder: &Holder, address: IpNet) {
+    pub fn adopt(&mut self, holder: &Holder, address: IpNet, request: &Request) {
         let pool = self
             .pools
             .entry(address.trunc().to_string())
             .or_insert_with(|| Pool::new(address.trunc()));
         let record = pool.record(address.addr());
         if !record.in_use {
-            record.take(holder);
+            record.take(holder, request);
         }
     }
 
-    /// How many addresses there are, and how many of them are held.
-    pub fn usage(&self, subnet: &str) -> (usize, usize) {
-        let addresses = || {
-            self.pools
-                .get(subnet)
-                .into_iter()
-                .flat_map(|pool| pool.addresses.values())
-        };
-        (
-            addresses().count(),
-            addresses().filter(|address| address.in_use).count(),
-        )
+    /// Every address that somebody holds.
+    pub fn held(&self) -> impl Iterator<Item = Held> {
+        self.pools.values().flat_map(|pool| {
+            let held = pool.addresses.values().filter(|address| address.in_use);
+            held.map(|address| Held {
+                address: IpNet::new(address.addr, pool.subnet.prefix_len()).unwrap_or(pool.subnet),
+                holder: Holder {
+                    container: address.id.clone(),
+                    interface: address.interface().to_owned(),
+                },
+                network: address.holder_network.clone(),
+                host_if: address.host_if_name.clone(),
+                since: address.leased_at,
+            })
+        })
+    }
+
+    /// Frees everything: no holder outlives a boot. Returns how many addresses that were.
+    pub fn release_all(&mut self) -> usize {
+        let mut freed = 0;
+        for pool in self.pools.values_mut() {
+            for address in pool.addresses.values_mut().filter(|address| address.in_use) {
+                let released = address.released_at;
+                address.free(released);
+                freed += 1;
+            }
+            pool.addresses.retain(|_, address| !address.vanished);
+        }
+        freed
+    }
+
+    /// How many addresses the pool of `subnet` has at the time `now`, with this quarantine; both in milliseconds.
+    pub fn usage(&self, subnet: &str, now: u64, quarantine: u64) -> Usage {
+        self.pools.get(subnet).map_or(Usage::default(), |pool| Usage {
+            total: pool.addresses.len(),
+            used: pool.addresses.values().filter(|address| address.in_use).count(),
+            quarantined: pool
+                .free()
+                .filter(|free| free.is_quarantined(now, quarantine))
+                .count(),
+        })
     }
 }
 
@@ -280,12 +363,14 @@ impl Pool {
             is_ipv6: matches!(subnet, IpNet::V6(_)),
             priority: 0,
             ref_count: 0,
+            on_interface: false,
             extra: Map::new(),
         }
     }
 
     fn update(&mut self, new: &SourcePool) {
         self.if_name.clone_from(&new.interface);
+        self.on_interface = new.on_interface;
         self.priority = new.priority;
         for address in &new.addresses {
             self.record(*address);
@@ -298,37 +383,39 @@ impl Pool {
             addr,
             in_use: false,
             holder_if_name: String::new(),
+            holder_network: String::new(),
+            host_if_name: String::new(),
+            leased_at: 0,
             released_at: 0,
             vanished: false,
             extra: Map::new(),
         })
     }
 
-    fn allocate(
-        &mut self,
-        holder: &Holder,
-        requested: Option<IpAddr>,
-        busy: &BTreeSet<IpAddr>,
-    ) -> Result<IpAddr, PoolError> {
+    fn allocate(&mut self, holder: &Holder, request: &Request) -> Result<IpAddr, PoolError> {
         if let Some(held) = self.held_by(holder) {
-            return match requested {
+            return match request.address {
                 Some(requested) if requested != held => Err(PoolError::HolderHasAnother(held)),
-                _ => Ok(held),
+                _ => {
+                    self.record(held).take(holder, request);
+                    Ok(held)
+                }
             };
         }
-        let free = || self.free().filter(|free| !busy.contains(&free.addr));
-        let address = match requested {
+        let free = || self.free().filter(|free| !request.busy.contains(&free.addr));
+        let address = match request.address {
             Some(wanted) if free().any(|free| free.addr == wanted) => wanted,
             Some(wanted) if self.addresses.contains_key(&wanted.to_string()) => {
                 return Err(PoolError::AddressInUse(wanted));
             }
             Some(wanted) => return Err(PoolError::AddressNotFound(wanted)),
             None => {
-                let longest_ago = free().min_by_key(|free| (free.released_at, free.addr));
+                let ready = free().filter(|free| !free.is_quarantined(request.now, request.quarantine));
+                let longest_ago = ready.min_by_key(|free| (free.released_at, free.addr));
                 longest_ago.ok_or(PoolError::NoAvailableAddresses)?.addr
             }
         };
-        self.record(address).take(holder);
+        self.record(address).take(holder, request);
         Ok(address)
     }
 
@@ -351,6 +438,7 @@ impl Pool {
             subnet: self.subnet,
             gateway: gateway(&self.subnet),
             uplink: self.if_name.clone(),
+            on_interface: self.on_interface,
         }
     }
 }
@@ -359,24 +447,43 @@ impl Pool {
 const INCUMBENT_INTERFACE: &str = "eth0";
 
 impl Address {
-    fn is_held_by(&self, holder: &Holder) -> bool {
-        let interface = match self.holder_if_name.as_str() {
+    fn interface(&self) -> &str {
+        match self.holder_if_name.as_str() {
             "" => INCUMBENT_INTERFACE,
             name => name,
-        };
-        self.in_use && self.id == holder.container && interface == holder.interface
+        }
     }
 
-    fn take(&mut self, holder: &Holder) {
+    fn is_held_by(&self, holder: &Holder) -> bool {
+        self.in_use && self.id == holder.container && self.interface() == holder.interface
+    }
+
+    /// A release in the future was noted by a clock that was wrong: it counts as over.
+    fn is_quarantined(&self, now: u64, quarantine: u64) -> bool {
+        self.released_at != 0
+            && now
+                .checked_sub(self.released_at)
+                .is_some_and(|since| since < quarantine)
+    }
+
+    fn take(&mut self, holder: &Holder, request: &Request) {
+        if !self.is_held_by(holder) {
+            self.leased_at = request.now;
+        }
         self.id.clone_from(&holder.container);
         self.holder_if_name.clone_from(&holder.interface);
+        self.holder_network.clone_from(&request.network);
+        self.host_if_name.clone_from(&request.host_if);
         self.in_use = true;
     }
 
     fn free(&mut self, now: u64) {
         self.id.clear();
         self.holder_if_name.clear();
+        self.holder_network.clear();
+        self.host_if_name.clear();
         self.in_use = false;
+        self.leased_at = 0;
         self.released_at = now;
     }
 }

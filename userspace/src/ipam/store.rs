@@ -6,15 +6,16 @@
 use std::{
     collections::BTreeMap,
     io,
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::pool::{Holder, Space};
+use super::pool::{Holder, Request, Space};
 use crate::{
+    boot,
     durable::{self, Lock, LockError},
     endpoints,
     go_json::{null_default, rfc3339, to_vec},
@@ -79,6 +80,9 @@ struct Manager {
     version: String,
     #[serde(default)]
     time_stamp: String,
+    /// The boot in which the leases were given, Causeway's own.
+    #[serde(default, rename = "BootID", skip_serializing_if = "String::is_empty")]
+    boot: String,
     #[serde(default, deserialize_with = "null_default")]
     address_spaces: BTreeMap<String, Space>,
     #[serde(flatten)]
@@ -89,6 +93,43 @@ impl Manager {
     fn local(&mut self) -> &mut Space {
         self.address_spaces.entry(LOCAL.to_owned()).or_default()
     }
+
+    /// No pod outlives a boot, nor does its lease. What was released when is still known.
+    fn end_earlier_boot(&mut self) {
+        if !boot::is_over(&self.boot, &self.time_stamp) {
+            return;
+        }
+        let freed = self.local().release_all();
+        if freed > 0 {
+            tracing::info!(freed, "leases of an earlier boot have ended");
+        }
+    }
+}
+
+/// The pools as they are at this moment, without a lock: the file is only ever replaced as a whole. Leases of an
+/// earlier boot are not in it.
+pub fn snapshot(root: &Root) -> Result<Space, StoreError> {
+    let mut file = load(&root.path(STATE))?.unwrap_or_default();
+    file.ipam.end_earlier_boot();
+    Ok(std::mem::take(file.ipam.local()))
+}
+
+/// `None` when there is no file or it is empty.
+fn load(path: &Path) -> Result<Option<File>, StoreError> {
+    let bytes = durable::read(path).map_err(|source| StoreError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    let bytes = bytes.unwrap_or_default();
+    if bytes.trim_ascii().is_empty() {
+        return Ok(None);
+    }
+    serde_json::from_slice(&bytes)
+        .map(Some)
+        .map_err(|source| StoreError::Corrupt {
+            path: path.to_owned(),
+            source,
+        })
 }
 
 /// The leases under their lock, to be changed and saved.
@@ -105,29 +146,25 @@ impl Store {
     pub fn open(root: &Root, timeout: Duration) -> Result<Self, StoreError> {
         let lock = Lock::acquire(&root.path(LOCK), timeout)?;
         let path = root.path(STATE);
-        let failed = |source| StoreError::Read {
-            path: path.clone(),
-            source,
-        };
-        let bytes = durable::read(&path).map_err(failed)?.unwrap_or_default();
-        let file = if bytes.trim_ascii().is_empty() {
-            rebuild(root).unwrap_or_default()
-        } else {
-            match serde_json::from_slice(&bytes) {
-                Ok(file) => file,
-                Err(source) => {
-                    let Some(file) = rebuild(root) else {
-                        return Err(StoreError::Corrupt { path, source });
-                    };
-                    let aside = durable::quarantine(&path).map_err(failed)?;
-                    tracing::warn!(%source, path = %path.display(), aside = %aside.display(), "damaged leases are put aside");
-                    file
-                }
+        let mut file = match load(&path) {
+            Ok(Some(file)) => file,
+            Ok(None) => rebuild(root).unwrap_or_default(),
+            Err(StoreError::Corrupt { path, source }) => {
+                let Some(file) = rebuild(root) else {
+                    return Err(StoreError::Corrupt { path, source });
+                };
+                let aside = durable::quarantine(&path).map_err(|source| StoreError::Read {
+                    path: path.clone(),
+                    source,
+                })?;
+                tracing::warn!(%source, path = %path.display(), aside = %aside.display(), "damaged leases are put aside");
+                file
             }
+            Err(error) => return Err(error),
         };
-        let mut file: File = file;
         LOCAL.clone_into(&mut file.ipam.local().id);
         let loaded = file.clone();
+        file.ipam.end_earlier_boot();
         Ok(Self {
             path,
             file,
@@ -146,6 +183,7 @@ impl Store {
         if self.file == self.loaded {
             return Ok(());
         }
+        self.file.ipam.boot = boot::id();
         let failed = |source| StoreError::Write {
             path: self.path.clone(),
             source,
@@ -163,13 +201,18 @@ fn rebuild(root: &Root) -> Option<File> {
     let mut file = File::default();
     let space = file.ipam.local();
     let mut leases = 0;
-    for (_, endpoint) in state.endpoints() {
+    for (network, endpoint) in state.endpoints() {
         let holder = Holder {
             container: endpoint.container_id.clone(),
             interface: endpoint.if_name.clone(),
         };
+        let request = Request {
+            network: network.to_owned(),
+            host_if: endpoint.host_if_name.clone(),
+            ..Request::default()
+        };
         for address in endpoint.addresses() {
-            space.adopt(&holder, address);
+            space.adopt(&holder, address, &request);
             leases += 1;
         }
     }
@@ -184,7 +227,7 @@ fn rebuild(root: &Root) -> Option<File> {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeSet, fs};
+    use std::fs;
 
     use serde_json::json;
 
@@ -210,6 +253,7 @@ mod tests {
             interface: "eth0".to_owned(),
             priority: 0,
             addresses: (5..8).map(|host| [10, 240, 0, host].into()).collect(),
+            on_interface: false,
         }
     }
 
@@ -218,7 +262,7 @@ mod tests {
         store.space().merge(&[source()]);
         let lease = store
             .space()
-            .allocate(SUBNET, &holder(container), None, &BTreeSet::new())
+            .allocate(SUBNET, &holder(container), &Request::default())
             .unwrap();
         store.save().unwrap();
         lease.address.to_string()
@@ -260,6 +304,27 @@ mod tests {
         );
         let held = &pool["Addresses"]["10.240.0.5"];
         assert_eq!((&held["ID"], &held["InUse"]), (&json!("a"), &json!(true)));
+    }
+
+    #[test]
+    fn leases_end_with_the_boot() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = Root::new(directory.path());
+        assert_eq!(
+            (add(&root, "a"), add(&root, "b")),
+            ("10.240.0.5".to_owned(), "10.240.0.6".to_owned())
+        );
+        let text = fs::read_to_string(root.path(STATE)).unwrap();
+        assert!(
+            text.contains(&format!("\"BootID\": \"{}\"", boot::id())),
+            "{text}"
+        );
+        let held = || snapshot(&root).unwrap().held().count();
+        assert_eq!(held(), 2);
+        fs::write(root.path(STATE), text.replace(&boot::id(), "an-earlier-one")).unwrap();
+        assert_eq!(held(), 0);
+        assert_eq!(add(&root, "c"), "10.240.0.5");
+        assert_eq!(held(), 1);
     }
 
     #[test]

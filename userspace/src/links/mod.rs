@@ -3,13 +3,17 @@
 //! A [`Netlink`] belongs to the network namespace in which it was made, whatever its thread does later. It runs its
 //! own current-thread runtime, so callers are ordinary functions.
 
+mod address;
+mod inspect;
 mod pod;
 mod tc;
 
 use std::{io, net::Ipv4Addr};
 
+pub use address::{put_address, take_address};
 use futures_util::{Stream, StreamExt as _};
-pub use pod::{GATEWAY, PodLink, PodNetwork, connect_pod, disconnect_pod};
+pub use inspect::{Expected, inspect_pod};
+pub use pod::{GATEWAY, PodLink, PodNetwork, connect_pod, disconnect_pod, random_mac};
 use rtnetlink::packet_route::{
     AddressFamily,
     address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope},

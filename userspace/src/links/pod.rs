@@ -16,6 +16,7 @@ use rtnetlink::{
         address::{AddressAttribute, AddressFlags},
         link::{InfoData, InfoVeth},
         route::RouteScope,
+        rule::RuleAction,
     },
 };
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
@@ -39,8 +40,8 @@ pub struct PodNetwork {
     pub host_if: String,
     /// MTU of both ends in bytes.
     pub mtu: u32,
-    /// MAC of the pod's interface; random unless given.
-    pub mac: Option<[u8; 6]>,
+    /// MAC of the pod's interface.
+    pub mac: [u8; 6],
 }
 
 /// A connected pod.
@@ -66,7 +67,7 @@ pub fn connect_pod<E: From<LinkError>>(
     admit: impl FnOnce(&PodLink) -> Result<(), E>,
 ) -> Result<PodLink, E> {
     let mut host = Netlink::new()?;
-    let (mac, host_mac) = (pod.mac.map_or_else(random_mac, Ok)?, random_mac()?);
+    let (mac, host_mac) = (pod.mac, random_mac()?);
     create_pair(&mut host, netns, pod, mac, host_mac)?;
     let connected = find_host_end(&mut host, pod).map_err(E::from).and_then(|end| {
         let link = PodLink {
@@ -187,26 +188,73 @@ fn set_up_pod(netlink: &mut Netlink, pod: &PodNetwork, host_mac: [u8; 6]) -> Res
     })?;
     netlink.bring_up(&link)?;
 
-    let to_gateway = RouteMessageBuilder::<Ipv4Addr>::new()
-        .destination_prefix(GATEWAY, 32)
-        .output_interface(link.index)
-        .scope(RouteScope::Link)
-        .build();
-    let default = RouteMessageBuilder::<Ipv4Addr>::new()
-        .gateway(GATEWAY)
-        .output_interface(link.index)
-        .build();
-    for (route, what) in [
-        (to_gateway, "the route to the gateway"),
-        (default, "the default route"),
-    ] {
-        let request = netlink.handle.route().add(route).execute();
-        netlink.run(request, || format!("add {what} in the pod"))?;
+    let has_default = netlink.routes()?.iter().any(|route| route.to.prefix_len() == 0);
+    let rank = has_default.then_some(link.index);
+    if let Some(table) = rank {
+        netlink.route_from(pod.addr, table)?;
+    }
+    for table in std::iter::once(None).chain(rank.map(Some)) {
+        for gateway in [None, Some(GATEWAY)] {
+            netlink.route_out(&link, gateway, table, rank)?;
+        }
     }
     netlink.set_neighbour(&link, GATEWAY, host_mac)
 }
 
+/// Metric of the second interface's routes in the main table, to which its index is added: they serve once the first
+/// interface is gone.
+const LATER_METRIC: u32 = 1000;
+/// Table of a further interface's own routes, to which its index is added: above the kernel's own and the usual ones.
+const LATER_TABLE: u32 = 1_000_000;
+
 impl Netlink {
+    /// The default route by `gateway`, or without one the route to the gateway itself. `rank` is that of a further
+    /// interface, `table` whether it is for the table that only packets with its address look into.
+    fn route_out(
+        &mut self,
+        link: &Link,
+        gateway: Option<Ipv4Addr>,
+        table: Option<u32>,
+        rank: Option<u32>,
+    ) -> Result<(), LinkError> {
+        let mut route = RouteMessageBuilder::<Ipv4Addr>::new().output_interface(link.index);
+        route = match gateway {
+            Some(gateway) => route.gateway(gateway),
+            None => route.destination_prefix(GATEWAY, 32).scope(RouteScope::Link),
+        };
+        if let Some(table) = table {
+            route = route.table_id(LATER_TABLE + table);
+        } else if let Some(rank) = rank {
+            route = route.priority(LATER_METRIC + rank);
+        }
+        let request = self.handle.route().add(route.build()).execute();
+        let what = if gateway.is_some() {
+            "the default route"
+        } else {
+            "the route to the gateway"
+        };
+        self.run(request, || format!("add {what} in the pod"))
+    }
+
+    /// Packets with the address of a further interface leave by it: on the first one they would be a stranger's.
+    fn route_from(&mut self, address: Ipv4Addr, table: u32) -> Result<(), LinkError> {
+        let rule = self
+            .handle
+            .rule()
+            .add()
+            .v4()
+            .source_prefix(address, 32)
+            .table_id(LATER_TABLE + table);
+        let request = rule.action(RuleAction::ToTable).execute();
+        match self.run(request, || {
+            format!("add a rule for packets from {address} in the pod")
+        }) {
+            // Left by an interface that was here before.
+            Err(error) if error.errno() == Some(libc::EEXIST) => Ok(()),
+            other => other,
+        }
+    }
+
     fn bring_up(&mut self, link: &Link) -> Result<(), LinkError> {
         let up = LinkUnspec::new_with_index(link.index).up().build();
         let request = self.handle.link().set(up).execute();
@@ -225,7 +273,7 @@ impl Netlink {
 }
 
 /// Runs `work` in the network namespace `netns`, on a thread of its own: the caller's namespace is not touched.
-fn in_namespace<T: Send>(
+pub(super) fn in_namespace<T: Send>(
     netns: BorrowedFd<'_>,
     work: impl FnOnce() -> Result<T, LinkError> + Send,
 ) -> Result<T, LinkError> {
@@ -245,7 +293,7 @@ fn in_namespace<T: Send>(
 
 /// A random unicast, locally administered MAC (IEEE 802 section 8.4). Given explicitly, it is left alone by
 /// systemd-udevd, whose default policy replaces MACs that the kernel made up, some time after the link appears.
-fn random_mac() -> Result<[u8; 6], LinkError> {
+pub fn random_mac() -> Result<[u8; 6], LinkError> {
     let mut mac = [0; 6];
     rustix::rand::getrandom(&mut mac, rustix::rand::GetRandomFlags::empty()).map_err(|errno| {
         LinkError::Refused {

@@ -14,7 +14,27 @@ fn source(hosts: impl IntoIterator<Item = u8>) -> SourcePool {
         interface: "eth0".to_owned(),
         priority: 0,
         addresses: hosts.into_iter().map(ip).collect(),
+        on_interface: false,
     }
+}
+
+fn ask_for(host: u8) -> Request {
+    Request {
+        address: Some(ip(host)),
+        ..Request::default()
+    }
+}
+
+fn but(busy: &BTreeSet<IpAddr>) -> Request {
+    Request {
+        busy: busy.clone(),
+        ..Request::default()
+    }
+}
+
+fn used(space: &Space) -> (usize, usize) {
+    let usage = space.usage(SUBNET, 0, 0);
+    (usage.total, usage.used)
 }
 
 fn ip(host: u8) -> IpAddr {
@@ -36,7 +56,7 @@ fn space(hosts: impl IntoIterator<Item = u8>) -> Space {
 
 fn take(space: &mut Space, container: &str) -> Result<IpAddr, PoolError> {
     space
-        .allocate(SUBNET, &holder(container), None, &BTreeSet::new())
+        .allocate(SUBNET, &holder(container), &Request::default())
         .map(|lease| lease.address)
 }
 
@@ -69,7 +89,7 @@ fn a_container_has_one_address_for_each_interface() {
     };
     assert_eq!(
         space
-            .allocate(SUBNET, &second, None, &BTreeSet::new())
+            .allocate(SUBNET, &second, &Request::default())
             .unwrap()
             .address,
         ip(6)
@@ -98,7 +118,7 @@ fn a_lease_of_the_incumbent_is_its_containers_eth0() {
     };
     assert_eq!(
         space
-            .allocate(SUBNET, &second, None, &BTreeSet::new())
+            .allocate(SUBNET, &second, &Request::default())
             .unwrap()
             .address,
         ip(6)
@@ -111,7 +131,7 @@ fn requests() {
     let mut space = space([5, 6, 7]);
     let mut ask = |who: &str, what| {
         space
-            .allocate(SUBNET, &holder(who), Some(ip(what)), &BTreeSet::new())
+            .allocate(SUBNET, &holder(who), &ask_for(what))
             .map(|l| l.address)
     };
     assert_eq!(ask("a", 6), Ok(ip(6)));
@@ -120,7 +140,7 @@ fn requests() {
     assert_eq!(ask("b", 4), Err(PoolError::AddressNotFound(ip(4))));
     assert_eq!(ask("a", 5), Err(PoolError::HolderHasAnother(ip(6))));
     let error = space
-        .allocate("10.9.0.0/16", &holder("a"), None, &BTreeSet::new())
+        .allocate("10.9.0.0/16", &holder("a"), &Request::default())
         .unwrap_err();
     assert_eq!(
         error.to_string(),
@@ -128,7 +148,7 @@ fn requests() {
     );
     assert_eq!(
         space
-            .allocate("10.240.0.9/16", &holder("b"), None, &BTreeSet::new())
+            .allocate("10.240.0.9/16", &holder("b"), &Request::default())
             .unwrap()
             .address,
         ip(5),
@@ -141,16 +161,23 @@ fn busy_addresses_are_not_given() {
     let mut space = space([5, 6]);
     let busy = BTreeSet::from([ip(5)]);
     let error = space
-        .allocate(SUBNET, &holder("a"), Some(ip(5)), &busy)
+        .allocate(
+            SUBNET,
+            &holder("a"),
+            &Request {
+                address: Some(ip(5)),
+                ..but(&busy)
+            },
+        )
         .unwrap_err();
     assert_eq!(error, PoolError::AddressInUse(ip(5)));
     assert_eq!(
-        space.allocate(SUBNET, &holder("a"), None, &busy).unwrap().address,
+        space.allocate(SUBNET, &holder("a"), &but(&busy)).unwrap().address,
         ip(6)
     );
-    let error = space.allocate(SUBNET, &holder("b"), None, &busy).unwrap_err();
+    let error = space.allocate(SUBNET, &holder("b"), &but(&busy)).unwrap_err();
     assert_eq!(error, PoolError::NoAvailableAddresses);
-    assert_eq!(space.usage(SUBNET), (2, 1));
+    assert_eq!(used(&space), (2, 1));
 }
 
 #[test]
@@ -214,6 +241,7 @@ fn the_choice_of_a_pool() {
             interface: interface.to_owned(),
             priority,
             addresses,
+            on_interface: false,
         }
     };
     let mut space = Space::default();
@@ -232,30 +260,137 @@ fn the_choice_of_a_pool() {
     assert_eq!(choose(&space, None), "10.3.0.0/24");
     assert_eq!(choose(&space, Some("eth1")), "10.2.0.0/24");
     space
-        .allocate("10.3.0.0/24", &holder("x"), None, &BTreeSet::new())
+        .allocate("10.3.0.0/24", &holder("x"), &Request::default())
         .unwrap();
     space
-        .allocate("10.3.0.0/24", &holder("y"), None, &BTreeSet::new())
+        .allocate("10.3.0.0/24", &holder("y"), &Request::default())
         .unwrap();
     assert_eq!(choose(&space, None), "10.2.0.0/24", "the other is exhausted");
-    space
-        .allocate("10.1.0.0/24", &who, None, &BTreeSet::new())
-        .unwrap();
+    space.allocate("10.1.0.0/24", &who, &Request::default()).unwrap();
     assert_eq!(choose(&space, None), "10.1.0.0/24", "where the holder is already");
+}
+
+#[test]
+fn a_released_address_is_in_quarantine() {
+    let mut space = space([5, 6]);
+    let at = |now, quarantine| Request {
+        now,
+        quarantine,
+        ..Request::default()
+    };
+    let mut take_at = |who: &str, now| {
+        let lease = space.allocate(SUBNET, &holder(who), &at(now, 30_000));
+        lease.map(|lease| lease.address)
+    };
+    assert_eq!(take_at("a", 1000), Ok(ip(5)));
+    assert_eq!(take_at("b", 1000), Ok(ip(6)));
+    space.release(&holder("a"), &[], 50_000);
+    let mut take_at = |who: &str, now| {
+        let lease = space.allocate(SUBNET, &holder(who), &at(now, 30_000));
+        lease.map(|lease| lease.address)
+    };
+    assert_eq!(take_at("c", 79_999), Err(PoolError::NoAvailableAddresses));
+    assert_eq!(take_at("c", 80_000), Ok(ip(5)));
+    space.release(&holder("c"), &[], 90_000);
+    assert_eq!(
+        space.usage(SUBNET, 91_000, 30_000),
+        Usage {
+            total: 2,
+            used: 1,
+            quarantined: 1
+        }
+    );
+    // By name it can be had: whoever asks so knows what was there.
+    let asked = Request {
+        address: Some(ip(5)),
+        ..at(91_000, 30_000)
+    };
+    assert!(space.allocate(SUBNET, &holder("d"), &asked).is_ok());
+    space.release(&holder("d"), &[], 95_000);
+    assert_eq!(
+        space
+            .allocate(SUBNET, &holder("e"), &at(10, 30_000))
+            .unwrap()
+            .address,
+        ip(5),
+        "the clock went back"
+    );
+}
+
+#[test]
+fn addresses_that_were_taken_off_the_interface_are_not_vanished() {
+    let mut space = Space::default();
+    let carried = |hosts: &[u8]| SourcePool {
+        on_interface: true,
+        ..source(hosts.iter().copied())
+    };
+    space.merge(&[carried(&[5, 6])]);
+    take(&mut space, "a").unwrap();
+    space.merge(&[carried(&[6])]);
+    space.release(&holder("a"), &[], 7);
+    assert_eq!(take(&mut space, "b"), Ok(ip(6)), "its release is remembered");
+    space.merge(&[carried(&[5])]);
+    space.release(&holder("b"), &[], 8);
+    space.merge(&[carried(&[5])]);
+    assert_eq!(
+        used(&space),
+        (1, 0),
+        "a free one that the interface does not carry is gone"
+    );
+}
+
+#[test]
+fn who_holds_what_and_since_when() {
+    let mut space = space([5, 6]);
+    let request = Request {
+        network: "azure".to_owned(),
+        host_if: "azv1".to_owned(),
+        now: 77,
+        ..Request::default()
+    };
+    space.allocate(SUBNET, &holder("a"), &request).unwrap();
+    space
+        .allocate(SUBNET, &holder("a"), &Request { now: 99, ..request })
+        .unwrap();
+    let held: Vec<Held> = space.held().collect();
+    assert_eq!(
+        held,
+        [Held {
+            address: "10.240.0.5/16".parse().unwrap(),
+            holder: holder("a"),
+            network: "azure".to_owned(),
+            host_if: "azv1".to_owned(),
+            since: 77,
+        }]
+    );
+    assert_eq!(space.release_all(), 1);
+    assert_eq!(used(&space), (2, 0));
 }
 
 #[test]
 fn adopted_leases_are_not_given_away() {
     let mut space = Space::default();
-    space.adopt(&holder("a"), "10.240.0.5/16".parse().unwrap());
-    space.adopt(&holder("b"), "10.240.0.9/16".parse().unwrap());
-    space.adopt(&holder("c"), "10.240.0.9/16".parse().unwrap());
+    space.adopt(
+        &holder("a"),
+        "10.240.0.5/16".parse().unwrap(),
+        &Request::default(),
+    );
+    space.adopt(
+        &holder("b"),
+        "10.240.0.9/16".parse().unwrap(),
+        &Request::default(),
+    );
+    space.adopt(
+        &holder("c"),
+        "10.240.0.9/16".parse().unwrap(),
+        &Request::default(),
+    );
     space.merge(&[source([5, 6])]);
     assert_eq!(take(&mut space, "d"), Ok(ip(6)));
     assert_eq!(take(&mut space, "a"), Ok(ip(5)));
-    assert_eq!(space.usage(SUBNET), (3, 3));
+    assert_eq!(used(&space), (3, 3));
     assert_eq!(space.release(&holder("b"), &[], 0), [ip(9)]);
-    assert_eq!(space.usage(SUBNET), (2, 2));
+    assert_eq!(used(&space), (2, 2));
 }
 
 #[test]
@@ -307,7 +442,7 @@ proptest! {
                     Err(_) => prop_assert!(free.is_empty() && !held.contains_key(&who)),
                 },
                 Step::Request(who, what) => {
-                    let got = space.allocate(SUBNET, &holder(&who.to_string()), Some(ip(what)), &BTreeSet::new());
+                    let got = space.allocate(SUBNET, &holder(&who.to_string()), &ask_for(what));
                     let may = held.get(&who).map_or(free.contains(&ip(what)), |h| *h == ip(what));
                     prop_assert_eq!(got.is_ok(), may);
                     if may {
@@ -330,7 +465,7 @@ proptest! {
             let in_use: BTreeSet<IpAddr> = held.values().copied().collect();
             prop_assert_eq!(in_use.len(), held.len(), "an address was given twice");
             let total: BTreeSet<IpAddr> = in_use.into_iter().chain(listed.iter().map(|host| ip(*host))).collect();
-            prop_assert_eq!(space.usage(SUBNET), (total.len(), held.len()));
+            prop_assert_eq!(used(&space), (total.len(), held.len()));
         }
     }
 }

@@ -1,0 +1,295 @@
+//! Where a pod's address comes from: the addresses of this node, or another IPAM plug-in. And the uplink that goes
+//! with it.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr},
+};
+
+use causeway::{
+    datapath::Datapath,
+    endpoints::{Key, State},
+    ipam::{
+        self, Ipam, NAMESERVER,
+        pool::{Holder, Lease, Request},
+        source::LocalNic,
+    },
+    links::{self, Address, Netlink},
+    node::{self, Uplink},
+    root::Root,
+};
+use ipnet::{IpNet, Ipv4Net};
+use serde_json::{Value, json};
+
+use crate::{
+    Call,
+    attachment::{self, PATIENCE},
+    delegate::Delegate,
+    error::{CniError, code},
+    invocation::Verb,
+    netconf::{IPAM_KIND, NetConf},
+    result::Route,
+    undo::{Safety, Undo},
+};
+
+/// An address, and what it needs to be used.
+pub(crate) struct Ground {
+    /// The address with its subnet's mask.
+    pub(crate) address: Ipv4Net,
+    /// The subnet's gateway, for the result: the pod itself goes by another one.
+    pub(crate) gateway: Option<IpAddr>,
+    pub(crate) routes: Vec<Route>,
+    pub(crate) dns: Value,
+    pub(crate) uplink: Uplink,
+    pub(crate) datapath: Datapath,
+}
+
+/// Whom the address is for.
+pub(crate) struct Applicant<'a> {
+    pub(crate) key: &'a Key,
+    pub(crate) host_if: &'a str,
+    /// Endpoints that are there already.
+    pub(crate) state: &'a State,
+}
+
+impl Ground {
+    /// Gets an address, and the datapath ready on the uplink. `undo` learns how to give it back.
+    pub(crate) fn obtain<'a>(
+        call: &'a Call<'a>,
+        applicant: &Applicant<'_>,
+        netlink: &mut Netlink,
+        undo: &mut Undo<'a>,
+    ) -> Result<Self, CniError> {
+        if call.conf.ipam.kind == IPAM_KIND {
+            Self::own(call, applicant, netlink, undo)
+        } else {
+            Self::delegated(call, applicant, netlink, undo)
+        }
+    }
+
+    fn own<'a>(
+        call: &'a Call<'a>,
+        applicant: &Applicant<'_>,
+        netlink: &mut Netlink,
+        undo: &mut Undo<'a>,
+    ) -> Result<Self, CniError> {
+        let Call { root, conf, .. } = call;
+        let holder = attachment::holder(applicant.key);
+        let nics = local_nics(netlink)?;
+        let ipam = Ipam::new(root, PATIENCE, &conf.ipam.settings, &nics)
+            .map_err(|error| ipam_failure(error, "Failed to allocate pool"))?;
+        let (subnet, uplink) = choose_uplink(&ipam, &holder, conf, applicant.state, netlink)?;
+        let datapath = prepare(root, &uplink, netlink, applicant.host_if)?;
+        let request = Request {
+            address: conf.address,
+            busy: answering(&datapath, netlink)?,
+            quarantine: conf.ipam.quarantine,
+            network: conf.name.clone(),
+            host_if: applicant.host_if.to_owned(),
+            now: 0,
+        };
+        let lease = ipam
+            .allocate(&subnet.to_string(), &holder, &request)
+            .map_err(|error| ipam_failure(error, "Failed to allocate address"))?;
+        undo.push("releasing the address", Safety::AfterSuccess, {
+            let address = lease.address;
+            move || ipam::release(root, PATIENCE, &holder, &[address]).map(drop)
+        });
+        let address = v4(lease.address)?;
+        let address = Ipv4Net::new(address, lease.subnet.prefix_len()).unwrap_or(address.into());
+        take_off(&lease, address, undo)?;
+        Ok(Self {
+            address,
+            gateway: Some(lease.gateway),
+            routes: vec![Route::default_by(lease.gateway)],
+            dns: json!({ "nameservers": [NAMESERVER] }),
+            uplink,
+            datapath,
+        })
+    }
+
+    fn delegated<'a>(
+        call: &'a Call<'a>,
+        applicant: &Applicant<'_>,
+        netlink: &mut Netlink,
+        undo: &mut Undo<'a>,
+    ) -> Result<Self, CniError> {
+        let Call { root, conf, .. } = call;
+        let delegate = call.delegate()?;
+        let given = delegate.add()?;
+        undo.push("the DEL of the IPAM plug-in", Safety::AfterSuccess, move || {
+            delegate.call(Verb::Del).map_err(|error| error.msg)
+        });
+        let [ip] = &given.ips[..] else {
+            let msg = format!(
+                "the IPAM plug-in {:?} gave {} addresses: a pod's interface has one, of IPv4",
+                conf.ipam.kind,
+                given.ips.len()
+            );
+            return Err(CniError::new(code::PLUGIN, msg));
+        };
+        let IpNet::V4(address) = ip.address else {
+            return Err(is_ipv6(&ip.address));
+        };
+        let uplink = node::find_uplink(netlink, conf.master.as_deref(), Some(address.trunc()))?;
+        let datapath = prepare(root, &uplink, netlink, applicant.host_if)?;
+        if answering(&datapath, netlink)?.contains(&IpAddr::V4(address.addr())) {
+            let msg = format!(
+                "the IPAM plug-in {:?} gave {}, to which another pod of this node answers",
+                conf.ipam.kind,
+                address.addr()
+            );
+            return Err(CniError::new(code::PLUGIN, msg));
+        }
+        let gateway = ip.gateway;
+        let mut routes = given.routes;
+        if !routes.iter().any(|route| route.to.prefix_len() == 0) {
+            // The pod has one, whatever the plug-in said.
+            routes.extend(gateway.map(Route::default_by));
+        }
+        Ok(Self {
+            address,
+            gateway,
+            routes,
+            dns: given.dns,
+            uplink,
+            datapath,
+        })
+    }
+}
+
+impl<'a> Call<'a> {
+    /// The IPAM plug-in that the configuration names, if it is another's.
+    pub(crate) fn delegate(&'a self) -> Result<Delegate<'a>, CniError> {
+        Delegate::find(&self.conf.ipam.kind, &self.invocation.path, self.bytes)
+    }
+}
+
+/// The node's own interfaces, to match the address list with.
+pub(crate) fn local_nics(netlink: &mut Netlink) -> Result<Vec<LocalNic>, CniError> {
+    let addresses = netlink.addresses()?;
+    let of = |index: u32| addresses.iter().filter(move |address| address.ifindex == index);
+    let net = |address: &Address| Some(IpNet::V4(Ipv4Net::new(address.addr, address.prefix_len).ok()?));
+    let nics = netlink.links()?.into_iter().filter_map(|link| {
+        Some(LocalNic {
+            mac: link.mac?,
+            addresses: of(link.index).map(|address| IpAddr::V4(address.addr)).collect(),
+            secondary: of(link.index)
+                .filter(|address| address.is_secondary)
+                .filter_map(net)
+                .collect(),
+            name: link.name,
+        })
+    });
+    Ok(nics.collect())
+}
+
+/// The subnet of the configuration, else that of the network's other pods, else the best; and the interface that
+/// carries it.
+fn choose_uplink(
+    ipam: &Ipam<'_>,
+    holder: &Holder,
+    conf: &NetConf,
+    state: &State,
+    netlink: &mut Netlink,
+) -> Result<(Ipv4Net, Uplink), CniError> {
+    let prescribed = crate::ipam::prescribed_subnet(conf)?;
+    let preferred = prescribed.or_else(|| state.subnet(&conf.name));
+    let master = conf.master.as_deref();
+    let (subnet, carrier) = ipam
+        .choose(holder, preferred, master)
+        .map_err(|error| ipam_failure(error, "Failed to allocate pool"))?;
+    crate::ipam::check_subnet(prescribed, subnet).map_err(|error| {
+        error.during("Failed to allocate pool: Failed to delegate: Failed to allocate address")
+    })?;
+    let IpNet::V4(subnet) = subnet else {
+        return Err(is_ipv6(&subnet));
+    };
+    let carrier = (!carrier.is_empty()).then_some(carrier.as_str());
+    Ok((
+        subnet,
+        node::find_uplink(netlink, master.or(carrier), Some(subnet))?,
+    ))
+}
+
+fn prepare(root: &Root, uplink: &Uplink, netlink: &mut Netlink, host_if: &str) -> Result<Datapath, CniError> {
+    let datapath = Datapath::ensure(root, uplink)?;
+    node::enable_forwarding(root)?;
+    clear_remnants(&datapath, netlink, host_if)?;
+    Ok(datapath)
+}
+
+/// A killed ADD of the same attachment, or the last sandbox of the same pod, may have left the interface.
+fn clear_remnants(datapath: &Datapath, netlink: &mut Netlink, host_if: &str) -> Result<(), CniError> {
+    let Some(link) = netlink.link(host_if)? else {
+        return Ok(());
+    };
+    tracing::warn!(interface = host_if, "an interface of an earlier ADD is removed");
+    for (address, entry) in datapath.pods()? {
+        if entry.ifindex == link.index {
+            datapath.remove_pod(address)?;
+        }
+    }
+    links::disconnect_pod(host_if)?;
+    Ok(())
+}
+
+/// Addresses that answer on an interface of the node. With the leases lost they are free in the state file, and must
+/// not be given to a second pod all the same.
+fn answering(datapath: &Datapath, netlink: &mut Netlink) -> Result<BTreeSet<IpAddr>, CniError> {
+    let pods = datapath.pods()?;
+    if !pods.iter().any(|(_, entry)| entry.is_ready()) {
+        return Ok(BTreeSet::new());
+    }
+    let interfaces: BTreeSet<u32> = netlink.links()?.iter().map(|link| link.index).collect();
+    let live = pods
+        .iter()
+        .filter(|(_, entry)| entry.is_ready() && interfaces.contains(&entry.ifindex));
+    Ok(live.map(|(address, _)| IpAddr::V4(*address)).collect())
+}
+
+/// An address that the uplink carries itself is the node's until it is taken off.
+pub(crate) fn take_off(lease: &Lease, address: Ipv4Net, undo: &mut Undo<'_>) -> Result<(), CniError> {
+    if !lease.on_interface {
+        return Ok(());
+    }
+    links::take_address(&lease.uplink, address)?;
+    let uplink = lease.uplink.clone();
+    undo.push(
+        "giving the address back to the interface",
+        Safety::Always,
+        move || links::put_address(&uplink, address),
+    );
+    Ok(())
+}
+
+/// The inverse of [`take_off`], once nothing answers to the address any more.
+pub(crate) fn put_back(lease: &Lease) -> Result<(), CniError> {
+    if let (true, IpAddr::V4(address)) = (lease.on_interface, lease.address) {
+        let address = Ipv4Net::new(address, lease.subnet.prefix_len()).unwrap_or(address.into());
+        links::put_address(&lease.uplink, address)?;
+    }
+    Ok(())
+}
+
+fn v4(address: IpAddr) -> Result<Ipv4Addr, CniError> {
+    match address {
+        IpAddr::V4(address) => Ok(address),
+        IpAddr::V6(address) => Err(is_ipv6(&address)),
+    }
+}
+
+fn is_ipv6(what: &dyn std::fmt::Display) -> CniError {
+    CniError::new(
+        code::PLUGIN,
+        format!("{what} is IPv6: only IPv4 pods are supported"),
+    )
+}
+
+/// The incumbent's text: its IPAM is another process.
+fn ipam_failure(error: impl Into<CniError>, step: &str) -> CniError {
+    error
+        .into()
+        .during(step)
+        .during("Failed to allocate pool: Failed to delegate")
+}

@@ -1,0 +1,171 @@
+//! `azure-vnet` CHECK: whether everything that ADD made is still there. What later plug-ins of the chain have changed is
+//! taken from the result that comes with the call.
+
+use std::{net::IpAddr, os::fd::AsFd};
+
+use causeway::{
+    datapath::{Datapath, Pod},
+    endpoints::{Endpoint, Key},
+    go_json::parse_mac,
+    ipam,
+    links::{self, Expected, Link},
+    root::Root,
+};
+use ipnet::{IpNet, Ipv4Net};
+
+use crate::{
+    Call, add, attachment,
+    error::{CniError, code},
+    invocation::{Invocation, Verb},
+    netns,
+    result::CniResult,
+    summary::Summary,
+};
+
+/// Names everything of the pod that is not as it should be.
+pub(crate) fn run(call: &Call<'_>, summary: &mut Summary) -> Result<(), CniError> {
+    let Call {
+        root,
+        invocation,
+        conf,
+        ..
+    } = call;
+    let previous = required(conf.prev_result.as_ref())?;
+    let netns = netns::open(&invocation.netns, invocation.own_netns_allowed)?;
+    let key = attachment::key(invocation, conf);
+    let state = add::known_endpoints(root)?;
+    let Some(endpoint) = state.find(&key) else {
+        return Err(failure(&[format!(
+            "container {} has no endpoint in the state",
+            key.container
+        )]));
+    };
+    let (address, mac) = told(previous, invocation)?;
+    summary.ip = address.addr().to_string();
+    let expected = Expected {
+        addr: address,
+        if_name: invocation.interface.clone(),
+        mac,
+        host_if: endpoint.host_if_name.clone(),
+    };
+    let (host, mut wrong) = links::inspect_pod(netns.as_fd(), &expected)?;
+    if let Some(host) = host {
+        wrong.extend(inspect_datapath(root, endpoint, address, &host)?);
+    }
+    if conf.delegates() {
+        call.delegate()?.call(Verb::Check)?;
+    } else {
+        wrong.extend(inspect_lease(root, &key, address.addr().into())?);
+    }
+    if wrong.is_empty() {
+        Ok(())
+    } else {
+        Err(failure(&wrong))
+    }
+}
+
+/// `azure-vnet-ipam` CHECK: whether the address is still the attachment's.
+pub(crate) fn ipam(call: &Call<'_>, summary: &mut Summary) -> Result<(), CniError> {
+    let previous = required(call.conf.prev_result.as_ref())?;
+    let key = attachment::key(call.invocation, call.conf);
+    let held = ipam::leases(call.root, &attachment::holder(&key))?;
+    let is_held = held
+        .iter()
+        .any(|lease| previous.ips.iter().any(|ip| ip.address.addr() == lease.address));
+    summary.ip = held
+        .iter()
+        .map(|lease| lease.address.to_string())
+        .collect::<Vec<_>>()
+        .join(",");
+    if is_held {
+        return Ok(());
+    }
+    Err(failure(&[format!(
+        "no address of prevResult is leased to container {}",
+        key.container
+    )]))
+}
+
+fn required(previous: Option<&CniResult>) -> Result<&CniResult, CniError> {
+    previous.ok_or_else(|| {
+        CniError::new(
+            code::CONFIGURATION,
+            "Required prevResult missing: CHECK needs the result of ADD",
+        )
+    })
+}
+
+fn failure(wrong: &[String]) -> CniError {
+    CniError::new(code::PLUGIN, wrong.join("; "))
+}
+
+/// Address and MAC of the pod's interface as the final result has them. One that names neither sandbox nor index is of
+/// the incumbent.
+fn told(previous: &CniResult, invocation: &Invocation) -> Result<(Ipv4Net, Option<[u8; 6]>), CniError> {
+    let named = |sandbox: &str| {
+        previous
+            .interfaces
+            .iter()
+            .position(|interface| interface.name == invocation.interface && interface.sandbox == sandbox)
+    };
+    let Some(index) = named(&invocation.netns).or_else(|| named("")) else {
+        let msg = format!(
+            "prevResult has no interface {} in {}",
+            invocation.interface, invocation.netns
+        );
+        return Err(failure(&[msg]));
+    };
+    let of_it = previous
+        .ips
+        .iter()
+        .filter(|ip| ip.interface.is_none_or(|of| of == index));
+    let address = of_it.filter_map(|ip| match ip.address {
+        IpNet::V4(address) => Some(address),
+        IpNet::V6(_) => None,
+    });
+    let mac = parse_mac(&previous.interfaces[index].mac);
+    match address.last() {
+        Some(address) => Ok((address, mac)),
+        None => {
+            let msg = format!(
+                "prevResult has no IPv4 address of interface {}",
+                invocation.interface
+            );
+            Err(failure(&[msg]))
+        }
+    }
+}
+
+fn inspect_datapath(
+    root: &Root,
+    endpoint: &Endpoint,
+    address: Ipv4Net,
+    host: &Link,
+) -> Result<Vec<String>, CniError> {
+    let Some(datapath) = Datapath::open(root)? else {
+        return Ok(vec![
+            "the datapath is not loaded: the next ADD loads it".to_owned(),
+        ]);
+    };
+    let pod = Pod {
+        addr: address.addr(),
+        ifindex: host.index,
+        host_if: host.name.clone(),
+        mac: endpoint.mac().unwrap_or_default(),
+        host_mac: host.mac.unwrap_or_default(),
+        mtu: 0,
+    };
+    Ok(datapath.inspect_pod(&pod)?)
+}
+
+fn inspect_lease(root: &Root, key: &Key, address: IpAddr) -> Result<Option<String>, CniError> {
+    let held = ipam::leases(root, &attachment::holder(key))?;
+    let is_held = held.iter().any(|lease| lease.address == address);
+    let missing = || {
+        format!(
+            "the address {address} is not leased to container {}",
+            key.container
+        )
+    };
+    Ok((!is_held).then(missing))
+}

@@ -1,0 +1,133 @@
+//! STATUS: whether an ADD would work now, and whether the pods that are there are served. Reads only, takes no lock and
+//! asks nobody outside the node: runtimes call it every few seconds.
+
+use causeway::{
+    datapath::Datapath,
+    endpoints,
+    ipam::{
+        pool::Space,
+        source::{self, SourceError},
+        store,
+    },
+    links::Netlink,
+    node,
+    root::Root,
+};
+use ipnet::IpNet;
+
+use crate::{
+    Call,
+    address::local_nics,
+    error::{CniError, code},
+    invocation::Verb,
+    ipam::prescribed_subnet,
+};
+
+/// `azure-vnet`.
+pub(crate) fn run(call: &Call<'_>) -> Result<(), CniError> {
+    inspect_pods(call.root)?;
+    let mut netlink = Netlink::new().map_err(not_available)?;
+    if call.conf.delegates() {
+        call.delegate().and_then(|delegate| delegate.call(Verb::Status))?;
+        node::find_uplink(&mut netlink, call.conf.master.as_deref(), None).map_err(not_available)?;
+        return Ok(());
+    }
+    let (subnet, carrier) = inspect_addresses(call, &mut netlink)?;
+    let IpNet::V4(subnet) = subnet else {
+        return Err(unavailable(format!(
+            "pool {subnet} is IPv6: only IPv4 pods are supported"
+        )));
+    };
+    let carrier = (!carrier.is_empty()).then_some(carrier.as_str());
+    let master = call.conf.master.as_deref();
+    node::find_uplink(&mut netlink, master.or(carrier), Some(subnet)).map_err(not_available)?;
+    Ok(())
+}
+
+/// `azure-vnet-ipam`.
+pub(crate) fn ipam(call: &Call<'_>) -> Result<(), CniError> {
+    let mut netlink = Netlink::new().map_err(not_available)?;
+    inspect_addresses(call, &mut netlink).map(drop)
+}
+
+/// The datapath is loaded by the first ADD: that it is not there is a fault only if there are pods.
+fn inspect_pods(root: &Root) -> Result<(), CniError> {
+    let datapath = Datapath::open(root).map_err(not_available)?;
+    let wrong: Vec<String> = match &datapath {
+        Some(datapath) => {
+            let hooks = datapath.hooks().map_err(not_available)?;
+            hooks
+                .iter()
+                .filter_map(|hook| hook.interface.as_ref().and_then(|_| hook.missing()))
+                .collect()
+        }
+        None => {
+            let state = endpoints::snapshot(root).ok().flatten().unwrap_or_default();
+            let pods = state.endpoints().count();
+            let missing =
+                || format!("the datapath is not loaded, and there are {pods} pods: the next ADD loads it");
+            (pods > 0).then(missing).into_iter().collect()
+        }
+    };
+    if wrong.is_empty() {
+        return Ok(());
+    }
+    Err(CniError::new(code::LIMITED_CONNECTIVITY, wrong.join("; ")))
+}
+
+/// Whether there is a free address. Returns its subnet and the interface that carries it.
+fn inspect_addresses(call: &Call<'_>, netlink: &mut Netlink) -> Result<(IpNet, String), CniError> {
+    let nics = local_nics(netlink)?;
+    let answer = source::ask_at_once(call.root, &call.conf.ipam.settings, &nics);
+    if let Some(error @ (SourceError::Environment(_) | SourceError::Settings(_))) = &answer.error {
+        return Err(not_available(error));
+    }
+    let mut space = store::snapshot(call.root).map_err(not_available)?;
+    if let Some(list) = &answer.list {
+        space.merge(&list.pools);
+    }
+    let pools = || space.pools.values().filter(|pool| !pool.is_ipv6);
+    if pools().next().is_none() {
+        return match answer.error {
+            // Of the wireserver nothing is known until the first ADD asks it.
+            Some(SourceError::Wireserver { .. }) if is_untouched(call.root) => {
+                Ok((prescribed_subnet(call.conf)?.unwrap_or_default(), String::new()))
+            }
+            Some(error) => Err(not_available(error)),
+            None => Err(unavailable("no available address pools".to_owned())),
+        };
+    }
+    let prescribed = prescribed_subnet(call.conf)?;
+    let suits = |subnet: &IpNet| prescribed.is_none_or(|prescribed| prescribed == *subnet);
+    let Some(free) = pools().find(|pool| suits(&pool.subnet) && has_free(&space, &pool.id)) else {
+        let numbers: Vec<String> = pools().map(|pool| usage(&space, &pool.id)).collect();
+        let details = format!("{}; list: {}", numbers.join("; "), answer.origin);
+        return Err(unavailable("No available addresses".to_owned()).with_details(details));
+    };
+    Ok((free.subnet, free.if_name.clone()))
+}
+
+fn is_untouched(root: &Root) -> bool {
+    !root.path(source::CACHE).exists()
+}
+
+fn has_free(space: &Space, subnet: &str) -> bool {
+    let usage = space.usage(subnet, 0, 0);
+    usage.used < usage.total
+}
+
+fn usage(space: &Space, subnet: &str) -> String {
+    let usage = space.usage(subnet, 0, 0);
+    format!(
+        "{} of {} addresses of pool {subnet} are in use",
+        usage.used, usage.total
+    )
+}
+
+fn not_available(error: impl std::fmt::Display) -> CniError {
+    unavailable(error.to_string())
+}
+
+fn unavailable(msg: String) -> CniError {
+    CniError::new(code::NOT_AVAILABLE, msg)
+}
