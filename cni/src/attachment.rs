@@ -3,12 +3,7 @@
 
 use std::time::Duration;
 
-use causeway::{
-    durable::KeyLock,
-    endpoints::Key,
-    ipam::pool::{Held, Holder},
-    root::Root,
-};
+use causeway::{durable::KeyLock, endpoints::Key, ipam::pool::Holder, root::Root};
 use sha1::{Digest, Sha1};
 
 use crate::{
@@ -29,15 +24,6 @@ pub(crate) fn key(invocation: &Invocation, conf: &NetConf) -> Key {
         network: conf.name.clone(),
         container: invocation.container.clone(),
         interface: invocation.interface.clone(),
-    }
-}
-
-/// The attachment that an address is held for.
-pub(crate) fn key_of(held: &Held) -> Key {
-    Key {
-        network: held.network.clone(),
-        container: held.holder.container.clone(),
-        interface: held.holder.interface.clone(),
     }
 }
 

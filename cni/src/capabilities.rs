@@ -94,7 +94,7 @@ mod tests {
 
     use super::*;
 
-    fn read<T>(config: Value, f: impl Fn(&Fields<'_>) -> Result<T, CniError>) -> Result<T, CniError> {
+    fn read<T>(config: &Value, f: impl Fn(&Fields<'_>) -> Result<T, CniError>) -> Result<T, CniError> {
         let document = json!({ "runtimeConfig": config });
         f(&Fields::of(&document, "").unwrap())
     }
@@ -107,7 +107,7 @@ mod tests {
         let podman = json!({ "portMappings": [{ "hostPort": 8082, "containerPort": 80 }, { "hostPort": 8082, "protocol": "tcp" },
             { "hostPort": 53, "protocol": "udp" }] });
         for config in [containerd, podman] {
-            let ports = read(config, host_ports).unwrap();
+            let ports = read(&config, host_ports).unwrap();
             assert_eq!(
                 ports,
                 [
@@ -123,17 +123,17 @@ mod tests {
             );
         }
         assert!(
-            read(json!({ "portMappings": null }), host_ports)
+            read(&json!({ "portMappings": null }), host_ports)
                 .unwrap()
                 .is_empty()
         );
-        assert!(read(Value::Null, host_ports).unwrap().is_empty());
+        assert!(read(&Value::Null, host_ports).unwrap().is_empty());
     }
 
     #[test]
     fn ports_that_do_not_exist_are_refused() {
         for port in [json!(0), json!(70_000), json!(-1), json!(null)] {
-            let error = read(json!({ "portMappings": [{ "hostPort": port }] }), host_ports).unwrap_err();
+            let error = read(&json!({ "portMappings": [{ "hostPort": port }] }), host_ports).unwrap_err();
             assert_eq!(error.code, 7);
             assert!(
                 error.msg.contains("runtimeConfig.portMappings[0].hostPort"),
@@ -142,7 +142,7 @@ mod tests {
             );
         }
         let error = read(
-            json!({ "portMappings": [{ "hostPort": 1, "protocol": "x" }] }),
+            &json!({ "portMappings": [{ "hostPort": 1, "protocol": "x" }] }),
             host_ports,
         )
         .unwrap_err();
@@ -151,7 +151,7 @@ mod tests {
 
     #[test]
     fn a_limit_is_a_rate_that_is_not_zero() {
-        let limited = |config| read(config, limits_bandwidth).unwrap();
+        let limited = |config: Value| read(&config, limits_bandwidth).unwrap();
         assert!(limited(
             json!({ "bandwidth": { "IngressRate": 10, "IngressBurst": 4_294_967_295u64 } })
         ));
@@ -164,13 +164,13 @@ mod tests {
     #[test]
     fn the_runtimes_name_service_has_the_names_of_a_result() {
         let asked = json!({ "dns": { "Servers": ["10.0.0.10"], "Searches": ["svc.cluster.local"], "Options": null } });
-        let dns = read(asked, dns).unwrap();
+        let dns = read(&asked, dns).unwrap();
         assert_eq!(
             dns,
             Some(json!({ "nameservers": ["10.0.0.10"], "search": ["svc.cluster.local"] }))
         );
         assert_eq!(
-            read(json!({ "dns": { "Servers": [] } }), super::dns).unwrap(),
+            read(&json!({ "dns": { "Servers": [] } }), super::dns).unwrap(),
             None
         );
     }

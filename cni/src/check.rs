@@ -119,21 +119,19 @@ fn told(previous: &CniResult, invocation: &Invocation) -> Result<(Ipv4Net, Optio
         .ips
         .iter()
         .filter(|ip| ip.interface.is_none_or(|of| of == index));
-    let address = of_it.filter_map(|ip| match ip.address {
+    let mut address = of_it.filter_map(|ip| match ip.address {
         IpNet::V4(address) => Some(address),
         IpNet::V6(_) => None,
     });
     let mac = parse_mac(&previous.interfaces[index].mac);
-    match address.last() {
-        Some(address) => Ok((address, mac)),
-        None => {
-            let msg = format!(
-                "prevResult has no IPv4 address of interface {}",
-                invocation.interface
-            );
-            Err(failure(&[msg]))
-        }
-    }
+    // Ours is not the first one where another plug-in came before.
+    let missing = || {
+        failure(&[format!(
+            "prevResult has no IPv4 address of interface {}",
+            invocation.interface
+        )])
+    };
+    Ok((address.next_back().ok_or_else(missing)?, mac))
 }
 
 fn inspect_datapath(

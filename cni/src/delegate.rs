@@ -112,18 +112,15 @@ impl<'a> Delegate<'a> {
                 said.get("details").and_then(Value::as_str),
             ))
         });
-        match said {
-            Some((code, msg, details)) => CniError::new(code, msg).with_details(details.unwrap_or_default()),
-            None => {
-                let msg = format!(
-                    "netplugin failed with no error message: {} {} ({status})",
-                    self.name,
-                    verb.name()
-                );
-                let text = String::from_utf8_lossy(answer);
-                CniError::new(code::PLUGIN, msg).with_details(text.trim())
-            }
+        if let Some((code, msg, details)) = said {
+            return CniError::new(code, msg).with_details(details.unwrap_or_default());
         }
+        let msg = format!(
+            "netplugin failed with no error message: {} {} ({status})",
+            self.name,
+            verb.name()
+        );
+        CniError::new(code::PLUGIN, msg).with_details(String::from_utf8_lossy(answer).trim())
     }
 
     fn unreadable(&self, error: &dyn std::fmt::Display) -> CniError {

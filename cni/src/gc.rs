@@ -98,7 +98,7 @@ fn attachments(root: &Root, network: &str, state: &State) -> Result<Vec<(Key, St
     for held in store::snapshot(root)?.held() {
         let key = Key {
             network: network.to_owned(),
-            ..attachment::key_of(&held)
+            ..held.key()
         };
         if is_of(&held, network, state) && !found.iter().any(|(known, _)| *known == key) {
             let host_if = match held.host_if.as_str() {

@@ -451,7 +451,7 @@ mod tests {
         assert_eq!(conf(json!({})).settings.query_interval, Duration::from_secs(10));
         assert_eq!(
             conf(json!({ "queryInterval": "60" })).settings.query_interval,
-            Duration::from_secs(60)
+            Duration::from_mins(1)
         );
         assert_eq!(conf(json!({ "quarantine": 30 })).quarantine, 30_000);
     }

@@ -2,7 +2,7 @@
 //! asks nobody outside the node: runtimes call it every few seconds.
 
 use causeway::{
-    datapath::Datapath,
+    datapath::{Datapath, HookState},
     endpoints,
     ipam::{
         pool::Space,
@@ -53,21 +53,17 @@ pub(crate) fn ipam(call: &Call<'_>) -> Result<(), CniError> {
 /// The datapath is loaded by the first ADD: that it is not there is a fault only if there are pods.
 fn inspect_pods(root: &Root) -> Result<(), CniError> {
     let datapath = Datapath::open(root).map_err(not_available)?;
-    let wrong: Vec<String> = match &datapath {
-        Some(datapath) => {
-            let hooks = datapath.hooks().map_err(not_available)?;
-            hooks
-                .iter()
-                .filter_map(|hook| hook.interface.as_ref().and_then(|_| hook.missing()))
-                .collect()
-        }
-        None => {
-            let state = endpoints::snapshot(root).ok().flatten().unwrap_or_default();
-            let pods = state.endpoints().count();
-            let missing =
-                || format!("the datapath is not loaded, and there are {pods} pods: the next ADD loads it");
-            (pods > 0).then(missing).into_iter().collect()
-        }
+    let wrong: Vec<String> = if let Some(datapath) = &datapath {
+        let mut hooks = datapath.hooks().map_err(not_available)?;
+        // Of a pod whose interface is gone, nobody is cut off.
+        hooks.retain(|hook| hook.interface.is_some());
+        hooks.iter().filter_map(HookState::missing).collect()
+    } else {
+        let state = endpoints::snapshot(root).ok().flatten().unwrap_or_default();
+        let pods = state.endpoints().count();
+        let missing =
+            || format!("the datapath is not loaded, and there are {pods} pods: the next ADD loads it");
+        (pods > 0).then(missing).into_iter().collect()
     };
     if wrong.is_empty() {
         return Ok(());

@@ -5,7 +5,7 @@
 //! - [`links`]: interfaces, addresses, routes and neighbours, over rtnetlink;
 //! - [`node`]: what the node is: its uplink, its timeouts, the ports that are taken;
 //! - [`root`]: where all files are, so that several nodes can live on one machine;
-//! - [`ipam`] and [`endpoints`]: which addresses are given to whom;
+//! - [`ipam`], [`endpoints`] and [`leases`]: which addresses are given to whom, and who is still there;
 //! - [`durable`]: files that survive a power cut.
 //!
 //! Nothing here decides about a packet: that is in `causeway_common`.
@@ -16,6 +16,7 @@ pub mod durable;
 pub mod endpoints;
 pub mod go_json;
 pub mod ipam;
+pub mod leases;
 pub mod links;
 pub mod node;
 mod restore;

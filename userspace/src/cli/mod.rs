@@ -3,6 +3,7 @@
 //! Exit codes: 0 done, 1 failed, 2 wrong usage, 4 the datapath is not loaded.
 
 mod flows;
+mod leases;
 mod output;
 mod pods;
 mod ranges;
@@ -17,6 +18,7 @@ use std::{
 
 use causeway::{
     datapath::{Datapath, DatapathError, Unloaded},
+    leases::LeasesError,
     root::Root,
 };
 use clap::{Args, Parser, Subcommand};
@@ -74,6 +76,14 @@ enum Command {
         #[command(flatten)]
         shown: Shown,
     },
+    /// The addresses that pods have, by the state files
+    Leases {
+        /// Only those whose pod is gone
+        #[arg(long)]
+        orphans: bool,
+        #[command(flatten)]
+        shown: Shown,
+    },
     /// The ranges whose addresses are not masqueraded
     Ranges {
         #[command(flatten)]
@@ -116,6 +126,7 @@ fn run(command: Command, root: &Root) -> Result<(), Failure> {
         Command::Status { all, shown } => show(&shown, || status::gather(root, all)),
         Command::Pods { shown } => show(&shown, || pods::gather(&open(root)?)),
         Command::Flows { filter, shown } => show(&shown, || flows::gather(&open(root)?, &filter)),
+        Command::Leases { orphans, shown } => show(&shown, || leases::gather(root, orphans)),
         Command::Ranges { shown } => show(&shown, || ranges::gather(&open(root)?)),
         Command::Sweep { json } => output::print(sweep::gather(&open(root)?)?, Format::new(json)),
         Command::Version { json } => output::print(version::gather(), Format::new(json)),
@@ -157,6 +168,8 @@ enum Failure {
     NotLoaded(Root),
     #[error("{0}{hint}", hint = permission_hint(.0))]
     Datapath(#[from] DatapathError),
+    #[error(transparent)]
+    Leases(#[from] LeasesError),
     #[error("cannot write the output: {0}")]
     Output(io::Error),
 }
@@ -165,7 +178,7 @@ impl Failure {
     fn exit_code(&self) -> ExitCode {
         match self {
             Self::NotLoaded(_) => ExitCode::from(4),
-            Self::Datapath(_) | Self::Output(_) => ExitCode::FAILURE,
+            Self::Datapath(_) | Self::Leases(_) | Self::Output(_) => ExitCode::FAILURE,
         }
     }
 }

@@ -13,7 +13,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::source::{SourcePool, gateway};
-use crate::go_json::{ip_net_field, null_default};
+use crate::{
+    endpoints::Key,
+    go_json::{ip_net_field, null_default},
+};
 
 /// Why a request is refused. The texts are the incumbent's: scripts and support documents quote them.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -77,6 +80,17 @@ pub struct Held {
     pub host_if: String,
     /// When it was given, in milliseconds since 1970; 0 where that is not known.
     pub since: u64,
+}
+
+impl Held {
+    /// The attachment that the address is for, by the lease alone.
+    pub fn key(&self) -> Key {
+        Key {
+            network: self.network.clone(),
+            container: self.holder.container.clone(),
+            interface: self.holder.interface.clone(),
+        }
+    }
 }
 
 /// How many addresses a pool has.
@@ -219,7 +233,7 @@ impl Space {
             pool.addresses.retain(|_, address| {
                 let listed = listed.is_some_and(|new| new.addresses.contains(&address.addr));
                 // Taken off the interface for its holder, and put back when it is released.
-                address.vanished = !listed && !(on_interface && address.in_use);
+                address.vanished = !(listed || on_interface && address.in_use);
                 address.in_use || !address.vanished
             });
         }

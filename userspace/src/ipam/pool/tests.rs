@@ -274,8 +274,8 @@ fn the_choice_of_a_pool() {
 fn a_released_address_is_in_quarantine() {
     let mut space = space([5, 6]);
     let at = |now, quarantine| Request {
-        now,
         quarantine,
+        now,
         ..Request::default()
     };
     let mut take_at = |who: &str, now| {

@@ -221,7 +221,7 @@ mod tests {
 
     #[test]
     fn what_the_wireserver_may_put_around_it() {
-        let dressed = format!("\u{feff}<?xml version=\"1.0\"?>\n<!-- x -->{}", LIST)
+        let dressed = format!("\u{feff}<?xml version=\"1.0\"?>\n<!-- x -->{LIST}")
             .replace(
                 "<Interfaces>",
                 "<Interfaces xmlns='urn:x'><Other MacAddress='zz'/>",
@@ -263,7 +263,7 @@ mod tests {
                 "not six bytes",
             ),
             (
-                r#"<Interfaces><Interface><IPSubnet/></Interface></Interfaces>"#,
+                "<Interfaces><Interface><IPSubnet/></Interface></Interfaces>",
                 "is not a subnet",
             ),
             ("<Interfaces></Other>", "not XML"),
