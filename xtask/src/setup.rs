@@ -63,6 +63,15 @@ const TOOLS: &[(&str, &str)] = &[
     ("sysctl", "procps"),
     ("unshare", "util-linux"),
     ("mount", "mount"),
+    ("tar", "tar"),
+    ("jq", "jq"),
+    ("strace", "strace"),
+    ("busybox", "busybox-static"),
+    ("runc", "runc"),
+    ("containerd", "containerd"),
+    ("ctr", "containerd"),
+    ("podman", "podman"),
+    ("/usr/lib/cni/portmap", "containernetworking-plugins"),
 ];
 
 const BPFFS: &str = "/sys/fs/bpf";
