@@ -10,11 +10,11 @@ use causeway::{
     datapath::Datapath,
     endpoints::{Key, State},
     ipam::{
-        self, Ipam, NAMESERVER,
+        self, Ipam, IpamError, NAMESERVER,
         pool::{Holder, Lease, Request},
         source::LocalNic,
     },
-    links::{self, Address, Netlink},
+    links::{self, Address, Link, Netlink},
     node::{self, Uplink},
     root::Root,
 };
@@ -75,21 +75,21 @@ impl Ground {
     ) -> Result<Self, CniError> {
         let Call { root, conf, .. } = call;
         let holder = attachment::holder(applicant.key);
-        let nics = local_nics(netlink)?;
-        let ipam = Ipam::new(root, PATIENCE, &conf.ipam.settings, &nics)
+        let ipam = open_ipam(root, conf, netlink)?
             .map_err(|error| ipam_failure(error, "Failed to allocate pool"))?;
         let (subnet, uplink) = choose_uplink(&ipam, &holder, conf, applicant.state, netlink)?;
         let datapath = prepare(root, &uplink, netlink, applicant.host_if)?;
         let request = Request {
             address: conf.address,
-            busy: answering(&datapath, netlink)?,
             quarantine: conf.ipam.quarantine,
             network: conf.name.clone(),
             host_if: applicant.host_if.to_owned(),
             now: 0,
         };
         let lease = ipam
-            .allocate(&subnet.to_string(), &holder, &request)
+            .allocate(&subnet.to_string(), &holder, &request, &|address| {
+                answers(&datapath, address)
+            })
             .map_err(|error| ipam_failure(error, "Failed to allocate address"))?;
         undo.push("releasing the address", Safety::AfterSuccess, {
             let address = lease.address;
@@ -133,7 +133,7 @@ impl Ground {
         };
         let uplink = node::find_uplink(netlink, conf.master.as_deref(), Some(address.trunc()))?;
         let datapath = prepare(root, &uplink, netlink, applicant.host_if)?;
-        if answering(&datapath, netlink)?.contains(&IpAddr::V4(address.addr())) {
+        if answers(&datapath, address.addr().into()) {
             let msg = format!(
                 "the IPAM plug-in {:?} gave {}, to which another pod of this node answers",
                 conf.ipam.kind,
@@ -165,15 +165,45 @@ impl<'a> Call<'a> {
     }
 }
 
-/// The node's own interfaces, to match the address list with.
+/// The addresses of this node. Most nodes have many interfaces, those of pods, and few with an address: only if the list
+/// means one without are all looked at.
+pub(crate) fn open_ipam<'a>(
+    root: &'a Root,
+    conf: &NetConf,
+    netlink: &mut Netlink,
+) -> Result<Result<Ipam<'a>, IpamError>, CniError> {
+    let ipam = Ipam::new(root, PATIENCE, &conf.ipam.settings, &local_nics(netlink)?);
+    if !ipam.as_ref().is_ok_and(Ipam::misses_an_interface) {
+        return Ok(ipam);
+    }
+    let links = netlink.links()?;
+    Ok(Ipam::new(
+        root,
+        PATIENCE,
+        &conf.ipam.settings,
+        &nics_of(links, &netlink.addresses()?),
+    ))
+}
+
+/// The node's interfaces that have an address, to match the address list with.
 pub(crate) fn local_nics(netlink: &mut Netlink) -> Result<Vec<LocalNic>, CniError> {
     let addresses = netlink.addresses()?;
+    let indices: BTreeSet<u32> = addresses.iter().map(|address| address.ifindex).collect();
+    let mut links = Vec::new();
+    for index in indices {
+        links.extend(netlink.link_by_index(index)?);
+    }
+    Ok(nics_of(links, &addresses))
+}
+
+/// Those of the interfaces that are Ethernet, with their addresses.
+pub(crate) fn nics_of(links: Vec<Link>, addresses: &[Address]) -> Vec<LocalNic> {
     let of = |index: u32| addresses.iter().filter(move |address| address.ifindex == index);
     let net = |address: &Address| Some(IpNet::V4(Ipv4Net::new(address.addr, address.prefix_len).ok()?));
-    let nics = netlink.links()?.into_iter().filter_map(|link| {
+    let nics = links.into_iter().filter_map(|link| {
         Some(LocalNic {
             mac: link.mac?,
-            addresses: of(link.index).map(|address| IpAddr::V4(address.addr)).collect(),
+            addresses: of(link.index).map(|address| address.addr.into()).collect(),
             secondary: of(link.index)
                 .filter(|address| address.is_secondary)
                 .filter_map(net)
@@ -181,7 +211,7 @@ pub(crate) fn local_nics(netlink: &mut Netlink) -> Result<Vec<LocalNic>, CniErro
             name: link.name,
         })
     });
-    Ok(nics.collect())
+    nics.collect()
 }
 
 /// The subnet of the configuration, else that of the network's other pods, else the best; and the interface that
@@ -234,18 +264,22 @@ fn clear_remnants(datapath: &Datapath, netlink: &mut Netlink, host_if: &str) -> 
     Ok(())
 }
 
-/// Addresses that answer on an interface of the node. With the leases lost they are free in the state file, and must
-/// not be given to a second pod all the same.
-fn answering(datapath: &Datapath, netlink: &mut Netlink) -> Result<BTreeSet<IpAddr>, CniError> {
-    let pods = datapath.pods()?;
-    if !pods.iter().any(|(_, entry)| entry.is_ready()) {
-        return Ok(BTreeSet::new());
-    }
-    let interfaces: BTreeSet<u32> = netlink.links()?.iter().map(|link| link.index).collect();
-    let live = pods
-        .iter()
-        .filter(|(_, entry)| entry.is_ready() && interfaces.contains(&entry.ifindex));
-    Ok(live.map(|(address, _)| IpAddr::V4(*address)).collect())
+/// Whether the address answers on an interface of the node. With the leases lost it is free in the state file, and must
+/// not be given to a second pod all the same. One of which that cannot be told is not given either.
+fn answers(datapath: &Datapath, address: IpAddr) -> bool {
+    let IpAddr::V4(address) = address else {
+        return false;
+    };
+    let live = || -> Result<bool, CniError> {
+        match datapath.pod(address)? {
+            Some(entry) if entry.is_ready() => Ok(Netlink::new()?.link_by_index(entry.ifindex)?.is_some()),
+            _ => Ok(false),
+        }
+    };
+    live().unwrap_or_else(|error| {
+        tracing::warn!(%address, error = error.msg, "cannot tell whether an address answers");
+        true
+    })
 }
 
 /// An address that the uplink carries itself is the node's until it is taken off.

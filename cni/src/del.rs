@@ -144,7 +144,7 @@ fn forget_pods(
     for (address, entry) in datapath.pods()? {
         if index.is_some_and(|index| entry.ifindex == index) {
             found.push(address);
-        } else if answers_elsewhere(&entry, &mut netlink)? {
+        } else if addresses.contains(&IpAddr::V4(address)) && answers_elsewhere(&entry, &mut netlink)? {
             foreign.insert(address);
         }
     }

@@ -4,7 +4,7 @@ use std::{io, net::IpAddr};
 
 use causeway::{
     ipam::{
-        self, Ipam, NAMESERVER,
+        self, NAMESERVER,
         pool::{PoolError, Request},
     },
     links::Netlink,
@@ -47,8 +47,7 @@ fn attempt(
     let Call { root, conf, .. } = call;
     let holder = attachment::holder(&attachment::key(call.invocation, conf));
     let failed = |step: &'static str| move |error| CniError::from(error).during(step);
-    let nics = address::local_nics(&mut Netlink::new()?)?;
-    let pools = Ipam::new(root, PATIENCE, &conf.ipam.settings, &nics)
+    let pools = address::open_ipam(root, conf, &mut Netlink::new()?)?
         .map_err(failed("Failed to parse network configuration"))?;
     let prescribed = prescribed_subnet(conf)?;
     let (subnet, _) = pools
@@ -63,7 +62,7 @@ fn attempt(
         ..Request::default()
     };
     let lease = pools
-        .allocate(&subnet.to_string(), &holder, &request)
+        .allocate(&subnet.to_string(), &holder, &request, &|_| false)
         .map_err(failed("Failed to allocate address"))?;
     let mut undo = Undo::default();
     if !held {

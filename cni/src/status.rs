@@ -6,7 +6,7 @@ use causeway::{
     endpoints,
     ipam::{
         pool::Space,
-        source::{self, SourceError},
+        source::{self, LocalNic, SourceError},
         store,
     },
     links::Netlink,
@@ -17,7 +17,7 @@ use ipnet::IpNet;
 
 use crate::{
     Call,
-    address::local_nics,
+    address::{local_nics, nics_of},
     error::{CniError, code},
     invocation::Verb,
     ipam::prescribed_subnet,
@@ -73,8 +73,12 @@ fn inspect_pods(root: &Root) -> Result<(), CniError> {
 
 /// Whether there is a free address. Returns its subnet and the interface that carries it.
 fn inspect_addresses(call: &Call<'_>, netlink: &mut Netlink) -> Result<(IpNet, String), CniError> {
-    let nics = local_nics(netlink)?;
-    let answer = source::ask_at_once(call.root, &call.conf.ipam.settings, &nics);
+    let ask = |nics: &[LocalNic]| source::ask_at_once(call.root, &call.conf.ipam.settings, nics);
+    let mut answer = ask(&local_nics(netlink)?);
+    if matches!(answer.error, Some(SourceError::ForeignMachine { .. })) {
+        let links = netlink.links().map_err(not_available)?;
+        answer = ask(&nics_of(links, &netlink.addresses().map_err(not_available)?));
+    }
     if let Some(error @ (SourceError::Environment(_) | SourceError::Settings(_))) = &answer.error {
         return Err(not_available(error));
     }

@@ -120,7 +120,8 @@ fn content(file: &File) -> io::Result<Vec<u8>> {
     if metadata.len() > READ_LIMIT {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, "larger than 64 MiB"));
     }
-    let mut bytes = Vec::new();
+    // Room for all of it, and for the read that finds its end: two system calls.
+    let mut bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or(0) + 1);
     file.take(READ_LIMIT).read_to_end(&mut bytes)?;
     Ok(bytes)
 }

@@ -99,6 +99,11 @@ impl Datapath {
             .collect())
     }
 
+    /// What the programs know of one pod.
+    pub fn pod(&self, addr: Ipv4Addr) -> Result<Option<PodEntry>, DatapathError> {
+        self.tables.pods()?.get(&addr.octets())
+    }
+
     /// Every direction of every flow, in no order, while packets go on flowing.
     pub fn flows(&self) -> Result<Vec<Flow>, DatapathError> {
         self.tables.flows()?.all()

@@ -91,6 +91,17 @@ impl<'a> Ipam<'a> {
         })
     }
 
+    /// Whether the list names an interface that is none of those it was compared with.
+    pub fn misses_an_interface(&self) -> bool {
+        let foreign = matches!(self.answer.error, Some(SourceError::ForeignMachine { .. }));
+        foreign
+            || self
+                .answer
+                .list
+                .as_ref()
+                .is_some_and(|list| list.misses_an_interface)
+    }
+
     /// The subnet to take the holder's address from: `preferred` if it is a pool, else the best on the interface
     /// `uplink`, or on any. With it, the name of the interface that carries it.
     pub fn choose(
@@ -122,20 +133,31 @@ impl<'a> Ipam<'a> {
         }
     }
 
-    /// Gives the holder an address of `subnet`, or the one that it has already. It is on disk when this returns. The
-    /// request's time is set here.
-    pub fn allocate(&self, subnet: &str, holder: &Holder, request: &Request) -> Result<Lease, IpamError> {
+    /// Gives the holder an address of `subnet` that is not busy, or the one that it has already. It is on disk when this
+    /// returns. The request's time is set here.
+    pub fn allocate(
+        &self,
+        subnet: &str,
+        holder: &Holder,
+        request: &Request,
+        is_busy: &dyn Fn(IpAddr) -> bool,
+    ) -> Result<Lease, IpamError> {
         let mut store = Store::open(self.root, self.timeout)?;
         self.bring_up_to_date(store.space());
         let request = Request {
             now: milliseconds(),
             ..request.clone()
         };
-        match store.space().allocate(subnet, holder, &request) {
-            Ok(lease) => {
-                store.save()?;
-                Ok(lease)
-            }
+        match store.space().allocate(subnet, holder, &request, is_busy) {
+            Ok(lease) => match store.save() {
+                Ok(()) => Ok(lease),
+                Err(error) => {
+                    // It may have been written all the same, and only not been made to last.
+                    store.space().release(holder, &[], request.now);
+                    store.save().ok();
+                    Err(error.into())
+                }
+            },
             Err(error) => {
                 let usage = store.space().usage(subnet, request.now, request.quarantine);
                 let quarantined = match usage.quarantined {

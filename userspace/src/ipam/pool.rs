@@ -3,10 +3,7 @@
 //! Pure: time comes in as a number and nothing is read or written. An address has at most one holder, and a holder
 //! has at most one address in a pool.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
@@ -55,8 +52,6 @@ pub struct Holder {
 pub struct Request {
     /// The address, if it must be this one.
     pub address: Option<IpAddr>,
-    /// Addresses that must not be given, whatever the leases say.
-    pub busy: BTreeSet<IpAddr>,
     /// How long a released address is not given to anybody. Milliseconds.
     pub quarantine: u64,
     /// The network that the lease is for.
@@ -262,8 +257,14 @@ impl Space {
     }
 
     /// Gives the holder an address of `subnet`: the one it has already, else the requested one, else the free one
-    /// whose release is longest ago.
-    pub fn allocate(&mut self, subnet: &str, holder: &Holder, request: &Request) -> Result<Lease, PoolError> {
+    /// whose release is longest ago. One that `is_busy` is given to nobody, whatever the leases say.
+    pub fn allocate(
+        &mut self,
+        subnet: &str,
+        holder: &Holder,
+        request: &Request,
+        is_busy: &dyn Fn(IpAddr) -> bool,
+    ) -> Result<Lease, PoolError> {
         let key = subnet
             .parse::<IpNet>()
             .map_or(subnet.to_owned(), |net| net.trunc().to_string());
@@ -271,7 +272,7 @@ impl Space {
             .pools
             .get_mut(&key)
             .ok_or_else(|| PoolError::InvalidPool(subnet.to_owned()))?;
-        let address = pool.allocate(holder, request)?;
+        let address = pool.allocate(holder, request, is_busy)?;
         pool.ref_count = pool.ref_count.max(1);
         Ok(pool.lease(address))
     }
@@ -406,7 +407,12 @@ impl Pool {
         })
     }
 
-    fn allocate(&mut self, holder: &Holder, request: &Request) -> Result<IpAddr, PoolError> {
+    fn allocate(
+        &mut self,
+        holder: &Holder,
+        request: &Request,
+        is_busy: &dyn Fn(IpAddr) -> bool,
+    ) -> Result<IpAddr, PoolError> {
         if let Some(held) = self.held_by(holder) {
             return match request.address {
                 Some(requested) if requested != held => Err(PoolError::HolderHasAnother(held)),
@@ -416,17 +422,22 @@ impl Pool {
                 }
             };
         }
-        let free = || self.free().filter(|free| !request.busy.contains(&free.addr));
         let address = match request.address {
-            Some(wanted) if free().any(|free| free.addr == wanted) => wanted,
+            Some(wanted) if self.free().any(|free| free.addr == wanted) && !is_busy(wanted) => wanted,
             Some(wanted) if self.addresses.contains_key(&wanted.to_string()) => {
                 return Err(PoolError::AddressInUse(wanted));
             }
             Some(wanted) => return Err(PoolError::AddressNotFound(wanted)),
             None => {
-                let ready = free().filter(|free| !free.is_quarantined(request.now, request.quarantine));
-                let longest_ago = ready.min_by_key(|free| (free.released_at, free.addr));
-                longest_ago.ok_or(PoolError::NoAvailableAddresses)?.addr
+                let ready = self
+                    .free()
+                    .filter(|free| !free.is_quarantined(request.now, request.quarantine));
+                let mut ready: Vec<_> = ready.map(|free| (free.released_at, free.addr)).collect();
+                ready.sort_unstable();
+                let mut longest_ago_first = ready.into_iter().map(|(_, address)| address);
+                longest_ago_first
+                    .find(|address| !is_busy(*address))
+                    .ok_or(PoolError::NoAvailableAddresses)?
             }
         };
         self.record(address).take(holder, request);

@@ -179,7 +179,7 @@ impl Store {
     }
 
     /// Writes the leases to disk, unless nothing has changed.
-    pub fn save(mut self) -> Result<(), StoreError> {
+    pub fn save(&mut self) -> Result<(), StoreError> {
         if self.file == self.loaded {
             return Ok(());
         }
@@ -191,7 +191,9 @@ impl Store {
         env!("CARGO_PKG_VERSION").clone_into(&mut self.file.ipam.version);
         self.file.ipam.time_stamp = rfc3339(SystemTime::now());
         let bytes = to_vec(&self.file).map_err(|error| failed(error.into()))?;
-        durable::write(&self.path, &bytes).map_err(failed)
+        durable::write(&self.path, &bytes).map_err(failed)?;
+        self.loaded = self.file.clone();
+        Ok(())
     }
 }
 
@@ -262,7 +264,7 @@ mod tests {
         store.space().merge(&[source()]);
         let lease = store
             .space()
-            .allocate(SUBNET, &holder(container), &Request::default())
+            .allocate(SUBNET, &holder(container), &Request::default(), &|_| false)
             .unwrap();
         store.save().unwrap();
         lease.address.to_string()

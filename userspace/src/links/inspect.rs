@@ -9,7 +9,7 @@ use rtnetlink::packet_route::{
     route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType},
 };
 
-use super::{GATEWAY, Link, LinkError, Netlink, pod::in_namespace};
+use super::{GATEWAY, Link, LinkError, Netlink};
 
 /// A pod's connection as it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,9 +38,7 @@ pub fn inspect_pod(
         Some(link) => wrong.extend(inspect_host(&mut netlink, link, expected)?),
     }
     let host_mac = host.as_ref().and_then(|link| link.mac);
-    wrong.extend(in_namespace(netns, || {
-        inspect_inside(&mut Netlink::new()?, expected, host_mac)
-    })?);
+    wrong.extend(inspect_inside(&mut Netlink::inside(netns)?, expected, host_mac)?);
     Ok((host, wrong))
 }
 

@@ -14,7 +14,7 @@ use rtnetlink::{
     LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
     packet_route::{
         address::{AddressAttribute, AddressFlags},
-        link::{InfoData, InfoVeth},
+        link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoVeth, LinkAttribute},
         route::RouteScope,
         rule::RuleAction,
     },
@@ -77,7 +77,7 @@ pub fn connect_pod<E: From<LinkError>>(
         };
         admit(&link)?;
         set_up_host(&mut host, &end, pod, mac)?;
-        in_namespace(netns, || set_up_pod(&mut Netlink::new()?, pod, host_mac))?;
+        set_up_pod(&mut Netlink::inside(netns)?, pod, host_mac)?;
         Ok(link)
     });
     if connected.is_err()
@@ -136,7 +136,8 @@ fn find_host_end(host: &mut Netlink, pod: &PodNetwork) -> Result<Link, LinkError
 }
 
 fn set_up_host(host: &mut Netlink, link: &Link, pod: &PodNetwork, mac: [u8; 6]) -> Result<(), LinkError> {
-    quiet_ipv6(&pod.host_if)?;
+    ignore_advertisements(&pod.host_if)?;
+    host.refuse_ipv6_addresses(link)?;
     host.bring_up(link)?;
     let route = RouteMessageBuilder::<Ipv4Addr>::new()
         .destination_prefix(pod.addr, 32)
@@ -149,22 +150,16 @@ fn set_up_host(host: &mut Netlink, link: &Link, pod: &PodNetwork, mac: [u8; 6]) 
     host.set_neighbour(link, pod.addr, mac)
 }
 
-/// The host's end needs no IPv6 address of its own and listens to no router advertisement of a pod.
-fn quiet_ipv6(interface: &str) -> Result<(), LinkError> {
-    const ADDR_GEN_MODE_NONE: &str = "1";
-    for (name, value) in [("accept_ra", "0"), ("addr_gen_mode", ADDR_GEN_MODE_NONE)] {
-        let name = format!("net/ipv6/conf/{interface}/{name}");
-        match sysctl::write(&name, value) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                return Err(LinkError::Refused {
-                    action: format!("set {name} to {value}"),
-                    source,
-                });
-            }
-            _ => {}
-        }
+/// The host's end listens to no router advertisement of a pod.
+fn ignore_advertisements(interface: &str) -> Result<(), LinkError> {
+    let name = format!("net/ipv6/conf/{interface}/accept_ra");
+    match sysctl::write(&name, "0") {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(LinkError::Refused {
+            action: format!("set {name} to 0"),
+            source,
+        }),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 fn set_up_pod(netlink: &mut Netlink, pod: &PodNetwork, host_mac: [u8; 6]) -> Result<(), LinkError> {
@@ -255,6 +250,21 @@ impl Netlink {
         }
     }
 
+    /// The interface needs no IPv6 address of its own. Not by the sysctl, which spins for as long as somebody else changes
+    /// interfaces (`rtnl_trylock`, Linux 6.18).
+    fn refuse_ipv6_addresses(&mut self, link: &Link) -> Result<(), LinkError> {
+        let none = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
+        let message = LinkUnspec::new_with_index(link.index)
+            .append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![none]))
+            .build();
+        let request = self.handle.link().set(message).execute();
+        match self.run(request, || format!("keep IPv6 addresses off {}", link.name)) {
+            // Of a kernel without IPv6.
+            Err(error) if error.errno() == Some(libc::EAFNOSUPPORT) => Ok(()),
+            other => other,
+        }
+    }
+
     fn bring_up(&mut self, link: &Link) -> Result<(), LinkError> {
         let up = LinkUnspec::new_with_index(link.index).up().build();
         let request = self.handle.link().set(up).execute();
@@ -272,23 +282,22 @@ impl Netlink {
     }
 }
 
-/// Runs `work` in the network namespace `netns`, on a thread of its own: the caller's namespace is not touched.
-pub(super) fn in_namespace<T: Send>(
-    netns: BorrowedFd<'_>,
-    work: impl FnOnce() -> Result<T, LinkError> + Send,
-) -> Result<T, LinkError> {
-    thread::scope(|scope| {
-        let inside = scope.spawn(|| {
-            move_into_link_name_space(netns, Some(LinkNameSpaceType::Network))
-                .map_err(|errno| LinkError::Namespace(errno.into()))?;
-            work()
-        });
-        inside.join().unwrap_or_else(|_| {
-            Err(LinkError::Namespace(io::Error::other(
-                "the thread inside it panicked",
-            )))
+impl Netlink {
+    /// Opens a socket in the network namespace `netns`, on a thread of its own: the caller's namespace is not touched.
+    pub(super) fn inside(netns: BorrowedFd<'_>) -> Result<Self, LinkError> {
+        thread::scope(|scope| {
+            let inside = scope.spawn(|| {
+                move_into_link_name_space(netns, Some(LinkNameSpaceType::Network))
+                    .map_err(|errno| LinkError::Namespace(errno.into()))?;
+                Self::new()
+            });
+            inside.join().unwrap_or_else(|_| {
+                Err(LinkError::Namespace(io::Error::other(
+                    "the thread inside it panicked",
+                )))
+            })
         })
-    })
+    }
 }
 
 /// A random unicast, locally administered MAC (IEEE 802 section 8.4). Given explicitly, it is left alone by

@@ -25,11 +25,8 @@ fn ask_for(host: u8) -> Request {
     }
 }
 
-fn but(busy: &BTreeSet<IpAddr>) -> Request {
-    Request {
-        busy: busy.clone(),
-        ..Request::default()
-    }
+fn nobody(_: IpAddr) -> bool {
+    false
 }
 
 fn used(space: &Space) -> (usize, usize) {
@@ -56,7 +53,7 @@ fn space(hosts: impl IntoIterator<Item = u8>) -> Space {
 
 fn take(space: &mut Space, container: &str) -> Result<IpAddr, PoolError> {
     space
-        .allocate(SUBNET, &holder(container), &Request::default())
+        .allocate(SUBNET, &holder(container), &Request::default(), &nobody)
         .map(|lease| lease.address)
 }
 
@@ -89,7 +86,7 @@ fn a_container_has_one_address_for_each_interface() {
     };
     assert_eq!(
         space
-            .allocate(SUBNET, &second, &Request::default())
+            .allocate(SUBNET, &second, &Request::default(), &nobody)
             .unwrap()
             .address,
         ip(6)
@@ -118,7 +115,7 @@ fn a_lease_of_the_incumbent_is_its_containers_eth0() {
     };
     assert_eq!(
         space
-            .allocate(SUBNET, &second, &Request::default())
+            .allocate(SUBNET, &second, &Request::default(), &nobody)
             .unwrap()
             .address,
         ip(6)
@@ -131,7 +128,7 @@ fn requests() {
     let mut space = space([5, 6, 7]);
     let mut ask = |who: &str, what| {
         space
-            .allocate(SUBNET, &holder(who), &ask_for(what))
+            .allocate(SUBNET, &holder(who), &ask_for(what), &nobody)
             .map(|l| l.address)
     };
     assert_eq!(ask("a", 6), Ok(ip(6)));
@@ -140,7 +137,7 @@ fn requests() {
     assert_eq!(ask("b", 4), Err(PoolError::AddressNotFound(ip(4))));
     assert_eq!(ask("a", 5), Err(PoolError::HolderHasAnother(ip(6))));
     let error = space
-        .allocate("10.9.0.0/16", &holder("a"), &Request::default())
+        .allocate("10.9.0.0/16", &holder("a"), &Request::default(), &nobody)
         .unwrap_err();
     assert_eq!(
         error.to_string(),
@@ -148,7 +145,7 @@ fn requests() {
     );
     assert_eq!(
         space
-            .allocate("10.240.0.9/16", &holder("b"), &Request::default())
+            .allocate("10.240.0.9/16", &holder("b"), &Request::default(), &nobody)
             .unwrap()
             .address,
         ip(5),
@@ -166,16 +163,25 @@ fn busy_addresses_are_not_given() {
             &holder("a"),
             &Request {
                 address: Some(ip(5)),
-                ..but(&busy)
+                ..Request::default()
             },
+            &|address| busy.contains(&address),
         )
         .unwrap_err();
     assert_eq!(error, PoolError::AddressInUse(ip(5)));
     assert_eq!(
-        space.allocate(SUBNET, &holder("a"), &but(&busy)).unwrap().address,
+        space
+            .allocate(SUBNET, &holder("a"), &Request::default(), &|address| busy
+                .contains(&address))
+            .unwrap()
+            .address,
         ip(6)
     );
-    let error = space.allocate(SUBNET, &holder("b"), &but(&busy)).unwrap_err();
+    let error = space
+        .allocate(SUBNET, &holder("b"), &Request::default(), &|address| {
+            busy.contains(&address)
+        })
+        .unwrap_err();
     assert_eq!(error, PoolError::NoAvailableAddresses);
     assert_eq!(used(&space), (2, 1));
 }
@@ -260,13 +266,15 @@ fn the_choice_of_a_pool() {
     assert_eq!(choose(&space, None), "10.3.0.0/24");
     assert_eq!(choose(&space, Some("eth1")), "10.2.0.0/24");
     space
-        .allocate("10.3.0.0/24", &holder("x"), &Request::default())
+        .allocate("10.3.0.0/24", &holder("x"), &Request::default(), &nobody)
         .unwrap();
     space
-        .allocate("10.3.0.0/24", &holder("y"), &Request::default())
+        .allocate("10.3.0.0/24", &holder("y"), &Request::default(), &nobody)
         .unwrap();
     assert_eq!(choose(&space, None), "10.2.0.0/24", "the other is exhausted");
-    space.allocate("10.1.0.0/24", &who, &Request::default()).unwrap();
+    space
+        .allocate("10.1.0.0/24", &who, &Request::default(), &nobody)
+        .unwrap();
     assert_eq!(choose(&space, None), "10.1.0.0/24", "where the holder is already");
 }
 
@@ -279,14 +287,14 @@ fn a_released_address_is_in_quarantine() {
         ..Request::default()
     };
     let mut take_at = |who: &str, now| {
-        let lease = space.allocate(SUBNET, &holder(who), &at(now, 30_000));
+        let lease = space.allocate(SUBNET, &holder(who), &at(now, 30_000), &nobody);
         lease.map(|lease| lease.address)
     };
     assert_eq!(take_at("a", 1000), Ok(ip(5)));
     assert_eq!(take_at("b", 1000), Ok(ip(6)));
     space.release(&holder("a"), &[], 50_000);
     let mut take_at = |who: &str, now| {
-        let lease = space.allocate(SUBNET, &holder(who), &at(now, 30_000));
+        let lease = space.allocate(SUBNET, &holder(who), &at(now, 30_000), &nobody);
         lease.map(|lease| lease.address)
     };
     assert_eq!(take_at("c", 79_999), Err(PoolError::NoAvailableAddresses));
@@ -305,11 +313,11 @@ fn a_released_address_is_in_quarantine() {
         address: Some(ip(5)),
         ..at(91_000, 30_000)
     };
-    assert!(space.allocate(SUBNET, &holder("d"), &asked).is_ok());
+    assert!(space.allocate(SUBNET, &holder("d"), &asked, &nobody).is_ok());
     space.release(&holder("d"), &[], 95_000);
     assert_eq!(
         space
-            .allocate(SUBNET, &holder("e"), &at(10, 30_000))
+            .allocate(SUBNET, &holder("e"), &at(10, 30_000), &nobody)
             .unwrap()
             .address,
         ip(5),
@@ -348,9 +356,9 @@ fn who_holds_what_and_since_when() {
         now: 77,
         ..Request::default()
     };
-    space.allocate(SUBNET, &holder("a"), &request).unwrap();
+    space.allocate(SUBNET, &holder("a"), &request, &nobody).unwrap();
     space
-        .allocate(SUBNET, &holder("a"), &Request { now: 99, ..request })
+        .allocate(SUBNET, &holder("a"), &Request { now: 99, ..request }, &nobody)
         .unwrap();
     let held: Vec<Held> = space.held().collect();
     assert_eq!(
@@ -442,7 +450,7 @@ proptest! {
                     Err(_) => prop_assert!(free.is_empty() && !held.contains_key(&who)),
                 },
                 Step::Request(who, what) => {
-                    let got = space.allocate(SUBNET, &holder(&who.to_string()), &ask_for(what));
+                    let got = space.allocate(SUBNET, &holder(&who.to_string()), &ask_for(what), &nobody);
                     let may = held.get(&who).map_or(free.contains(&ip(what)), |h| *h == ip(what));
                     prop_assert_eq!(got.is_ok(), may);
                     if may {

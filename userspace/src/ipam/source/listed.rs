@@ -55,10 +55,11 @@ fn match_nics(listed: &[ListedNic], local: &[LocalNic]) -> SourceList {
         .iter()
         .flat_map(|nic| nic.addresses.iter().copied())
         .collect();
-    let (mut pools, mut skipped) = (BTreeMap::new(), Vec::new());
+    let (mut pools, mut skipped, mut misses_an_interface) = (BTreeMap::new(), Vec::new(), false);
     for nic in listed {
         for subnet in &nic.subnets {
             let Some(interface) = owner(nic, &subnet.prefix, local) else {
+                misses_an_interface = true;
                 let mac = nic.mac.map_or("an unnamed interface".to_owned(), mac_text);
                 skipped.push(format!("{}: no interface here is {mac}", subnet.prefix));
                 continue;
@@ -88,6 +89,7 @@ fn match_nics(listed: &[ListedNic], local: &[LocalNic]) -> SourceList {
     SourceList {
         pools: pools.into_values().collect(),
         skipped,
+        misses_an_interface,
     }
 }
 

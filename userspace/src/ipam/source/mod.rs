@@ -100,6 +100,8 @@ pub struct SourceList {
     pub pools: Vec<SourcePool>,
     /// Entries that were left out, and why.
     pub skipped: Vec<String>,
+    /// Whether one of them was left out because its interface is not there.
+    pub misses_an_interface: bool,
 }
 
 /// The answer of a source.

@@ -35,6 +35,7 @@ pub(super) fn nic(local: &[LocalNic], master: Option<&str>) -> SourceList {
     SourceList {
         pools: pools.into_values().collect(),
         skipped,
+        misses_an_interface: false,
     }
 }
 
@@ -90,6 +91,7 @@ pub(super) fn fixed(settings: &Settings, local: &[LocalNic]) -> Result<SourceLis
             on_interface: false,
         }],
         skipped,
+        misses_an_interface: false,
     })
 }
 
@@ -105,6 +107,7 @@ pub(super) fn nothing() -> SourceList {
     SourceList {
         pools: vec![pool],
         skipped: Vec::new(),
+        misses_an_interface: false,
     }
 }
 
