@@ -4,6 +4,7 @@ use std::{
     fs,
     io::Write,
     net::Ipv4Addr,
+    path::PathBuf,
     process::{Child, Command, Output, Stdio},
 };
 
@@ -19,8 +20,8 @@ use serde_json::{Value, json};
 /// A node with its surroundings.
 pub(crate) struct World {
     pub(crate) node: Node,
-    _fabric: Fabric,
-    dist: Dist,
+    pub(crate) fabric: Fabric,
+    pub(crate) dist: Dist,
 }
 
 impl World {
@@ -30,7 +31,7 @@ impl World {
         let node = Node::new(&fabric, Datapath::Causeway, pool_size)?;
         Ok(Self {
             node,
-            _fabric: fabric,
+            fabric,
             dist: Dist::from_env()?,
         })
     }
@@ -50,7 +51,33 @@ impl World {
         call.env("CNI_NETNS", "/not/looked/at")
     }
 
-    fn call(&self, program: &'static str, verb: &str, container: &str, config: &Value) -> Call<'_> {
+    /// The configuration of `azure-vnet` as it is installed.
+    pub(crate) fn stock_config(&self) -> Result<Value> {
+        self.dist.plugin_config()
+    }
+
+    /// A plug-in by its type: ours, or one of the distribution.
+    pub(crate) fn program(&self, kind: &str) -> Result<PathBuf> {
+        let ours = self.dist.plugin(kind);
+        if ours.is_file() {
+            Ok(ours)
+        } else {
+            crate::chain::reference(kind)
+        }
+    }
+
+    fn call(&self, program: &str, verb: &str, container: &str, config: &Value) -> Call<'_> {
+        self.call_program(self.dist.plugin(program), verb, container, config)
+    }
+
+    /// A call of any plug-in.
+    pub(crate) fn call_program(
+        &self,
+        program: PathBuf,
+        verb: &str,
+        container: &str,
+        config: &Value,
+    ) -> Call<'_> {
         let mut call = Call {
             world: self,
             program,
@@ -64,8 +91,9 @@ impl World {
         ] {
             call = call.env(name, value);
         }
-        let plugins = self.dist.plugins().to_string_lossy().into_owned();
+        let plugins = format!("{}:{}", self.dist.plugins().display(), crate::chain::REFERENCE);
         call.env("CNI_PATH", plugins)
+            .env("PATH", std::env::var("PATH").unwrap_or_default())
     }
 
     /// The address state.
@@ -166,7 +194,7 @@ impl World {
 #[derive(Clone)]
 pub(crate) struct Call<'a> {
     world: &'a World,
-    program: &'static str,
+    program: PathBuf,
     config: String,
     environment: Vec<(String, String)>,
 }
@@ -203,7 +231,16 @@ impl Call<'_> {
 
     /// The command, not yet started.
     pub(crate) fn command(&self) -> Command {
-        let mut command = self.world.node.ns.command(self.world.dist.plugin(self.program));
+        self.prepare(self.world.node.ns.command(&self.program))
+    }
+
+    /// The same as an argument of `tool`, such as a tracer.
+    pub(crate) fn run_by(&self, mut tool: Command) -> Command {
+        tool.arg(&self.program);
+        self.prepare(tool)
+    }
+
+    fn prepare(&self, mut command: Command) -> Command {
         command.env_clear().envs(self.environment.iter().cloned());
         command.env("CAUSEWAY_ROOT", self.world.node.root.path());
         command
@@ -281,6 +318,7 @@ pub(crate) struct Failure {
 pub(crate) fn address(result: &Value) -> Result<Ipv4Addr> {
     let text = result["ips"][0]["address"]
         .as_str()
-        .context("no address in the result")?;
+        .or(result["ip4"]["ip"].as_str());
+    let text = text.context("no address in the result")?;
     Ok(text.split('/').next().unwrap_or_default().parse()?)
 }

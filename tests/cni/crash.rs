@@ -40,7 +40,7 @@ fn twenty_pods_at_once() -> Result<()> {
         (20, 20, 20)
     );
     for to in addresses.iter().skip(1) {
-        pods[0].output("ping", &["-c1", "-W2", &to.to_string()])?;
+        pods[0].output("ping", &["-c1", "-i0.2", "-w5", &to.to_string()])?;
     }
     let dels: Vec<_> = (0..20).map(|n| call("DEL", n)?.spawn()).collect::<Result<_>>()?;
     for del in dels {

@@ -20,21 +20,25 @@ const STATE: &str = "/var/run/azure-vnet-ipam.json";
 #[test]
 fn a_lease_is_given_once_and_taken_back() -> Result<()> {
     let world = World::new(3)?;
-    for version in ["0.3.0", "0.3.1", "0.4.0", "1.0.0"] {
+    for version in crate::protocol::VERSIONS {
         let result = world
             .ipam("ADD", version)
             .with("cniVersion", json!(version))
             .ok()?;
-        let mut ip = json!({ "address": "10.240.0.5/16", "gateway": "10.240.0.1" });
-        if version != "1.0.0" {
-            ip["version"] = "4".into();
-        }
         let address = address(&result)?;
-        ip["address"] = format!("{address}/16").into();
-        let expected = json!({
-            "cniVersion": version, "ips": [ip], "routes": [{ "dst": "0.0.0.0/0", "gw": "10.240.0.1" }],
-            "dns": { "nameservers": ["168.63.129.16"] },
-        });
+        let routes = json!([{ "dst": "0.0.0.0/0", "gw": "10.240.0.1" }]);
+        let mut expected = json!({ "cniVersion": version, "dns": { "nameservers": ["168.63.129.16"] } });
+        if version < "0.3" {
+            expected["ip4"] =
+                json!({ "ip": format!("{address}/16"), "gateway": "10.240.0.1", "routes": routes });
+        } else {
+            let mut ip = json!({ "address": format!("{address}/16"), "gateway": "10.240.0.1" });
+            if version < "1" {
+                ip["version"] = "4".into();
+            }
+            expected["ips"] = json!([ip]);
+            expected["routes"] = routes;
+        }
         assert_eq!(result, expected);
         let again = world
             .ipam("ADD", version)

@@ -4,7 +4,18 @@
 //! printed, what the kernel has and what the state files say.
 
 mod call;
+mod chain;
+mod chains;
+mod check;
+mod clients;
 mod crash;
+mod delegates;
+mod endings;
+mod faults;
+mod histories;
 mod ipam;
 mod pods;
 mod protocol;
+mod scripts;
+mod sources;
+mod status;

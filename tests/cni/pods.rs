@@ -6,7 +6,10 @@ use anyhow::Result;
 use causeway_tests::netns::Netns;
 use serde_json::{Value, json};
 
-use crate::call::{Call, World, address};
+use crate::{
+    call::{Call, World, address},
+    protocol::VERSIONS,
+};
 
 fn id(n: u32) -> String {
     format!("{n:08x}").repeat(8)
@@ -22,10 +25,10 @@ fn del(world: &World, n: u32) -> Result<Call<'_>> {
 }
 
 #[test]
-fn three_pods_come_and_go() -> Result<()> {
-    let world = World::new(3)?;
-    let pods = [Netns::new()?, Netns::new()?, Netns::new()?];
-    for ((n, ns), version) in (1..).zip(&pods).zip(["0.3.0", "0.4.0", "1.0.0"]) {
+fn a_pod_of_every_version_comes_and_goes() -> Result<()> {
+    let world = World::new(VERSIONS.len() as u8)?;
+    let pods: Vec<Netns> = VERSIONS.iter().map(|_| Netns::new()).collect::<Result<_>>()?;
+    for ((n, ns), version) in (1..).zip(&pods).zip(VERSIONS) {
         let result = add(&world, n, ns)?.with("cniVersion", json!(version)).ok()?;
         check_result(&world, ns, &result, version)?;
         check_pod(&world, ns, &result)?;
@@ -36,13 +39,11 @@ fn three_pods_come_and_go() -> Result<()> {
             world.endpoints()?.len(),
             world.interfaces()?.len()
         ),
-        (3, 3, 3)
+        (VERSIONS.len(), VERSIONS.len(), VERSIONS.len())
     );
-    let mut served = world.served()?;
-    served.sort();
-    assert_eq!(served, ["10.240.0.5", "10.240.0.6", "10.240.0.7"]);
+    assert_eq!(world.served()?.len(), VERSIONS.len());
     for to in ["10.240.0.6", "10.240.0.7", "10.240.0.4"] {
-        pods[0].output("ping", &["-c1", "-W2", to])?;
+        pods[0].output("ping", &["-c1", "-i0.2", "-w5", to])?;
     }
     for (n, ns) in (1..).zip(&pods) {
         for _ in 0..3 {
@@ -54,35 +55,56 @@ fn three_pods_come_and_go() -> Result<()> {
 }
 
 fn check_result(world: &World, ns: &Netns, result: &Value, version: &str) -> Result<()> {
-    let host = &result["interfaces"][1];
-    let host_name = host["name"].as_str().unwrap_or_default();
+    let routes = json!([{ "dst": "0.0.0.0/0", "gw": "10.240.0.1" }]);
+    let address = format!("{}/16", address(result)?);
+    let mut expected = json!({ "cniVersion": version, "dns": { "nameservers": ["168.63.129.16"] } });
+    if version < "0.3" {
+        expected["ip4"] = json!({ "ip": address, "gateway": "10.240.0.1", "routes": routes });
+        assert_eq!(*result, expected);
+        return Ok(());
+    }
+    let host_name = host_interface(world, ns)?;
     let mac = |ns: &Netns, name: &str| {
         Ok::<_, anyhow::Error>(ns.mac(name)?.map(|byte| format!("{byte:02x}")).join(":"))
     };
-    let mut ip =
-        json!({ "interface": 0, "address": format!("{}/16", address(result)?), "gateway": "10.240.0.1" });
-    if version != "1.0.0" {
-        ip["version"] = "4".into();
+    expected["routes"] = routes;
+    expected["interfaces"] = json!([
+        { "name": "eth0", "mac": mac(ns, "eth0")?, "sandbox": ns.path() },
+        { "name": host_name, "mac": mac(&world.node.ns, &host_name)?, "sandbox": "" },
+    ]);
+    expected["ips"] = json!([{ "interface": 0, "address": address, "gateway": "10.240.0.1" }]);
+    if version < "1" {
+        expected["ips"][0]["version"] = "4".into();
     }
-    let expected = json!({
-        "cniVersion": version,
-        "interfaces": [
-            { "name": "eth0", "mac": mac(ns, "eth0")?, "sandbox": ns.path() },
-            { "name": host_name, "mac": mac(&world.node.ns, host_name)?, "sandbox": "" },
-        ],
-        "ips": [ip],
-        "routes": [{ "dst": "0.0.0.0/0", "gw": "10.240.0.1" }],
-        "dns": { "nameservers": ["168.63.129.16"] },
-    });
+    if version == "1.1.0" {
+        for end in [0, 1] {
+            expected["interfaces"][end]["mtu"] = 1500.into();
+        }
+    }
     assert_eq!(*result, expected);
     Ok(())
 }
 
+/// The node's end of the pod's link, by the index that the pod's end names.
+fn host_interface(world: &World, ns: &Netns) -> Result<String> {
+    let index = ns.json("ip", &["-j", "link", "show", "dev", "eth0"])?[0]["link_index"].clone();
+    let links = world.node.ns.json("ip", &["-j", "link"])?;
+    let link = links
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|link| link["ifindex"] == index);
+    Ok(link
+        .and_then(|link| link["ifname"].as_str())
+        .unwrap_or_default()
+        .to_owned())
+}
+
 fn check_pod(world: &World, ns: &Netns, result: &Value) -> Result<()> {
-    let (pod, host) = (
-        address(result)?,
-        result["interfaces"][1]["name"].as_str().unwrap_or_default(),
-    );
+    let (pod, host) = (address(result)?, host_interface(world, ns)?);
+    let mac = |ns: &Netns, name: &str| {
+        Ok::<_, anyhow::Error>(json!(ns.mac(name)?.map(|byte| format!("{byte:02x}")).join(":")))
+    };
     let eth0 = &ns.json("ip", &["-j", "addr", "show", "dev", "eth0"])?[0];
     assert_eq!((&eth0["operstate"], &eth0["mtu"]), (&json!("UP"), &json!(1500)));
     let own: Vec<&Value> = eth0["addr_info"]
@@ -105,7 +127,7 @@ fn check_pod(world: &World, ns: &Netns, result: &Value) -> Result<()> {
         .collect();
     assert_eq!(gateways, [&json!("169.254.1.1"), &Value::Null], "{routes}");
     let neighbours = ns.json("ip", &["-j", "neigh"])?;
-    assert_eq!(neighbours[0]["lladdr"], result["interfaces"][1]["mac"]);
+    assert_eq!(neighbours[0]["lladdr"], mac(&world.node.ns, &host)?);
     assert_eq!(neighbours[0]["state"], json!(["PERMANENT"]));
     let route = &world
         .node
@@ -116,7 +138,7 @@ fn check_pod(world: &World, ns: &Netns, result: &Value) -> Result<()> {
         .node
         .ns
         .json("ip", &["-j", "neigh", "show", &pod.to_string()])?[0];
-    assert_eq!(neighbour["lladdr"], result["interfaces"][0]["mac"]);
+    assert_eq!(neighbour["lladdr"], mac(ns, "eth0")?);
     Ok(())
 }
 
@@ -171,7 +193,7 @@ fn a_new_sandbox_of_a_pod_takes_over_in_mode_transparent() -> Result<()> {
         "the old sandbox keeps its address until its DEL"
     );
     call("DEL", "old")?.ok()?;
-    pods[1].output("ping", &["-c1", "-W2", "10.240.0.4"])?;
+    pods[1].output("ping", &["-c1", "-i0.2", "-w5", "10.240.0.4"])?;
     assert_eq!(
         (world.leases()?, world.served()?),
         (vec![(new, "new".to_owned())], vec![new.to_string()])
@@ -190,7 +212,7 @@ fn a_second_add_leaves_the_first_pod_alone() -> Result<()> {
         failure.code == 999 && failure.msg.ends_with("Endpoint already exists"),
         "{failure:?}"
     );
-    ns.output("ping", &["-c1", "-W2", "10.240.0.4"])?;
+    ns.output("ping", &["-c1", "-i0.2", "-w5", "10.240.0.4"])?;
     assert_eq!(world.leases()?, [(first, id(1))]);
     Ok(())
 }
@@ -199,17 +221,103 @@ fn a_second_add_leaves_the_first_pod_alone() -> Result<()> {
 fn interfaces_of_a_container_are_independent() -> Result<()> {
     let world = World::new(2)?;
     let ns = Netns::new()?;
-    add(&world, 1, &ns)?.ok()?;
-    // The pod's default route is eth0's: a second interface needs another table, which is not this test's matter.
-    ns.ip("route del default\nroute del 169.254.1.1")?;
+    let first = address(&add(&world, 1, &ns)?.ok()?)?;
     let second = address(&add(&world, 1, &ns)?.env("CNI_IFNAME", "eth1").ok()?)?;
     assert_eq!(world.leases()?.len(), 2);
+    let ping = |more: &[&str]| ns.output("ping", &[&["-c1", "-i0.2", "-w5", "10.240.0.4"], more].concat());
+    for source in [first, second] {
+        ping(&["-I", &source.to_string()])?;
+    }
     del(&world, 1)?.ok()?;
     assert_eq!(world.leases()?, [(second, id(1))]);
     let links = ns.output("ip", &["link"])?;
     assert!(links.contains("eth1") && !links.contains("eth0"), "{links}");
-    del(&world, 1)?.env("CNI_IFNAME", "eth1").ok()?;
+    ping(&[])?;
+    // And back again beside the one that stayed.
+    let first = address(&add(&world, 1, &ns)?.ok()?)?;
+    for source in [first, second] {
+        ping(&["-I", &source.to_string()])?;
+    }
+    for interface in ["eth0", "eth1"] {
+        del(&world, 1)?.env("CNI_IFNAME", interface).ok()?;
+    }
     world.assert_empty()
+}
+
+#[test]
+fn the_mtu_that_is_asked_for_is_on_both_ends() -> Result<()> {
+    let world = World::new(2)?;
+    for (asked, given) in [(1400, 1400), (9000, 1500)] {
+        let ns = Netns::new()?;
+        let result = add(&world, 1, &ns)?
+            .with("cniVersion", json!("1.1.0"))
+            .with("mtu", json!(asked))
+            .ok()?;
+        assert_eq!(result["interfaces"][0]["mtu"], given);
+        let host = host_interface(&world, &ns)?;
+        for (ns, name) in [(&ns, "eth0"), (&world.node.ns, host.as_str())] {
+            assert_eq!(
+                ns.json("ip", &["-j", "link", "show", "dev", name])?[0]["mtu"],
+                given
+            );
+        }
+        ns.output(
+            "ping",
+            &[
+                "-c1",
+                "-W2",
+                "-Mdo",
+                "-s",
+                &(given - 28).to_string(),
+                "10.240.0.4",
+            ],
+        )?;
+        del(&world, 1)?.ok()?;
+    }
+    world.assert_empty()
+}
+
+/// No bridge is made or taken over: whatever has the configured name stays as it is.
+#[test]
+fn the_bridge_of_the_configuration_is_left_alone() -> Result<()> {
+    let world = World::new(1)?;
+    let ns = Netns::new()?;
+    for kind in ["bridge", "veth peer name azure0-peer"] {
+        world.node.ns.ip(&format!(
+            "link add azure0 type {kind}\naddr add 192.0.2.1/24 dev azure0"
+        ))?;
+        let before = world
+            .node
+            .ns
+            .output("ip", &["-j", "addr", "show", "dev", "azure0"])?;
+        add(&world, 1, &ns)?.ok()?;
+        del(&world, 1)?.ok()?;
+        assert_eq!(
+            world
+                .node
+                .ns
+                .output("ip", &["-j", "addr", "show", "dev", "azure0"])?,
+            before
+        );
+        world.node.ns.ip("link del azure0")?;
+    }
+    world.assert_empty()
+}
+
+#[test]
+fn the_endpoints_are_listed_in_the_incumbents_form() -> Result<()> {
+    let world = World::new(2)?;
+    let list = || world.network("GET_ENDPOINT_STATE", "")?.stdin("").ok();
+    assert_eq!(list()?, json!({ "ContainerInterfaces": {} }));
+    let ns = Netns::new()?;
+    add(&world, 0xabc, &ns)?.ok()?;
+    let endpoint = json!({ "PodName": "pod-2748", "PodNamespace": "default", "PodEndpointId": "00000abc-eth0",
+        "ContainerID": id(0xabc), "IPAddresses": [{ "IP": "10.240.0.5", "Mask": "//8AAA==" }] });
+    assert_eq!(
+        list()?,
+        json!({ "ContainerInterfaces": { "00000abc-eth0": endpoint } })
+    );
+    Ok(())
 }
 
 /// What may have happened between ADD and DEL.
@@ -276,7 +384,7 @@ fn an_address_that_answers_is_not_given_again() -> Result<()> {
         fs::remove_file(world.node.root.join(&format!("/var/run/{file}")))?;
     }
     assert_eq!(address(&add(&world, 2, &pods[1])?.ok()?)?.octets()[3], 6);
-    pods[1].output("ping", &["-c1", "-W2", "10.240.0.5"])?;
+    pods[1].output("ping", &["-c1", "-i0.2", "-w5", "10.240.0.5"])?;
     for n in [1, 2] {
         del(&world, n)?.ok()?;
     }

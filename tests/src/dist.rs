@@ -50,10 +50,15 @@ impl Dist {
         self.0.join("usr/bin/causeway")
     }
 
+    /// The stock configuration list.
+    pub fn conflist(&self) -> PathBuf {
+        self.0.join("etc/cni/net.d/10-azure.conflist")
+    }
+
     /// What a runtime hands to the first plug-in of the stock configuration list: the plug-in's own object with the list's name
     /// and version.
     pub fn plugin_config(&self) -> Result<Value> {
-        let path = self.0.join("etc/cni/net.d/10-azure.conflist");
+        let path = self.conflist();
         first_plugin(&path).with_context(|| format!("reading {}", path.display()))
     }
 }
