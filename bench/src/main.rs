@@ -5,22 +5,25 @@
 
 mod counter;
 mod cpu;
+mod facts;
 mod generator;
 mod goals;
 mod lanes;
 mod machine;
 mod measure;
 mod peer;
+mod plot;
 mod programs;
 mod results;
 mod rounds;
 mod stand;
 mod stats;
+mod swap;
 mod table;
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::Parser;
 
 use crate::{
@@ -29,7 +32,7 @@ use crate::{
     peer::Peer,
     results::Results,
     rounds::Plan,
-    stand::Stand,
+    stand::{Build, Stand},
 };
 
 /// Pods of every peer.
@@ -53,6 +56,10 @@ struct Arguments {
     /// Another installable tree (`cargo xtask dist` of another version), measured beside this one as `other-build`.
     #[arg(long, value_name = "DIRECTORY")]
     other: Option<PathBuf>,
+    /// Another object of kernel programs with the same maps (target/causeway.bpf.o of another version), in place of the tree's
+    /// own, measured as `other-build`.
+    #[arg(long, value_name = "FILE")]
+    object: Option<PathBuf>,
     /// Rounds of each measure.
     #[arg(long)]
     rounds: Option<usize>,
@@ -91,7 +98,9 @@ fn bench(arguments: &Arguments) -> Result<()> {
         println!("{}", table::outcome(&outcome));
         results.outcomes.push(outcome);
     }
-    results.goals = goals::judge(&results.outcomes);
+    results.facts = hall.facts()?;
+    println!("{}", table::facts(&results.facts));
+    results.goals = goals::judge(&results.outcomes, &results.facts);
     if !results.goals.is_empty() {
         println!("{}", table::goals(&results.goals));
     }
@@ -132,18 +141,24 @@ impl Arguments {
                 || self.peers.iter().any(|name| name == peer.name())
         };
         let mut peers: Vec<Peer> = Peer::ALL.into_iter().filter(is_wanted).collect();
-        if self.other.is_some() {
+        if self.other.is_some() || self.object.is_some() {
             peers.insert(1, Peer::OtherBuild);
         }
         let cpus = cpu::allowed()?;
+        let build = Build {
+            dist: self.other.clone(),
+            object: self.object.clone(),
+        };
         let rounds = self.rounds.unwrap_or(if self.quick { 15 } else { 31 });
         ensure!(rounds > 0, "no rounds, no figures");
         eprintln!("building {} peers", peers.len());
-        let stands = peers
+        let stands: Result<Vec<Stand>> = peers
             .into_iter()
-            .map(|peer| Stand::build(peer, PODS, self.other.as_deref()));
+            .map(|peer| Stand::build(peer, PODS, &build))
+            .collect();
         Ok(Hall {
-            stands: stands.collect::<Result<_>>().context("cannot build the peers")?,
+            stands: stands?,
+            build,
             plan: Plan {
                 block: Duration::from_millis(self.block),
                 rounds,

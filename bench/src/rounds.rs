@@ -20,6 +20,10 @@ pub(crate) trait Lane {
     fn label(&self) -> String;
     /// Brings the lane to the state in which it is measured, and finds out how much makes a block.
     fn warm_up(&mut self) -> Result<()>;
+    /// What is to be said beside the figures, at the end.
+    fn note(&self) -> Option<String> {
+        None
+    }
     /// One block: how much was done in a second, or what it cost; the measure's unit says which.
     fn block(&mut self) -> Result<f64>;
 }
@@ -36,11 +40,12 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// How many packets make a block, if so many took so long.
-    pub(crate) fn packets(&self, packets: u64, took: Duration) -> u32 {
-        let nanoseconds = took.as_nanos().max(1);
-        let wanted = u128::from(packets) * self.block.as_nanos() / nanoseconds;
-        wanted.clamp(1_000, 10_000_000) as u32
+    /// How many packets make a block at a rate.
+    pub(crate) fn packets(&self, a_second: f64) -> u32 {
+        let wanted = a_second * self.block.as_secs_f64();
+        #[expect(clippy::cast_sign_loss, reason = "a positive number of packets")]
+        let wanted = wanted.clamp(1e3, 1e7) as u32;
+        wanted
     }
 }
 
@@ -50,8 +55,16 @@ impl Plan {
 pub(crate) enum Unit {
     /// Packets a second.
     Packets,
+    /// Flows opened a second.
+    Flows,
+    /// Requests, or connections with one request each, a second.
+    Requests,
+    /// Bits of payload a second.
+    Bits,
     /// Nanoseconds: less is better.
     Nanoseconds,
+    /// Milliseconds: less is better.
+    Milliseconds,
 }
 
 /// What a measure found.
@@ -69,6 +82,8 @@ pub(crate) struct Outcome {
     pub(crate) rounds: usize,
     /// Rounds that count: the canary was not slowed down.
     pub(crate) kept: usize,
+    /// What the lanes say beside their figures.
+    pub(crate) notes: Vec<String>,
 }
 
 /// The samples of a lane; those of one round have one index in all of a measure's series.
@@ -121,6 +136,7 @@ pub(crate) fn run(
         series: series.collect(),
         rounds: plan.rounds,
         kept: quiet.len(),
+        notes: lanes.iter().filter_map(|lane| lane.note()).collect(),
     })
 }
 
@@ -160,7 +176,7 @@ impl Outcome {
 impl Unit {
     /// Whether the smaller figure wins.
     pub(crate) fn less_is_better(self) -> bool {
-        self == Self::Nanoseconds
+        matches!(self, Self::Nanoseconds | Self::Milliseconds)
     }
 }
 
@@ -245,6 +261,7 @@ mod tests {
             series: vec![series("a", 1.0), series("b", 2.0)],
             rounds: 3,
             kept: 3,
+            notes: Vec::new(),
         };
         assert_eq!(outcome.best(&["a", "b"]), Some("b"));
         assert_eq!(outcome.ratio("b", "a"), Estimate::of(&[2.0]));

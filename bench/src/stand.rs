@@ -1,6 +1,6 @@
 //! A peer, built: a node in its surroundings with pods, or for the direct veth a pod and a far end.
 
-use std::{net::Ipv4Addr, path::Path};
+use std::{fs, net::Ipv4Addr, path::PathBuf};
 
 use anyhow::{Context, Result};
 use aya::{EbpfLoader, maps::ProgramArray, programs::TcAttachType};
@@ -12,13 +12,26 @@ use causeway_tests::{
     offload, rate, stock,
 };
 
-use crate::{peer::Peer, programs::Programs};
+use crate::{
+    peer::{Kind, Peer},
+    programs::Programs,
+    swap,
+};
 
 /// Entries of the model's tables, each. As many as Causeway's.
 const MODEL_ENTRIES: u32 = 524_288;
 
 /// The far end's own address, outside the excluded ranges.
 pub(crate) const FAR: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+
+/// What [`Peer::OtherBuild`] is made of; what is not named is Causeway's own.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Build {
+    /// An installable tree.
+    pub(crate) dist: Option<PathBuf>,
+    /// An object of kernel programs.
+    pub(crate) object: Option<PathBuf>,
+}
 
 /// A built peer.
 #[derive(Debug)]
@@ -45,12 +58,12 @@ struct Surrounded {
 }
 
 impl Stand {
-    /// Builds a peer with `pods` pods. `dist` is the tree of [`Peer::OtherBuild`].
-    pub(crate) fn build(peer: Peer, pods: u8, dist: Option<&Path>) -> Result<Self> {
-        Self::try_build(peer, pods, dist).with_context(|| format!("cannot build {}", peer.name()))
+    /// Builds a peer with `pods` pods. `other` is what [`Peer::OtherBuild`] is.
+    pub(crate) fn build(peer: Peer, pods: u8, other: &Build) -> Result<Self> {
+        Self::try_build(peer, pods, other).with_context(|| format!("cannot build {}", peer.name()))
     }
 
-    fn try_build(peer: Peer, pods: u8, dist: Option<&Path>) -> Result<Self> {
+    fn try_build(peer: Peer, pods: u8, other: &Build) -> Result<Self> {
         if peer == Peer::DirectVeth {
             return Self::direct();
         }
@@ -60,9 +73,9 @@ impl Stand {
             .collect();
         let ns = Netns::new()?;
         fabric.plug_in(&ns, &pool)?;
-        let dist = match (peer, dist) {
-            (Peer::Causeway, _) => Some(Dist::from_env()?),
+        let dist = match (peer, &other.dist) {
             (Peer::OtherBuild, Some(path)) => Some(Dist::at(path)?),
+            (Peer::Causeway | Peer::OtherBuild, _) => Some(Dist::from_env()?),
             _ => None,
         };
         let node = Node::installed(ns, datapath(peer), pool, dist)?;
@@ -80,18 +93,27 @@ impl Stand {
             world,
             model: None,
         };
-        for pod in &stand.pods {
-            offload::set(
-                &stand.node()?.ns,
-                &stand.node()?.host_interface(pod)?,
-                offload::GRO,
-                true,
-            )?;
+        stand.pods.iter().try_for_each(|pod| stand.prepare(pod))?;
+        if let (Peer::OtherBuild, Some(object)) = (peer, &other.object) {
+            swap::programs(&stand.node()?.ns, &stand.pins()?, object)?;
         }
         if peer == Peer::Model {
             stand.model = Some(stand.load_model()?);
         }
         Ok(stand)
+    }
+
+    /// One more pod. The caller removes it.
+    pub(crate) fn add(&self, name: &str) -> Result<Pod> {
+        let pod = self.node()?.add(name)?;
+        self.prepare(&pod)?;
+        Ok(pod)
+    }
+
+    /// The host's end of a pod takes frames from a generator.
+    fn prepare(&self, pod: &Pod) -> Result<()> {
+        let node = self.node()?;
+        offload::set(&node.ns, &node.host_interface(pod)?, offload::GRO, true)
     }
 
     /// The node.
@@ -100,6 +122,24 @@ impl Stand {
             World::Node(world) => Ok(&world.node),
             World::Wire { .. } => anyhow::bail!("{} has no node", self.peer.name()),
         }
+    }
+
+    /// Where a Causeway node has pinned its datapath, in whatever version.
+    pub(crate) fn pins(&self) -> Result<PathBuf> {
+        let base = self.node()?.root.join("/sys/fs/bpf/causeway");
+        let versions = fs::read_dir(&base).with_context(|| format!("no pins in {}", base.display()))?;
+        let tree = versions
+            .filter_map(Result::ok)
+            .map(|entry| entry.path())
+            .find(|path| path.join("progs").is_dir());
+        tree.with_context(|| format!("no programs are pinned in {}", base.display()))
+    }
+
+    /// What the datapath has counted, for an error.
+    pub(crate) fn says(&self) -> String {
+        let node = self.node().ok().filter(|_| self.peer.kind() == Kind::Ours);
+        let status = node.map(|node| node.causeway(&["status"]));
+        status.and_then(Result::ok).unwrap_or_default()
     }
 
     /// The namespace at the far end of the uplink. Its interface there is `node`.
@@ -118,7 +158,12 @@ impl Stand {
     /// Destination and source MAC of what a pod sends to an address.
     pub(crate) fn first_hop(&self, pod: &Pod, to: Ipv4Addr) -> Result<([u8; 6], [u8; 6])> {
         match &self.world {
-            World::Node(_) => rate::first_hop(&pod.ns, to),
+            // On a bridge it may be anybody.
+            World::Node(_) if datapath(self.peer).is_bridged() => rate::first_hop(&pod.ns, to),
+            World::Node(world) => {
+                let node = &world.node;
+                Ok((node.ns.mac(&node.host_interface(pod)?)?, pod.ns.mac("eth0")?))
+            }
             World::Wire { far } => Ok((far.mac("node")?, pod.ns.mac("eth0")?)),
         }
     }

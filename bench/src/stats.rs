@@ -38,6 +38,15 @@ impl Estimate {
         })
     }
 
+    /// A figure without doubt.
+    pub(crate) fn exactly(value: f64) -> Self {
+        Self {
+            median: value,
+            low: value,
+            high: value,
+        }
+    }
+
     /// The ratios of neighbouring samples, `over` to `under`.
     pub(crate) fn of_ratios(over: &[f64], under: &[f64]) -> Option<Self> {
         let ratios: Vec<f64> = over.iter().zip(under).map(|(over, under)| over / under).collect();

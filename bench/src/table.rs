@@ -3,6 +3,7 @@
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 
 use crate::{
+    facts::Fact,
     goals::Verdict,
     rounds::{Outcome, Unit},
     stats::Estimate,
@@ -12,11 +13,7 @@ use crate::{
 pub(crate) fn outcome(outcome: &Outcome) -> String {
     let mut table = plain();
     let first = outcome.series.first().map_or("", |series| series.label.as_str());
-    let cost = if outcome.unit == Unit::Packets {
-        "ns a packet"
-    } else {
-        ""
-    };
+    let cost = outcome.unit.cost();
     table.set_header([
         "",
         outcome.unit.name(),
@@ -33,10 +30,10 @@ pub(crate) fn outcome(outcome: &Outcome) -> String {
         table.add_row([
             series.label.clone(),
             figure(outcome.unit, estimate.median),
-            if outcome.unit == Unit::Packets {
-                format!("{:.0}", 1e9 / estimate.median)
-            } else {
+            if cost.is_empty() {
                 String::new()
+            } else {
+                format!("{:.0}", 1e9 / estimate.median)
             },
             against.map_or(String::new(), |ratio| format!("{:.2} ×", ratio.median)),
             against.map_or(String::new(), |ratio| interval(&ratio)),
@@ -48,9 +45,21 @@ pub(crate) fn outcome(outcome: &Outcome) -> String {
         title,
         rounds,
         kept,
+        notes,
         ..
     } = outcome;
-    format!("{name}: {title}\n{table}\n({kept} of {rounds} rounds were quiet)\n")
+    let mut text = format!("{name}: {title}\n{table}\n");
+    text.extend(notes.iter().map(|note| format!("({note})\n")));
+    text + &format!("({kept} of {rounds} rounds were quiet)\n")
+}
+
+/// The facts.
+pub(crate) fn facts(facts: &[Fact]) -> String {
+    let mut table = plain();
+    for fact in facts {
+        table.add_row([fact.name.clone(), fact.value.to_string(), fact.unit.to_owned()]);
+    }
+    format!("installed\n{table}\n")
 }
 
 /// The goals, each with its figure.
@@ -71,18 +80,24 @@ pub(crate) fn goals(verdicts: &[Verdict]) -> String {
 }
 
 /// A figure in the unit's own scale.
-fn figure(unit: Unit, value: f64) -> String {
+pub(crate) fn figure(unit: Unit, value: f64) -> String {
     match unit {
         Unit::Packets => format!("{:.3}", value / 1e6),
+        Unit::Bits => format!("{:.2}", value / 1e9),
+        Unit::Flows | Unit::Requests => format!("{:.1}", value / 1e3),
         Unit::Nanoseconds => format!("{value:.1}"),
+        Unit::Milliseconds => format!("{value:.2}"),
     }
 }
 
 impl Unit {
-    fn name(self) -> &'static str {
+    /// What a figure turned upside down is in nanoseconds; empty where it says nothing.
+    fn cost(self) -> &'static str {
         match self {
-            Self::Packets => "Mpps",
-            Self::Nanoseconds => "ns",
+            Self::Packets => "ns a packet",
+            Self::Flows => "ns a flow",
+            Self::Requests => "ns a request",
+            Self::Bits | Self::Nanoseconds | Self::Milliseconds => "",
         }
     }
 }

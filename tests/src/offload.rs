@@ -11,6 +11,10 @@ use crate::netns::Netns;
 pub const TX_CHECKSUM: u32 = 0x17;
 /// Whether the interface vouches for checksums that it receives: `ETHTOOL_SRXCSUM`.
 pub const RX_CHECKSUM: u32 = 0x15;
+/// Whether TCP leaves segmentation to the interface: `ETHTOOL_STSO`.
+pub const TCP_SEGMENTATION: u32 = 0x1f;
+/// Whether segmentation waits until the interface: `ETHTOOL_SGSO`.
+pub const SEGMENTATION: u32 = 0x24;
 /// Whether received segments are merged. On veth it also switches NAPI on: `ETHTOOL_SGRO`.
 pub const GRO: u32 = 0x2c;
 

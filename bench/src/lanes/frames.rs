@@ -1,10 +1,15 @@
 //! Live frames from one end of a peer to the other: packets a second on one CPU.
 
-use std::{cell::RefCell, net::Ipv4Addr, rc::Rc, time::Duration};
+use std::{
+    net::{Ipv4Addr, SocketAddrV4},
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use causeway_tests::{
-    fabric::{NODE, PEERED},
+    fabric::{INTERNET, NODE, PEERED},
     netns::Netns,
     node::Pod,
 };
@@ -25,10 +30,26 @@ pub(crate) const DISCARD: u16 = 9;
 pub(crate) const FIRST_PORT: u16 = 20_000;
 /// Low bits of a flow's number that make its port.
 const PORT_BITS: u32 = 10;
+/// The ClusterIP that is sent to, where there is one.
+pub(crate) const VIP: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 50), DISCARD);
 /// The first address of the internet that is sent to.
 pub(crate) const OUTSIDE: Ipv4Addr = Ipv4Addr::new(203, 0, 0, 0);
 /// The first address of the VNet, in an excluded range, that is sent to.
 pub(crate) const VNET: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 0);
+
+/// A counter that several lanes read.
+pub(crate) type SharedCounter = Arc<Mutex<Counter>>;
+
+pub(crate) fn shared(counter: Counter) -> SharedCounter {
+    Arc::new(Mutex::new(counter))
+}
+
+pub(crate) fn lock(counter: &SharedCounter) -> std::sync::MutexGuard<'_, Counter> {
+    counter.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// After this long a neighbour has answered.
+pub(crate) const RESOLVED: Duration = Duration::from_millis(20);
 
 /// From where to where.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +60,8 @@ pub(crate) enum Way {
     Back,
     /// First pod to second.
     Across,
+    /// First pod to a ClusterIP, which the kernel translates to a host of the internet.
+    Service,
 }
 
 /// What is sent.
@@ -46,6 +69,8 @@ pub(crate) enum Way {
 pub(crate) struct Load {
     /// How many pods send, on the way out; as many as the flows can be shared among.
     pub(crate) pods: usize,
+    /// Whether each pod sends on a CPU of its own, all at once; otherwise all on one, one after the other.
+    pub(crate) together: bool,
     /// How many flows over all of them, a power of two for each.
     pub(crate) flows: u32,
     /// How long the frames are.
@@ -56,6 +81,7 @@ impl Load {
     /// The smallest frames, 1024 flows of one pod.
     pub(crate) const PLAIN: Self = Self {
         pods: 1,
+        together: false,
         flows: 1024,
         frames: Frames::Of(SMALLEST),
     };
@@ -65,13 +91,14 @@ impl Load {
 pub(crate) struct FrameLane<'a> {
     label: String,
     senders: Vec<Sender<'a>>,
-    counter: Rc<RefCell<Counter>>,
+    counter: SharedCounter,
     /// Opens the flows, where the measured packets are answers.
     opener: Option<Sender<'a>>,
     plan: Plan,
+    together: bool,
     packets: u32,
     /// What redirects in place of a datapath.
-    bound: Option<Rc<Programs>>,
+    bound: Option<Arc<Programs>>,
 }
 
 /// A generator, where it runs, and its own flows.
@@ -85,14 +112,14 @@ struct Sender<'a> {
 impl<'a> FrameLane<'a> {
     /// Prepares a way of a peer.
     pub(crate) fn new(stand: &'a Stand, way: Way, load: Load, plan: &Plan) -> Result<Self> {
-        let counter = Rc::new(RefCell::new(counter(stand, way)?));
-        let bound = bound::attach(stand, way)?.map(Rc::new);
+        let counter = shared(counter(stand, way)?);
+        let bound = bound::attach(stand, way)?.map(Arc::new);
         Self::build(stand, way, load, plan, counter, bound)
     }
 
     /// The same way of the same peer with another load, under another name.
     pub(crate) fn beside(&self, stand: &'a Stand, way: Way, load: Load, label: String) -> Result<Self> {
-        let (counter, bound) = (Rc::clone(&self.counter), self.bound.clone());
+        let (counter, bound) = (Arc::clone(&self.counter), self.bound.clone());
         Ok(Self::build(stand, way, load, &self.plan, counter, bound)?.named(label))
     }
 
@@ -107,18 +134,18 @@ impl<'a> FrameLane<'a> {
         way: Way,
         load: Load,
         plan: &Plan,
-        counter: Rc<RefCell<Counter>>,
-        bound: Option<Rc<Programs>>,
+        counter: SharedCounter,
+        bound: Option<Arc<Programs>>,
     ) -> Result<Self> {
         let senders = match way {
             Way::Out(_) => stand.pods.iter().take(load.pods).collect(),
-            Way::Back | Way::Across => vec![&stand.pods[0]],
+            Way::Back | Way::Across | Way::Service => vec![&stand.pods[0]],
         };
         let each = load.flows / senders.len() as u32;
         let senders = senders.into_iter().zip(0..).map(|(pod, number)| {
             let stream = stream(stand, pod, way, load.frames)?;
             let (ns, interface) = match way {
-                Way::Out(_) | Way::Across => (&pod.ns, "eth0"),
+                Way::Out(_) | Way::Across | Way::Service => (&pod.ns, "eth0"),
                 Way::Back => (stand.far(), "node"),
             };
             Sender::new(ns, interface, &stream, number * each, each)
@@ -134,21 +161,44 @@ impl<'a> FrameLane<'a> {
             counter,
             opener: opener.transpose()?,
             plan: *plan,
+            together: load.together,
             packets: 0,
             bound,
         })
     }
 
-    /// Sends a number of packets from each sender; how many arrived, and in what time.
-    fn send(&mut self, packets: impl Fn(&Sender<'_>) -> u32) -> Result<(u64, Duration)> {
-        let mut counter = self.counter.borrow_mut();
+    /// Sends a number of packets from each sender; how many arrived a second.
+    fn send(&mut self, packets: impl Fn(&Sender<'_>) -> u32 + Sync) -> Result<f64> {
+        let mut counter = lock(&self.counter);
         let before = counter.read()?;
-        let (mut sent, mut took) = (0, Duration::ZERO);
-        for sender in &mut self.senders {
-            let packets = packets(sender);
-            took += sender.generator.send(sender.ns, self.plan.cpu, packets)?;
-            sent += u64::from(packets);
-        }
+        let sent: u64 = self.senders.iter().map(|sender| u64::from(packets(sender))).sum();
+        let cpu = self.plan.cpu;
+        let sent_a_second = if self.together {
+            thread::scope(|scope| -> Result<f64> {
+                let senders = self.senders.iter_mut().zip(cpu..);
+                let running: Vec<_> = senders
+                    .map(|(sender, cpu)| {
+                        let packets = packets(sender);
+                        let send = move || sender.generator.send(sender.ns, cpu, packets);
+                        (packets, scope.spawn(send))
+                    })
+                    .collect();
+                let rates = running.into_iter().map(|(packets, sender)| {
+                    let took = sender
+                        .join()
+                        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+                    Ok(f64::from(packets) / took.as_secs_f64())
+                });
+                rates.sum()
+            })?
+        } else {
+            let mut took = Duration::ZERO;
+            for sender in &mut self.senders {
+                let packets = packets(sender);
+                took += sender.generator.send(sender.ns, cpu, packets)?;
+            }
+            f64::from(u32::try_from(sent)?) / took.as_secs_f64()
+        };
         let after = counter.settled(before, sent)?;
         ensure!(
             after.bad == before.bad,
@@ -160,7 +210,7 @@ impl<'a> FrameLane<'a> {
             arrived * 1000 >= sent * 999,
             "{sent} packets were sent and {arrived} arrived as they should"
         );
-        Ok((arrived, took))
+        Ok(sent_a_second * f64::from(u32::try_from(arrived)?) / f64::from(u32::try_from(sent)?))
     }
 }
 
@@ -170,6 +220,10 @@ impl Lane for FrameLane<'_> {
     }
 
     fn warm_up(&mut self) -> Result<()> {
+        for sender in self.opener.iter_mut().chain(&mut self.senders) {
+            sender.each_in_turn()?;
+            sender.resolve(self.plan.cpu)?;
+        }
         if let Some(opener) = &mut self.opener {
             opener.each_in_turn()?;
             opener.generator.send(opener.ns, self.plan.cpu, opener.flows)?;
@@ -180,15 +234,20 @@ impl Lane for FrameLane<'_> {
             self.send(|sender| sender.flows)?;
         }
         self.senders.iter_mut().try_for_each(Sender::at_random)?;
-        let (arrived, took) = self.send(|_| 20_000)?;
-        self.packets = self.plan.packets(arrived, took) / self.senders.len() as u32;
+        let rate = self.send(|_| 20_000)?;
+        // One after the other, they share a block.
+        let share = if self.together {
+            1
+        } else {
+            self.senders.len() as u32
+        };
+        self.packets = self.plan.packets(rate) / share;
         Ok(())
     }
 
     fn block(&mut self) -> Result<f64> {
         let packets = self.packets;
-        let (arrived, took) = self.send(|_| packets)?;
-        Ok(f64::from(u32::try_from(arrived)?) / took.as_secs_f64())
+        self.send(|_| packets)
     }
 }
 
@@ -204,6 +263,13 @@ impl<'a> Sender<'a> {
 
     fn each_in_turn(&mut self) -> Result<()> {
         self.generator.choose(Flows::From(self.first))
+    }
+
+    /// One packet alone, so that the neighbours on its way are known: only a few can wait for an answer.
+    fn resolve(&mut self, cpu: usize) -> Result<()> {
+        self.generator.send(self.ns, cpu, 1)?;
+        thread::sleep(RESOLVED);
+        Ok(())
     }
 
     fn at_random(&mut self) -> Result<()> {
@@ -229,6 +295,7 @@ fn counter(stand: &Stand, way: Way) -> Result<Counter> {
         }
         // Any pod, and no translation.
         Way::Out(to) => (stand.far(), "node", At::Xdp, (pod.addr, 24), (to, 16)),
+        Way::Service => (stand.far(), "node", At::Xdp, (NODE, 32), (INTERNET, 32)),
         Way::Back => (&pod.ns, "eth0", inside, (OUTSIDE, 16), (pod.addr, 32)),
         Way::Across => {
             let to = second(stand)?;
@@ -247,11 +314,8 @@ fn counter(stand: &Stand, way: Way) -> Result<Counter> {
 pub(crate) fn stream(stand: &Stand, pod: &Pod, way: Way, frames: Frames) -> Result<Stream> {
     let ((dst_mac, src_mac), src, dst) = match way {
         Way::Out(VNET) => (stand.first_hop(pod, PEERED)?, pod.addr, VNET),
-        Way::Out(to) => (
-            stand.first_hop(pod, causeway_tests::fabric::INTERNET)?,
-            pod.addr,
-            to,
-        ),
+        Way::Out(to) => (stand.first_hop(pod, INTERNET)?, pod.addr, to),
+        Way::Service => (stand.first_hop(pod, INTERNET)?, pod.addr, *VIP.ip()),
         Way::Back => (stand.last_hop()?, OUTSIDE, stand.seen(pod)),
         Way::Across => {
             let to = second(stand)?.addr;
@@ -286,6 +350,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::stand::Build;
 
     /// Needs root and `CAUSEWAY_DIST`, as everything that builds a node.
     #[test]
@@ -295,7 +360,7 @@ mod tests {
             rounds: 1,
             cpu: 0,
         };
-        let stand = Stand::build(Peer::Causeway, 1, None).unwrap();
+        let stand = Stand::build(Peer::Causeway, 1, &Build::default()).unwrap();
         let mut lane = FrameLane::new(&stand, Way::Out(OUTSIDE), Load::PLAIN, &plan).unwrap();
         lane.warm_up().unwrap();
         assert!(lane.block().unwrap() > 0.0);

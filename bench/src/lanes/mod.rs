@@ -2,4 +2,7 @@
 
 mod bound;
 pub(crate) mod frames;
+pub(crate) mod opening;
+pub(crate) mod plugins;
 pub(crate) mod program;
+pub(crate) mod sockets;

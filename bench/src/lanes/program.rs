@@ -3,13 +3,9 @@
 //! `BPF_PROG_TEST_RUN` repeats a program of the bench that writes the packet of some flow and goes on into the measured one by
 //! a tail call; the same with a program that does nothing is taken off. Redirections are noted and not carried out.
 
-use std::{
-    fs,
-    path::PathBuf,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use aya::{
     maps::ProgramArray,
     programs::{SchedClassifier, TestRun as _, TestRunOptions},
@@ -28,6 +24,9 @@ use crate::{
 const MEASURED: u32 = 0;
 /// Index of the one that does nothing.
 const NOTHING: u32 = 1;
+
+/// Runs in a block.
+const SLICES: u32 = 8;
 
 /// What a program is to say of every packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +62,7 @@ impl<'a> ProgramLane<'a> {
         plan: &Plan,
     ) -> Result<Self> {
         let node = stand.node()?;
-        let measured = SchedClassifier::from_pin(pinned(stand, program)?)
+        let measured = SchedClassifier::from_pin(stand.pins()?.join("progs").join(program))
             .with_context(|| format!("cannot open the pin of {program}"))?;
         let mut feeder = Programs::load()?;
         feeder.tc("cwb_feed")?;
@@ -124,32 +123,24 @@ impl Lane for ProgramLane<'_> {
             Says::Stack => u32::MAX,
         };
         ensure!(said == expected, "the program said {said:#x}, not {expected:#x}");
-        self.repeat = self.plan.packets(20_000, took);
+        self.repeat = self.plan.packets(20_000.0 / took.as_secs_f64());
         Ok(())
     }
 
+    /// Short runs with and without in turn, so that both meet the same noise.
     fn block(&mut self) -> Result<f64> {
-        let (all, _) = self.run(MEASURED, self.repeat)?;
-        let (idle, _) = self.run(NOTHING, self.repeat)?;
-        Ok((all.as_secs_f64() - idle.as_secs_f64()) / f64::from(self.repeat) * 1e9)
+        let repeat = (self.repeat / SLICES).max(1);
+        let (mut all, mut idle) = (Duration::ZERO, Duration::ZERO);
+        for _ in 0..SLICES / 2 {
+            all += self.run(MEASURED, repeat)?.0;
+            idle += self.run(NOTHING, repeat)?.0;
+        }
+        let passes = f64::from(repeat) * f64::from(SLICES / 2);
+        Ok((all.as_secs_f64() - idle.as_secs_f64()) / passes * 1e9)
     }
 }
 
 /// Flows for a feeder: any of the first `count`.
 pub(crate) fn any_of(count: u32) -> Flows {
     Flows::Random { first: 0, count }
-}
-
-/// Where the node has pinned a program, in whatever version.
-fn pinned(stand: &Stand, program: &str) -> Result<PathBuf> {
-    let base = stand.node()?.root.join("/sys/fs/bpf/causeway");
-    let versions = fs::read_dir(&base).with_context(|| format!("no pins in {}", base.display()))?;
-    let tree = versions
-        .filter_map(Result::ok)
-        .map(|entry| entry.path())
-        .find(|path| path.join("progs").is_dir());
-    Ok(tree
-        .with_context(|| format!("no programs are pinned in {}", base.display()))?
-        .join("progs")
-        .join(program))
 }

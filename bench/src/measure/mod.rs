@@ -1,15 +1,19 @@
 //! The measures, by name.
 
+mod first;
 mod paths;
+mod plugins;
 mod programs;
 mod scale;
+mod sockets;
 
 use anyhow::Result;
 
 use crate::{
+    facts::{self, Fact},
     peer::Peer,
     rounds::{Outcome, Plan},
-    stand::Stand,
+    stand::{Build, Stand},
 };
 
 /// What a measure works with.
@@ -17,6 +21,8 @@ use crate::{
 pub(crate) struct Hall {
     /// The peers, built side by side, with four pods each.
     pub(crate) stands: Vec<Stand>,
+    /// What the other build is made of.
+    pub(crate) build: Build,
     /// How long and how often.
     pub(crate) plan: Plan,
 }
@@ -66,16 +72,112 @@ pub(crate) const ALL: &[Measure] = &[
         run: paths::snat_imix,
     },
     Measure {
+        name: "kernel-flows",
+        title: "flows that the kernel keeps, translated twice by kube-proxy's rules for a ClusterIP: 60-byte UDP frames, one CPU",
+        quick: true,
+        run: paths::kernel_flows,
+    },
+    Measure {
+        name: "cpus",
+        title: "SNAT egress from two pods on two CPUs at once: 60-byte UDP frames, 1024 flows each",
+        quick: true,
+        run: paths::two_cpus,
+    },
+    Measure {
+        name: "ranges",
+        title: "SNAT egress with 10,000 excluded ranges: established flows, 60-byte UDP frames, one CPU",
+        quick: true,
+        run: scale::ranges,
+    },
+    Measure {
+        name: "first-ranges",
+        title: "first packets with 10,000 excluded ranges, 60-byte UDP frames, one CPU",
+        quick: false,
+        run: scale::first_packets_and_ranges,
+    },
+    Measure {
+        name: "pods",
+        title: "SNAT egress with many pods on the node: established flows of one, 60-byte UDP frames, one CPU",
+        quick: true,
+        run: scale::pods,
+    },
+    Measure {
+        name: "rr-udp",
+        title: "one byte there and back over UDP, pod to internet, both ends on one CPU",
+        quick: false,
+        run: sockets::udp_requests,
+    },
+    Measure {
+        name: "rr-tcp",
+        title: "one byte there and back over one TCP connection, pod to internet, both ends on one CPU",
+        quick: true,
+        run: sockets::tcp_requests,
+    },
+    Measure {
+        name: "crr",
+        title: "a TCP connection for one byte there and back, pod to internet, both ends on one CPU",
+        quick: true,
+        run: sockets::connections,
+    },
+    Measure {
+        name: "stream",
+        title: "one TCP stream with GSO, pod to internet, both ends on one CPU",
+        quick: true,
+        run: sockets::stream,
+    },
+    Measure {
+        name: "stream-no-gso",
+        title: "one TCP stream in segments of the MTU (no TSO, GSO or GRO), pod to internet, both ends on one CPU",
+        quick: false,
+        run: sockets::stream_without_gso,
+    },
+    Measure {
         name: "flows",
         title: "SNAT egress with more and more flows: 60-byte UDP frames at random among them, one CPU",
         quick: true,
         run: scale::flows,
     },
     Measure {
+        name: "new-flows",
+        title: "first packets: each opens a translated flow, 60-byte UDP frames, one CPU",
+        quick: true,
+        run: first::new_flows,
+    },
+    Measure {
+        name: "ports",
+        title: "first packets towards one remote of which so many per cent of the ports are in use, the pod's own among them",
+        quick: true,
+        run: first::ports,
+    },
+    Measure {
         name: "programs",
         title: "the installed programs alone, in BPF, 60-byte UDP frames; 32k translated flows in the table",
         quick: true,
         run: programs::nanoseconds,
+    },
+    Measure {
+        name: "cni-add",
+        title: "one ADD of the CNI plug-ins, from start to end of their processes",
+        quick: false,
+        run: plugins::add,
+    },
+    Measure {
+        name: "cni-del",
+        title: "one DEL of the CNI plug-ins, from start to end of their processes",
+        quick: false,
+        run: plugins::del,
+    },
+    Measure {
+        name: "cni-storm",
+        title: "32 ADDs at once, until the last one is done",
+        quick: false,
+        run: plugins::storm,
+    },
+    Measure {
+        name: "load",
+        title: "loading, verifying and attaching the programs: what a node's first ADD takes longer than its second",
+        quick: true,
+        run: plugins::load,
     },
 ];
 
@@ -87,6 +189,13 @@ impl Measure {
 }
 
 impl Hall {
+    /// What the node that is measured has installed.
+    pub(crate) fn facts(&self) -> Result<Vec<Fact>> {
+        let ours = self.stands(|peer| peer == Peer::Causeway);
+        let facts: Vec<Vec<Fact>> = ours.map(facts::of).collect::<Result<_>>()?;
+        Ok(facts.concat())
+    }
+
     /// The peers that a measure is about.
     pub(crate) fn stands(&self, wanted: impl Fn(Peer) -> bool) -> impl Iterator<Item = &Stand> {
         self.stands.iter().filter(move |stand| wanted(stand.peer))

@@ -1,13 +1,17 @@
 //! Established flows on every way through a node.
 
+use std::net::SocketAddrV4;
+
 use anyhow::Result;
+use causeway_tests::{fabric::INTERNET, rules};
 
 use super::{Hall, Measure};
 use crate::{
     generator::Frames,
-    lanes::frames::{FrameLane, Load, OUTSIDE, VNET, Way},
-    peer::Peer,
+    lanes::frames::{DISCARD, FrameLane, Load, OUTSIDE, VIP, VNET, Way},
+    peer::{Kind, Peer},
     rounds::{Lane, Outcome, Unit, run},
+    stand::Stand,
 };
 
 pub(super) fn snat(measure: &Measure, hall: &Hall) -> Result<Outcome> {
@@ -38,6 +42,39 @@ pub(super) fn snat_imix(measure: &Measure, hall: &Hall) -> Result<Outcome> {
     way(measure, hall, Way::Out(OUTSIDE), load, |_| true)
 }
 
+/// Peers of their own, with the rules of a ClusterIP: what netfilter does to one flow it would do to all.
+pub(super) fn kernel_flows(measure: &Measure, hall: &Hall) -> Result<Outcome> {
+    let peers = hall.stands(|peer| peer.translates() && peer != Peer::Model);
+    let stands: Vec<Stand> = peers
+        .map(|stand| {
+            let stand = Stand::build(stand.peer, 1, &hall.build)?;
+            rules::cluster_ip(&stand.node()?.ns, VIP, SocketAddrV4::new(INTERNET, DISCARD))?;
+            Ok(stand)
+        })
+        .collect::<Result<_>>()?;
+    lanes(measure, hall, stands.iter(), Way::Service, Load::PLAIN)
+}
+
+pub(super) fn two_cpus(measure: &Measure, hall: &Hall) -> Result<Outcome> {
+    let wanted = |peer: Peer| matches!(peer.kind(), Kind::Ours | Kind::Incumbent);
+    let way = Way::Out(OUTSIDE);
+    let both = Load {
+        pods: 2,
+        together: true,
+        flows: 2 * Load::PLAIN.flows,
+        ..Load::PLAIN
+    };
+    let mut lanes: Vec<Box<dyn Lane + '_>> = Vec::new();
+    for stand in hall.stands(wanted) {
+        let name = stand.peer.name();
+        let one = FrameLane::new(stand, way, Load::PLAIN, &hall.plan)?.named(format!("{name}, 1 CPU"));
+        let two = one.beside(stand, way, both, format!("{name}, 2 CPUs"))?;
+        lanes.push(Box::new(one));
+        lanes.push(Box::new(two));
+    }
+    run((measure.name, measure.title, Unit::Packets), lanes, &hall.plan)
+}
+
 fn way(
     measure: &Measure,
     hall: &Hall,
@@ -45,8 +82,17 @@ fn way(
     load: Load,
     wanted: impl Fn(Peer) -> bool,
 ) -> Result<Outcome> {
-    let lanes: Vec<Box<dyn Lane + '_>> = hall
-        .stands(wanted)
+    lanes(measure, hall, hall.stands(wanted), way, load)
+}
+
+fn lanes<'a>(
+    measure: &Measure,
+    hall: &Hall,
+    stands: impl Iterator<Item = &'a Stand>,
+    way: Way,
+    load: Load,
+) -> Result<Outcome> {
+    let lanes: Vec<Box<dyn Lane + 'a>> = stands
         .map(|stand| Ok(Box::new(FrameLane::new(stand, way, load, &hall.plan)?) as Box<dyn Lane>))
         .collect::<Result<_>>()?;
     run((measure.name, measure.title, Unit::Packets), lanes, &hall.plan)

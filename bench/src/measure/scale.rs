@@ -1,17 +1,29 @@
 //! What a packet costs when there is more of something.
 
-use anyhow::Result;
+use std::net::Ipv4Addr;
+
+use anyhow::{Context, Result};
+use causeway::{datapath::Datapath, root::Root};
+use causeway_common::{decide::WIRESERVER, maps::RangeClass};
+use ipnet::Ipv4Net;
 
 use super::{Hall, Measure};
 use crate::{
-    generator::{Frames, SMALLEST},
-    lanes::frames::{FrameLane, Load, OUTSIDE, Way},
+    lanes::{
+        frames::{FrameLane, Load, OUTSIDE, Way},
+        opening::OpeningLane,
+    },
     peer::Peer,
     rounds::{Lane, Outcome, Unit, run},
+    stand::Stand,
 };
 
 /// Numbers of flows, and how many pods share them: a pod may be allowed no more than 65,536.
 const FLOWS: [(u32, usize, &str); 3] = [(1 << 10, 1, "1k"), (1 << 14, 1, "16k"), (1 << 17, 4, "128k")];
+/// Excluded ranges beside the stock ones.
+const RANGES: u32 = 10_000;
+/// As many pods as AKS allows on a node, less one.
+const PODS: u8 = 249;
 
 pub(super) fn flows(measure: &Measure, hall: &Hall) -> Result<Outcome> {
     let wanted = |peer| {
@@ -31,7 +43,7 @@ pub(super) fn flows(measure: &Measure, hall: &Hall) -> Result<Outcome> {
         let load = |(flows, pods, _): &(u32, usize, &str)| Load {
             pods: *pods,
             flows: *flows,
-            frames: Frames::Of(SMALLEST),
+            ..Load::PLAIN
         };
         let label = |(_, _, name): &(u32, usize, &str)| format!("{} {name}", stand.peer.name());
         let first = FrameLane::new(stand, way, load(&FLOWS[0]), &hall.plan)?.named(label(&FLOWS[0]));
@@ -51,4 +63,61 @@ pub(super) fn flows(measure: &Measure, hall: &Hall) -> Result<Outcome> {
         }
     }
     run((measure.name, measure.title, Unit::Packets), lanes, &hall.plan)
+}
+
+pub(super) fn ranges(measure: &Measure, hall: &Hall) -> Result<Outcome> {
+    let [few, many] = few_and_many_ranges(hall)?;
+    established(measure, hall, [(&few, "2 ranges"), (&many, "10,000 ranges")])
+}
+
+pub(super) fn first_packets_and_ranges(measure: &Measure, hall: &Hall) -> Result<Outcome> {
+    let [few, many] = few_and_many_ranges(hall)?;
+    let lanes: Vec<Box<dyn Lane + '_>> = [(&few, "2 ranges"), (&many, "10,000 ranges")]
+        .into_iter()
+        .map(|(stand, label)| {
+            let lane = OpeningLane::new(stand, &hall.plan)?.named(label.to_owned());
+            Ok(Box::new(lane) as Box<dyn Lane>)
+        })
+        .collect::<Result<_>>()?;
+    run((measure.name, measure.title, Unit::Flows), lanes, &hall.plan)
+}
+
+pub(super) fn pods(measure: &Measure, hall: &Hall) -> Result<Outcome> {
+    let one = Stand::build(Peer::Causeway, 1, &hall.build)?;
+    let many = Stand::build(Peer::Causeway, PODS, &hall.build)?;
+    established(measure, hall, [(&one, "1 pod"), (&many, "249 pods")])
+}
+
+/// Established flows of two Causeway nodes.
+fn established(measure: &Measure, hall: &Hall, stands: [(&Stand, &str); 2]) -> Result<Outcome> {
+    let lanes: Vec<Box<dyn Lane + '_>> = stands
+        .into_iter()
+        .map(|(stand, label)| {
+            let lane = FrameLane::new(stand, Way::Out(OUTSIDE), Load::PLAIN, &hall.plan)?;
+            Ok(Box::new(lane.named(label.to_owned())) as Box<dyn Lane>)
+        })
+        .collect::<Result<_>>()?;
+    run((measure.name, measure.title, Unit::Packets), lanes, &hall.plan)
+}
+
+fn few_and_many_ranges(hall: &Hall) -> Result<[Stand; 2]> {
+    let [few, many] = [
+        Stand::build(Peer::Causeway, 1, &hall.build)?,
+        Stand::build(Peer::Causeway, 1, &hall.build)?,
+    ];
+    let stock = [
+        Ipv4Net::new(Ipv4Addr::new(10, 0, 0, 0), 8)?,
+        Ipv4Net::new(WIRESERVER.into(), 32)?,
+    ];
+    // Below everything that is sent to.
+    let others = (0..RANGES).map(|n| Ipv4Net::new_assert(Ipv4Addr::from_bits(0x4000_0000 + (n << 8)), 24));
+    let ranges: Vec<(Ipv4Net, u8)> = stock
+        .into_iter()
+        .chain(others)
+        .map(|net| (net, RangeClass::EXCLUDED))
+        .collect();
+    let root = Root::new(many.node()?.root.path());
+    let datapath = Datapath::open(&root)?.context("the node has no datapath")?;
+    datapath.set_ranges(&ranges)?;
+    Ok([few, many])
 }
