@@ -123,6 +123,8 @@ impl Model {
                     return wrong("a packet of a carried flow was given to the stack");
                 }
                 self.offered(tuple, opens, stack);
+                // An ingress hook hears what policy stops behind it, and so does conntrack.
+                self.heard(tuple, says, 0);
                 Ok(())
             }
             Went::AsItself { port } => {

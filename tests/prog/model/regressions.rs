@@ -64,6 +64,18 @@ fn a_server_that_ends_a_flow_past_the_translation_is_believed() {
 }
 
 #[test]
+fn a_reset_that_policy_stops_is_heard() {
+    let (a, b) = (tuple(Tcp, PodA, 602), tuple(Tcp, PodB, 602));
+    run_one(&[
+        Send(b, Open, Routes),
+        Send(a, Open, Translates),
+        Send(a, Reset, Stops),
+        Replace,
+        Send(a, Open, Routes),
+    ]);
+}
+
+#[test]
 fn the_ports_run_out_and_the_flows_that_have_one_go_on() {
     let flows: Vec<Tuple> = super::operation::PORTS
         .iter()
