@@ -5,7 +5,7 @@ use std::{fs::File, io, net::IpAddr, os::fd::AsFd};
 
 use causeway::{
     datapath::{Datapath, Pod},
-    endpoints::{self, Endpoints, EndpointsError, Key, NewEndpoint, State, UplinkRecord},
+    endpoints::{self, Endpoint, Endpoints, EndpointsError, Key, NewEndpoint, State, UplinkRecord},
     go_json::mac_text,
     links::{self, Netlink, PodLink, PodNetwork},
     root::Root,
@@ -17,6 +17,7 @@ use crate::{
     Call,
     address::{Applicant, Ground},
     attachment::{self, PATIENCE},
+    check,
     error::{CniError, code},
     netns, orphans,
     result::{CniResult, Interface, Ip},
@@ -56,7 +57,7 @@ fn attempt(
     let _alone = attachment::lock(root, &key)?;
     let state = known_endpoints(root)?;
     let mut netlink = Netlink::new()?;
-    refuse_existing(&state, &key, &mut netlink)?;
+    refuse_existing(call, &state, &key, &netns, &mut netlink)?;
     let host_if = attachment::host_interface(invocation, conf);
 
     let mut undo = Undo::default();
@@ -229,23 +230,59 @@ pub(crate) fn known_endpoints(root: &Root) -> Result<State, CniError> {
     }
 }
 
-/// The runtime must not ADD twice without DEL. What is there works for somebody and is left as it is; an endpoint
-/// whose interface is gone is replaced.
-fn refuse_existing(state: &State, key: &Key, netlink: &mut Netlink) -> Result<(), CniError> {
-    match state.find(key) {
-        Some(endpoint) if netlink.link(&endpoint.host_if_name)?.is_some() => {
-            let details = format!(
-                "interface {} of container {}",
-                endpoint.host_if_name, key.container
-            );
-            Err(CniError::new(
-                code::INTERNAL,
-                "failed to create endpoint: Endpoint already exists",
-            )
-            .with_details(details))
-        }
-        _ => Ok(()),
+/// The runtime must not ADD twice without DEL. What is there works for somebody and is left as it is. An endpoint whose
+/// interface is gone is replaced, and so is one that a killed ADD has left unfinished.
+fn refuse_existing(
+    call: &Call<'_>,
+    state: &State,
+    key: &Key,
+    netns: &File,
+    netlink: &mut Netlink,
+) -> Result<(), CniError> {
+    let Some(endpoint) = state.find(key) else {
+        return Ok(());
+    };
+    if netlink.link(&endpoint.host_if_name)?.is_none() || is_unfinished(call, endpoint, netns)? {
+        return Ok(());
     }
+    let details = format!(
+        "interface {} of container {}",
+        endpoint.host_if_name, key.container
+    );
+    Err(CniError::new(
+        code::INTERNAL,
+        "failed to create endpoint: Endpoint already exists",
+    )
+    .with_details(details))
+}
+
+/// Of another namespace nothing can be said: that pod is left alone.
+fn is_unfinished(call: &Call<'_>, endpoint: &Endpoint, netns: &File) -> Result<bool, CniError> {
+    let address = endpoint
+        .addresses()
+        .into_iter()
+        .find_map(|address| match address {
+            IpNet::V4(address) => Some(address),
+            IpNet::V6(_) => None,
+        });
+    let Some(address) = address.filter(|_| endpoint.netns() == call.invocation.netns) else {
+        return Ok(false);
+    };
+    let interface = &call.invocation.interface;
+    let faults = check::faults(
+        call.root,
+        endpoint,
+        netns.as_fd(),
+        interface,
+        (address, endpoint.mac()),
+    )?;
+    if !faults.is_empty() {
+        tracing::warn!(
+            faults = faults.join("; "),
+            "an endpoint is unfinished, and is made anew"
+        );
+    }
+    Ok(!faults.is_empty())
 }
 
 /// Frees the endpoint's ports and takes it out of the state, if it is there.

@@ -1,7 +1,10 @@
 //! `azure-vnet` CHECK: whether everything that ADD made is still there. What later plug-ins of the chain have changed is
 //! taken from the result that comes with the call.
 
-use std::{net::IpAddr, os::fd::AsFd};
+use std::{
+    net::IpAddr,
+    os::fd::{AsFd, BorrowedFd},
+};
 
 use causeway::{
     datapath::{Datapath, Pod},
@@ -42,16 +45,13 @@ pub(crate) fn run(call: &Call<'_>, summary: &mut Summary) -> Result<(), CniError
     };
     let (address, mac) = told(previous, invocation)?;
     summary.ip = address.addr().to_string();
-    let expected = Expected {
-        addr: address,
-        if_name: invocation.interface.clone(),
-        mac,
-        host_if: endpoint.host_if_name.clone(),
-    };
-    let (host, mut wrong) = links::inspect_pod(netns.as_fd(), &expected)?;
-    if let Some(host) = host {
-        wrong.extend(inspect_datapath(root, endpoint, address, &host)?);
-    }
+    let mut wrong = faults(
+        root,
+        endpoint,
+        netns.as_fd(),
+        &invocation.interface,
+        (address, mac),
+    )?;
     if conf.delegates() {
         call.delegate()?.call(Verb::Check)?;
     } else {
@@ -62,6 +62,28 @@ pub(crate) fn run(call: &Call<'_>, summary: &mut Summary) -> Result<(), CniError
     } else {
         Err(failure(&wrong))
     }
+}
+
+/// What is wrong with a pod's link, and with what the datapath knows of it. `told` is the address, and the MAC if it
+/// matters.
+pub(crate) fn faults(
+    root: &Root,
+    endpoint: &Endpoint,
+    netns: BorrowedFd<'_>,
+    interface: &str,
+    told: (Ipv4Net, Option<[u8; 6]>),
+) -> Result<Vec<String>, CniError> {
+    let expected = Expected {
+        addr: told.0,
+        if_name: interface.to_owned(),
+        mac: told.1,
+        host_if: endpoint.host_if_name.clone(),
+    };
+    let (host, mut wrong) = links::inspect_pod(netns, &expected)?;
+    if let Some(host) = host {
+        wrong.extend(inspect_datapath(root, endpoint, told.0, &host)?);
+    }
+    Ok(wrong)
 }
 
 /// `azure-vnet-ipam` CHECK: whether the address is still the attachment's.
