@@ -1,6 +1,7 @@
 //! Calls that end, or go wrong, at a system call: each of them in turn, by `strace -e inject`.
 
 use std::{
+    collections::BTreeMap,
     fs,
     process::{Command, Output},
 };
@@ -15,7 +16,7 @@ use crate::{
 };
 
 /// Points of a call that an ordinary run tries. The long one tries all.
-const SAMPLE: usize = 16;
+const SAMPLE: usize = 20;
 
 /// A node with a pod that nothing may happen to, and one that everything happens to.
 struct Victim {
@@ -108,12 +109,18 @@ impl Victim {
             .context("strace")
     }
 
-    /// How many system calls a call makes on its first thread, where everything happens. Of one kind, or `all`.
-    fn count(&self, call: &Call<'_>, kind: &str) -> Result<usize> {
+    /// Runs a call and kills it when it makes a system call.
+    fn kill(&self, call: &Call<'_>, point: &Point) -> Result<()> {
+        self.tampered(call, &format!("{}:signal=KILL:when={}", point.name, point.nth))
+            .map(drop)
+    }
+
+    /// The system calls that a call makes on its first thread, where everything happens, in order. Of some kinds, or `all`.
+    fn points(&self, call: &Call<'_>, kinds: &str) -> Result<Vec<Point>> {
         let log = self.world.node.root.join("/strace");
         let mut strace = self.world.node.ns.command("strace");
         strace
-            .args(["-qq", "-e", &format!("trace={kind}"), "-o"])
+            .args(["-qq", "-e", &format!("trace={kinds}"), "-o"])
             .arg(&log);
         let output = call.feed(call.run_by(strace))?.wait_with_output()?;
         ensure!(
@@ -121,29 +128,52 @@ impl Victim {
             "{}",
             String::from_utf8_lossy(&output.stdout)
         );
-        Ok(fs::read_to_string(&log)?
+        let mut seen: BTreeMap<String, usize> = BTreeMap::new();
+        let mut points = Vec::new();
+        for name in fs::read_to_string(&log)?
             .lines()
-            .filter(|line| line.contains('('))
-            .count())
+            .filter_map(|line| Some(line.split_once('(')?.0))
+        {
+            let nth = seen.entry(name.to_owned()).or_default();
+            *nth += 1;
+            points.push(Point {
+                name: name.to_owned(),
+                nth: *nth,
+            });
+        }
+        Ok(points)
     }
 }
 
+/// A system call of a run: the how manieth of its name. (So does `when=` of strace count.)
+#[derive(Debug)]
+struct Point {
+    name: String,
+    nth: usize,
+}
+
 /// Evenly spread, the last one included; all of them if `sample` is none.
-fn points(count: usize, sample: Option<usize>) -> Vec<usize> {
-    match sample {
-        Some(sample) if sample < count => (1..=sample).map(|n| n * count / sample).collect(),
-        _ => (1..=count).collect(),
-    }
+fn choose(points: Vec<Point>, sample: Option<usize>) -> Vec<Point> {
+    let count = points.len();
+    let every = sample.map_or(1, |sample| count.div_ceil(sample).max(1));
+    let is_chosen = |at: usize| (count - 1 - at).is_multiple_of(every);
+    points
+        .into_iter()
+        .enumerate()
+        .filter(|(at, _)| is_chosen(*at))
+        .map(|(_, point)| point)
+        .collect()
 }
 
 /// What the runtime does after a call that was killed.
 fn kill_everywhere(sample: Option<usize>) -> Result<()> {
     let victim = Victim::new()?;
     let (add, del) = (victim.call("ADD")?, victim.call("DEL")?);
-    let count = victim.count(&add, "all")?;
-    for (turn, point) in points(count, sample).into_iter().enumerate() {
-        let what = format!("ADD killed at {point} of {count}");
-        victim.tampered(&add, &format!("all:signal=KILL:when={point}"))?;
+    let points = victim.points(&add, "all")?;
+    del.ok()?;
+    for (turn, point) in choose(points, sample).into_iter().enumerate() {
+        let what = format!("ADD killed at {point:?}");
+        victim.kill(&add, &point)?;
         if turn % 2 == 0 {
             let output = add.output()?;
             let said = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -159,11 +189,10 @@ fn kill_everywhere(sample: Option<usize>) -> Result<()> {
     }
     for (verb, call) in [("DEL", &del), ("GC", &victim.gc()?)] {
         add.ok()?;
-        let count = victim.count(call, "all")?;
-        for point in points(count, sample) {
-            let what = format!("{verb} killed at {point} of {count}");
+        for point in choose(victim.points(call, "all")?, sample) {
+            let what = format!("{verb} killed at {point:?}");
             add.ok()?;
-            victim.tampered(call, &format!("all:signal=KILL:when={point}"))?;
+            victim.kill(call, &point)?;
             call.ok().with_context(|| what.clone())?;
             victim.expect_only_the_neighbour(&what)?;
         }
@@ -199,30 +228,28 @@ const FAILURES: [(&str, &str); 9] = [
 fn fail_everywhere(sample: Option<usize>) -> Result<()> {
     let victim = Victim::new()?;
     let (add, del) = (victim.call("ADD")?, victim.call("DEL")?);
-    for (kind, errno) in FAILURES {
-        let count = victim.count(&add, kind)?;
+    for (kinds, errno) in FAILURES {
+        let points = victim.points(&add, kinds)?;
         del.ok()?;
-        for point in points(count, sample) {
-            let what = format!("ADD, {kind} {point} of {count} fails with {errno}");
-            let output = victim.tampered(&add, &format!("{kind}:error={errno}:when={point}"))?;
+        for point in choose(points, sample) {
+            let what = format!("ADD, {point:?} fails with {errno}");
+            let output =
+                victim.tampered(&add, &format!("{}:error={errno}:when={}", point.name, point.nth))?;
             if output.status.success() {
                 del.ok().with_context(|| what.clone())?;
             } else if output.status.code() == Some(1) {
                 let failure: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
-                ensure!(
-                    failure["code"].is_u64(),
-                    "{what}: {}",
-                    String::from_utf8_lossy(&output.stdout)
-                );
+                let said = String::from_utf8_lossy(&output.stdout);
+                ensure!(failure["code"].is_u64(), "{what}: {said}");
             }
             victim.expect_only_the_neighbour(&what)?;
         }
         add.ok()?;
-        let count = victim.count(&del, kind)?;
-        for point in points(count, sample) {
-            let what = format!("DEL, {kind} {point} of {count} fails with {errno}");
+        for point in choose(victim.points(&del, kinds)?, sample) {
+            let what = format!("DEL, {point:?} fails with {errno}");
             add.ok().with_context(|| what.clone())?;
-            let output = victim.tampered(&del, &format!("{kind}:error={errno}:when={point}"))?;
+            let output =
+                victim.tampered(&del, &format!("{}:error={errno}:when={}", point.name, point.nth))?;
             if !output.status.success() {
                 del.ok().with_context(|| what.clone())?;
             }
