@@ -122,3 +122,17 @@ fn prepare_to_run(workspace: &Workspace, why: &'static str) -> anyhow::Result<()
     dist::build(workspace)?;
     dist::fill(workspace)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_follows_bench_is_the_benchs() {
+        let cli = Cli::try_parse_from(["xtask", "bench", "--quick", "snat", "--rounds", "3"]).ok();
+        let Some(Verb::Bench { arguments }) = cli.map(|cli| cli.verb) else {
+            panic!("not understood as a bench")
+        };
+        assert_eq!(arguments, ["--quick", "snat", "--rounds", "3"]);
+    }
+}

@@ -193,7 +193,7 @@ fn deliver(ctx: &TcContext, headers: Headers) -> Option<i32> {
 #[inline(always)]
 fn track(ctx: &TcContext, tuple: Tuple, remote: u32) -> Option<()> {
     let len = u64::from(ctx.len());
-    if let Some(connection) = CONNECTIONS.get_ptr_mut(&tuple) {
+    if let Some(connection) = CONNECTIONS.get_ptr_mut(tuple) {
         // SAFETY: the kernel returns a valid element or null; a lost update on another CPU costs a count.
         unsafe {
             (*connection).seen = now();

@@ -5,7 +5,6 @@ pub const IP_CHECK: usize = 24;
 pub const SRC: usize = 26;
 pub const DST: usize = 30;
 pub const SRC_PORT: usize = 34;
-pub const DST_PORT: usize = 36;
 pub const TCP_CHECK: usize = 50;
 pub const UDP_CHECK: usize = 40;
 /// End of what is looked at.
