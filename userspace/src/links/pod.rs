@@ -69,23 +69,35 @@ pub fn connect_pod<E: From<LinkError>>(
     let mut host = Netlink::new()?;
     let (mac, host_mac) = (pod.mac, random_mac()?);
     create_pair(&mut host, netns, pod, mac, host_mac)?;
-    let connected = find_host_end(&mut host, pod).map_err(E::from).and_then(|end| {
-        let link = PodLink {
-            host_ifindex: end.index,
-            host_mac,
-            mac,
-        };
-        admit(&link)?;
-        set_up_host(&mut host, &end, pod, mac)?;
-        set_up_pod(&mut Netlink::inside(netns)?, pod, host_mac)?;
-        Ok(link)
-    });
-    if connected.is_err()
-        && let Err(error) = disconnect_pod(&pod.host_if)
-    {
-        tracing::warn!(interface = pod.host_if, %error, "cannot remove the interface of a pod that failed to connect");
+    let made = Made(&pod.host_if);
+    let end = find_host_end(&mut host, pod)?;
+    let link = PodLink {
+        host_ifindex: end.index,
+        host_mac,
+        mac,
+    };
+    admit(&link)?;
+    set_up_host(&mut host, &end, pod, mac)?;
+    set_up_pod(&mut Netlink::inside(netns)?, pod, host_mac)?;
+    made.keep();
+    Ok(link)
+}
+
+/// A pair that is not yet of use: dropped, also by a panic, it is removed.
+struct Made<'a>(&'a str);
+
+impl Made<'_> {
+    fn keep(self) {
+        std::mem::forget(self);
     }
-    connected
+}
+
+impl Drop for Made<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = disconnect_pod(self.0) {
+            tracing::warn!(interface = self.0, %error, "cannot remove the interface of a pod that failed to connect");
+        }
+    }
 }
 
 /// Deletes the host's end of a pod's connection, and with it the pod's end, the route and the neighbour. Returns
