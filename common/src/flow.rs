@@ -77,6 +77,8 @@ impl Flags {
     /// The first packet left by another way than a route lookup finds (policy routing by a mark, say): the next hop
     /// is kept as it was learnt.
     pub const FIXED_HOP: u8 = 16;
+    /// The flow counts towards the quota of the pod that opened it, or of the wire ([`crate::maps::Usage`]).
+    pub const COUNTED: u8 = 32;
 }
 
 /// What both directions of a flow have sent so far: three bits for this direction, three for its peer.

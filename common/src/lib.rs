@@ -16,7 +16,9 @@
 
 pub mod addr;
 pub mod checksum;
+pub mod crowd;
 pub mod decide;
+pub mod event;
 pub mod flow;
 pub mod fragment;
 pub mod lifetime;

@@ -8,6 +8,12 @@
 //! | `cwy_ranges` | prefix | [`RangeEntry`] | CNI, agent | programs |
 //! | `cwy_ports` | word index | [`PortWord`] | CNI, agent | programs |
 //! | `cwy_frags` | [`FragmentKey`](crate::fragment::FragmentKey) | [`FragmentEntry`](crate::fragment::FragmentEntry) | programs | programs |
+//! | `cwy_crowds` | hash of the remote | [`Crowd`](crate::crowd::Crowd) | programs | programs |
+//! | `cwy_usage` | pod address, 0.0.0.0 for the wire | [`Usage`] | programs; CNI adds and removes | programs |
+//! | `cwy_age_queue` | none | [`FlowKey`](crate::tuple::FlowKey) | programs | programs |
+//! | `cwy_budgets` | [`Reason`](crate::reason::Reason) | [`Budget`] per CPU | programs | programs |
+//! | `cwy_events` | none | [`Event`](crate::event::Event) | programs | command line |
+//! | `cwy_sweep_job` | 0 | [`SweepJob`] | sweeper, `cwy_sweep` | sweeper, `cwy_sweep` |
 //! | `cwy_cfg` | 0 | [`Config`] | CNI, agent | programs |
 //! | `cwy_count` | [`Reason`](crate::reason::Reason) | [`Count`] per CPU | programs | command line |
 
@@ -20,6 +26,16 @@ pub const SCHEMA: u32 = 1;
 pub const FLOW_ENTRIES: usize = 524_288;
 /// Entries of `cwy_pods` and `cwy_ifaces`. AKS allows 250 pods a node; departed pods stay for a while.
 pub const POD_ENTRIES: usize = 1024;
+/// Entries of `cwy_age_queue`: a key for each flow.
+pub const AGE_ENTRIES: usize = FLOW_ENTRIES / 2;
+/// Entries of `cwy_usage`: the pods and the wire.
+pub const USAGE_ENTRIES: usize = POD_ENTRIES + 1;
+/// Bytes of `cwy_events`.
+pub const EVENT_BYTES: usize = 256 << 10;
+/// Flows that a pod may have at a time: a quarter of the table, and as many as fill all ports towards one remote.
+pub const POD_QUOTA: u32 = FLOW_ENTRIES as u32 / 8;
+/// Flows that all hosts outside may open towards the pods of the node: half of the table.
+pub const WIRE_QUOTA: u32 = FLOW_ENTRIES as u32 / 4;
 /// Entries of `cwy_ranges`.
 pub const RANGE_ENTRIES: usize = 16_384;
 
@@ -107,8 +123,71 @@ pub struct Config<A> {
     pub uplink_mtu: u32,
     /// Random, made when the datapath is loaded and kept for its life: seeds port probing and tags.
     pub seed: u32,
+    /// Flows that a pod may have at a time.
+    pub pod_quota: u32,
+    /// Flows that all hosts outside may have towards pods at a time.
+    pub wire_quota: u32,
     /// Idle times in seconds.
     pub timeouts: Timeouts,
+}
+
+/// How many flows one opener has. A flow is counted when its first packet is offered or translated, and no more when it
+/// is forgotten.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Flows at present. Changed by atomic additions; below zero if more were forgotten than counted.
+    pub flows: i32,
+    /// Flows that the sweep under way has counted.
+    pub swept: i32,
+}
+
+impl Usage {
+    /// Whether another flow may be opened under `quota`.
+    #[inline(always)]
+    pub fn has_room(self, quota: u32) -> bool {
+        i64::from(self.flows) < i64::from(quota)
+    }
+}
+
+/// How much of something rare a CPU may still do in a second: events of one reason, searches for a lost mapping.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Budget {
+    /// `CLOCK_MONOTONIC` second to which `spent` belongs.
+    pub second: u32,
+    /// What has been spent in it.
+    pub spent: u32,
+}
+
+impl Budget {
+    /// Spends one, if less than `most` have been spent in the second `now`.
+    #[inline(always)]
+    pub fn spend(&mut self, now: u32, most: u32) -> bool {
+        if self.second != now {
+            self.second = now;
+            self.spent = 0;
+        }
+        let may = self.spent < most;
+        if may {
+            self.spent += 1;
+        }
+        may
+    }
+}
+
+/// What `cwy_sweep` is to do, and what it did. One sweep runs at a time.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SweepJob {
+    /// `CLOCK_MONOTONIC` seconds at which a flow must be over to be forgotten.
+    pub now: u32,
+    /// Entries looked at.
+    pub scanned: u32,
+    /// Entries forgotten.
+    pub deleted: u32,
+    /// Entries that are idle and stay because the other direction is not.
+    pub kept_by_peer: u32,
 }
 
 /// How often a reason was given, by hook. Packets; a GSO packet counts once.
@@ -131,23 +210,34 @@ const _: () = assert!(size_of::<IfaceEntry<[u8; 4]>>() == 4 + 6 + 2);
 const _: () = assert!(size_of::<RangeEntry>() == 4);
 const _: () = assert!(size_of::<PortWord>() == 8);
 const _: () = assert!(size_of::<Timeouts>() == 8 * 4);
-const _: () = assert!(size_of::<Config<[u8; 4]>>() == 4 + 4 + 4 + 4 + 32);
+const _: () = assert!(size_of::<Config<[u8; 4]>>() == 4 + 4 + 4 + 4 + 4 + 4 + 32);
 const _: () = assert!(size_of::<Count>() == 4 * 8);
+const _: () = assert!(size_of::<Usage>() == 4 + 4);
+const _: () = assert!(size_of::<Budget>() == 4 + 4);
+const _: () = assert!(size_of::<SweepJob>() == 4 * 4);
 
 /// The names of the maps, as `bpftool` and the pin directory show them.
-pub const MAP_NAMES: [&str; 8] = [
+pub const MAP_NAMES: [&str; 14] = [
     "cwy_flows",
     "cwy_pods",
     "cwy_ifaces",
     "cwy_ranges",
     "cwy_ports",
     "cwy_frags",
+    "cwy_crowds",
+    "cwy_usage",
+    "cwy_age_queue",
+    "cwy_budgets",
+    "cwy_events",
+    "cwy_sweep_job",
     "cwy_cfg",
     "cwy_count",
 ];
 
 /// The names of the programs, as `bpftool` and the pin directory show them.
 pub const PROGRAM_NAMES: [&str; 4] = ["cwy_from_pod", "cwy_to_pod", "cwy_from_uplink", "cwy_to_uplink"];
+/// The name of the iterator program that sweeps, and of its pin.
+pub const SWEEP_PROGRAM: &str = "cwy_sweep";
 
 /// `BPF_OBJ_NAME_LEN` less the closing zero (Linux 6.18): longer names are cut by the kernel.
 const NAME_MAX: usize = 15;
@@ -170,12 +260,26 @@ mod tests {
     use super::*;
     use crate::{flow::FlowEntry, tuple::FlowKey};
 
+    #[test]
+    fn a_budget_is_anew_every_second() {
+        let mut budget = Budget::default();
+        let mut spend = |now| (0..5).filter(|_| budget.spend(now, 3)).count();
+        assert_eq!((spend(7), spend(7), spend(8)), (3, 0, 3));
+    }
+
+    #[test]
+    fn a_usage_below_zero_has_room() {
+        let usage = |flows| Usage { flows, swept: 0 };
+        assert!(usage(-1).has_room(1) && usage(0).has_room(1) && !usage(1).has_room(1));
+        assert!(!usage(0).has_room(0));
+    }
+
     /// Linux 6.18: an element of a preallocated hash has a header of 48 bytes and key and value rounded up to 8;
     /// a bucket has 16 bytes.
     #[test]
     fn the_flow_table_fits_the_memory_that_the_readme_names() {
         let (key, value) = (size_of::<FlowKey<[u8; 4]>>(), size_of::<FlowEntry<[u8; 4]>>());
-        assert!(2 * (key + value) <= 160, "bytes a flow, both directions");
+        assert!(2 * (key + value) + key <= 160, "bytes a flow: both directions, and its place in the queue");
         let total = FLOW_ENTRIES * (48 + key.next_multiple_of(8) + value.next_multiple_of(8) + 16);
         assert_eq!(total, 64 << 20);
     }

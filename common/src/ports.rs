@@ -1,4 +1,5 @@
-//! Which port a translated flow gets: the pod's own when it is free, else a seeded probe of the port's class.
+//! Which port a translated flow gets: the pod's own when it is free, else a seeded probe of the port's class, else, where
+//! nearly all are taken, what the remote's map of ports shows to be free ([`crate::crowd`]).
 //!
 //! The sequence is a pure function of the flow and the node's seed, so a mapping whose forward half was lost is
 //! found again by walking the same candidates. `BPF_NOEXIST` on the reverse entry decides who owns a port; nothing
@@ -6,8 +7,19 @@
 
 use core::ops::RangeInclusive;
 
-/// How many candidates one packet may try. Nine tenths of the ports being taken, this many fail once in 800 times.
+use crate::tuple;
+
+/// How many candidates one packet may try by probing. Nine tenths of the ports being taken, this many fail once in 800
+/// times.
 pub const PROBES: u32 = 64;
+/// How many it tries towards a remote that has a map of its ports: the pod's own, and few, which may find an expired
+/// mapping.
+pub const CROWDED_PROBES: u32 = 3;
+/// How many ports of the map one packet may try. Each can turn out to be taken by a socket of the node, or by another
+/// CPU just now.
+pub const CROWD_TRIES: u32 = 16;
+/// How many ports, from where the flow's search began, are looked at for a mapping that has lost its forward half.
+pub const CROWD_SEARCH: u32 = 4096;
 
 /// Words of `cwy_ports` for one protocol: a bit for each port.
 pub const RESERVED_WORDS: u32 = 65_536 / 64;
@@ -27,6 +39,29 @@ pub fn class_of(port: u16) -> RangeInclusive<u16> {
         512..=1023 => 600..=1023,
         1024.. => 1024..=65_535,
     }
+}
+
+/// The words of a map of ports, 64 a word, among which the class of `own` lies. Echo identifiers are one class.
+#[inline(always)]
+pub fn words_of(protocol: u8, own: u16) -> (u32, u32) {
+    if protocol == tuple::ICMP {
+        return (0, 1023);
+    }
+    let class = class_of(own);
+    (u32::from(*class.start()) / 64, u32::from(*class.end()) / 64)
+}
+
+/// Port number `step` of a search through the class of `own` that begins at word `hash` modulo 1024 of a map of ports.
+#[inline(always)]
+pub fn candidate_from(protocol: u8, own: u16, hash: u32, step: u32) -> u16 {
+    let port = ((hash % 1024 * 64).wrapping_add(step) & 0xffff) as u16;
+    let class = class_of(own);
+    if protocol == tuple::ICMP || class.contains(&port) {
+        return port;
+    }
+    // Ahead of the class the search goes on at its first word.
+    let size = u32::from(*class.end() - *class.start()) + 1;
+    (u32::from(*class.start()) + step % size) as u16
 }
 
 /// Candidate number `attempt` for a flow that comes with `own` as its port; `hash` is the seeded hash of its tuple.
@@ -62,6 +97,12 @@ pub fn candidate_id(own: u16, hash: u32, attempt: u32) -> u16 {
 #[inline(always)]
 fn stride(hash: u32) -> u32 {
     (((hash >> 16) & 0x7fff) + 0x2000) | 1
+}
+
+/// Whether a flow of the protocol can have the port at all.
+#[inline(always)]
+pub fn is_of_a_class(protocol: u8, port: u16) -> bool {
+    protocol == tuple::ICMP || class_of(port).contains(&port)
 }
 
 /// Where the bit of `port` stands: the index into `cwy_ports` and the mask. `udp` selects the second bitmap.

@@ -60,6 +60,8 @@ macro_rules! reasons {
 
 reasons! {
     CarriedToPod, Carried, "carried_to_pod", "redirected into the pod's namespace";
+    RoomMade, Carried, "room_made", "first packet that found no room: flows that were over have been forgotten, and the packet begins anew";
+    AnswerRestored, Carried, "answer_restored", "answer to a translated flow that had lost this direction's entry: written again, and the packet begins anew";
     FragmentWaits, Carried, "fragment_waits", "fragment that overtook its first one: put behind what has arrived meanwhile";
     CarriedToUplink, Carried, "carried_to_uplink", "redirected to the uplink";
 
@@ -75,6 +77,8 @@ reasons! {
     SnatIcmpError, Stack, "snat_icmp_error", "ICMP error about a packet of a translated flow, translated with it";
     NeverOffered, Stack, "never_offered", "a destination that is never carried, or IP options: left to the kernel";
     Offered, Stack, "offered", "first packets of a flow: the kernel decides";
+    OfferRefused, Stack, "offer_refused", "first packets of a flow, not offered because cwy_flows is full: the kernel keeps the flow";
+    OfferQuota, Stack, "offer_quota", "first packets of a flow, not offered because the pod, or all hosts outside, have as many as they may have: the kernel keeps the flow";
     MidFlow, Stack, "mid_flow", "no entry, and not a packet that may open a flow";
     KernelFlow, Stack, "kernel_flow", "the kernel translates or ends this flow: it stays with the kernel";
     KernelFlowTranslated, Stack, "kernel_flow_nat", "flow of the kernel, with SNAT of ours: translated, then given to the stack";
@@ -104,12 +108,15 @@ reasons! {
     SnatMalformed, Dropped, "snat_malformed", "would need translation and cannot be parsed";
     SnatNoMapping, Dropped, "snat_no_mapping", "mid-flow packet that would need translation and has no mapping";
     SnatNoPort, Dropped, "snat_no_port", "no free port for this remote address and port";
+    SnatQuota, Dropped, "snat_quota", "the pod has as many flows as it may have: the new one is refused";
     SnatTableFull, Dropped, "snat_table_full", "cwy_flows is full: the new flow is refused";
     SnatNotReady, Dropped, "snat_not_ready", "the node's address is not known yet, or the pod is not ready";
     SnatCollision, Dropped, "snat_collision", "kernel-translated flow on the tuple of a carried one: the newcomer is refused";
     RewriteFailed, Dropped, "rewrite_failed", "the kernel refused a rewrite helper";
 
-    OfferRefused, Noted, "offer_refused", "a flow could not be offered or recorded because cwy_flows is full";
+    RecordRefused, Noted, "record_refused", "what the kernel did to a flow could not be noted because cwy_flows is full";
+    Reclaimed, Noted, "reclaimed", "flow that was over, forgotten to make room for another";
+    MappingRestored, Noted, "mapping_restored", "a translated flow had lost the entry of one direction: written again";
     Demoted, Noted, "demoted", "carried flow given back to the kernel: its tuple also came out of a translation";
     PortRetried, Noted, "port_retried", "a socket of the node holds the port, the next candidate was tried";
     NextHopMoved, Noted, "next_hop_moved", "the next hop's MAC or device changed under a carried flow";

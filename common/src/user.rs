@@ -1,9 +1,11 @@
 //! Marks the map types as plain data for aya.
 
 use crate::{
+    crowd::Crowd,
+    event::Event,
     flow::FlowEntry,
     fragment::{FragmentEntry, FragmentKey},
-    maps::{Config, Count, IfaceEntry, PodEntry, PortWord, RangeEntry},
+    maps::{Budget, Config, Count, IfaceEntry, PodEntry, PortWord, RangeEntry, SweepJob, Usage},
     tuple::FlowKey,
 };
 
@@ -28,4 +30,9 @@ plain_data!(
     RangeEntry,
     PortWord,
     Count,
+    Crowd<[u8; 4]>,
+    Event,
+    Usage,
+    Budget,
+    SweepJob,
 );

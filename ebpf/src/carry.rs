@@ -1,6 +1,10 @@
 //! The established path: one lookup has been done, the packet is rewritten and redirected.
 
+use core::ptr::{from_mut, from_ref};
+
 use aya_ebpf::{
+    EbpfContext as _,
+    bindings::__sk_buff,
     helpers::generated::{bpf_redirect, bpf_redirect_peer},
     programs::TcContext,
 };
@@ -12,7 +16,9 @@ use causeway_common::{
 };
 
 use crate::{
-    maps::{Entry, FLOWS, Key, config, flow, is_idle},
+    forget::forget,
+    heal,
+    maps::{Entry, Key, config, flow, is_idle},
     next_hop,
     packet::{self, Ip, Transport, skb},
     rewrite::{Translation, forward, translate},
@@ -61,6 +67,7 @@ pub fn carry(
             Turn::Carry => {}
             Turn::Keepalive => return up(ctx, ip, key, &to, Reason::StackKeepalive),
             Turn::Forget => return Reason::AddressChanged,
+            Turn::Lost => return Reason::SnatNoMapping,
         }
         hop = self::hop(entry);
     }
@@ -78,19 +85,52 @@ enum Turn {
     Carry,
     Keepalive,
     Forget,
+    Lost,
 }
 
 /// What an established flow has to have looked at now and then.
-#[inline(never)]
+#[inline(always)]
 fn once_a_second(ctx: &TcContext, key: &Key, entry: &mut Entry, transport: &Transport, now: u32) -> Turn {
+    let flags = u32::from(transport.flags);
+    match cwy_once_a_second(ctx.as_ptr().cast(), from_ref(key), from_mut(entry), flags, now) {
+        0 => Turn::Carry,
+        1 => Turn::Keepalive,
+        2 => Turn::Forget,
+        _ => Turn::Lost,
+    }
+}
+
+/// Returns a [`Turn`] as a number. Verified by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn cwy_once_a_second(
+    skb: *mut __sk_buff,
+    key: *const Key,
+    entry: *mut Entry,
+    flags: u32,
+    now: u32,
+) -> u32 {
+    // SAFETY: the caller's references.
+    let (Some(key), Some(entry)) = (unsafe { key.as_ref() }, unsafe { entry.as_mut() }) else {
+        return Turn::Lost as u32;
+    };
+    turn(&TcContext::new(skb), key, entry, flags as u8, now) as u32
+}
+
+#[inline(always)]
+fn turn(ctx: &TcContext, key: &Key, entry: &mut Entry, flags: u8, now: u32) -> Turn {
     entry.last_seen = now;
     if entry.nat == Nat::SOURCE && config().is_some_and(|config| config.node_addr != entry.nat_addr) {
-        FLOWS.remove(entry.peer_key(key)).ok();
-        FLOWS.remove(key).ok();
+        if let Some(config) = config() {
+            forget(config, key);
+        }
         return Turn::Forget;
     }
+    if entry.nat == Nat::SOURCE && !heal::answers_of(key, entry) {
+        return Turn::Lost;
+    }
     // A reset that nobody meant: the connection goes on.
-    if entry.progress().either(Progress::RST) && transport.flags & tcp_flags::RST == 0 {
+    if entry.progress().either(Progress::RST) && flags & tcp_flags::RST == 0 {
         entry.progress = entry.progress().without(Progress::RST).bits();
         if let Some(peer) = flow(&entry.peer_key(key)) {
             peer.progress = peer.progress().without(Progress::RST).bits();

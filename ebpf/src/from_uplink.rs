@@ -3,16 +3,17 @@
 
 use aya_ebpf::programs::TcContext;
 use causeway_common::{
+    decide::Role,
     flow::{Flags, Nat, State},
     fragment::round_of,
     reason::Reason,
-    tuple::{TAG_NONE, has_ports},
+    tuple::{TAG_NONE, UDP, has_ports},
 };
 
 use crate::{
     carry::{NOT_CARRIED, carry, may_carry, note_progress, translation},
     count::Hook,
-    fragment, icmp,
+    fragment, heal, icmp,
     maps::{Entry, Key, config, flow, is_present_pod, now, pod},
     offer::give_up,
     packet::{self, Ip, Transport, skb},
@@ -118,6 +119,16 @@ fn not_carried(ctx: &TcContext) -> Reason {
             Err(Reason::Fragment) => fragment::from_uplink(ctx, &ip, round),
             _ => Reason::OtherProtocol,
         };
+        if reason != Reason::OtherProtocol {
+            return reason;
+        }
+    }
+    if let (Some(config), Ok(transport)) = (config(), &transport)
+        && ip.dst == config.node_addr
+        && skb(ctx).vlan_present == 0
+        && (ip.protocol == UDP || transport.role(&ip) != Role::Opens)
+    {
+        let reason = heal::lost_answer(ctx, &packet::key(&ip, transport));
         if reason != Reason::OtherProtocol {
             return reason;
         }

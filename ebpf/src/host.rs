@@ -15,8 +15,10 @@ use causeway_common::{
 
 use crate::{
     carry::{note_progress, translation},
+    forget::forget,
     maps::{Addr, Entry, FLOWS, Key, flow, now},
     packet::{self, Ip, Transport, skb},
+    reclaim::remember,
     rewrite::{Translation, translate},
     snat::{self, Claim},
 };
@@ -53,19 +55,20 @@ pub fn to_uplink(
             if owner.nat == Nat::DESTINATION && !owner.has(Flags::HOST) && !has_ports(ip.protocol) =>
         {
             // There is no other port to give to the node's own tunnel: it has the protocol, the pod's flow ends.
-            FLOWS.remove(owner.peer_key(&answer)).ok();
+            forget(config, &answer);
             FLOWS
                 .insert(answer, Entry::kernel(Flags::HOST, now()), u64::from(BPF_ANY))
                 .ok();
         }
         Some(owner) if owner.nat == Nat::DESTINATION && !owner.has(Flags::HOST) && role == Role::Opens => {
             let claim = Claim {
-                key: &key,
-                pod: None,
+                of_pod: false,
                 carried: false,
                 opens: true,
+                is_counted: false,
+                is_known: false,
             };
-            let port = snat::claim(ctx, config, &claim)?;
+            let port = snat::claim(ctx, &key, &claim)?;
             let to = Translation {
                 nat: Nat::SOURCE,
                 addr: config.node_addr,
@@ -76,7 +79,9 @@ pub fn to_uplink(
         Some(_) => {}
         None if without_socket => {
             let held = Entry::kernel(Flags::HOST, now());
-            FLOWS.insert(answer, held, u64::from(BPF_NOEXIST)).ok();
+            if FLOWS.insert(answer, held, u64::from(BPF_NOEXIST)).is_ok() {
+                remember(&answer);
+            }
         }
         None => {}
     }

@@ -11,6 +11,7 @@ use causeway_common::{
 use crate::{
     count::{Hook, bump},
     maps::{EEXIST, Entry, FLOWS, Key, flow, now},
+    reclaim::remember,
 };
 
 /// A packet that the stack emitted and that keeps its tuple here.
@@ -130,7 +131,10 @@ fn demote(packet: &Emitted<'_>, entry: &mut Entry) -> Reason {
 #[inline(always)]
 fn leave_to_kernel(packet: &Emitted<'_>, key: &Key, flags: u8) {
     match flow(key) {
-        None => insert(packet, key, State::KERNEL, flags),
+        None => {
+            insert(packet, key, State::KERNEL, flags);
+            remember(key);
+        }
         Some(entry) if entry.state == State::OFFERED && entry.nat == Nat::NONE => {
             // What went up as a question of its own does not become an answer, or it would keep its address.
             if !entry.has(Flags::WENT_UP) {
@@ -151,6 +155,6 @@ fn insert(packet: &Emitted<'_>, key: &Key, state: u8, flags: u8) {
     };
     match FLOWS.insert(key, entry, u64::from(BPF_NOEXIST)) {
         Ok(()) | Err(EEXIST) => {}
-        Err(_) => bump(packet.hook, Reason::OfferRefused),
+        Err(_) => bump(packet.hook, Reason::RecordRefused),
     }
 }

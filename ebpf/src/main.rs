@@ -6,19 +6,27 @@
 //! | `cwy_to_pod` | tc egress, host veth | [`to_pod`] |
 //! | `cwy_from_uplink` | tc ingress, uplink | [`from_uplink`] |
 //! | `cwy_to_uplink` | tc egress, uplink | [`to_uplink`] |
+//! | `cwy_sweep` | iterator over `cwy_flows`, run by userspace | [`sweep`] |
 //!
 //! The decisions are in `causeway-common`; here a packet is parsed, looked up, rewritten and counted. At ingress any
 //! doubt gives the packet to the kernel untouched. At the uplink's egress nothing stands behind us: a packet that
 //! needs translation and cannot have it is dropped by name.
 #![no_std]
 #![no_main]
+// The target has no compare-and-swap, so `core` offers no atomic type of 32 bits; an atomic addition it has.
+#![feature(core_intrinsics)]
+#![expect(internal_features, reason = "there is no other way to an atomic addition")]
 
 mod carry;
 mod count;
+mod crowd;
+mod event;
+mod forget;
 mod fragment;
 mod from_pod;
 mod from_uplink;
 mod guard;
+mod heal;
 mod host;
 mod icmp;
 mod learn;
@@ -26,10 +34,13 @@ mod maps;
 mod next_hop;
 mod offer;
 mod packet;
+mod reclaim;
 mod rewrite;
 mod snat;
+mod sweep;
 mod to_pod;
 mod to_uplink;
+mod usage;
 
 use aya_ebpf::{
     bindings::{TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC},
@@ -42,7 +53,7 @@ use count::Hook;
 /// Pods to everywhere: source check, carry, offer.
 #[classifier]
 pub fn cwy_from_pod(ctx: TcContext) -> i32 {
-    finish(&ctx, Hook::FromPod, from_pod::handle(&ctx))
+    finish(&ctx, Hook::FromPod, reclaim::after_offer(from_pod::handle(&ctx)))
 }
 
 /// What the stack delivers to a pod: promote, or record that the kernel keeps the flow.
@@ -54,16 +65,24 @@ pub fn cwy_to_pod(ctx: TcContext) -> i32 {
 /// The wire to the node: reverse SNAT, carry, offer.
 #[classifier]
 pub fn cwy_from_uplink(ctx: TcContext) -> i32 {
-    finish(&ctx, Hook::FromUplink, from_uplink::handle(&ctx))
+    finish(&ctx, Hook::FromUplink, reclaim::after_offer(from_uplink::handle(&ctx)))
 }
 
 /// What the stack sends to the wire: SNAT, promote, record. The one place where SNAT is decided.
 #[classifier]
 pub fn cwy_to_uplink(ctx: TcContext) -> i32 {
     match to_uplink::handle(&ctx) {
-        Some(reason) => finish(&ctx, Hook::ToUplink, reason),
+        Some(reason) => finish(&ctx, Hook::ToUplink, reclaim::or_begin_anew(&ctx, reason)),
         None => TC_ACT_UNSPEC,
     }
+}
+
+/// Userspace runs it over `cwy_flows`: forgets what is over.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/bpf_map_elem")]
+pub extern "C" fn cwy_sweep(element: &sweep::MapElement) -> i32 {
+    sweep::handle(element);
+    0
 }
 
 /// Counts the reason and turns it into a tc action.
@@ -74,6 +93,9 @@ pub fn cwy_to_uplink(ctx: TcContext) -> i32 {
 fn finish(ctx: &TcContext, hook: Hook, reason: Reason) -> i32 {
     count::bump(hook, reason);
     log(ctx, hook, reason);
+    if reason.verdict() == Verdict::Dropped {
+        event::tell(ctx, hook, reason);
+    }
     match reason.verdict() {
         Verdict::Carried => TC_ACT_REDIRECT,
         Verdict::Stack | Verdict::Noted => TC_ACT_UNSPEC,

@@ -3,14 +3,16 @@
 //! No LRU for flows: eviction would cut live ones, and one half of a pair at a time.
 
 use aya_ebpf::{
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, Queue, RingBuf},
     macros::btf_map,
 };
 use causeway_common::{
+    crowd::{CROWD_SLOTS, Crowd},
     flow::FlowEntry,
     fragment::{FRAGMENT_ENTRIES, FragmentEntry, FragmentKey},
     maps::{
-        Config, Count, FLOW_ENTRIES, IfaceEntry, POD_ENTRIES, PodEntry, PortWord, RANGE_ENTRIES, RangeEntry,
+        AGE_ENTRIES, Budget, Config, Count, EVENT_BYTES, FLOW_ENTRIES, IfaceEntry, POD_ENTRIES, PodEntry, PortWord,
+        RANGE_ENTRIES, RangeEntry, SweepJob, USAGE_ENTRIES, Usage,
     },
     ports::RESERVED_ENTRIES,
     reason::COUNT_ENTRIES,
@@ -50,6 +52,30 @@ pub static PORTS: Array<PortWord, RESERVED_ENTRIES> = Array::new();
 /// Datagrams whose first fragment has passed.
 #[btf_map(name = "cwy_frags")]
 pub static FRAGS: LruHashMap<FragmentKey<Addr>, FragmentEntry<Addr>, FRAGMENT_ENTRIES> = LruHashMap::new();
+
+/// Maps of the ports towards crowded remotes.
+#[btf_map(name = "cwy_crowds")]
+pub static CROWDS: Array<Crowd<Addr>, CROWD_SLOTS> = Array::new();
+
+/// How many flows each pod, and the wire, has opened.
+#[btf_map(name = "cwy_usage")]
+pub static USAGE: HashMap<Addr, Usage, USAGE_ENTRIES> = HashMap::new();
+
+/// Flows in the order in which they began or were looked at last.
+#[btf_map(name = "cwy_age_queue")]
+pub static AGES: Queue<Key, AGE_ENTRIES> = Queue::new();
+
+/// What each CPU may still do in this second, by reason.
+#[btf_map(name = "cwy_budgets")]
+pub static BUDGETS: PerCpuArray<Budget, COUNT_ENTRIES> = PerCpuArray::new();
+
+/// Samples of dropped packets.
+#[btf_map(name = "cwy_events")]
+pub static EVENTS: RingBuf<(), EVENT_BYTES> = RingBuf::new();
+
+/// The sweep's task and figures.
+#[btf_map(name = "cwy_sweep_job")]
+pub static SWEEP_JOB: Array<SweepJob, 1> = Array::new();
 
 /// What is to be known of the node.
 #[btf_map(name = "cwy_cfg")]
@@ -101,6 +127,15 @@ pub fn is_present_pod(addr: &Addr) -> bool {
 pub fn iface(ifindex: u32) -> Option<&'static IfaceEntry<Addr>> {
     // SAFETY: as in `pod`.
     IFACES.get_ptr(ifindex).map(|iface| unsafe { &*iface })
+}
+
+/// Whether this CPU may still do something that is paid for under `reason` in this second.
+#[inline(always)]
+pub fn has_budget(reason: u32, most: u32) -> bool {
+    // SAFETY: a per-CPU element, valid until the program ends; a program that interrupts us may spend one too many.
+    BUDGETS
+        .get_ptr_mut(reason)
+        .is_some_and(|budget| unsafe { (*budget).spend(now(), most) })
 }
 
 /// Whole seconds of `CLOCK_MONOTONIC_COARSE`, the clock of all times in the maps.

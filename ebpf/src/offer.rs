@@ -1,5 +1,7 @@
 //! At the ingress hooks: everything that is not carried goes up the stack, and what may be carried later is noted.
 
+use core::ptr::from_ref;
+
 use aya_ebpf::{bindings::BPF_ANY, programs::TcContext};
 use causeway_common::{
     decide::{WIRESERVER, may_be_offered},
@@ -9,9 +11,12 @@ use causeway_common::{
 
 use crate::{
     carry::note_progress,
-    count::{Hook, bump},
+    count::Hook,
+    forget::kept_flags,
     maps::{Entry, FLOWS, Key, config, flow, is_idle, now},
     packet::{self, IP_END, Ip, Mac, Transport, skb},
+    reclaim::remember,
+    usage,
 };
 
 /// Gives a packet to the stack. In a frame of its own: what follows the established path shares its 512 bytes of stack.
@@ -47,10 +52,18 @@ pub fn give_up(ctx: &TcContext, hook: Hook, ip: &Ip, transport: &Transport, key:
             } else {
                 State::OFFERED
             };
-            let again = entry.is_some_and(|earlier| earlier.nat == Nat::NONE);
-            if !write_offer(key, state, ifindex, &mac, again) {
-                bump(hook, Reason::OfferRefused);
-                return Reason::Offered;
+            let before = entry.as_deref();
+            let offer = Offer {
+                ifindex,
+                mac,
+                state,
+                kept: kept_flags(before),
+                is_known: before.is_some(),
+                again: before.is_some_and(|earlier| earlier.nat == Nat::NONE),
+                _pad: [0; 2],
+            };
+            if let Err(refused) = write_offer(key, &offer) {
+                return refused;
             }
             if has_options {
                 return Reason::NeverOffered;
@@ -85,22 +98,73 @@ pub fn give_up(ctx: &TcContext, hook: Hook, ip: &Ip, transport: &Transport, key:
     Reason::Offered
 }
 
-/// Writes the offer. Whether there was room. `again`: in place of what an earlier flow left under the tuple; both
-/// directions start again together, or an answer still carried would pass the kernel unseen.
+/// What is written about a first packet.
+#[repr(C)]
+struct Offer {
+    ifindex: u32,
+    mac: Mac,
+    state: u8,
+    /// [`kept_flags`] of the entry that is there already.
+    kept: u8,
+    /// There is one.
+    is_known: bool,
+    /// It is of an earlier flow without translation: both directions start again together, or an answer still carried
+    /// would pass the kernel unseen.
+    again: bool,
+    _pad: [u8; 2],
+}
+
+/// Writes the offer, or says why the flow is not offered.
+#[inline(always)]
+fn write_offer(key: &Key, offer: &Offer) -> Result<(), Reason> {
+    match cwy_write_offer(from_ref(key), from_ref(offer)) {
+        0 => Ok(()),
+        OVER_QUOTA => Err(Reason::OfferQuota),
+        _ => Err(Reason::OfferRefused),
+    }
+}
+
+const OVER_QUOTA: u32 = 1;
+const NO_ROOM: u32 = 2;
+
+/// Returns 0, [`OVER_QUOTA`] or [`NO_ROOM`]. Verified by itself.
+#[unsafe(no_mangle)]
 #[inline(never)]
 #[expect(
     clippy::needless_borrows_for_generic_args,
     reason = "by value the entry would be copied to the stack"
 )]
-fn write_offer(key: &Key, state: u8, ifindex: u32, mac: &Mac, again: bool) -> bool {
-    let mut entry = Entry::awaited(0, now());
-    if again && FLOWS.insert(key.reversed(), &entry, u64::from(BPF_ANY)).is_err() {
-        return false;
+extern "C" fn cwy_write_offer(key: *const Key, offer: *const Offer) -> u32 {
+    // SAFETY: the caller's references.
+    let (Some(key), Some(offer), Some(config)) = (unsafe { key.as_ref() }, unsafe { offer.as_ref() }, config())
+    else {
+        return NO_ROOM;
+    };
+    let is_counted = offer.kept & Flags::COUNTED != 0;
+    if !is_counted && !usage::has_room(config, &key.src) {
+        return OVER_QUOTA;
     }
-    entry.state = state;
-    entry.flags = Flags::WENT_UP;
+    let mut entry = Entry::awaited(0, now());
+    if offer.again {
+        let answer = key.reversed();
+        entry.flags = kept_flags(flow(&answer).as_deref());
+        if FLOWS.insert(answer, &entry, u64::from(BPF_ANY)).is_err() {
+            return NO_ROOM;
+        }
+    }
+    entry.state = offer.state;
+    entry.flags = Flags::WENT_UP | Flags::COUNTED;
     entry.progress = Progress::SPOKE.bits();
-    entry.in_ifindex = ifindex;
-    entry.in_mac = *mac;
-    FLOWS.insert(key, &entry, u64::from(BPF_ANY)).is_ok()
+    entry.in_ifindex = offer.ifindex;
+    entry.in_mac = offer.mac;
+    if FLOWS.insert(key, &entry, u64::from(BPF_ANY)).is_err() {
+        return NO_ROOM;
+    }
+    if !is_counted {
+        usage::opened(&key.src);
+    }
+    if !offer.is_known {
+        remember(key);
+    }
+    0
 }

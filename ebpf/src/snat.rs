@@ -1,87 +1,250 @@
-//! Claims a port for a new translated flow. The line that picks a port is in [`try_candidate`].
+//! Claims a port for a new translated flow. The lines that pick a port are in [`try_candidate`] and [`try_crowd`], the one that makes it ours in [`cwy_try_port`].
 //!
 //! The reverse entry is the claim: it is inserted with `BPF_NOEXIST`, so the table itself decides who gets a port
 //! and nothing is looked up first. Then comes the forward entry; if that fails, the claim is taken back.
 
-use core::ffi::c_void;
+use core::{
+    ffi::c_void,
+    hint::black_box,
+    ptr::{from_mut, from_ref},
+};
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{BPF_ANY, BPF_F_CURRENT_NETNS, BPF_NOEXIST},
+    bindings::{__sk_buff, BPF_ANY, BPF_F_CURRENT_NETNS, BPF_NOEXIST},
     helpers::generated::{bpf_loop, bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp},
     programs::TcContext,
 };
 use causeway_common::{
     flow::{Exit, Flags, Hop, Nat, Progress, State},
-    maps::{Config, PodEntry},
-    ports::{PROBES, candidate, candidate_id, reserved_bit},
+    maps::Config,
+    ports::{
+        CROWD_SEARCH, CROWD_TRIES, CROWDED_PROBES, PROBES, candidate, candidate_from, candidate_id, reserved_bit,
+    },
     reason::Reason,
-    tuple::{ICMP, TCP, UDP},
+    tuple::{ICMP, TCP, UDP, has_ports},
 };
 
 use crate::{
     count::{Hook, bump},
-    maps::{Addr, EEXIST, Entry, FLOWS, Key, PORTS, flow, now},
+    crowd,
+    forget::{forget, forget_half},
+    maps::{Addr, EEXIST, Entry, FLOWS, Key, PORTS, config, flow, now, pod},
     next_hop,
-    packet::skb,
+    reclaim::remember,
+    usage,
 };
 
 /// `-EBUSY`: the bucket's lock is held on this CPU by a program that we interrupted.
 const EBUSY: i32 = -16;
 
-/// What is claimed, and for whom.
-pub struct Claim<'a> {
-    /// The flow as it comes from the pod or from the node's own socket.
-    pub key: &'a Key,
-    /// The pod; `None` for a flow of the node itself.
-    pub pod: Option<&'a PodEntry>,
+/// Who claims, and what may be done for it.
+pub struct Claim {
+    /// The flow is of a pod, whose address is the key's source; otherwise it is of the node itself.
+    pub of_pod: bool,
     /// Both entries are carried; otherwise they are the kernel's.
     pub carried: bool,
     /// The packet may open a flow. Otherwise only a mapping that exists is found.
     pub opens: bool,
+    /// The flow's entry counts towards the pod's quota already.
+    pub is_counted: bool,
+    /// The flow has an entry.
+    pub is_known: bool,
 }
 
-/// Claims a port and writes both entries. Returns the port, network order.
-#[inline(never)]
-pub fn claim(ctx: &TcContext, config: &Config<Addr>, claim: &Claim<'_>) -> Result<[u8; 2], Reason> {
-    let Won { port, state } = reserve(ctx, config, claim)?;
-    let mut hop = Hop::UNKNOWN;
-    if claim.pod.is_some() {
-        next_hop::of_frame(ctx, config, claim.key, &mut hop);
+impl Claim {
+    const OF_POD: u32 = 1;
+    const CARRIED: u32 = 2;
+    const OPENS: u32 = 4;
+    const IS_COUNTED: u32 = 8;
+    const IS_KNOWN: u32 = 16;
+    /// Beside the others: ports of expired mappings are passed over.
+    const SKIPS_STALE: u32 = 32;
+
+    #[inline(always)]
+    fn bits(&self) -> u32 {
+        u32::from(self.of_pod)
+            | u32::from(self.carried) << 1
+            | u32::from(self.opens) << 2
+            | u32::from(self.is_counted) << 3
+            | u32::from(self.is_known) << 4
     }
-    if write_forward(config, claim, &Won { port, state }, &hop).is_err() {
-        FLOWS.remove(answer_key(config, claim, port)).ok();
-        return Err(Reason::SnatTableFull);
+
+    #[inline(always)]
+    fn of_bits(bits: u32) -> Self {
+        Self {
+            of_pod: bits & Self::OF_POD != 0,
+            carried: bits & Self::CARRIED != 0,
+            opens: bits & Self::OPENS != 0,
+            is_counted: bits & Self::IS_COUNTED != 0,
+            is_known: bits & Self::IS_KNOWN != 0,
+        }
     }
-    Ok(port)
+
+    #[inline(always)]
+    fn state(&self) -> u8 {
+        if self.carried {
+            State::CARRIED
+        } else {
+            State::KERNEL
+        }
+    }
+
+    #[inline(always)]
+    fn flags(&self) -> u8 {
+        if self.of_pod { Flags::WENT_UP } else { Flags::HOST }
+    }
 }
 
+/// Claims a port for the flow `key`, as it comes from the pod or from the node's own socket, and writes both entries.
+/// Returns the port, network order.
+///
+/// In two steps beside each other, not below: 512 bytes of stack are all that a program's functions have together.
+#[inline(always)]
+pub fn claim(ctx: &TcContext, key: &Key, claim: &Claim) -> Result<[u8; 2], Reason> {
+    let skb = ctx.as_ptr().cast();
+    let mut won = cwy_reserve(skb, from_ref(key), claim.bits());
+    if won & Won::IS_STALE != 0 {
+        // Whether it can be had or not, the second walk takes no other such port.
+        cwy_remove_expired(from_ref(key), won);
+        won = cwy_reserve(skb, from_ref(key), claim.bits() | Claim::SKIPS_STALE);
+    }
+    if won & Won::IS != 0 {
+        return if cwy_write_forward(skb, from_ref(key), claim.bits(), won) == 0 {
+            Ok((won as u16).to_be_bytes())
+        } else {
+            Err(Reason::SnatTableFull)
+        };
+    }
+    Err(if won == Reason::SnatTableFull as u32 {
+        Reason::SnatTableFull
+    } else if won == Reason::SnatQuota as u32 {
+        Reason::SnatQuota
+    } else if won == Reason::SnatNoPort as u32 {
+        Reason::SnatNoPort
+    } else {
+        Reason::SnatNoMapping
+    })
+}
+
+/// Bits of the result of [`cwy_reserve`] beside a port, which has the lower half.
+struct Won;
+
+impl Won {
+    /// There is a port. Otherwise the result is the [`Reason`] that there is none as a number.
+    const IS: u32 = 1 << 16;
+    /// The mapping has not been there before.
+    const IS_NEW: u32 = 1 << 17;
+    /// The port belongs to a mapping that seems to have expired.
+    const IS_STALE: u32 = 1 << 18;
+    /// Where the state of the mapping begins.
+    const STATE: u32 = 24;
+}
+
+/// Finds a port and makes it the flow's, by the entry of the answers; or finds that which it has already. Verified by
+/// itself.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn write_forward(config: &Config<Addr>, claim: &Claim<'_>, won: &Won, hop: &Hop) -> Result<(), i32> {
+extern "C" fn cwy_reserve(skb: *mut __sk_buff, key: *const Key, claim: u32) -> u32 {
+    // SAFETY: the caller's reference.
+    let (Some(key), Some(config)) = (unsafe { key.as_ref() }, config()) else {
+        return Reason::SnatNotReady as u32;
+    };
+    let skips_stale = claim & Claim::SKIPS_STALE != 0;
+    let claim = &Claim::of_bits(claim);
+    let is_free = !claim.opens || claim.is_counted || !claim.of_pod;
+    let has_room = is_free || usage::has_room(config, &key.src);
+    let mut search = Search {
+        skb,
+        walk: Walk {
+            key: *key,
+            answer: answer_key(config, key, 0),
+            reverse: Entry::offer(0, [0; 6], 0),
+            hash: key.hash(config.seed),
+            state: claim.state(),
+            end: Reason::SnatNoPort as u8,
+            skip_stale: u8::from(skips_stale),
+            may_take: u8::from(claim.opens && has_room),
+            is_new: 0,
+            opens: u8::from(claim.opens),
+            _pad: [0; 2],
+        },
+    };
+    fill_reverse(&mut search.walk.reverse, key, claim, config.uplink_ifindex);
+    search.find(config);
+    let walk = &search.walk;
+    let port = u32::from(u16::from_be_bytes(walk.answer.dst_port));
+    match walk.end {
+        STALE => port | Won::IS_STALE,
+        OURS => {
+            let is_new = if walk.is_new != 0 { Won::IS_NEW } else { 0 };
+            port | Won::IS | is_new | u32::from(walk.state) << Won::STATE
+        }
+        end if end == Reason::SnatTableFull as u8 => u32::from(end),
+        _ if !has_room => Reason::SnatQuota as u32,
+        _ if claim.opens => Reason::SnatNoPort as u32,
+        _ => Reason::SnatNoMapping as u32,
+    }
+}
+
+/// Writes the entry of the flow's own direction, with what [`cwy_reserve`] has won. Returns 0; or takes the mapping back if
+/// there is no room. Verified by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+#[expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "by value the entry would be copied to the stack"
+)]
+extern "C" fn cwy_write_forward(skb: *mut __sk_buff, key: *const Key, claim: u32, won: u32) -> u32 {
+    // SAFETY: the caller's reference.
+    let (Some(key), Some(config)) = (unsafe { key.as_ref() }, config()) else {
+        return 1;
+    };
+    let claim = &Claim::of_bits(claim);
     let mut forward = Entry::kernel(claim.flags(), now());
     forward.nat = Nat::SOURCE;
     forward.nat_addr = config.node_addr;
-    forward.nat_port = won.port;
-    forward.state = won.state;
-    if let Some(pod) = claim.pod {
-        forward.in_ifindex = pod.ifindex;
-        forward.in_mac = pod.mac;
-        forward.leave_by(hop);
+    forward.nat_port = (won as u16).to_be_bytes();
+    forward.state = (won >> Won::STATE) as u8;
+    if claim.of_pod {
+        forward.flags |= Flags::COUNTED;
+        if let Some(pod) = pod(&key.src) {
+            forward.in_ifindex = pod.ifindex;
+            forward.in_mac = pod.mac;
+        }
+        let mut hop = Hop::UNKNOWN;
+        next_hop::of_frame(&TcContext::new(skb), config, key, &mut hop);
+        forward.leave_by(&hop);
     }
-    FLOWS.insert(claim.key, forward, u64::from(BPF_ANY))
+    if FLOWS.insert(key, &forward, u64::from(BPF_ANY)).is_err() {
+        forget_half(config, &answer_key(config, key, won as u16));
+        return 1;
+    }
+    let is_new = won & Won::IS_NEW != 0;
+    if claim.of_pod && !claim.is_counted && is_new {
+        usage::opened(&key.src);
+    }
+    if !claim.is_known {
+        remember(key);
+        if !is_new {
+            bump(Hook::ToUplink, Reason::MappingRestored);
+        }
+    }
+    0
 }
 
-/// Completes the reverse entry in place and in a frame of its own: 512 bytes of stack are all that the caller, the
-/// walk and its callback have together.
+/// Completes the reverse entry in place, in a frame of its own.
 #[inline(never)]
-fn fill_reverse(reverse: &mut Entry, claim: &Claim<'_>, uplink: u32) {
+fn fill_reverse(reverse: &mut Entry, key: &Key, claim: &Claim, uplink: u32) {
     *reverse = Entry::kernel(claim.flags(), now());
     reverse.nat = Nat::DESTINATION;
-    reverse.nat_addr = claim.key.src;
-    reverse.nat_port = claim.key.src_port;
+    reverse.nat_addr = key.src;
+    reverse.nat_port = key.src_port;
     reverse.progress = Progress::NONE.and_peer(Progress::SPOKE).bits();
     reverse.state = claim.state();
-    if let Some(pod) = claim.pod {
+    if claim.of_pod
+        && let Some(pod) = pod(&key.src)
+    {
         reverse.in_ifindex = uplink;
         reverse.leave_by(&Hop {
             exit: Exit::POD,
@@ -94,121 +257,169 @@ fn fill_reverse(reverse: &mut Entry, claim: &Claim<'_>, uplink: u32) {
     }
 }
 
-impl Claim<'_> {
-    #[inline(always)]
-    fn state(&self) -> u8 {
-        if self.carried {
-            State::CARRIED
-        } else {
-            State::KERNEL
-        }
-    }
-
-    #[inline(always)]
-    fn flags(&self) -> u8 {
-        if self.pod.is_some() {
-            Flags::WENT_UP
-        } else {
-            Flags::HOST
-        }
-    }
-}
-
-/// A claimed port, and the state of both halves.
-struct Won {
-    port: [u8; 2],
-    state: u8,
-}
-
-/// Walks the candidates until one is ours.
-#[inline(always)]
-fn reserve(ctx: &TcContext, config: &Config<Addr>, claim: &Claim<'_>) -> Result<Won, Reason> {
-    let mut walk = Walk {
-        skb: ctx.as_ptr(),
-        config,
-        claim,
-        reverse: Entry::offer(0, [0; 6], 0),
-        hash: claim.key.hash(config.seed),
-        port: [0; 2],
-        state: claim.state(),
-        end: Reason::SnatNoPort as u8,
-        skip_stale: 0,
-    };
-    fill_reverse(&mut walk.reverse, claim, skb(ctx).ifindex);
-    walk.run();
-    if walk.end == STALE {
-        // Whether it can be had or not, the second walk takes no other such port.
-        remove_expired(config, &answer_key(config, claim, walk.port));
-        walk.skip_stale = 1;
-        walk.run();
-    }
-    match walk.end {
-        OURS => Ok(Won {
-            port: walk.port,
-            state: walk.state,
-        }),
-        end if end == Reason::SnatTableFull as u8 => Err(Reason::SnatTableFull),
-        _ if claim.opens => Err(Reason::SnatNoPort),
-        _ => Err(Reason::SnatNoMapping),
-    }
-}
-
 /// [`Walk::end`] when a port was found. No reason has this number.
 const OURS: u8 = u8::MAX;
 /// [`Walk::end`] when a port belongs to a mapping that seems to have expired.
 const STALE: u8 = u8::MAX - 1;
 
-/// State of a walk over the candidates, on the stack of [`reserve`].
-struct Walk<'a> {
-    skb: *mut c_void,
-    config: *const Config<Addr>,
-    claim: *const Claim<'a>,
+/// A walk with what its callbacks need beside it.
+struct Search {
+    skb: *mut __sk_buff,
+    walk: Walk,
+}
+
+/// State of a walk over the candidates. No pointers: it is passed to a function that is verified by itself.
+#[repr(C)]
+struct Walk {
+    /// The flow that claims.
+    key: Key,
+    /// The key of its answers, to the port that was tried last.
+    answer: Key,
+    /// The entry that makes a port ours.
     reverse: Entry,
     hash: u32,
-    port: [u8; 2],
+    /// State of both halves.
     state: u8,
     /// [`OURS`], or the [`Reason`] to give if the walk ends here. A number, because an enum that the verifier sees
     /// change in a loop costs it a state for each variant.
     end: u8,
     /// 1: ports of expired mappings are passed over.
     skip_stale: u8,
+    /// 1: a free port may be taken; 0: only a mapping that exists is looked for.
+    may_take: u8,
+    /// 1: the mapping that was found has not been there before.
+    is_new: u8,
+    /// 1: the packet opens the flow.
+    opens: u8,
+    _pad: [u8; 2],
 }
 
 /// Return values of a callback of `bpf_loop`.
-const GO_ON: i64 = 0;
-const STOP: i64 = 1;
+const GO_ON: u32 = 0;
+const STOP: u32 = 1;
 
-/// Tries to make candidate number `attempt` ours.
+impl Search {
+    /// Probes; and towards a crowded remote takes what its map of ports shows to be free.
+    #[inline(always)]
+    fn find(&mut self, config: &Config<Addr>) {
+        let is_crowded = crowd::has_map(config, &self.walk.answer);
+        self.run(try_candidate, if is_crowded { CROWDED_PROBES } else { PROBES });
+        if self.walk.end == OURS && is_crowded {
+            crowd::mark_taken(config, &self.walk.answer);
+        }
+        if self.walk.end != Reason::SnatNoPort as u8 || !has_ports(self.walk.key.protocol) {
+            return;
+        }
+        if self.walk.may_take == 0 {
+            if is_crowded {
+                self.run(search_mapping, CROWD_SEARCH);
+            }
+            return;
+        }
+        self.run(try_crowd, CROWD_TRIES);
+        if self.walk.end == Reason::SnatNoPort as u8 {
+            // No map yet, or one that shows no free port and may be old.
+            crowd::build(&self.walk.answer);
+            self.run(try_crowd, CROWD_TRIES);
+        }
+        if self.walk.end == Reason::SnatNoPort as u8 && is_crowded {
+            // Every port is taken: perhaps by somebody who needs it no more.
+            self.run(try_candidate, PROBES);
+        }
+    }
+
+    #[inline(always)]
+    fn run(&mut self, callback: unsafe extern "C" fn(u32, *mut c_void) -> i64, times: u32) {
+        self.walk.end = Reason::SnatNoPort as u8;
+        let (callback, state) = (callback as *mut c_void, (&raw mut *self).cast());
+        // SAFETY: the callback has the signature that the helper calls (Linux 5.17), and `self` outlives the call.
+        unsafe { bpf_loop(times, callback, state, 0) };
+    }
+}
+
+/// Tries candidate number `attempt` of the flow's sequence.
 ///
 /// # Safety
 ///
-/// Called by `bpf_loop` with the [`Walk`] of [`reserve`].
+/// Called by `bpf_loop` with a [`Search`].
+unsafe extern "C" fn try_candidate(attempt: u32, search: *mut c_void) -> i64 {
+    // SAFETY: the caller's.
+    let search = unsafe { &mut *search.cast::<Search>() };
+    let key = &search.walk.key;
+    let own = u16::from_be_bytes(key.src_port);
+    let port = match key.protocol {
+        TCP | UDP => candidate(own, search.walk.hash, attempt),
+        ICMP => candidate_id(own, search.walk.hash, attempt),
+        // No ports: there is one candidate.
+        _ if attempt == 0 => 0,
+        _ => return i64::from(STOP),
+    };
+    try_port(search, port)
+}
+
+/// Tries a port that the remote's map shows to be free.
+///
+/// # Safety
+///
+/// As for [`try_candidate`].
+unsafe extern "C" fn try_crowd(_attempt: u32, search: *mut c_void) -> i64 {
+    // SAFETY: the caller's.
+    let search = unsafe { &mut *search.cast::<Search>() };
+    let own = u16::from_be_bytes(search.walk.key.src_port);
+    match crowd::take(&search.walk.answer, own, search.walk.hash) {
+        Some(port) => try_port(search, port),
+        None => i64::from(STOP),
+    }
+}
+
+/// Looks for the flow's mapping where a crowded remote's map would have given it a port.
+///
+/// # Safety
+///
+/// As for [`try_candidate`].
+unsafe extern "C" fn search_mapping(step: u32, search: *mut c_void) -> i64 {
+    // SAFETY: the caller's.
+    let search = unsafe { &mut *search.cast::<Search>() };
+    let key = &search.walk.key;
+    let own = u16::from_be_bytes(key.src_port);
+    let port = candidate_from(key.protocol, own, search.walk.hash, step);
+    try_port(search, port)
+}
+
+#[inline(always)]
+fn try_port(search: &mut Search, port: u16) -> i64 {
+    let end = cwy_try_port(search.skb, from_mut(&mut search.walk), u32::from(port));
+    // The verifier knows nothing of the result, and a callback may return 0 or 1 only.
+    i64::from(black_box(end) & STOP)
+}
+
+/// Tries to make a port ours. Returns [`GO_ON`] or [`STOP`]. Verified by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
 #[expect(
     clippy::needless_borrows_for_generic_args,
     reason = "by value the entry would be copied to the stack"
 )]
-unsafe extern "C" fn try_candidate(attempt: u32, walk: *mut c_void) -> i64 {
-    // SAFETY: the caller's; its pointers are those that `reserve` stored.
-    let walk = unsafe { &mut *walk.cast::<Walk<'_>>() };
-    // SAFETY: as above.
-    let (config, claim) = unsafe { (&*walk.config, &*walk.claim) };
-    let own = u16::from_be_bytes(claim.key.src_port);
-    let port = match claim.key.protocol {
-        TCP | UDP => candidate(own, walk.hash, attempt),
-        ICMP => candidate_id(own, walk.hash, attempt),
-        // No ports: there is one candidate.
-        _ if attempt == 0 => 0,
-        _ => return STOP,
+extern "C" fn cwy_try_port(skb: *mut __sk_buff, walk: *mut Walk, port: u32) -> u32 {
+    // SAFETY: the caller's reference.
+    let (Some(walk), Some(config)) = (unsafe { walk.as_mut() }, config()) else {
+        return STOP;
     };
-    let answer = answer_key(config, claim, port.to_be_bytes());
-    walk.port = port.to_be_bytes();
-    if let Some(owner) = flow(&answer) {
-        if is_ours(claim, owner) {
+    let port = port as u16;
+    walk.answer.dst_port = port.to_be_bytes();
+    let answer = &walk.answer;
+    if let Some(owner) = flow(answer) {
+        if is_ours(&walk.key, owner) {
             // The forward half was lost, or another CPU was first with a packet of this very flow.
-            walk.take(claim, &answer, owner.state);
+            walk.end = OURS;
+            if walk.opens != 0 {
+                FLOWS.insert(answer, &walk.reverse, u64::from(BPF_ANY)).ok();
+            } else {
+                walk.state = owner.state;
+            }
             return STOP;
         }
-        let is_stale = claim.opens
+        let is_stale = walk.may_take != 0
             && walk.skip_stale == 0
             && config
                 .timeouts
@@ -219,16 +430,17 @@ unsafe extern "C" fn try_candidate(attempt: u32, walk: *mut c_void) -> i64 {
         walk.end = STALE;
         return STOP;
     }
-    if !claim.opens || is_reserved(claim.key.protocol, port) || host_holds(walk.skb, &answer) {
+    if walk.may_take == 0 || is_reserved(answer.protocol, port) || host_holds(skb.cast(), answer) {
         return GO_ON;
     }
     match FLOWS.insert(answer, &walk.reverse, u64::from(BPF_NOEXIST)) {
         Ok(()) => {
             walk.end = OURS;
+            walk.is_new = 1;
             STOP
         }
-        Err(EEXIST | EBUSY) => match flow(&answer) {
-            Some(owner) if is_ours(claim, owner) => {
+        Err(EEXIST | EBUSY) => match flow(answer) {
+            Some(owner) if is_ours(&walk.key, owner) => {
                 walk.end = OURS;
                 walk.state = owner.state;
                 STOP
@@ -242,44 +454,25 @@ unsafe extern "C" fn try_candidate(attempt: u32, walk: *mut c_void) -> i64 {
     }
 }
 
-impl Walk<'_> {
-    /// Walks the candidates of the flow from the first one on.
-    #[inline(never)]
-    fn run(&mut self) {
-        self.end = Reason::SnatNoPort as u8;
-        let (callback, state) = (try_candidate as *mut c_void, (&raw mut *self).cast());
-        // SAFETY: the callback has the signature that the helper calls (Linux 5.17), and `self` outlives the call.
-        unsafe { bpf_loop(PROBES, callback, state, 0) };
-    }
-
-    /// Takes a mapping that is the flow's own already. A packet that opens the flow starts its life again.
-    #[inline(always)]
-    #[expect(
-        clippy::needless_borrows_for_generic_args,
-        reason = "by value the entry would be copied to the stack"
-    )]
-    fn take(&mut self, claim: &Claim<'_>, answer: &Key, state: u8) {
-        self.end = OURS;
-        if claim.opens {
-            FLOWS.insert(answer, &self.reverse, u64::from(BPF_ANY)).ok();
-        } else {
-            self.state = state;
-        }
-    }
-}
-
 #[inline(always)]
-fn is_ours(claim: &Claim<'_>, owner: &Entry) -> bool {
-    owner.nat == Nat::DESTINATION && owner.nat_addr == claim.key.src && owner.nat_port == claim.key.src_port
+fn is_ours(key: &Key, owner: &Entry) -> bool {
+    owner.nat == Nat::DESTINATION && owner.nat_addr == key.src && owner.nat_port == key.src_port
 }
 
 /// Takes a mapping away that nobody uses any more: both halves.
 ///
 /// Two CPUs may judge the same mapping. The one that inserts the lock, an entry under a protocol number that no packet
 /// is looked up with, judges again and removes; the other goes on to its next candidate. Without the lock a late
-/// removal could take away what the first one has just claimed.
+/// removal could take away what the first one has just claimed. Whether this one has removed it. Verified by itself.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn remove_expired(config: &Config<Addr>, answer: &Key) {
+extern "C" fn cwy_remove_expired(key: *const Key, won: u32) -> u32 {
+    // SAFETY: the caller's reference.
+    let (Some(key), Some(config)) = (unsafe { key.as_ref() }, config()) else {
+        return 0;
+    };
+    let answer = &answer_key(config, key, won as u16);
+    let mut removed = 0;
     let lock = Key {
         protocol: RESERVED,
         ..*answer
@@ -288,15 +481,16 @@ fn remove_expired(config: &Config<Addr>, answer: &Key) {
         .insert(lock, Entry::kernel(0, now()), u64::from(BPF_NOEXIST))
         .is_err()
     {
-        return;
+        return 0;
     }
     if let Some(owner) = flow(answer)
         && is_over(config, answer, owner)
     {
-        FLOWS.remove(owner.peer_key(answer)).ok();
-        FLOWS.remove(answer).ok();
+        forget(config, answer);
+        removed = 1;
     }
     FLOWS.remove(lock).ok();
+    removed
 }
 
 /// IP protocol 255, "Reserved" at IANA.
@@ -315,7 +509,7 @@ fn is_over(config: &Config<Addr>, answer: &Key, owner: &Entry) -> bool {
 
 /// NodePorts, `ip_local_reserved_ports` and whatever else userspace has reserved.
 #[inline(always)]
-fn is_reserved(protocol: u8, port: u16) -> bool {
+pub fn is_reserved(protocol: u8, port: u16) -> bool {
     if protocol != TCP && protocol != UDP {
         return false;
     }
@@ -360,13 +554,12 @@ fn host_holds(skb: *mut c_void, answer: &Key) -> bool {
     true
 }
 
-/// The key under which the answer to this claim arrives.
+/// The key under which the answer to a flow arrives that was translated to `port`.
 #[inline(always)]
-fn answer_key(config: &Config<Addr>, claim: &Claim<'_>, port: [u8; 2]) -> Key {
-    let answer = claim.key.reversed();
+fn answer_key(config: &Config<Addr>, key: &Key, port: u16) -> Key {
     Key {
         dst: config.node_addr,
-        dst_port: port,
-        ..answer
+        dst_port: port.to_be_bytes(),
+        ..key.reversed()
     }
 }

@@ -14,7 +14,8 @@ use causeway_common::{
 use crate::{
     carry::{note_progress, translation},
     count::Hook,
-    fragment, host, icmp,
+    forget::kept_flags,
+    fragment, heal, host, icmp,
     learn::{Emitted, learn},
     maps::{Addr, Entry, Key, RANGES, config, flow, iface, is_idle, now, pod},
     next_hop,
@@ -137,6 +138,8 @@ fn from_pod(
     let entry = flow(&key);
     let mut keeps_its_address = false;
     let mut offered = false;
+    let mut kept = 0;
+    let is_known = entry.is_some();
     if let Some(entry) = entry {
         // A SYN after the end opens a new connection: it claims its port anew.
         let reopens = ip.protocol == TCP && role == Role::Opens && entry.progress().is_over();
@@ -146,6 +149,7 @@ fn from_pod(
         // Without ports no ingress hook has looked at the entry's age.
         let is_stale = !has_ports(ip.protocol) && is_idle(config, &key, entry, now());
         keeps_its_address = !is_stale && keeps_address(entry, role, ip.protocol);
+        kept = kept_flags(Some(entry));
         offered = entry.state == State::OFFERED && entry.has(Flags::WENT_UP);
     }
     let keeps = keeps_its_address || !needs_snat(&key.dst);
@@ -161,12 +165,13 @@ fn from_pod(
         return Err(Reason::SnatNotReady);
     }
     let claim = Claim {
-        key: &key,
-        pod: Some(pod),
+        of_pod: true,
         carried: unchanged && offered,
         opens: role == Role::Opens,
+        is_counted: kept & Flags::COUNTED != 0,
+        is_known,
     };
-    let port = match snat::claim(ctx, config, &claim) {
+    let port = match snat::claim(ctx, &key, &claim) {
         Err(Reason::SnatNoPort) if !has_ports(ip.protocol) => return Err(Reason::SnatProtocol),
         claimed => claimed?,
     };
@@ -219,6 +224,9 @@ fn known(
     let to = translation(entry);
     if ip.is_fragment {
         fragment::left(ip, Nat::SOURCE, &to.addr);
+    }
+    if entry.last_seen != now() && !heal::answers_of(key, entry) {
+        return Err(Reason::SnatNoMapping);
     }
     entry.last_seen = now();
     note_progress(key, entry, transport);

@@ -15,7 +15,9 @@ use aya::{
 use causeway_common::{
     flow::{Exit, Flags, FlowEntry, Nat, Progress, State},
     lifetime::Timeouts,
-    maps::{Config, Count, IfaceEntry, PodEntry, PortWord, RangeClass, RangeEntry},
+    maps::{
+        Config, Count, IfaceEntry, POD_QUOTA, PodEntry, PortWord, RangeClass, RangeEntry, Usage, WIRE_QUOTA,
+    },
     reason::{Reason, Verdict},
     tuple::FlowKey,
 };
@@ -158,6 +160,8 @@ impl Bench {
             uplink_ifindex: self.uplink_ifindex,
             uplink_mtu: MTU.into(),
             seed: 0x5eed_5eed,
+            pod_quota: POD_QUOTA,
+            wire_quota: WIRE_QUOTA,
             timeouts: Timeouts::DEFAULT,
         };
         Array::<_, Config<[u8; 4]>>::try_from(self.map("cwy_cfg"))

@@ -16,7 +16,6 @@ pub(crate) struct Sweep {
     scanned: usize,
     deleted: usize,
     kept_by_peer: usize,
-    revived: usize,
     seconds: f64,
 }
 
@@ -26,13 +25,11 @@ pub(crate) fn gather(datapath: &Datapath) -> Result<Sweep, Failure> {
         scanned,
         deleted,
         pairs_kept_by_peer,
-        revived,
     } = datapath.sweep(datapath::now())?;
     Ok(Sweep {
         scanned,
         deleted,
         kept_by_peer: pairs_kept_by_peer,
-        revived,
         seconds: start.elapsed().as_secs_f64(),
     })
 }
@@ -45,7 +42,6 @@ impl Report for Sweep {
             scanned,
             deleted,
             kept_by_peer,
-            revived,
             seconds,
         } = self;
         writeln!(
@@ -57,9 +53,6 @@ impl Report for Sweep {
                 out,
                 "{kept_by_peer} are idle and stay: the other direction is not"
             )?;
-        }
-        if *revived > 0 {
-            writeln!(out, "{revived} flows saw a packet meanwhile and stay")?;
         }
         Ok(())
     }
@@ -80,7 +73,6 @@ mod tests {
             scanned: 1000,
             deleted: 20,
             kept_by_peer: 0,
-            revived: 0,
             seconds: 0.0123,
         };
         assert_eq!(text(&sweep), "scanned 1000 entries and deleted 20 in 0.012 s\n");

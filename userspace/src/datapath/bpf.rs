@@ -1,10 +1,12 @@
-//! The calls of bpf(2) that aya 0.14 does not offer: hash maps in batches ([`batch`]); tcx links by interface index
+//! The calls of bpf(2) that aya 0.14 does not offer: hash maps in batches ([`batch`]); iterators over a map
+//! ([`iterate`]); tcx links by interface index
 //! (aya takes a name, and probes the kernel's features first, which costs milliseconds), and where a link is attached.
 //!
 //! Commands and structures follow `include/uapi/linux/bpf.h` of Linux 6.18. All of the datapath's `unsafe` is here and
-//! in [`batch`].
+//! in its submodules.
 
 pub(crate) mod batch;
+pub(crate) mod iterate;
 
 use std::{
     ffi::CString,

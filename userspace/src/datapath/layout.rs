@@ -4,11 +4,12 @@ use std::fmt;
 
 use aya::maps::{MapInfo, MapType};
 use causeway_common::{
+    crowd::{CROWD_SLOTS, Crowd},
     flow::FlowEntry,
     fragment::{FRAGMENT_ENTRIES, FragmentEntry, FragmentKey},
     maps::{
-        Config, Count, FLOW_ENTRIES, IfaceEntry, MAP_NAMES, POD_ENTRIES, PodEntry, PortWord, RANGE_ENTRIES,
-        RangeEntry,
+        AGE_ENTRIES, Budget, Config, Count, EVENT_BYTES, FLOW_ENTRIES, IfaceEntry, MAP_NAMES, POD_ENTRIES, PodEntry,
+        PortWord, RANGE_ENTRIES, RangeEntry, SweepJob, USAGE_ENTRIES, Usage,
     },
     ports::RESERVED_ENTRIES,
     reason::COUNT_ENTRIES,
@@ -97,6 +98,30 @@ pub(crate) fn expected(name: &str) -> Option<Layout> {
             FRAGMENT_ENTRIES,
             0,
         ),
+        "cwy_crowds" => layout(
+            MapType::Array,
+            index,
+            size_of::<Crowd<Address>>(),
+            CROWD_SLOTS,
+            0,
+        ),
+        "cwy_usage" => layout(
+            MapType::Hash,
+            size_of::<Address>(),
+            size_of::<Usage>(),
+            USAGE_ENTRIES,
+            0,
+        ),
+        "cwy_age_queue" => layout(MapType::Queue, 0, size_of::<FlowKey<Address>>(), AGE_ENTRIES, 0),
+        "cwy_budgets" => layout(
+            MapType::PerCpuArray,
+            index,
+            size_of::<Budget>(),
+            COUNT_ENTRIES,
+            0,
+        ),
+        "cwy_events" => layout(MapType::RingBuf, 0, 0, EVENT_BYTES, 0),
+        "cwy_sweep_job" => layout(MapType::Array, index, size_of::<SweepJob>(), 1, 0),
         "cwy_cfg" => layout(MapType::Array, index, size_of::<Config<Address>>(), 1, 0),
         "cwy_count" => layout(MapType::PerCpuArray, index, size_of::<Count>(), COUNT_ENTRIES, 0),
         _ => None,

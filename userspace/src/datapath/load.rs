@@ -1,13 +1,15 @@
 //! Loads the embedded object: maps and programs are made and pinned in a staging tree, filled and attached to the
 //! uplink, and only then given their final name. Whoever sees the final name sees a complete datapath.
 
+use std::path::PathBuf;
+
 use aya::{
-    EbpfLoader,
-    programs::{Program, SchedClassifier},
+    Btf, Ebpf, EbpfLoader,
+    programs::{Iter, Program, SchedClassifier},
 };
 use causeway_common::{
     decide::WIRESERVER,
-    maps::{Config, MAP_NAMES, PROGRAM_NAMES, RangeClass},
+    maps::{Config, MAP_NAMES, POD_QUOTA, PROGRAM_NAMES, RangeClass, SWEEP_PROGRAM, Usage, WIRE_QUOTA},
 };
 use ipnet::Ipv4Net;
 
@@ -75,14 +77,47 @@ fn fill(root: &Root, staging: &PinTree, uplink: &Uplink, mode: AttachMode) -> Re
     Ok(())
 }
 
-fn load_object(pins: &PinTree) -> Result<(), DatapathError> {
+/// The object with its maps: those that are pinned, or new ones, which are pinned.
+fn open_object(pins: &PinTree) -> Result<Ebpf, DatapathError> {
     let mut loader = EbpfLoader::new();
+    // Nothing in the object depends on the kernel's own types, and reading them takes longer than all the rest.
+    loader.btf(None);
     for name in MAP_NAMES {
         loader.map_pin_path(name, pins.map(name));
     }
-    let mut object = loader
+    loader
         .load(OBJECT)
-        .map_err(|source| DatapathError::Load(Box::new(source)))?;
+        .map_err(|source| DatapathError::Load(Box::new(source)))
+}
+
+/// The pin of the sweep program of a tree, which is loaded when it is first asked for. The caller is the only one who
+/// asks.
+pub(crate) fn sweep_program(pins: &PinTree) -> Result<PathBuf, DatapathError> {
+    let path = pins.program(SWEEP_PROGRAM);
+    if path.exists() {
+        return Ok(path);
+    }
+    let failed = |source| DatapathError::Program {
+        name: SWEEP_PROGRAM,
+        source: Box::new(source),
+    };
+    let btf = Btf::from_sys_fs().map_err(|error| failed(error.into()))?;
+    let mut object = open_object(pins)?;
+    let program: &mut Iter = object
+        .program_mut(SWEEP_PROGRAM)
+        .ok_or(DatapathError::UnknownProgram(SWEEP_PROGRAM))
+        .and_then(|program: &mut Program| program.try_into().map_err(failed))?;
+    program.load("bpf_map_elem", &btf).map_err(failed)?;
+    program.pin(&path).map_err(|source| DatapathError::Pin {
+        path: path.clone(),
+        source: source.into(),
+    })?;
+    pins::restrict(&path, 0o600)?;
+    Ok(path)
+}
+
+fn load_object(pins: &PinTree) -> Result<(), DatapathError> {
+    let mut object = open_object(pins)?;
     for name in MAP_NAMES {
         pins::restrict(&pins.map(name), 0o640)?;
     }
@@ -113,8 +148,11 @@ fn configure(tables: &Tables, uplink: &Uplink) -> Result<(), DatapathError> {
         uplink_ifindex: uplink.ifindex,
         uplink_mtu: uplink.mtu,
         seed: random()?,
+        pod_quota: POD_QUOTA,
+        wire_quota: WIRE_QUOTA,
         timeouts: node::timeouts(),
     })?;
+    tables.usage()?.insert([0; 4], Usage::default())?;
     tables.set_ranges(&default_ranges())?;
     tables.reserve_ports(&node::reserved_ports())
 }

@@ -5,7 +5,7 @@ use std::{
     net::Ipv4Addr,
 };
 
-use causeway_common::maps::{IfaceEntry, PodEntry};
+use causeway_common::maps::{IfaceEntry, PodEntry, Usage};
 
 use super::{
     Datapath, DatapathError,
@@ -74,6 +74,13 @@ impl Datapath {
             ifaces.remove(&before.ifindex)?;
             attach::remove_defunct(&self.pins)?;
             self.purge(pod.addr)?;
+            self.tables.usage()?.remove(&pod.addr.octets())?;
+        }
+        let mut usage = self.tables.usage()?;
+        if usage.get(&pod.addr.octets())?.is_none() {
+            usage
+                .insert(pod.addr.octets(), Usage::default())
+                .map_err(too_many)?;
         }
         let mut entry = PodEntry {
             ifindex: pod.ifindex,
@@ -124,6 +131,12 @@ impl Datapath {
         let purged = self.purge(addr);
         let flows = *purged.as_ref().unwrap_or(&0);
         note(purged.map(drop));
+        note(
+            self.tables
+                .usage()
+                .and_then(|mut usage| usage.remove(&addr.octets()))
+                .map(drop),
+        );
         note(self.leave_interface(before.map(|entry| entry.ifindex)));
         DatapathError::collect(|| format!("the removal of pod {addr}"), errors)?;
         Ok(Removed {
@@ -154,6 +167,9 @@ impl Datapath {
         let mut purged = 0;
         for key in of_pod {
             purged += usize::from(flows.remove(&key)?);
+        }
+        if purged > 0 {
+            self.tables.forget_crowds()?;
         }
         Ok(purged)
     }

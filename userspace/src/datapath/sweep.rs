@@ -1,12 +1,9 @@
 //! The sweep: flows that have been idle for longer than their time are forgotten, so that `cwy_flows` holds what is
-//! alive. The rule is [`Timeouts::forgets`](causeway_common::lifetime::Timeouts::forgets); this module decides when a
-//! sweep is due, and that there is one at a time.
+//! alive. The program `cwy_sweep` judges each entry where it stands; this module decides when a sweep is due, and that
+//! there is one at a time.
 //!
 //! No daemon is needed: CNI calls sweep when a minute has passed, `causeway sweep` at any time. The programs reclaim
-//! expired ports themselves when they look for one.
-
-mod pass;
-mod peers;
+//! what has expired themselves when they need a port or room.
 
 use std::{
     fs::{self, File, TryLockError},
@@ -14,9 +11,9 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use causeway_common::maps::FLOW_ENTRIES;
+use causeway_common::maps::{FLOW_ENTRIES, SweepJob, Usage};
 
-use super::{Datapath, DatapathError, now};
+use super::{Datapath, DatapathError, load, now};
 
 /// What a sweep found and did. Entries; each flow has one for each direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,8 +24,6 @@ pub struct Swept {
     pub deleted: usize,
     /// Entries that are idle and stay because the other direction is not.
     pub pairs_kept_by_peer: usize,
-    /// Flows that saw a packet after they had been read, and stay.
-    pub revived: usize,
 }
 
 /// Who would sweep by the way, and must not be delayed for nothing.
@@ -46,11 +41,8 @@ const PERIOD: Duration = Duration::from_mins(1);
 const MARK: &str = "/run/causeway/sweep";
 
 impl Datapath {
-    /// Forgets the flows that are over at `now` ([`now()`]). Waits for another sweep to end.
-    ///
-    /// A flow that sends between the last look at it and its deletion, which are some ten microseconds apart, has
-    /// outlived its time all the same; it is treated like any flow without an entry. The half that holds the port is
-    /// deleted before the one that uses it, so that no packet leaves with a port that is not held.
+    /// Forgets the flows that are over at `now` ([`now()`]), and counts anew how many flows each pod has. Waits for another
+    /// sweep to end.
     pub fn sweep(&self, now: u32) -> Result<Swept, DatapathError> {
         let mark = self.mark()?;
         mark.file.lock().map_err(|source| mark.failed(source))?;
@@ -76,8 +68,31 @@ impl Datapath {
     }
 
     fn sweep_alone(&self, now: u32, mark: &Mark) -> Result<Swept, DatapathError> {
-        let timeouts = self.tables.config()?.timeouts;
-        let swept = pass::sweep(&mut self.tables.flows()?, &timeouts, now)?;
+        let program = load::sweep_program(&self.pins)?;
+        let mut usage = self.tables.usage()?;
+        for (account, before) in usage.all()? {
+            usage.insert(account, Usage { swept: 0, ..before })?;
+        }
+        self.tables.set_sweep_job(&SweepJob {
+            now,
+            ..SweepJob::default()
+        })?;
+        self.tables.flows()?.iterate(&program)?;
+        for (account, Usage { swept, .. }) in usage.all()? {
+            usage.insert(
+                account,
+                Usage {
+                    flows: swept,
+                    swept: 0,
+                },
+            )?;
+        }
+        let job = self.tables.sweep_job()?;
+        let swept = Swept {
+            scanned: job.scanned as usize,
+            deleted: job.deleted as usize,
+            pairs_kept_by_peer: job.kept_by_peer as usize,
+        };
         mark.set()?;
         tracing::debug!(?swept, "swept");
         Ok(swept)

@@ -1,25 +1,31 @@
 //! The maps with their types. A map is opened from its pin when it is used: that is two system calls, and no handle
 //! has to be shared or kept.
 
-use std::{fmt::Debug, net::Ipv4Addr, ops::RangeInclusive, os::fd::AsFd as _};
+use std::{fmt::Debug, net::Ipv4Addr, ops::RangeInclusive, os::fd::AsFd as _, path::Path};
 
 use aya::{
     Pod,
     maps::{
-        Array, HashMap, IterableMap as _, LpmTrie, Map, MapData, MapError, PerCpuArray,
+        Array, HashMap, IterableMap as _, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf,
         lpm_trie::Key as PrefixKey,
     },
 };
 use causeway_common::{
+    crowd::{CROWD_SLOTS, Crowd},
     flow::FlowEntry,
-    maps::{Config, Count, IfaceEntry, PodEntry, PortWord, RangeEntry},
+    maps::{Config, Count, IfaceEntry, PodEntry, PortWord, RangeEntry, SweepJob, Usage},
     ports::{RESERVED_ENTRIES, reserved_bit},
     reason::Reason,
     tuple::FlowKey,
 };
 use ipnet::Ipv4Net;
 
-use super::{DatapathError, bpf::batch, pins::PinTree, ports::HostPort};
+use super::{
+    DatapathError,
+    bpf::{batch, iterate},
+    pins::PinTree,
+    ports::HostPort,
+};
 
 /// Key of `cwy_flows`.
 pub(crate) type Key = FlowKey<[u8; 4]>;
@@ -48,6 +54,40 @@ impl Tables {
 
     pub(crate) fn flows(&self) -> Result<Table<Key, Entry>, DatapathError> {
         self.hash("cwy_flows")
+    }
+
+    pub(crate) fn usage(&self) -> Result<Table<[u8; 4], Usage>, DatapathError> {
+        self.hash("cwy_usage")
+    }
+
+    pub(crate) fn sweep_job(&self) -> Result<SweepJob, DatapathError> {
+        let name = "cwy_sweep_job";
+        self.array(name)?.get(&0, 0).map_err(failed(name))
+    }
+
+    pub(crate) fn set_sweep_job(&self, job: &SweepJob) -> Result<(), DatapathError> {
+        let name = "cwy_sweep_job";
+        self.array::<SweepJob>(name)?.set(0, job, 0).map_err(failed(name))
+    }
+
+    /// Lets the programs make the maps of crowded remotes' ports anew: entries were deleted that they do not know of.
+    pub(crate) fn forget_crowds(&self) -> Result<(), DatapathError> {
+        let name = "cwy_crowds";
+        let mut map: Array<_, Crowd<[u8; 4]>> = self.array(name)?;
+        for index in 0..CROWD_SLOTS as u32 {
+            let crowd = map.get(&index, 0).map_err(failed(name))?;
+            if crowd.built != 0 {
+                map.set(index, Crowd { built: 0, ..crowd }, 0)
+                    .map_err(failed(name))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The ring of events, for one reader.
+    pub(crate) fn events(&self) -> Result<RingBuf<MapData>, DatapathError> {
+        let name = "cwy_events";
+        RingBuf::try_from(Map::RingBuf(self.open(name)?)).map_err(failed(name))
     }
 
     pub(crate) fn config(&self) -> Result<Config<[u8; 4]>, DatapathError> {
@@ -102,8 +142,7 @@ impl Tables {
     /// Marks ports, of TCP and UDP alike, that no translated flow may take.
     pub(crate) fn reserve_ports(&self, ports: &[RangeInclusive<u16>]) -> Result<(), DatapathError> {
         let name = "cwy_ports";
-        let mut map: Array<_, PortWord> =
-            Array::try_from(Map::Array(self.open(name)?)).map_err(failed(name))?;
+        let mut map: Array<_, PortWord> = self.array(name)?;
         for (index, word) in (0..)
             .zip(reserved_words(ports))
             .filter(|(_, word)| word.reserved != 0)
@@ -116,8 +155,7 @@ impl Tables {
     /// Marks single ports, or takes the marks away. Not to be done by two at the same time.
     pub(crate) fn change_ports(&self, ports: &[HostPort], reserved: bool) -> Result<(), DatapathError> {
         let name = "cwy_ports";
-        let mut map: Array<_, PortWord> =
-            Array::try_from(Map::Array(self.open(name)?)).map_err(failed(name))?;
+        let mut map: Array<_, PortWord> = self.array(name)?;
         for port in ports {
             let (index, bit) = reserved_bit(port.is_udp, port.port);
             let mut word = map.get(&index, 0).map_err(failed(name))?;
@@ -132,7 +170,11 @@ impl Tables {
     }
 
     fn config_map(&self) -> Result<Array<MapData, Config<[u8; 4]>>, DatapathError> {
-        Array::try_from(Map::Array(self.open("cwy_cfg")?)).map_err(failed("cwy_cfg"))
+        self.array("cwy_cfg")
+    }
+
+    fn array<V: Pod>(&self, name: &'static str) -> Result<Array<MapData, V>, DatapathError> {
+        Array::try_from(Map::Array(self.open(name)?)).map_err(failed(name))
     }
 
     fn range_map(&self) -> Result<LpmTrie<MapData, [u8; 4], RangeEntry>, DatapathError> {
@@ -201,21 +243,12 @@ impl<K: Pod + Debug, V: Pod> Table<K, V> {
         }
     }
 
-    /// Deletes what is there under `keys`, in their order. Returns how many elements it was.
-    pub(crate) fn remove_all(&mut self, keys: &[K]) -> Result<usize, DatapathError> {
-        match batch::delete(self.map.map().fd().as_fd(), keys) {
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                let mut removed = 0;
-                for key in keys {
-                    removed += usize::from(self.remove(key)?);
-                }
-                Ok(removed)
-            }
-            result => result.map_err(|source| DatapathError::Batch {
-                name: self.name,
-                source,
-            }),
-        }
+    /// Runs an iterator program over every element.
+    pub(crate) fn iterate(&self, program: &Path) -> Result<(), DatapathError> {
+        iterate::over_map(program, self.map.map().fd().as_fd()).map_err(|source| DatapathError::Batch {
+            name: self.name,
+            source,
+        })
     }
 
     /// An estimate of how many elements there are, from a few of the buckets; at most twice `capacity`, which is the
@@ -238,17 +271,6 @@ impl<K: Pod + Debug, V: Pod> Table<K, V> {
         let mut all = Vec::new();
         self.for_each(|key, value| all.push((key, value)))?;
         Ok(all)
-    }
-}
-
-#[cfg(test)]
-impl<K: Pod, V: Pod> Table<K, V> {
-    /// An empty map of its own, which goes with it. Needs CAP_BPF.
-    pub(crate) fn scratch(capacity: u32) -> Self {
-        Self {
-            name: "scratch",
-            map: HashMap::create(capacity, 0).expect("CAP_BPF is needed: run as root"),
-        }
     }
 }
 

@@ -11,7 +11,6 @@ use aya::Pod;
 use super::bpf;
 
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
-const BPF_MAP_DELETE_BATCH: libc::c_long = 27;
 
 /// Calls `each` with every element of a hash map, read in batches. Elements that come or go meanwhile may be seen or
 /// not; the others are seen once.
@@ -50,43 +49,6 @@ fn in_batches_of<K: Pod, V: Pod>(
             None => return Ok(()),
         }
     }
-}
-
-/// Deletes the elements of a hash map that have one of `keys`. Returns how many there were; keys without an element
-/// are passed over.
-///
-/// `K` must have the map's key size.
-///
-/// # Errors
-///
-/// `InvalidInput` where the kernel has no batches for this map (before 5.6). Elements before the failing one are gone.
-pub(crate) fn delete<K: Pod>(map: BorrowedFd<'_>, keys: &[K]) -> io::Result<usize> {
-    let (mut deleted, mut rest) = (0, keys);
-    while !rest.is_empty() {
-        let mut attributes = BatchAttributes {
-            in_batch: 0,
-            out_batch: 0,
-            keys: rest.as_ptr() as u64,
-            values: 0,
-            count: rest.len() as u32,
-            map_fd: map.as_raw_fd().cast_unsigned(),
-            element_flags: 0,
-            flags: 0,
-        };
-        // SAFETY: the kernel reads `count` keys, which are there since `K` has the map's key size and outlive the call.
-        let result = unsafe { bpf(BPF_MAP_DELETE_BATCH, &mut attributes) };
-        match result {
-            Ok(_) => return Ok(deleted + rest.len()),
-            // The kernel stops at the first key without an element, and says how many it has deleted until there.
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {
-                let before = (attributes.count as usize).min(rest.len());
-                deleted += before;
-                rest = rest.get(before + 1..).unwrap_or_default();
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(deleted)
 }
 
 /// How many elements the last `buckets` of a hash map's `all_buckets` hold, at most `room`. Costs one system call and
@@ -188,28 +150,6 @@ mod tests {
                 seen.len()
             );
         }
-    }
-
-    #[test]
-    fn a_batch_of_keys_is_deleted_wherever_one_is_missing() {
-        for missing in [vec![0], vec![50, 51], vec![99], (0..100).collect(), vec![]] {
-            let mut map = filled(100, 100);
-            for key in &missing {
-                map.remove(key).unwrap();
-            }
-            let keys: Vec<u32> = (0..100).collect();
-            let deleted = delete(map.map().fd().as_fd(), &keys).unwrap();
-            assert_eq!(deleted, 100 - missing.len(), "{missing:?}");
-            assert_eq!(map.iter().count(), 0);
-        }
-    }
-
-    #[test]
-    fn keys_that_are_not_named_stay() {
-        let map = filled(100, 100);
-        assert_eq!(delete(map.map().fd().as_fd(), &[7u32, 1000, 9]).unwrap(), 2);
-        assert_eq!(map.iter().count(), 98);
-        assert_eq!(delete::<u32>(map.map().fd().as_fd(), &[]).unwrap(), 0);
     }
 
     #[test]

@@ -1,0 +1,157 @@
+//! The maps of the ports of crowded remotes: made when probing has failed, kept true by every claim and every flow that
+//! is forgotten. The search itself is [`causeway_common::crowd`].
+
+use core::{ffi::c_void, ptr::from_ref};
+
+use aya_ebpf::helpers::generated::bpf_loop;
+use causeway_common::{
+    crowd::{CROWD_SLOTS, Crowd},
+    maps::Config,
+    ports::is_of_a_class,
+};
+
+use crate::{
+    maps::{Addr, CROWDS, Key, config, flow, now},
+    snat::is_reserved,
+};
+
+/// The remote's key: that of an answer from it, whatever its port here.
+#[inline(always)]
+fn remote_of(answer: &Key) -> Key {
+    Key {
+        dst_port: [0; 2],
+        ..*answer
+    }
+}
+
+/// The remote's slot, whoever uses it.
+#[inline(always)]
+fn slot(config: &Config<Addr>, remote: &Key) -> Option<&'static mut Crowd<Addr>> {
+    let index = remote.hash(config.seed) % CROWD_SLOTS as u32;
+    // SAFETY: an element of an array, valid until the program ends. What other CPUs write to it meanwhile are bits that
+    // are hints, and a remote that is compared before each use.
+    CROWDS.get_ptr_mut(index).map(|crowd| unsafe { &mut *crowd })
+}
+
+/// The map of the remote's ports, if it has one.
+#[inline(always)]
+pub fn of(config: &Config<Addr>, answer: &Key) -> Option<&'static mut Crowd<Addr>> {
+    let remote = remote_of(answer);
+    slot(config, &remote).filter(|crowd| crowd.is_of(&remote))
+}
+
+/// Whether the remote has a map of its ports.
+#[inline(never)]
+pub fn has_map(config: &Config<Addr>, answer: &Key) -> bool {
+    of(config, answer).is_some()
+}
+
+/// Notes that the port of an answer's key is free, if the remote has a map.
+#[inline(always)]
+pub fn mark_free(config: &Config<Addr>, answer: &Key) {
+    if let Some(crowd) = of(config, answer) {
+        crowd.mark_free(u16::from_be_bytes(answer.dst_port));
+    }
+}
+
+/// Notes that the port of an answer's key is taken, if the remote has a map.
+#[inline(never)]
+pub fn mark_taken(config: &Config<Addr>, answer: &Key) {
+    if let Some(crowd) = of(config, answer) {
+        crowd.mark_taken(u16::from_be_bytes(answer.dst_port));
+    }
+}
+
+/// A port that the remote's map shows to be free, of the class of `own`; from then on the map says that it is taken.
+#[inline(always)]
+pub fn take(answer: &Key, own: u16, hash: u32) -> Option<u16> {
+    u16::try_from(cwy_crowd_take(from_ref(answer), u32::from(own), hash)).ok()
+}
+
+/// Returns the port, or what is no port. Verified by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn cwy_crowd_take(answer: *const Key, own: u32, hash: u32) -> u32 {
+    // SAFETY: the caller's reference.
+    let (Some(answer), Some(config)) = (unsafe { answer.as_ref() }, config()) else {
+        return NO_PORT;
+    };
+    let Some(crowd) = of(config, answer) else {
+        return NO_PORT;
+    };
+    let Some(port) = crowd.find_free(answer.protocol, own as u16, hash) else {
+        return NO_PORT;
+    };
+    crowd.mark_taken(port);
+    crowd.last_used = now();
+    u32::from(port)
+}
+
+const NO_PORT: u32 = u32::MAX;
+
+/// Makes a map of the remote's ports by looking at every one of them, some milliseconds' work; again only when the last
+/// one is old. Nothing is done while the slot serves another remote.
+#[inline(always)]
+pub fn build(answer: &Key) {
+    cwy_crowd_build(from_ref(answer));
+}
+
+/// Whether there is a map that is new. Verified by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn cwy_crowd_build(answer: *const Key) -> u32 {
+    // SAFETY: the caller's reference.
+    let (Some(answer), Some(config)) = (unsafe { answer.as_ref() }, config()) else {
+        return 0;
+    };
+    let remote = remote_of(answer);
+    let now = now();
+    let Some(crowd) = slot(config, &remote) else {
+        return 0;
+    };
+    let may_begin = if crowd.is_of(&remote) {
+        crowd.is_old(now)
+    } else {
+        crowd.is_vacant(now)
+    };
+    if !may_begin {
+        return 0;
+    }
+    crowd.restart(&remote, now);
+    let mut state = Build {
+        answer: remote,
+        crowd: &raw mut *crowd,
+        word: 0,
+    };
+    let (callback, state) = (look_at_port as *mut c_void, (&raw mut state).cast());
+    // SAFETY: the callback has the signature that the helper calls (Linux 5.17), and `state` outlives the call.
+    unsafe { bpf_loop(1 << 16, callback, state, 0) };
+    1
+}
+
+struct Build {
+    answer: Key,
+    crowd: *mut Crowd<Addr>,
+    /// The bits of the word that is being gathered.
+    word: u64,
+}
+
+/// # Safety
+///
+/// Called by `bpf_loop` with the [`Build`] of [`cwy_crowd_build`].
+unsafe extern "C" fn look_at_port(port: u32, state: *mut c_void) -> i64 {
+    // SAFETY: the caller's.
+    let state = unsafe { &mut *state.cast::<Build>() };
+    let port = port as u16;
+    state.answer.dst_port = port.to_be_bytes();
+    let protocol = state.answer.protocol;
+    let is_taken =
+        !is_of_a_class(protocol, port) || is_reserved(protocol, port) || flow(&state.answer).is_some();
+    state.word |= u64::from(is_taken) << (port % 64);
+    if port % 64 == 63 {
+        // SAFETY: the pointer that `cwy_crowd_build` stored.
+        unsafe { &mut *state.crowd }.set_word(u32::from(port) / 64, state.word);
+        state.word = 0;
+    }
+    0
+}

@@ -1,0 +1,60 @@
+//! Tells whoever listens about dropped packets: samples, so many a second, CPU and reason.
+
+use core::hint::black_box;
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::__sk_buff,
+    helpers::generated::{bpf_ktime_get_coarse_ns, bpf_skb_load_bytes},
+    programs::TcContext,
+};
+use causeway_common::{
+    event::{EVENT_PACKET, EVENT_RATE, Event},
+    reason::Reason,
+};
+
+use crate::{
+    count::Hook,
+    maps::{EVENTS, has_budget},
+    packet::{self, ETH_LEN},
+};
+
+/// Writes an event, if this CPU may still write one of the reason in this second and the buffer has room.
+#[inline(always)]
+pub fn tell(ctx: &TcContext, hook: Hook, reason: Reason) {
+    cwy_tell(ctx.as_ptr().cast(), hook as u32, reason as u32);
+}
+
+/// Verified by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn cwy_tell(skb: *mut __sk_buff, hook: u32, reason: u32) -> u32 {
+    let ctx = &TcContext::new(skb);
+    if !has_budget(reason, EVENT_RATE) {
+        return 0;
+    }
+    let Some(mut record) = EVENTS.reserve_untyped::<Event>(0) else {
+        return 0;
+    };
+    let event = record.as_mut_ptr();
+    let length = ctx.len();
+    // Behind the barrier, or the bounds that the verifier has to see are those of another register.
+    let captured = black_box(length.saturating_sub(ETH_LEN as u32).min(EVENT_PACKET as u32));
+    // SAFETY: `event` is the record's memory, written field by field; the bytes of the packet that are not copied are
+    // zeroed first.
+    unsafe {
+        (*event).time = bpf_ktime_get_coarse_ns();
+        (*event).ifindex = packet::skb(ctx).ifindex;
+        (*event).length = length;
+        (*event).reason = reason as u8;
+        (*event).hook = hook as u8;
+        (*event)._pad = 0;
+        (*event).packet = [0; EVENT_PACKET];
+        let to = (&raw mut (*event).packet).cast();
+        let may_copy = captured > 0 && captured <= EVENT_PACKET as u32;
+        let copied = may_copy && bpf_skb_load_bytes(ctx.as_ptr(), ETH_LEN as u32, to, captured) == 0;
+        (*event).captured = if copied { captured as u16 } else { 0 };
+    }
+    record.submit(0);
+    1
+}

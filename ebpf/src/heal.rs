@@ -1,0 +1,147 @@
+//! Writes the lost half of a translated flow again. The forward half is found by the walk of `snat`; the half of the
+//! answers is written here: by the flow's own packets, once a second, and by an answer that finds no entry.
+
+use core::{ffi::c_void, ptr::from_ref};
+
+use aya_ebpf::{
+    bindings::{BPF_F_INGRESS, BPF_NOEXIST},
+    helpers::generated::{bpf_for_each_map_elem, bpf_redirect},
+    programs::TcContext,
+};
+use causeway_common::{
+    flow::{Exit, Flags, Hop, Nat},
+    reason::Reason,
+    tuple::has_ports,
+};
+
+use crate::{
+    count::{Hook, bump},
+    forget::forget_half,
+    maps::{Addr, Entry, FLOWS, Key, PODS, config, flow, has_budget, now, pod},
+    packet::skb,
+};
+
+/// Searches that a CPU makes in a second. Each looks at every pod.
+const SEARCHES: u32 = 100;
+
+/// Sees to it that the answers of a translated flow find their way. `entry` is the flow's forward half.
+///
+/// If another flow has the port meanwhile, this one has lost it: its forward half goes, before one more packet leaves
+/// with a port that is not its own. Whether the flow still has its port.
+#[inline(always)]
+pub fn answers_of(key: &Key, entry: &Entry) -> bool {
+    cwy_answers_of(from_ref(key), from_ref(entry)) != 0
+}
+
+/// Verified by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn cwy_answers_of(key: *const Key, entry: *const Entry) -> u32 {
+    // SAFETY: the caller's references.
+    let (Some(key), Some(entry)) = (unsafe { key.as_ref() }, unsafe { entry.as_ref() }) else {
+        return 0;
+    };
+    let answer = entry.peer_key(key);
+    match flow(&answer) {
+        None => write_answer(key, entry, &answer),
+        Some(owner) if owner.nat_addr == key.src && owner.nat_port == key.src_port => {}
+        Some(_) => {
+            if let Some(config) = config() {
+                forget_half(config, key);
+            }
+            return 0;
+        }
+    }
+    1
+}
+
+#[inline(never)]
+fn write_answer(key: &Key, entry: &Entry, answer: &Key) {
+    let mut half = Entry::kernel(entry.flags & (Flags::HOST | Flags::WENT_UP), now());
+    half.state = entry.state;
+    half.nat = Nat::DESTINATION;
+    half.nat_addr = key.src;
+    half.nat_port = key.src_port;
+    half.progress = entry.progress().swapped().bits();
+    if !entry.has(Flags::HOST) {
+        let (Some(pod), Some(config)) = (pod(&key.src), config()) else {
+            return;
+        };
+        half.in_ifindex = config.uplink_ifindex;
+        half.leave_by(&Hop {
+            exit: Exit::POD,
+            flags: 0,
+            mtu: pod.mtu,
+            ifindex: pod.ifindex,
+            dst_mac: pod.mac,
+            src_mac: pod.host_mac,
+        });
+    }
+    if FLOWS.insert(answer, half, u64::from(BPF_NOEXIST)).is_ok() {
+        bump(Hook::FromPod, Reason::MappingRestored);
+    }
+}
+
+/// An answer to the node's address that finds no entry may belong to a pod's flow that has lost it. Most flows keep
+/// their port, so it is looked for among the pods under the port it came to. When it is found the packet begins anew.
+/// [`Reason::OtherProtocol`] if there is none.
+#[inline(always)]
+pub fn lost_answer(ctx: &TcContext, answer: &Key) -> Reason {
+    if cwy_lost_answer(from_ref(answer)) == 0 {
+        return Reason::OtherProtocol;
+    }
+    // SAFETY: the helper takes integers only.
+    unsafe { bpf_redirect(skb(ctx).ifindex, u64::from(BPF_F_INGRESS)) };
+    Reason::AnswerRestored
+}
+
+/// Whether the half was found and written. Verified by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn cwy_lost_answer(answer: *const Key) -> u32 {
+    // SAFETY: the caller's reference.
+    let Some(answer) = (unsafe { answer.as_ref() }) else {
+        return 0;
+    };
+    let has_budget = || has_budget(Reason::AnswerRestored as u32, SEARCHES);
+    if !has_ports(answer.protocol) || flow(answer).is_some() || !has_budget() {
+        return 0;
+    }
+    let mut search = Search {
+        answer: *answer,
+        is_found: 0,
+    };
+    let (pods, callback) = ((&raw const PODS).cast_mut().cast(), look_at_pod as *mut c_void);
+    // SAFETY: the callback has the signature that the helper calls (Linux 5.13), and `search` outlives the call.
+    unsafe { bpf_for_each_map_elem(pods, callback, (&raw mut search).cast(), 0) };
+    search.is_found
+}
+
+struct Search {
+    answer: Key,
+    is_found: u32,
+}
+
+/// # Safety
+///
+/// Called by `bpf_for_each_map_elem` on `cwy_pods`, with the [`Search`] of [`cwy_lost_answer`].
+unsafe extern "C" fn look_at_pod(_map: *mut c_void, addr: *const Addr, _pod: *mut c_void, search: *mut c_void) -> i64 {
+    // SAFETY: the caller's.
+    let (addr, search) = unsafe { (*addr, &mut *search.cast::<Search>()) };
+    let forward_key = Key {
+        src: addr,
+        ..search.answer.reversed()
+    };
+    let Some(forward) = flow(&forward_key) else {
+        return 0;
+    };
+    let is_its_own = forward.nat == Nat::SOURCE
+        && forward.nat_addr == search.answer.dst
+        && forward.nat_port == search.answer.dst_port;
+    if !is_its_own {
+        return 0;
+    }
+    write_answer(&forward_key, forward, &search.answer);
+    search.is_found = 1;
+    1
+}

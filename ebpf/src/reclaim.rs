@@ -1,0 +1,96 @@
+//! Makes room in a full table, without a daemon: a queue holds the key of every flow in the order in which they began.
+//! Whoever finds no room looks at the oldest few, forgets those that are over, and puts the others at the end. So the
+//! work of a packet is bounded, and in time every flow is looked at.
+//!
+//! Called from the programs' own frames: the verifier allows eight below each other, and 512 bytes for all of them.
+
+use core::ffi::c_void;
+
+use aya_ebpf::{
+    bindings::BPF_EXIST,
+    helpers::generated::{bpf_loop, bpf_redirect},
+    programs::TcContext,
+};
+use causeway_common::reason::Reason;
+
+use crate::{
+    count::{Hook, bump},
+    forget::{Look, forget_if_over},
+    maps::{AGES, Key, flow, now},
+    packet::skb,
+};
+
+/// How many flows one packet looks at.
+const LOOKS: u32 = 16;
+/// How many keys of the full queue are looked at for one whose flow is gone.
+const KEYS: usize = 4;
+
+/// Puts a flow that has just begun into the queue. A full queue holds keys of flows long gone, which are let go.
+#[inline(never)]
+pub fn remember(key: &Key) {
+    for _ in 0..KEYS {
+        if AGES.push(key, 0).is_ok() {
+            return;
+        }
+        if let Ok(Some(oldest)) = AGES.pop()
+            && flow(&oldest).is_some()
+        {
+            AGES.push(oldest, 0).ok();
+        }
+    }
+    AGES.push(key, u64::from(BPF_EXIST)).ok();
+}
+
+/// After a flow was not offered for want of room: room is made for the next packet.
+#[inline(always)]
+pub fn after_offer(reason: Reason) -> Reason {
+    if reason == Reason::OfferRefused || reason == Reason::OfferQuota {
+        cwy_make_room();
+    }
+    reason
+}
+
+/// After a flow was refused for want of room: if room can be made, the packet passes the uplink's egress once more.
+#[inline(always)]
+pub fn or_begin_anew(ctx: &TcContext, reason: Reason) -> Reason {
+    let is_refused = reason == Reason::SnatTableFull || reason == Reason::SnatQuota;
+    if !is_refused || cwy_make_room() == 0 {
+        return reason;
+    }
+    // SAFETY: the helper takes integers only.
+    unsafe { bpf_redirect(skb(ctx).ifindex, 0) };
+    Reason::RoomMade
+}
+
+/// Looks at the oldest flows, and forgets those that are over. Returns how many those were. Verified by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn cwy_make_room() -> u32 {
+    let mut forgotten: u32 = 0;
+    let (callback, state) = (look_at_oldest as *mut c_void, (&raw mut forgotten).cast());
+    // SAFETY: the callback has the signature that the helper calls (Linux 5.17), and `forgotten` outlives the call.
+    unsafe { bpf_loop(LOOKS, callback, state, 0) };
+    forgotten
+}
+
+/// # Safety
+///
+/// Called by `bpf_loop` with the count of [`cwy_make_room`].
+unsafe extern "C" fn look_at_oldest(_look: u32, forgotten: *mut c_void) -> i64 {
+    // SAFETY: the caller's.
+    let forgotten = unsafe { &mut *forgotten.cast::<u32>() };
+    let Ok(Some(key)) = AGES.pop() else {
+        return 1;
+    };
+    match forget_if_over(&key, now()) {
+        Look::Forgotten | Look::BothForgotten => {
+            *forgotten += 1;
+            bump(Hook::ToUplink, Reason::Reclaimed);
+        }
+        Look::Kept | Look::KeptByPeer => {
+            AGES.push(key, 0).ok();
+        }
+        Look::Gone => {}
+    }
+    0
+}

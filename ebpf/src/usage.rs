@@ -1,0 +1,68 @@
+//! How many flows each opener has. A pod pays for the flows that it opens; those that come in from outside are on one
+//! account of the wire. Userspace makes the accounts; without one there is no limit.
+
+use core::{
+    hint::black_box,
+    intrinsics::{AtomicOrdering, atomic_xadd},
+};
+
+use causeway_common::{
+    addr::Address,
+    flow::Flags,
+    maps::{Config, Usage},
+};
+
+use crate::maps::{Addr, Entry, Key, USAGE};
+
+/// Whether the opener may have another flow.
+#[inline(never)]
+pub fn has_room(config: &Config<Addr>, opener: &Addr) -> bool {
+    if let Some(usage) = account(opener) {
+        return usage.has_room(config.pod_quota);
+    }
+    wire().is_none_or(|usage| usage.has_room(config.wire_quota))
+}
+
+/// Counts a flow for its opener.
+#[inline(never)]
+pub fn opened(opener: &Addr) {
+    add(opener, 1);
+}
+
+/// Counts a flow that is forgotten no more, if it was counted. `key` and `entry` are the opener's direction.
+#[inline(always)]
+pub fn closed(key: &Key, entry: &Entry) {
+    if entry.has(Flags::COUNTED) {
+        add(&key.src, -1);
+    }
+}
+
+/// Counts a flow that the sweep keeps.
+#[inline(always)]
+pub fn swept(key: &Key, entry: &Entry) {
+    if entry.has(Flags::COUNTED)
+        && let Some(usage) = account(&key.src).or_else(wire)
+    {
+        usage.swept += 1;
+    }
+}
+
+#[inline(always)]
+fn add(opener: &Addr, flows: i32) {
+    if let Some(usage) = account(opener).or_else(wire) {
+        // SAFETY: an aligned integer of a map element, which is valid until the program ends.
+        unsafe { atomic_xadd::<i32, i32, { AtomicOrdering::Relaxed }>(&raw mut usage.flows, flows) };
+    }
+}
+
+#[inline(always)]
+fn wire() -> Option<&'static mut Usage> {
+    // On the stack: a constant of its own would be one more map.
+    account(&black_box(Addr::UNSPECIFIED))
+}
+
+#[inline(always)]
+fn account(opener: &Addr) -> Option<&'static mut Usage> {
+    // SAFETY: as in `maps::flow`.
+    USAGE.get_ptr_mut(opener).map(|usage| unsafe { &mut *usage })
+}
