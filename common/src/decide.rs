@@ -23,6 +23,31 @@ pub const ECHO_REQUEST: u8 = 8;
 /// ICMP type of an echo reply (RFC 792).
 pub const ECHO_REPLY: u8 = 0;
 
+/// An ICMP message with an identifier: a question, or the answer to one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IcmpQuery {
+    /// It is the question.
+    pub asks: bool,
+    /// What tells apart two questions with one identifier, in place of the port of the end that answers: how the
+    /// question's type differs from an echo's, and the code. Zero for a ping.
+    pub kind: [u8; 2],
+}
+
+/// The ICMP messages that have flows, as nf_conntrack has them (`nf_conntrack_proto_icmp.c`, Linux 6.18): echo,
+/// timestamp and information (RFC 792), address mask (RFC 950). An answer has its question's code.
+#[inline(always)]
+pub fn icmp_query(kind: u8, code: u8) -> Option<IcmpQuery> {
+    let question = match kind {
+        ECHO_REPLY => ECHO_REQUEST,
+        14 | 16 | 18 => kind - 1,
+        _ => kind,
+    };
+    matches!(question, ECHO_REQUEST | 13 | 15 | 17).then_some(IcmpQuery {
+        asks: question == kind,
+        kind: [question ^ ECHO_REQUEST, code],
+    })
+}
+
 /// Whether an ICMP type quotes a packet of another flow: destination unreachable, source quench, time exceeded,
 /// parameter problem (RFC 792). A redirect is none: it is for the first hop and is never translated.
 #[inline(always)]
@@ -33,9 +58,9 @@ pub fn is_icmp_error(kind: u8) -> bool {
 /// What a packet is to its flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// May open a flow: a SYN alone, any datagram, an echo request.
+    /// May open a flow: a SYN alone, any datagram, an ICMP question.
     Opens,
-    /// First answer: SYN with ACK, or an echo reply. It completes a flow and never opens one.
+    /// First answer: SYN with ACK, or the answer to an ICMP question. It completes a flow and never opens one.
     Answers,
     /// Anything else. It never opens a flow and never takes a port.
     Continues,
@@ -51,7 +76,7 @@ pub fn role(protocol: u8, flags: u8) -> Role {
             both if both == SYN | ACK => Role::Answers,
             _ => Role::Continues,
         },
-        tuple::ICMP if flags != ECHO_REQUEST => Role::Answers,
+        tuple::ICMP if icmp_query(flags, 0).is_none_or(|query| !query.asks) => Role::Answers,
         _ => Role::Opens,
     }
 }
@@ -123,14 +148,34 @@ mod tests {
     }
 
     #[test]
-    fn echo_requests_open_and_replies_answer() {
-        assert_eq!(role(tuple::ICMP, ECHO_REQUEST), Role::Opens);
-        assert_eq!(role(tuple::ICMP, ECHO_REPLY), Role::Answers);
+    fn icmp_questions_open_and_replies_answer() {
+        for (question, answer) in [(ECHO_REQUEST, ECHO_REPLY), (13, 14), (15, 16), (17, 18)] {
+            assert_eq!(role(tuple::ICMP, question), Role::Opens);
+            assert_eq!(role(tuple::ICMP, answer), Role::Answers);
+        }
         assert_eq!(
             role(47, 0),
             Role::Opens,
             "GRE has nothing that tells the first packet"
         );
+    }
+
+    #[test]
+    fn an_icmp_answer_belongs_to_the_question_of_its_type_and_code() {
+        let mut kinds = Vec::new();
+        for (question, answer) in [(ECHO_REQUEST, ECHO_REPLY), (13, 14), (15, 16), (17, 18)] {
+            for code in [0, 7] {
+                let [asked, answered] = [question, answer].map(|kind| icmp_query(kind, code).unwrap());
+                assert!(asked.asks && !answered.asks, "{question} {answer}");
+                assert_eq!(asked.kind, answered.kind);
+                assert!(!kinds.contains(&asked.kind), "{question} {code}");
+                kinds.push(asked.kind);
+            }
+        }
+        assert_eq!(icmp_query(ECHO_REQUEST, 0).unwrap().kind, [0; 2]);
+        for other in [1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 19, 42, 43, 255] {
+            assert_eq!(icmp_query(other, 0), None, "{other}");
+        }
     }
 
     #[test]

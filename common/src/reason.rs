@@ -72,7 +72,7 @@ reasons! {
     NotForUs, Stack, "not_for_us", "addressed to another station on the link";
     Malformed, Stack, "malformed", "header truncated or its lengths contradict each other: the kernel judges it";
     Fragment, Stack, "fragment", "IP fragment that needs no translation of ours";
-    OtherProtocol, Stack, "other_protocol", "neither TCP, UDP nor ICMP echo, and needs no translation";
+    OtherProtocol, Stack, "other_protocol", "neither TCP, UDP nor an ICMP query, and needs no translation";
     IcmpError, Stack, "icmp_error", "ICMP error about a flow that is not carried or not known: the kernel judges it";
     SnatIcmpError, Stack, "snat_icmp_error", "ICMP error about a packet of a translated flow, translated with it";
     NeverOffered, Stack, "never_offered", "a destination that is never carried, or IP options: left to the kernel";
@@ -104,7 +104,7 @@ reasons! {
     SpoofedFromWire, Dropped, "spoofed_from_wire", "arrives on the uplink with the address of a pod of this node";
     PodDeparted, Dropped, "pod_departed", "source is a pod that has been removed";
     SnatFragment, Dropped, "snat_fragment", "fragment that would need translation, and whose first one has not passed";
-    SnatProtocol, Dropped, "snat_protocol", "no ports, and another flow of the node has this protocol towards this remote; or ICMP that is neither echo nor about a flow";
+    SnatProtocol, Dropped, "snat_protocol", "no ports, and another flow of the node has this protocol towards this remote; or ICMP that is neither a query nor about a flow";
     SnatMalformed, Dropped, "snat_malformed", "would need translation and cannot be parsed";
     SnatNoMapping, Dropped, "snat_no_mapping", "mid-flow packet that would need translation and has no mapping";
     SnatNoPort, Dropped, "snat_no_port", "no free port for this remote address and port";

@@ -18,8 +18,9 @@ pub const fn has_ports(protocol: u8) -> bool {
 
 /// Key of `cwy_flows`: one direction of a flow, as the packet stands on the wire at the hook that looks it up.
 ///
-/// For ICMP echo the identifier takes the place of the requester's port: it is `src_port` of a request and
-/// `dst_port` of a reply, and the other port is zero (RFC 5508 section 3.1). Protocols without ports have zeros.
+/// For an ICMP query the identifier takes the place of the asking end's port: it is `src_port` of a question and
+/// `dst_port` of its answer (RFC 5508 section 3.1). The other port is [`IcmpQuery::kind`](crate::decide::IcmpQuery),
+/// zero for a ping. Protocols without ports have zeros.
 ///
 /// Aligned to words, or the compiler would read and write it byte by byte.
 #[repr(C, align(4))]

@@ -8,7 +8,7 @@ use aya_ebpf::{
 };
 use causeway_common::{
     checksum,
-    decide::{ECHO_REPLY, ECHO_REQUEST, is_icmp_error},
+    decide::{icmp_query, is_icmp_error},
     flow::{Flags, Nat, State},
     maps::Config,
     reason::Reason,
@@ -280,8 +280,10 @@ fn parse(ctx: &TcContext, ip: &Ip) -> Option<Quoted> {
     let protocol = header[9];
     let (src_port, dst_port) = match protocol {
         TCP | UDP => ([start[0], start[1]], [start[2], start[3]]),
-        ICMP if start[0] == ECHO_REQUEST => ([start[4], start[5]], [0; 2]),
-        ICMP if start[0] == ECHO_REPLY => ([0; 2], [start[4], start[5]]),
+        ICMP => match icmp_query(start[0], start[1])? {
+            query if query.asks => ([start[4], start[5]], query.kind),
+            query => (query.kind, [start[4], start[5]]),
+        },
         _ => return None,
     };
     let key = Key {

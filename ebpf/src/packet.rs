@@ -2,7 +2,7 @@
 
 use aya_ebpf::{EbpfContext as _, bindings::__sk_buff, programs::TcContext};
 use causeway_common::{
-    decide::{ECHO_REPLY, ECHO_REQUEST, Role, role},
+    decide::{Role, icmp_query, role},
     reason::Reason,
     tuple::{ICMP, TCP, UDP, has_ports},
 };
@@ -238,20 +238,20 @@ pub fn first_transport(ctx: &TcContext, ip: &Ip) -> Result<Transport, Reason> {
                 header_len: 8,
             })
         }
-        _ => match read(0) {
-            ECHO_REQUEST if read(1) == 0 => Ok(Transport {
+        _ => match icmp_query(read(0), read(1)) {
+            Some(query) if query.asks => Ok(Transport {
                 src_port: word(4),
-                dst_port: [0; 2],
-                flags: ECHO_REQUEST,
+                dst_port: query.kind,
+                flags: read(0),
                 header_len: 8,
             }),
-            ECHO_REPLY if read(1) == 0 => Ok(Transport {
-                src_port: [0; 2],
+            Some(query) => Ok(Transport {
+                src_port: query.kind,
                 dst_port: word(4),
-                flags: ECHO_REPLY,
+                flags: read(0),
                 header_len: 8,
             }),
-            _ => Err(Reason::OtherProtocol),
+            None => Err(Reason::OtherProtocol),
         },
     }
 }
