@@ -51,7 +51,7 @@ pub struct PodEntry {
     pub host_mac: [u8; 6],
     /// MTU of the pod's interface in bytes.
     pub mtu: u16,
-    /// [`PodEntry::READY`], [`PodEntry::DEPARTED`].
+    /// [`PodEntry::READY`], [`PodEntry::DEPARTED`], [`PodEntry::STACK_ONLY`].
     pub flags: u16,
     /// `CLOCK_MONOTONIC` seconds of the last change.
     pub changed: u32,
@@ -62,11 +62,20 @@ impl PodEntry {
     pub const READY: u16 = 1;
     /// The pod has been removed. What is still under way from it is dropped, not sent with its address.
     pub const DEPARTED: u16 = 2;
+    /// Every packet of the pod takes the stack: a queueing discipline of its interfaces has to see them all (the
+    /// `bandwidth` plug-in's limits, say).
+    pub const STACK_ONLY: u16 = 4;
 
-    /// Whether flows of the pod may be carried and translated.
+    /// Whether flows of the pod may be translated.
     #[inline(always)]
     pub fn is_ready(&self) -> bool {
         self.flags & Self::READY != 0
+    }
+
+    /// Whether flows of the pod may be carried.
+    #[inline(always)]
+    pub fn may_be_carried(&self) -> bool {
+        self.flags & (Self::READY | Self::STACK_ONLY) == Self::READY
     }
 }
 

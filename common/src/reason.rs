@@ -61,7 +61,7 @@ macro_rules! reasons {
 reasons! {
     CarriedToPod, Carried, "carried_to_pod", "redirected into the pod's namespace";
     RoomMade, Carried, "room_made", "first packet that found no room: flows that were over have been forgotten, and the packet begins anew";
-    AnswerRestored, Carried, "answer_restored", "answer to a translated flow that had lost this direction's entry: written again, and the packet begins anew";
+    FlowRestored, Carried, "flow_restored", "packet of a translated flow that had lost this direction's entry: written again, and the packet begins anew";
     FragmentWaits, Carried, "fragment_waits", "fragment that overtook its first one: put behind what has arrived meanwhile";
     CarriedToUplink, Carried, "carried_to_uplink", "redirected to the uplink";
 
@@ -116,7 +116,7 @@ reasons! {
 
     RecordRefused, Noted, "record_refused", "what the kernel did to a flow could not be noted because cwy_flows is full";
     Reclaimed, Noted, "reclaimed", "flow that was over, forgotten to make room for another";
-    MappingRestored, Noted, "mapping_restored", "a translated flow had lost the entry of one direction: written again";
+    MappingRestored, Noted, "mapping_restored", "a translated flow had lost the entry of the other direction, or takes the stack: written again";
     Demoted, Noted, "demoted", "carried flow given back to the kernel: its tuple also came out of a translation";
     PortRetried, Noted, "port_retried", "a socket of the node holds the port, the next candidate was tried";
     NextHopMoved, Noted, "next_hop_moved", "the next hop's MAC or device changed under a carried flow";

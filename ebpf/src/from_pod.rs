@@ -2,15 +2,20 @@
 //! sender: it was made by a packet that passed the guard on this interface with this MAC.
 
 use aya_ebpf::programs::TcContext;
-use causeway_common::{decide::is_guarded, reason::Reason, tuple::TAG_NONE};
+use causeway_common::{
+    decide::is_guarded,
+    reason::Reason,
+    tuple::{TAG_NONE, TCP},
+};
 
 use crate::{
     carry::{NOT_CARRIED, carry, may_carry},
     count::Hook,
-    fragment, guard, icmp,
+    fragment, guard, heal, icmp,
     maps::{flow, now},
     offer::give_up,
     packet::{self, skb},
+    to_uplink::needs_snat,
 };
 
 #[inline(always)]
@@ -68,7 +73,11 @@ fn not_carried(ctx: &TcContext) -> Reason {
     match transport {
         Ok(transport) => {
             let key = packet::key(&ip, &transport);
-            give_up(ctx, Hook::FromPod, &ip, &transport, &key)
+            let reason = give_up(ctx, Hook::FromPod, &ip, &transport, &key);
+            if reason == Reason::MidFlow && ip.protocol == TCP && needs_snat(&key.dst) {
+                return heal::lost_flow(ctx, &key);
+            }
+            reason
         }
         Err(Reason::OtherProtocol) => icmp::from_pod(ctx, &ip),
         Err(Reason::Fragment) => fragment::from_pod(ctx, &ip),

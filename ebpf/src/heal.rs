@@ -1,15 +1,17 @@
-//! Writes the lost half of a translated flow again. The forward half is found by the walk of `snat`; the half of the
-//! answers is written here: by the flow's own packets, once a second, and by an answer that finds no entry.
+//! Writes the lost half of a translated flow again: that of the answers by the flow's own packets, once a second, and by
+//! an answer that finds no entry; the flow's own by its next packet, here for a carried flow, in `snat` for one that
+//! takes the stack.
 
 use core::{ffi::c_void, ptr::from_ref};
 
 use aya_ebpf::{
-    bindings::{BPF_F_INGRESS, BPF_NOEXIST},
+    EbpfContext as _,
+    bindings::{__sk_buff, BPF_F_INGRESS, BPF_NOEXIST},
     helpers::generated::{bpf_for_each_map_elem, bpf_redirect},
     programs::TcContext,
 };
 use causeway_common::{
-    flow::{Exit, Flags, Hop, Nat},
+    flow::{Exit, Flags, Hop, Nat, State},
     reason::Reason,
     tuple::has_ports,
 };
@@ -18,7 +20,9 @@ use crate::{
     count::{Hook, bump},
     forget::forget_half,
     maps::{Addr, Entry, FLOWS, Key, PODS, config, flow, has_budget, now, pod},
+    next_hop,
     packet::skb,
+    snat::{self, Won},
 };
 
 /// Searches that a CPU makes in a second. Each looks at every pod.
@@ -90,9 +94,54 @@ pub fn lost_answer(ctx: &TcContext, answer: &Key) -> Reason {
     if cwy_lost_answer(from_ref(answer)) == 0 {
         return Reason::OtherProtocol;
     }
+    begin_anew(ctx)
+}
+
+/// A pod's packet in mid-flow that finds no entry may belong to a flow that has lost it: conntrack knows no more than its
+/// first packet, so the stack could drop it. If the mapping is found, the entry is written with the route that the
+/// kernel has now, and the packet begins anew. [`Reason::MidFlow`] if there is none.
+#[inline(always)]
+pub fn lost_flow(ctx: &TcContext, key: &Key) -> Reason {
+    let found = snat::mapping_of(key);
+    if !found.is_carried() || cwy_restore_forward(ctx.as_ptr().cast(), from_ref(key), found.0) == 0 {
+        return Reason::MidFlow;
+    }
+    begin_anew(ctx)
+}
+
+/// Whether the entry was written: the route has to be known. Verified by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn cwy_restore_forward(skb: *mut __sk_buff, key: *const Key, found: u32) -> u32 {
+    // SAFETY: the caller's reference.
+    let (Some(key), Some(config)) = (unsafe { key.as_ref() }, config()) else {
+        return 0;
+    };
+    let Some(pod) = pod(&key.src) else {
+        return 0;
+    };
+    let ctx = &TcContext::new(skb);
+    let mut forward = Entry::kernel(Flags::WENT_UP | Flags::CAME_OUT | Flags::COUNTED, now());
+    forward.state = State::CARRIED;
+    forward.nat = Nat::SOURCE;
+    forward.nat_addr = config.node_addr;
+    forward.nat_port = Won(found).port().to_be_bytes();
+    forward.exit = Exit::UPLINK;
+    forward.in_ifindex = pod.ifindex;
+    forward.in_mac = pod.mac;
+    forward.out_ifindex = config.uplink_ifindex;
+    next_hop::refresh(ctx, key, &mut forward);
+    if forward.mtu == 0 || forward.out_dst_mac == [0; 6] {
+        return 0;
+    }
+    u32::from(FLOWS.insert(key, &forward, u64::from(BPF_NOEXIST)).is_ok())
+}
+
+#[inline(always)]
+fn begin_anew(ctx: &TcContext) -> Reason {
     // SAFETY: the helper takes integers only.
     unsafe { bpf_redirect(skb(ctx).ifindex, u64::from(BPF_F_INGRESS)) };
-    Reason::AnswerRestored
+    Reason::FlowRestored
 }
 
 /// Whether the half was found and written. Verified by itself.
@@ -103,7 +152,7 @@ extern "C" fn cwy_lost_answer(answer: *const Key) -> u32 {
     let Some(answer) = (unsafe { answer.as_ref() }) else {
         return 0;
     };
-    let has_budget = || has_budget(Reason::AnswerRestored as u32, SEARCHES);
+    let has_budget = || has_budget(Reason::FlowRestored as u32, SEARCHES);
     if !has_ports(answer.protocol) || flow(answer).is_some() || !has_budget() {
         return 0;
     }

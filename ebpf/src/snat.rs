@@ -103,35 +103,47 @@ impl Claim {
 #[inline(always)]
 pub fn claim(ctx: &TcContext, key: &Key, claim: &Claim) -> Result<[u8; 2], Reason> {
     let skb = ctx.as_ptr().cast();
-    let mut won = cwy_reserve(skb, from_ref(key), claim.bits());
-    if won & Won::IS_STALE != 0 {
-        // Whether it can be had or not, the second walk takes no other such port.
-        cwy_remove_expired(from_ref(key), won);
-        won = cwy_reserve(skb, from_ref(key), claim.bits() | Claim::SKIPS_STALE);
-    }
-    if won & Won::IS != 0 {
-        return if cwy_write_forward(skb, from_ref(key), claim.bits(), won) == 0 {
-            Ok((won as u16).to_be_bytes())
+    let won = if claim.opens {
+        reserve(skb, key, claim)
+    } else {
+        mapping_of(key)
+    };
+    if won.has(Won::IS) {
+        return if cwy_write_forward(skb, from_ref(key), claim.bits(), won.0) == 0 {
+            Ok(won.port().to_be_bytes())
         } else {
             Err(Reason::SnatTableFull)
         };
     }
-    Err(if won == Reason::SnatTableFull as u32 {
+    Err(if won.0 == Reason::SnatTableFull as u32 {
         Reason::SnatTableFull
-    } else if won == Reason::SnatQuota as u32 {
+    } else if won.0 == Reason::SnatQuota as u32 {
         Reason::SnatQuota
-    } else if won == Reason::SnatNoPort as u32 {
+    } else if won.0 == Reason::SnatNoPort as u32 {
         Reason::SnatNoPort
     } else {
         Reason::SnatNoMapping
     })
 }
 
-/// Bits of the result of [`cwy_reserve`] beside a port, which has the lower half.
-struct Won;
+#[inline(always)]
+fn reserve(skb: *mut __sk_buff, key: &Key, claim: &Claim) -> Won {
+    let won = Won(cwy_reserve(skb, from_ref(key), claim.bits()));
+    if !won.has(Won::IS_STALE) {
+        return won;
+    }
+    // Whether it can be had or not, the second walk takes no other such port.
+    cwy_remove_expired(from_ref(key), won.0);
+    Won(cwy_reserve(skb, from_ref(key), claim.bits() | Claim::SKIPS_STALE))
+}
+
+/// What a search has found: a port in the lower half, and bits beside it. Without [`Won::IS`] or [`Won::IS_STALE`], the
+/// [`Reason`] that there is none as a number.
+#[derive(Clone, Copy)]
+pub struct Won(pub u32);
 
 impl Won {
-    /// There is a port. Otherwise the result is the [`Reason`] that there is none as a number.
+    /// There is a port.
     const IS: u32 = 1 << 16;
     /// The mapping has not been there before.
     const IS_NEW: u32 = 1 << 17;
@@ -139,10 +151,107 @@ impl Won {
     const IS_STALE: u32 = 1 << 18;
     /// Where the state of the mapping begins.
     const STATE: u32 = 24;
+
+    #[inline(always)]
+    fn has(self, bit: u32) -> bool {
+        self.0 & bit != 0
+    }
+
+    #[inline(always)]
+    pub fn port(self) -> u16 {
+        self.0 as u16
+    }
+
+    #[inline(always)]
+    fn state(self) -> u8 {
+        (self.0 >> Self::STATE) as u8
+    }
+
+    /// Whether there is a mapping, of a flow that is carried.
+    #[inline(always)]
+    pub fn is_carried(self) -> bool {
+        self.has(Self::IS) && self.state() == State::CARRIED
+    }
 }
 
-/// Finds a port and makes it the flow's, by the entry of the answers; or finds that which it has already. Verified by
-/// itself.
+/// The mapping that the flow `key` has already, if any.
+#[inline(always)]
+pub fn mapping_of(key: &Key) -> Won {
+    Won(cwy_find_mapping(from_ref(key)))
+}
+
+/// Looks for the flow's mapping among its candidates; towards a crowded remote also where the map of its ports would have
+/// given it one. Verified by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn cwy_find_mapping(key: *const Key) -> u32 {
+    // SAFETY: the caller's reference.
+    let (Some(key), Some(config)) = (unsafe { key.as_ref() }, config()) else {
+        return 0;
+    };
+    let mut search = Lookup {
+        key: *key,
+        answer: answer_key(config, key, 0),
+        hash: key.hash(config.seed),
+        found: 0,
+    };
+    let state = (&raw mut search).cast();
+    // SAFETY: the callback has the signature that the helper calls (Linux 5.17), and `search` outlives the call.
+    unsafe { bpf_loop(PROBES, look_at_candidate as *mut c_void, state, 0) };
+    if search.found == 0 && has_ports(search.key.protocol) && crowd::has_map(config, &search.answer) {
+        // SAFETY: as above.
+        unsafe { bpf_loop(CROWD_SEARCH, look_in_crowd as *mut c_void, state, 0) };
+    }
+    search.found
+}
+
+struct Lookup {
+    key: Key,
+    answer: Key,
+    hash: u32,
+    found: u32,
+}
+
+/// # Safety
+///
+/// Called by `bpf_loop` with a [`Lookup`].
+unsafe extern "C" fn look_at_candidate(attempt: u32, search: *mut c_void) -> i64 {
+    // SAFETY: the caller's.
+    let search = unsafe { &mut *search.cast::<Lookup>() };
+    let own = u16::from_be_bytes(search.key.src_port);
+    match search.key.protocol {
+        TCP | UDP => look_at(search, candidate(own, search.hash, attempt)),
+        ICMP => look_at(search, candidate_id(own, search.hash, attempt)),
+        _ if attempt == 0 => look_at(search, 0),
+        _ => 1,
+    }
+}
+
+/// # Safety
+///
+/// Called by `bpf_loop` with a [`Lookup`].
+unsafe extern "C" fn look_in_crowd(step: u32, search: *mut c_void) -> i64 {
+    // SAFETY: the caller's.
+    let search = unsafe { &mut *search.cast::<Lookup>() };
+    let own = u16::from_be_bytes(search.key.src_port);
+    let port = candidate_from(search.key.protocol, own, search.hash, step);
+    look_at(search, port)
+}
+
+#[inline(always)]
+fn look_at(search: &mut Lookup, port: u16) -> i64 {
+    search.answer.dst_port = port.to_be_bytes();
+    match flow(&search.answer) {
+        Some(owner) if is_ours(&search.key, owner) => {
+            search.found = u32::from(port) | Won::IS | u32::from(owner.state) << Won::STATE;
+            1
+        }
+        _ => 0,
+    }
+}
+
+/// Finds a port and makes it the flow's, by the entry of the answers; or finds that which it has already. Returns a
+/// [`Won`]. Verified by itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn cwy_reserve(skb: *mut __sk_buff, key: *const Key, claim: u32) -> u32 {
@@ -152,7 +261,7 @@ extern "C" fn cwy_reserve(skb: *mut __sk_buff, key: *const Key, claim: u32) -> u
     };
     let skips_stale = claim & Claim::SKIPS_STALE != 0;
     let claim = &Claim::of_bits(claim);
-    let is_free = !claim.opens || claim.is_counted || !claim.of_pod;
+    let is_free = claim.is_counted || !claim.of_pod;
     let has_room = is_free || usage::has_room(config, &key.src);
     let mut search = Search {
         skb,
@@ -164,10 +273,9 @@ extern "C" fn cwy_reserve(skb: *mut __sk_buff, key: *const Key, claim: u32) -> u
             state: claim.state(),
             end: Reason::SnatNoPort as u8,
             skip_stale: u8::from(skips_stale),
-            may_take: u8::from(claim.opens && has_room),
+            may_take: u8::from(has_room),
             is_new: 0,
-            opens: u8::from(claim.opens),
-            _pad: [0; 2],
+            _pad: [0; 3],
         },
     };
     fill_reverse(&mut search.walk.reverse, key, claim, config.uplink_ifindex);
@@ -182,8 +290,7 @@ extern "C" fn cwy_reserve(skb: *mut __sk_buff, key: *const Key, claim: u32) -> u
         }
         end if end == Reason::SnatTableFull as u8 => u32::from(end),
         _ if !has_room => Reason::SnatQuota as u32,
-        _ if claim.opens => Reason::SnatNoPort as u32,
-        _ => Reason::SnatNoMapping as u32,
+        _ => Reason::SnatNoPort as u32,
     }
 }
 
@@ -200,12 +307,12 @@ extern "C" fn cwy_write_forward(skb: *mut __sk_buff, key: *const Key, claim: u32
     let (Some(key), Some(config)) = (unsafe { key.as_ref() }, config()) else {
         return 1;
     };
-    let claim = &Claim::of_bits(claim);
+    let (claim, won) = (&Claim::of_bits(claim), Won(won));
     let mut forward = Entry::kernel(claim.flags(), now());
     forward.nat = Nat::SOURCE;
     forward.nat_addr = config.node_addr;
-    forward.nat_port = (won as u16).to_be_bytes();
-    forward.state = (won >> Won::STATE) as u8;
+    forward.nat_port = won.port().to_be_bytes();
+    forward.state = won.state();
     if claim.of_pod {
         forward.flags |= Flags::COUNTED;
         if let Some(pod) = pod(&key.src) {
@@ -217,10 +324,10 @@ extern "C" fn cwy_write_forward(skb: *mut __sk_buff, key: *const Key, claim: u32
         forward.leave_by(&hop);
     }
     if FLOWS.insert(key, &forward, u64::from(BPF_ANY)).is_err() {
-        forget_half(config, &answer_key(config, key, won as u16));
+        forget_half(config, &answer_key(config, key, won.port()));
         return 1;
     }
-    let is_new = won & Won::IS_NEW != 0;
+    let is_new = won.has(Won::IS_NEW);
     if claim.of_pod && !claim.is_counted && is_new {
         usage::opened(&key.src);
     }
@@ -285,13 +392,11 @@ struct Walk {
     end: u8,
     /// 1: ports of expired mappings are passed over.
     skip_stale: u8,
-    /// 1: a free port may be taken; 0: only a mapping that exists is looked for.
+    /// 1: a free port may be taken; 0: the pod has as many flows as it may have.
     may_take: u8,
     /// 1: the mapping that was found has not been there before.
     is_new: u8,
-    /// 1: the packet opens the flow.
-    opens: u8,
-    _pad: [u8; 2],
+    _pad: [u8; 3],
 }
 
 /// Return values of a callback of `bpf_loop`.
@@ -307,13 +412,8 @@ impl Search {
         if self.walk.end == OURS && is_crowded {
             crowd::mark_taken(config, &self.walk.answer);
         }
-        if self.walk.end != Reason::SnatNoPort as u8 || !has_ports(self.walk.key.protocol) {
-            return;
-        }
-        if self.walk.may_take == 0 {
-            if is_crowded {
-                self.run(search_mapping, CROWD_SEARCH);
-            }
+        let may_go_on = self.walk.may_take != 0 && has_ports(self.walk.key.protocol);
+        if self.walk.end != Reason::SnatNoPort as u8 || !may_go_on {
             return;
         }
         self.run(try_crowd, CROWD_TRIES);
@@ -372,20 +472,6 @@ unsafe extern "C" fn try_crowd(_attempt: u32, search: *mut c_void) -> i64 {
     }
 }
 
-/// Looks for the flow's mapping where a crowded remote's map would have given it a port.
-///
-/// # Safety
-///
-/// As for [`try_candidate`].
-unsafe extern "C" fn search_mapping(step: u32, search: *mut c_void) -> i64 {
-    // SAFETY: the caller's.
-    let search = unsafe { &mut *search.cast::<Search>() };
-    let key = &search.walk.key;
-    let own = u16::from_be_bytes(key.src_port);
-    let port = candidate_from(key.protocol, own, search.walk.hash, step);
-    try_port(search, port)
-}
-
 #[inline(always)]
 fn try_port(search: &mut Search, port: u16) -> i64 {
     let end = cwy_try_port(search.skb, from_mut(&mut search.walk), u32::from(port));
@@ -410,13 +496,9 @@ extern "C" fn cwy_try_port(skb: *mut __sk_buff, walk: *mut Walk, port: u32) -> u
     let answer = &walk.answer;
     if let Some(owner) = flow(answer) {
         if is_ours(&walk.key, owner) {
-            // The forward half was lost, or another CPU was first with a packet of this very flow.
+            // The forward half was lost, or another CPU was first with a packet of this very flow. Its life begins anew.
             walk.end = OURS;
-            if walk.opens != 0 {
-                FLOWS.insert(answer, &walk.reverse, u64::from(BPF_ANY)).ok();
-            } else {
-                walk.state = owner.state;
-            }
+            FLOWS.insert(answer, &walk.reverse, u64::from(BPF_ANY)).ok();
             return STOP;
         }
         let is_stale = walk.may_take != 0

@@ -3,6 +3,7 @@
 use aya_ebpf::programs::TcContext;
 use causeway_common::{
     flow::{Exit, Flags, Hop},
+    maps::PodEntry,
     reason::Reason,
     tuple::has_ports,
 };
@@ -49,11 +50,13 @@ fn classify(ctx: &TcContext) -> Result<Reason, Reason> {
     } else {
         0
     };
+    let may_be_carried =
+        pod.may_be_carried() && crate::maps::pod(&ip.src).is_none_or(PodEntry::may_be_carried);
     Ok(learn(&Emitted {
         hook: Hook::ToPod,
         key: &key,
         role: transport.role(&ip),
-        unchanged: packet::tag(ctx) == key.tag(config.seed),
+        unchanged: may_be_carried && packet::tag(ctx) == key.tag(config.seed),
         hop,
         answer_flags,
     }))

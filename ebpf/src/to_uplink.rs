@@ -159,14 +159,14 @@ fn from_pod(
         return Ok(Reason::Fragment);
     }
     if keeps {
-        return Ok(keep_address(ctx, config, &key, role, unchanged));
+        return Ok(keep_address(ctx, config, &key, role, unchanged && pod.may_be_carried()));
     }
     if !pod.is_ready() || config.node_addr == Addr::UNSPECIFIED {
         return Err(Reason::SnatNotReady);
     }
     let claim = Claim {
         of_pod: true,
-        carried: unchanged && offered,
+        carried: unchanged && offered && pod.may_be_carried(),
         opens: role == Role::Opens,
         is_counted: kept & Flags::COUNTED != 0,
         is_known,

@@ -29,6 +29,8 @@ pub struct Pod {
     pub host_mac: [u8; 6],
     /// MTU of its interface in bytes.
     pub mtu: u16,
+    /// None of its flows is to be carried: every packet takes the stack.
+    pub stack_only: bool,
 }
 
 /// What the removal of a pod found.
@@ -102,6 +104,9 @@ impl Datapath {
             attach::attach(&mut netlink, &self.pins, &restore, &hook, mode)?;
         }
         entry.flags = PodEntry::READY;
+        if pod.stack_only {
+            entry.flags |= PodEntry::STACK_ONLY;
+        }
         pods.insert(pod.addr.octets(), entry)
     }
 
