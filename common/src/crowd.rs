@@ -7,10 +7,7 @@
 
 use core::hint::black_box;
 
-use crate::{
-    ports::words_of,
-    tuple::FlowKey,
-};
+use crate::{ports::words_of, tuple::FlowKey};
 
 /// Slots of `cwy_crowds`. With 262,144 flows no more than four remotes can have so many.
 pub const CROWD_SLOTS: usize = 16;
@@ -134,7 +131,11 @@ fn in_span(group: usize, first: u32, last: u32) -> u64 {
         return 0;
     }
     let below = u64::MAX << from;
-    if to >= 63 { below } else { below & ((1 << (to + 1)) - 1) }
+    if to >= 63 {
+        below
+    } else {
+        below & ((1 << (to + 1)) - 1)
+    }
 }
 
 /// The lowest bit that is set; `bits` is not zero.
@@ -207,7 +208,10 @@ mod tests {
             let mut crowd = crowd(protocol, |_| false);
             let mut count = 0;
             while let Some(port) = crowd.find_free(protocol, own, count) {
-                assert!(protocol == ICMP || class_of(own).contains(&port), "{port} for {own}");
+                assert!(
+                    protocol == ICMP || class_of(own).contains(&port),
+                    "{port} for {own}"
+                );
                 crowd.mark_taken(port);
                 count += 1;
             }

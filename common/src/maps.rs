@@ -288,7 +288,10 @@ mod tests {
     #[test]
     fn the_flow_table_fits_the_memory_that_the_readme_names() {
         let (key, value) = (size_of::<FlowKey<[u8; 4]>>(), size_of::<FlowEntry<[u8; 4]>>());
-        assert!(2 * (key + value) + key <= 160, "bytes a flow: both directions, and its place in the queue");
+        assert!(
+            2 * (key + value) + key <= 160,
+            "bytes a flow: both directions, and its place in the queue"
+        );
         let total = FLOW_ENTRIES * (48 + key.next_multiple_of(8) + value.next_multiple_of(8) + 16);
         assert_eq!(total, 64 << 20);
     }

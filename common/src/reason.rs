@@ -117,6 +117,7 @@ reasons! {
     RecordRefused, Noted, "record_refused", "what the kernel did to a flow could not be noted because cwy_flows is full";
     Reclaimed, Noted, "reclaimed", "flow that was over, forgotten to make room for another";
     MappingRestored, Noted, "mapping_restored", "a translated flow had lost the entry of the other direction, or takes the stack: written again";
+    FragmentAlone, Noted, "fragment_alone", "fragment whose first one did not come while it waited: left to the stack, which may be waiting for it";
     Demoted, Noted, "demoted", "carried flow given back to the kernel: its tuple also came out of a translation";
     PortRetried, Noted, "port_retried", "a socket of the node holds the port, the next candidate was tried";
     NextHopMoved, Noted, "next_hop_moved", "the next hop's MAC or device changed under a carried flow";

@@ -8,6 +8,10 @@ pub const ICMP: u8 = 1;
 pub const TCP: u8 = 6;
 /// `IPPROTO_UDP`.
 pub const UDP: u8 = 17;
+/// `IPPROTO_DCCP` (RFC 4340).
+pub const DCCP: u8 = 33;
+/// `IPPROTO_UDPLITE` (RFC 3828).
+pub const UDP_LITE: u8 = 136;
 
 /// Whether flows of a protocol are told apart by ports or identifiers. The others are told apart by address alone: one
 /// flow for each pair of hosts and protocol, as nf_conntrack's generic tracker does.

@@ -38,9 +38,7 @@ pub fn may_carry(
     now: u32,
 ) -> bool {
     let role = transport.role(ip);
-    let idle = role == Role::Opens
-        && entry.last_seen != now
-        && config().is_some_and(|config| is_idle(config, key, entry, now));
+    let idle = role == Role::Opens && entry.last_seen != now && is_idle(key, entry, now);
     at_ingress(Some(entry), role, ip.protocol, skb(ctx).ifindex, idle) == AtIngress::Carry
 }
 

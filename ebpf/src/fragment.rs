@@ -14,6 +14,7 @@ use causeway_common::{
 
 use crate::{
     carry::{hop, redirect, translation},
+    count::{Hook, bump},
     maps::{Addr, Entry, FRAGS, Key, config, flow, now},
     packet::{self, Ip, skb},
     rewrite::{Failed, Translation, forward, forward_addr, translate, translate_addr},
@@ -32,8 +33,13 @@ pub fn from_pod(ctx: &TcContext, ip: &Ip) -> Reason {
     let id = id(ip, At::FROM_POD);
     if !ip.is_first {
         return match recall(&id) {
-            Some(first) => follow(ctx, ip, first),
-            None => Reason::Fragment,
+            Some(first) if first.nat != Nat::NONE => follow(ctx, ip, first),
+            Some(_) => Reason::Fragment,
+            None => {
+                // It has overtaken its first one, which must not be carried past it: conntrack puts them together.
+                by_the_stack(&id);
+                Reason::Fragment
+            }
         };
     }
     let Ok(transport) = packet::first_transport(ctx, ip) else {
@@ -41,6 +47,7 @@ pub fn from_pod(ctx: &TcContext, ip: &Ip) -> Reason {
     };
     let key = packet::key(ip, &transport);
     match flow(&key) {
+        Some(_) if recall(&id).is_some_and(|late| late.nat == Nat::NONE) => Reason::Fragment,
         Some(entry)
             if entry.state == State::CARRIED
                 && entry.nat == Nat::SOURCE
@@ -74,15 +81,7 @@ pub fn from_uplink(ctx: &TcContext, ip: &Ip, round: u16) -> Reason {
         }
         _ => {
             // The node's own, or a pod's without translation: the rest need not wait.
-            remember(
-                &id,
-                &Hop::UNKNOWN,
-                &Translation {
-                    nat: Nat::NONE,
-                    addr: [0; 4],
-                    port: [0; 2],
-                },
-            );
+            by_the_stack(&id);
             Reason::OtherProtocol
         }
     }
@@ -162,7 +161,11 @@ fn follow(ctx: &TcContext, ip: &Ip, first: &Remembered) -> Reason {
 /// meanwhile. Reordering on a link is by a few packets; after [`ROUNDS`] the stack has it, which it may be for.
 #[inline(always)]
 fn wait(ctx: &TcContext, ip: &Ip, round: u16) -> Reason {
-    if round >= ROUNDS || config().is_none_or(|config| config.node_addr != ip.dst) {
+    if config().is_none_or(|config| config.node_addr != ip.dst) {
+        return Reason::OtherProtocol;
+    }
+    if round >= ROUNDS {
+        bump(Hook::FromUplink, Reason::FragmentAlone);
         return Reason::OtherProtocol;
     }
     packet::set_tag(ctx, waiting_tag(round + 1));
@@ -187,6 +190,17 @@ fn recall(id: &FragmentKey<Addr>) -> Option<&'static Remembered> {
     // SAFETY: the kernel returns a valid element or null, valid until the program ends; it is written as a whole.
     let first = FRAGS.get_ptr(id).map(|first| unsafe { &*first })?;
     first.is_current(now()).then_some(first)
+}
+
+/// Notes that the datagram's fragments are the stack's.
+#[inline(always)]
+fn by_the_stack(id: &FragmentKey<Addr>) {
+    let unchanged = Translation {
+        nat: Nat::NONE,
+        addr: [0; 4],
+        port: [0; 2],
+    };
+    remember(id, &Hop::UNKNOWN, &unchanged);
 }
 
 /// A failure costs the rest of the datagram: its fragments are treated as if they had come first.

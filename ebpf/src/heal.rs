@@ -174,7 +174,12 @@ struct Search {
 /// # Safety
 ///
 /// Called by `bpf_for_each_map_elem` on `cwy_pods`, with the [`Search`] of [`cwy_lost_answer`].
-unsafe extern "C" fn look_at_pod(_map: *mut c_void, addr: *const Addr, _pod: *mut c_void, search: *mut c_void) -> i64 {
+unsafe extern "C" fn look_at_pod(
+    _map: *mut c_void,
+    addr: *const Addr,
+    _pod: *mut c_void,
+    search: *mut c_void,
+) -> i64 {
     // SAFETY: the caller's.
     let (addr, search) = unsafe { (*addr, &mut *search.cast::<Search>()) };
     let forward_key = Key {

@@ -70,7 +70,7 @@ pub fn from_pod(ctx: &TcContext, ip: &Ip) -> Reason {
     let Some(own) = flow(&quoted.key.reversed()) else {
         return Reason::IcmpError;
     };
-    let is_own = quoted.key.dst == ip.src && own.in_ifindex == skb(ctx).ifindex;
+    let is_own = quoted.key.dst == ip.src && quoted.key.src == ip.dst && own.in_ifindex == skb(ctx).ifindex;
     if own.state != State::CARRIED || !is_own || ip.ttl <= 1 {
         return Reason::IcmpError;
     }
@@ -111,6 +111,10 @@ pub fn from_uplink(ctx: &TcContext, ip: &Ip) -> Reason {
 pub fn to_uplink(ctx: &TcContext, config: &Config<Addr>, ip: &Ip) -> Reason {
     let mut quoted = Quoted::NOTHING;
     if !read_quoted(ctx, ip, &mut quoted) {
+        return Reason::OtherProtocol;
+    }
+    // Else it would carry a pod's words, and its address, to a host that the flow has nothing to do with.
+    if quoted.key.src != ip.dst {
         return Reason::OtherProtocol;
     }
     let Some(own) = flow(&quoted.key.reversed()) else {

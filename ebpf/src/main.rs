@@ -65,7 +65,11 @@ pub fn cwy_to_pod(ctx: TcContext) -> i32 {
 /// The wire to the node: reverse SNAT, carry, offer.
 #[classifier]
 pub fn cwy_from_uplink(ctx: TcContext) -> i32 {
-    finish(&ctx, Hook::FromUplink, reclaim::after_offer(from_uplink::handle(&ctx)))
+    finish(
+        &ctx,
+        Hook::FromUplink,
+        reclaim::after_offer(from_uplink::handle(&ctx)),
+    )
 }
 
 /// What the stack sends to the wire: SNAT, promote, record. The one place where SNAT is decided.

@@ -2,6 +2,8 @@
 //!
 //! No LRU for flows: eviction would cut live ones, and one half of a pair at a time.
 
+use core::ptr::from_ref;
+
 use aya_ebpf::{
     btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, Queue, RingBuf},
     macros::btf_map,
@@ -11,8 +13,8 @@ use causeway_common::{
     flow::FlowEntry,
     fragment::{FRAGMENT_ENTRIES, FragmentEntry, FragmentKey},
     maps::{
-        AGE_ENTRIES, Budget, Config, Count, EVENT_BYTES, FLOW_ENTRIES, IfaceEntry, POD_ENTRIES, PodEntry, PortWord,
-        RANGE_ENTRIES, RangeEntry, SweepJob, USAGE_ENTRIES, Usage,
+        AGE_ENTRIES, Budget, Config, Count, EVENT_BYTES, FLOW_ENTRIES, IfaceEntry, POD_ENTRIES, PodEntry,
+        PortWord, RANGE_ENTRIES, RangeEntry, SweepJob, USAGE_ENTRIES, Usage,
     },
     ports::RESERVED_ENTRIES,
     reason::COUNT_ENTRIES,
@@ -104,9 +106,23 @@ pub fn flow(key: &Key) -> Option<&'static mut Entry> {
 
 /// Whether neither direction of a flow has seen a packet within its lifetime.
 #[inline(always)]
-pub fn is_idle(config: &Config<Addr>, key: &Key, entry: &Entry, now: u32) -> bool {
+pub fn is_idle(key: &Key, entry: &Entry, now: u32) -> bool {
+    cwy_is_idle(from_ref(key), from_ref(entry), now) != 0
+}
+
+/// Verified by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn cwy_is_idle(key: *const Key, entry: *const Entry, now: u32) -> u32 {
+    // SAFETY: the caller's references.
+    let (Some(key), Some(entry)) = (unsafe { key.as_ref() }, unsafe { entry.as_ref() }) else {
+        return 0;
+    };
+    let Some(config) = config() else {
+        return 0;
+    };
     let over = |seen| config.timeouts.expired(entry, key.protocol, seen, now);
-    over(entry.last_seen) && flow(&entry.peer_key(key)).is_none_or(|peer| over(peer.last_seen))
+    u32::from(over(entry.last_seen) && flow(&entry.peer_key(key)).is_none_or(|peer| over(peer.last_seen)))
 }
 
 /// The pod that has this address.

@@ -33,9 +33,7 @@ pub fn give_up(ctx: &TcContext, hook: Hook, ip: &Ip, transport: &Transport, key:
     };
     let entry = flow(key);
     let ifindex = skb(ctx).ifindex;
-    let idle = entry
-        .as_deref()
-        .is_some_and(|entry| is_idle(config, key, entry, now()));
+    let idle = entry.as_deref().is_some_and(|entry| is_idle(key, entry, now()));
     match at_ingress(entry.as_deref(), transport.role(ip), key.protocol, ifindex, idle) {
         AtIngress::Offer => {
             if !may_be_offered(key, WIRESERVER) {
@@ -136,7 +134,8 @@ const NO_ROOM: u32 = 2;
 )]
 extern "C" fn cwy_write_offer(key: *const Key, offer: *const Offer) -> u32 {
     // SAFETY: the caller's references.
-    let (Some(key), Some(offer), Some(config)) = (unsafe { key.as_ref() }, unsafe { offer.as_ref() }, config())
+    let (Some(key), Some(offer), Some(config)) =
+        (unsafe { key.as_ref() }, unsafe { offer.as_ref() }, config())
     else {
         return NO_ROOM;
     };

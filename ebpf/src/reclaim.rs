@@ -50,10 +50,11 @@ pub fn after_offer(reason: Reason) -> Reason {
     reason
 }
 
-/// After a flow was refused for want of room: if room can be made, the packet passes the uplink's egress once more.
+/// After a flow was refused for want of room or a port: if room can be made, the packet passes the uplink's egress once more.
 #[inline(always)]
 pub fn or_begin_anew(ctx: &TcContext, reason: Reason) -> Reason {
-    let is_refused = reason == Reason::SnatTableFull || reason == Reason::SnatQuota;
+    let is_refused =
+        reason == Reason::SnatTableFull || reason == Reason::SnatQuota || reason == Reason::SnatNoPort;
     if !is_refused || cwy_make_room() == 0 {
         return reason;
     }

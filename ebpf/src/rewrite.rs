@@ -13,7 +13,7 @@ use aya_ebpf::{
 use causeway_common::{
     checksum,
     flow::{Hop, Nat},
-    tuple::{TCP, UDP},
+    tuple::{DCCP, TCP, UDP, UDP_LITE},
 };
 
 use crate::{
@@ -84,11 +84,18 @@ fn transport(ctx: &TcContext, ip: &Ip, key: &Key, to: &Translation) -> Result<()
         TCP => (ip.l4() + 16, 0, port_offset),
         // A UDP checksum of zero means "none" and stays; a computed zero is sent as ones (RFC 768).
         UDP => (ip.l4() + 6, u64::from(BPF_F_MARK_MANGLED_0), port_offset),
+        // Followed by their addresses alone, but their checksums cover those (RFC 4340 section 9, RFC 3828 section 3.1).
+        DCCP | UDP_LITE => (ip.l4() + 6, 0, port_offset),
         // ICMPv4 has no pseudo header (RFC 792); the identifier stands at offset 4 in requests and replies.
         _ => (ip.l4() + 2, 0, 4),
     };
     let skb = ctx.as_ptr().cast();
-    if ip.protocol == TCP || ip.protocol == UDP {
+    let covers_addresses = match ip.protocol {
+        TCP | UDP => true,
+        DCCP | UDP_LITE => ip.is_first,
+        _ => false,
+    };
+    if covers_addresses {
         let (old, new) = (u32::from_ne_bytes(old_addr), u32::from_ne_bytes(to.addr));
         let flags = flags | u64::from(BPF_F_PSEUDO_HDR) | 4;
         // SAFETY: `skb` is the program's context; the helper checks the offset against the packet.

@@ -19,7 +19,8 @@ use causeway_common::{
     flow::{Exit, Flags, Hop, Nat, Progress, State},
     maps::Config,
     ports::{
-        CROWD_SEARCH, CROWD_TRIES, CROWDED_PROBES, PROBES, candidate, candidate_from, candidate_id, reserved_bit,
+        CROWD_SEARCH, CROWD_TRIES, CROWDED_PROBES, PROBES, candidate, candidate_from, candidate_id,
+        reserved_bit,
     },
     reason::Reason,
     tuple::{ICMP, TCP, UDP, has_ports},

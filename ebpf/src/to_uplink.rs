@@ -143,11 +143,13 @@ fn from_pod(
     if let Some(entry) = entry {
         // A SYN after the end opens a new connection: it claims its port anew.
         let reopens = ip.protocol == TCP && role == Role::Opens && entry.progress().is_over();
-        if entry.nat == Nat::SOURCE && entry.nat_addr == config.node_addr && !reopens {
+        // What the kernel has translated onto the tuple of a flow that is long over takes its place.
+        let takes_over = role == Role::Opens && !unchanged && is_idle(&key, entry, now());
+        if entry.nat == Nat::SOURCE && entry.nat_addr == config.node_addr && !reopens && !takes_over {
             return known(ctx, ip, transport, &key, role, unchanged, entry);
         }
         // Without ports no ingress hook has looked at the entry's age.
-        let is_stale = !has_ports(ip.protocol) && is_idle(config, &key, entry, now());
+        let is_stale = !has_ports(ip.protocol) && is_idle(&key, entry, now());
         keeps_its_address = !is_stale && keeps_address(entry, role, ip.protocol);
         kept = kept_flags(Some(entry));
         offered = entry.state == State::OFFERED && entry.has(Flags::WENT_UP);
@@ -159,7 +161,13 @@ fn from_pod(
         return Ok(Reason::Fragment);
     }
     if keeps {
-        return Ok(keep_address(ctx, config, &key, role, unchanged && pod.may_be_carried()));
+        return Ok(keep_address(
+            ctx,
+            config,
+            &key,
+            role,
+            unchanged && pod.may_be_carried(),
+        ));
     }
     if !pod.is_ready() || config.node_addr == Addr::UNSPECIFIED {
         return Err(Reason::SnatNotReady);

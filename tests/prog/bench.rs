@@ -9,10 +9,11 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, HashMap, MapData, PerCpuArray, lpm_trie},
+    maps::{Array, HashMap, MapData, PerCpuArray, RingBuf, lpm_trie},
     programs::{SchedClassifier, TestRun as _, TestRunOptions},
 };
 use causeway_common::{
+    event::Event,
     flow::{Exit, Flags, FlowEntry, Nat, Progress, State},
     lifetime::Timeouts,
     maps::{
@@ -155,13 +156,22 @@ impl Bench {
     }
 
     pub(crate) fn configure(&mut self, node_addr: Ipv4Addr) {
+        self.configure_with(node_addr, POD_QUOTA, WIRE_QUOTA);
+    }
+
+    /// With quotas of flows, and an account for each pod and the wire.
+    pub(crate) fn configure_with(&mut self, node_addr: Ipv4Addr, pod_quota: u32, wire_quota: u32) {
+        let accounts = [[0; 4], self.a.addr.octets(), self.b.addr.octets()];
+        for account in accounts {
+            self.usages().insert(account, Usage::default(), 0).unwrap();
+        }
         let config = Config {
             node_addr: node_addr.octets(),
             uplink_ifindex: self.uplink_ifindex,
             uplink_mtu: MTU.into(),
             seed: 0x5eed_5eed,
-            pod_quota: POD_QUOTA,
-            wire_quota: WIRE_QUOTA,
+            pod_quota,
+            wire_quota,
             timeouts: Timeouts::DEFAULT,
         };
         Array::<_, Config<[u8; 4]>>::try_from(self.map("cwy_cfg"))
@@ -395,6 +405,37 @@ impl Bench {
                 .sum()
         };
         (0..Reason::ALL.len() as u32).map(total).collect()
+    }
+
+    /// Flows on the account of a pod; of the wire for 0.0.0.0.
+    pub(crate) fn usage(&mut self, account: Ipv4Addr) -> i32 {
+        self.usages().get(&account.octets(), 0).unwrap().flows
+    }
+
+    /// The events that nobody has read yet.
+    pub(crate) fn events(&mut self) -> Vec<Event> {
+        let mut ring = RingBuf::try_from(self.map("cwy_events")).unwrap();
+        let mut events = Vec::new();
+        while let Some(item) = ring.next() {
+            // SAFETY: the programs write nothing but events into this ring.
+            events.push(unsafe { item.as_ptr().cast::<Event>().read_unaligned() });
+        }
+        events
+    }
+
+    /// Makes both halves of a flow look idle for longer than any lifetime.
+    pub(crate) fn age(&mut self, key: &Key) {
+        let entry = self.flow(key).unwrap();
+        for key in [*key, entry.peer_key(key)] {
+            if let Some(entry) = self.flow(&key) {
+                let last_seen = self.now().wrapping_sub(1_000_000);
+                self.insert(key, Entry { last_seen, ..entry });
+            }
+        }
+    }
+
+    fn usages(&mut self) -> HashMap<&mut MapData, [u8; 4], Usage> {
+        HashMap::try_from(self.map("cwy_usage")).unwrap()
     }
 
     fn flows(&mut self) -> HashMap<&mut MapData, Key, Entry> {

@@ -8,7 +8,12 @@ mod inspect;
 mod pod;
 mod tc;
 
-use std::{io, net::Ipv4Addr};
+use std::{
+    io,
+    net::Ipv4Addr,
+    thread,
+    time::{Duration, Instant},
+};
 
 pub use address::{put_address, take_address};
 use futures_util::{Stream, StreamExt as _};
@@ -17,7 +22,7 @@ pub use pod::{GATEWAY, PodLink, PodNetwork, connect_pod, disconnect_pod, random_
 use rtnetlink::packet_route::{
     AddressFamily,
     address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope},
-    link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
+    link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, State as OperState},
     route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType},
 };
 pub(crate) use tc::{Filter, Qdisc};
@@ -47,6 +52,9 @@ pub enum LinkError {
     /// An interface that was just there is gone.
     #[error("interface {0} has disappeared")]
     Disappeared(String),
+    /// Both ends of a veth pair are up, and the kernel does not say so.
+    #[error("interface {0} does not become operational: the kernel log may tell why")]
+    NotOperational(String),
     /// Deleting was asked for something that is not a veth.
     #[error("interface {0} is not a veth: it is no pod's, and is left alone")]
     NotVeth(String),
@@ -67,6 +75,9 @@ impl LinkError {
     }
 }
 
+/// How long the worker that notes a carrier may take on a busy machine.
+const OPERATIONAL_WITHIN: Duration = Duration::from_secs(5);
+
 /// An interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
@@ -80,6 +91,9 @@ pub struct Link {
     pub mtu: u32,
     /// Whether it is administratively up.
     pub is_up: bool,
+    /// Whether it sends (operational state "up", RFC 2863): until the kernel has noted that the other end of a veth pair
+    /// came up, it drops what it is given.
+    pub is_operational: bool,
     /// Whether it is one end of a veth pair.
     pub is_veth: bool,
 }
@@ -170,6 +184,22 @@ impl Netlink {
             .min_by_key(|route| route.metric))
     }
 
+    /// Waits until an interface sends.
+    fn wait_until_operational(&mut self, link: &Link) -> Result<(), LinkError> {
+        let end = Instant::now() + OPERATIONAL_WITHIN;
+        // Linux 6.8 and later bring the state up to date before they answer; before that a worker does it in its own time.
+        loop {
+            match self.link_by_index(link.index)? {
+                None => return Err(LinkError::Disappeared(link.name.clone())),
+                Some(link) if link.is_operational => return Ok(()),
+                Some(_) if Instant::now() >= end => {
+                    return Err(LinkError::NotOperational(link.name.clone()));
+                }
+                Some(_) => thread::sleep(Duration::from_millis(1)),
+            }
+        }
+    }
+
     /// Deletes an interface. Returns whether it was there.
     pub fn delete_link(&mut self, index: u32) -> Result<bool, LinkError> {
         let request = self.handle.link().del(index).execute();
@@ -238,6 +268,7 @@ fn link(message: LinkMessage) -> Link {
         mac: None,
         mtu: 0,
         is_up: message.header.flags.contains(LinkFlags::Up),
+        is_operational: false,
         is_veth: false,
     };
     let is_ethernet = message.header.link_layer_type == LinkLayerType::Ether;
@@ -245,6 +276,7 @@ fn link(message: LinkMessage) -> Link {
         match attribute {
             LinkAttribute::IfName(name) => link.name = name,
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::OperState(state) => link.is_operational = state == OperState::Up,
             LinkAttribute::Address(mac) if is_ethernet => link.mac = mac.try_into().ok(),
             LinkAttribute::LinkInfo(info) => {
                 link.is_veth = info.contains(&LinkInfo::Kind(InfoKind::Veth));

@@ -79,6 +79,8 @@ pub fn connect_pod<E: From<LinkError>>(
     admit(&link)?;
     set_up_host(&mut host, &end, pod, mac)?;
     set_up_pod(&mut Netlink::inside(netns)?, pod, host_mac)?;
+    // The end that came up first had no carrier then: what is sent to the pod is lost until it has.
+    host.wait_until_operational(&end)?;
     made.keep();
     Ok(link)
 }
