@@ -1,6 +1,6 @@
 //! All ports towards one remote are used, then the next flow is refused; and what is freed is used again.
 
-use std::{net::Ipv4Addr, sync::Arc};
+use std::{mem, net::Ipv4Addr, ops::RangeInclusive, sync::Arc};
 
 use causeway_common::{
     event::EventHook,
@@ -41,7 +41,7 @@ fn opens(stage: &mut Stage, uplink: u32, packet: &[u8], port_at: usize) -> Optio
 }
 
 /// Opens flows of both pods, each from all of `own` ports, until `count` have a port. Returns which ports they have.
-fn fill(bench: &Bench, own: impl Iterator<Item = u16> + Clone, protocol: u8, count: usize) -> Vec<bool> {
+fn fill(bench: &Bench, own: RangeInclusive<u16>, protocol: u8, count: usize) -> Vec<bool> {
     let (uplink, link) = (bench.uplink_ifindex, (bench.uplink_mac, ROUTER_MAC));
     let mut stage = Stage::new(bench);
     let pods = [bench.a.addr, bench.b.addr];
@@ -72,7 +72,7 @@ fn fill(bench: &Bench, own: impl Iterator<Item = u16> + Clone, protocol: u8, cou
                 panic!("flow {had} of {count} is refused: {pod} from port {port}");
             };
             assert!(
-                !std::mem::replace(&mut taken[usize::from(port)], true),
+                !mem::replace(&mut taken[usize::from(port)], true),
                 "port {port} twice"
             );
             had += 1;

@@ -180,7 +180,7 @@ fn exit_name(exit: u8) -> &'static str {
     }
 }
 
-fn protocol_name(protocol: u8) -> String {
+pub(super) fn protocol_name(protocol: u8) -> String {
     match protocol {
         tuple::TCP => "tcp".to_owned(),
         tuple::UDP => "udp".to_owned(),

@@ -4,6 +4,7 @@
 
 mod flows;
 mod leases;
+mod monitor;
 mod output;
 mod pods;
 mod ranges;
@@ -89,6 +90,14 @@ enum Command {
         #[command(flatten)]
         shown: Shown,
     },
+    /// Packets that are dropped, as it happens: a sample, counters are in `status`
+    Monitor {
+        #[command(flatten)]
+        until: monitor::Until,
+        /// Print JSON, one document a line
+        #[arg(long)]
+        json: bool,
+    },
     /// Forget the flows that have been idle for longer than their time
     ///
     /// CNI calls do so too, once a minute at most; this is for a timer.
@@ -128,6 +137,7 @@ fn run(command: Command, root: &Root) -> Result<(), Failure> {
         Command::Flows { filter, shown } => show(&shown, || flows::gather(&open(root)?, &filter)),
         Command::Leases { orphans, shown } => show(&shown, || leases::gather(root, orphans)),
         Command::Ranges { shown } => show(&shown, || ranges::gather(&open(root)?)),
+        Command::Monitor { until, json } => monitor::run(&open(root)?, &until, json),
         Command::Sweep { json } => output::print(sweep::gather(&open(root)?)?, Format::new(json)),
         Command::Version { json } => output::print(version::gather(), Format::new(json)),
         Command::Unload => unload(root),
@@ -170,6 +180,8 @@ enum Failure {
     Datapath(#[from] DatapathError),
     #[error(transparent)]
     Leases(#[from] LeasesError),
+    #[error("cannot wait for events: {0}")]
+    Events(io::Error),
     #[error("cannot write the output: {0}")]
     Output(io::Error),
 }
@@ -178,7 +190,7 @@ impl Failure {
     fn exit_code(&self) -> ExitCode {
         match self {
             Self::NotLoaded(_) => ExitCode::from(4),
-            Self::Datapath(_) | Self::Leases(_) | Self::Output(_) => ExitCode::FAILURE,
+            Self::Datapath(_) | Self::Leases(_) | Self::Events(_) | Self::Output(_) => ExitCode::FAILURE,
         }
     }
 }

@@ -154,7 +154,8 @@ unsafe fn read_info<I>(object: &OwnedFd, info: &mut I) -> io::Result<()> {
     Ok(())
 }
 
-fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+/// Opens what is pinned at `path`.
+pub(crate) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     let mut attributes = PathAttributes {
         path: path.as_ptr() as u64,

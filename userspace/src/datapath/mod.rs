@@ -7,6 +7,7 @@
 mod attach;
 mod bpf;
 mod error;
+mod events;
 mod inspect;
 mod layout;
 mod load;
@@ -27,6 +28,7 @@ use causeway_common::{
     tuple::FlowKey,
 };
 pub use error::{DatapathError, PinFailure};
+pub use events::Events;
 pub use inspect::{HookState, mechanisms};
 use ipnet::Ipv4Net;
 pub use layout::Layout;

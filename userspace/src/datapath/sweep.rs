@@ -139,3 +139,6 @@ impl Mark {
         DatapathError::file(&self.path, source)
     }
 }
+
+#[cfg(test)]
+mod tests;

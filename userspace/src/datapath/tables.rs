@@ -22,7 +22,7 @@ use ipnet::Ipv4Net;
 
 use super::{
     DatapathError,
-    bpf::{batch, iterate},
+    bpf::{self, batch, iterate},
     pins::PinTree,
     ports::HostPort,
 };
@@ -245,7 +245,11 @@ impl<K: Pod + Debug, V: Pod> Table<K, V> {
 
     /// Runs an iterator program over every element.
     pub(crate) fn iterate(&self, program: &Path) -> Result<(), DatapathError> {
-        iterate::over_map(program, self.map.map().fd().as_fd()).map_err(|source| DatapathError::Batch {
+        let run = || {
+            let program = bpf::open_pin(program)?;
+            iterate::over_map(program.as_fd(), self.map.map().fd().as_fd())
+        };
+        run().map_err(|source| DatapathError::Batch {
             name: self.name,
             source,
         })

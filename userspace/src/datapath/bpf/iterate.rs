@@ -4,23 +4,21 @@ use std::{
     fs::File,
     io::{self, ErrorKind, Read as _},
     os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
-    path::Path,
 };
 
-use super::{BPF_LINK_CREATE, bpf, open_pin};
+use super::{BPF_LINK_CREATE, bpf};
 
 const BPF_ITER_CREATE: libc::c_long = 33;
 const BPF_TRACE_ITER: u32 = 28;
 
-/// Runs the iterator program pinned at `program` once over every element of `map`, in the calling thread. What the
+/// Runs an iterator program once over every element of `map`, in the calling thread. What the
 /// program writes is thrown away.
 ///
 /// # Errors
 ///
-/// `NotFound` when nothing is pinned there; `InvalidInput` when it is no iterator over maps (Linux 5.8), or the map's key
+/// `InvalidInput` when it is no iterator over maps (Linux 5.8), or the map's key
 /// or value is smaller than what the program reads.
-pub(crate) fn over_map(program: &Path, map: BorrowedFd<'_>) -> io::Result<()> {
-    let program = open_pin(program)?;
+pub(crate) fn over_map(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<()> {
     let target = MapTarget {
         map_fd: map.as_raw_fd().cast_unsigned(),
         _rest: [0; 3],

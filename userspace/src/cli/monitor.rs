@@ -1,0 +1,249 @@
+//! `causeway monitor`: what the programs drop, as it happens.
+
+use std::{
+    collections::HashMap,
+    io::{self, Write},
+    net::IpAddr,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use causeway::datapath::{Datapath, Events};
+use causeway_common::{
+    event::{Event, EventHook},
+    reason::Reason,
+};
+use clap::Args;
+use etherparse::{LaxPacketHeaders, NetHeaders, TransportHeader};
+use serde::Serialize;
+
+use super::{Failure, output::API_VERSION, pods::interface_names};
+
+/// When to stop.
+#[derive(Args)]
+pub(crate) struct Until {
+    /// Stop after so many events
+    #[arg(short, long, value_name = "COUNT")]
+    count: Option<u64>,
+    /// Print what has been kept, and do not wait for more
+    #[arg(long)]
+    no_wait: bool,
+}
+
+/// Prints events until there is no reader any more.
+pub(crate) fn run(datapath: &Datapath, until: &Until, json: bool) -> Result<(), Failure> {
+    let mut events = datapath.events()?;
+    let clock = Clock::new();
+    let mut names = Names::default();
+    let mut printed = 0;
+    while until.count.is_none_or(|count| printed < count) {
+        let Some(event) = next(&mut events, until.no_wait)? else {
+            return Ok(());
+        };
+        let dropped = Dropped::new(&event, &clock, &mut names)?;
+        let mut out = io::stdout().lock();
+        let written = if json {
+            serde_json::to_string(&dropped)
+                .map_err(io::Error::from)
+                .and_then(|line| writeln!(out, "{line}"))
+        } else {
+            writeln!(out, "{}", dropped.line())
+        };
+        written.and_then(|()| out.flush()).map_err(Failure::Output)?;
+        printed += 1;
+    }
+    Ok(())
+}
+
+fn next(events: &mut Events, no_wait: bool) -> Result<Option<Event>, Failure> {
+    loop {
+        let event = events.next();
+        if event.is_some() || no_wait {
+            return Ok(event);
+        }
+        events.wait(Duration::from_mins(1)).map_err(Failure::Events)?;
+    }
+}
+
+/// A dropped packet as it is shown.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Dropped {
+    api_version: &'static str,
+    kind: &'static str,
+    /// Seconds since 1970.
+    time: f64,
+    hook: &'static str,
+    interface: Option<String>,
+    ifindex: u32,
+    reason: &'static str,
+    meaning: &'static str,
+    length: u32,
+    #[serde(flatten)]
+    packet: Packet,
+}
+
+impl Dropped {
+    fn new(event: &Event, clock: &Clock, names: &mut Names) -> Result<Self, Failure> {
+        let reason = Reason::ALL.get(usize::from(event.reason));
+        Ok(Self {
+            api_version: API_VERSION,
+            kind: "Dropped",
+            time: clock.wall(event.time).as_secs_f64(),
+            hook: EventHook::name(event.hook),
+            interface: names.of(event.ifindex)?,
+            ifindex: event.ifindex,
+            reason: reason.map_or("unknown", |reason| reason.name()),
+            meaning: reason.map_or("not known to this version of the command", |reason| {
+                reason.meaning()
+            }),
+            length: event.length,
+            packet: Packet::read(&event.packet[..usize::from(event.captured).min(event.packet.len())]),
+        })
+    }
+
+    fn line(&self) -> String {
+        let interface = self.interface.clone().unwrap_or_else(|| self.ifindex.to_string());
+        format!(
+            "{:.3} {:<11} {:<15} {:<18} {}, {} bytes",
+            self.time,
+            self.hook,
+            interface,
+            self.reason,
+            self.packet.line(),
+            self.length
+        )
+    }
+}
+
+/// What can be read of the packet's headers.
+#[derive(Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Packet {
+    src: Option<IpAddr>,
+    dst: Option<IpAddr>,
+    protocol: Option<u8>,
+    src_port: Option<u16>,
+    dst_port: Option<u16>,
+}
+
+impl Packet {
+    /// From its network header on, as far as it was copied.
+    fn read(bytes: &[u8]) -> Self {
+        let Ok(headers) = LaxPacketHeaders::from_ip(bytes) else {
+            return Self::default();
+        };
+        let mut packet = Self::default();
+        if let Some(NetHeaders::Ipv4(ip, _)) = &headers.net {
+            packet.src = Some(IpAddr::from(ip.source));
+            packet.dst = Some(IpAddr::from(ip.destination));
+            packet.protocol = Some(ip.protocol.0);
+        }
+        let ports = match &headers.transport {
+            Some(TransportHeader::Tcp(tcp)) => Some((tcp.source_port, tcp.destination_port)),
+            Some(TransportHeader::Udp(udp)) => Some((udp.source_port, udp.destination_port)),
+            _ => None,
+        };
+        (packet.src_port, packet.dst_port) = ports.unzip();
+        packet
+    }
+
+    fn line(&self) -> String {
+        let (Some(src), Some(dst), Some(protocol)) = (self.src, self.dst, self.protocol) else {
+            return "not an IPv4 packet".to_owned();
+        };
+        let end = |addr: IpAddr, port: Option<u16>| {
+            port.map_or_else(|| addr.to_string(), |port| format!("{addr}:{port}"))
+        };
+        let protocol = super::flows::protocol_name(protocol);
+        format!(
+            "{protocol} {} > {}",
+            end(src, self.src_port),
+            end(dst, self.dst_port)
+        )
+    }
+}
+
+/// Turns times of `CLOCK_MONOTONIC` into those of the wall.
+struct Clock {
+    /// Wall time at which the monotonic clock began.
+    start: Duration,
+}
+
+impl Clock {
+    fn new() -> Self {
+        let monotonic = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        let monotonic = Duration::try_from(monotonic).unwrap_or_default();
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self {
+            start: wall.saturating_sub(monotonic),
+        }
+    }
+
+    fn wall(&self, nanoseconds: u64) -> Duration {
+        self.start + Duration::from_nanos(nanoseconds)
+    }
+}
+
+/// Names of interfaces. Asked for again when an unknown one appears.
+#[derive(Default)]
+struct Names(HashMap<u32, String>);
+
+impl Names {
+    fn of(&mut self, ifindex: u32) -> Result<Option<String>, Failure> {
+        if !self.0.contains_key(&ifindex) {
+            self.0.extend(interface_names()?);
+        }
+        Ok(self.0.get(&ifindex).cloned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use etherparse::PacketBuilder;
+
+    use super::*;
+
+    fn event(packet: &[u8]) -> Event {
+        let mut event = Event {
+            time: 1_500_000_000,
+            ifindex: 1,
+            length: packet.len() as u32 + 14,
+            reason: Reason::SnatNoPort as u8,
+            hook: EventHook::TO_UPLINK,
+            captured: packet.len().min(64) as u16,
+            _pad: 0,
+            packet: [0; 64],
+        };
+        let copied = usize::from(event.captured);
+        event.packet[..copied].copy_from_slice(&packet[..copied]);
+        event
+    }
+
+    #[test]
+    fn an_event_is_one_line_with_hook_reason_and_both_ends() {
+        let mut packet = Vec::new();
+        PacketBuilder::ipv4([10, 240, 0, 5], [203, 0, 113, 10], 64)
+            .udp(40_000, 53)
+            .write(&mut packet, &[0; 100])
+            .unwrap();
+        let clock = Clock {
+            start: Duration::from_secs(1000),
+        };
+        let dropped = Dropped::new(&event(&packet), &clock, &mut Names::default()).unwrap();
+        let line = dropped.line();
+        assert!(line.starts_with("1001.500 to_uplink"), "{line}");
+        assert!(line.contains(" snat_no_port "), "{line}");
+        assert!(
+            line.ends_with("udp 10.240.0.5:40000 > 203.0.113.10:53, 142 bytes"),
+            "{line}"
+        );
+    }
+
+    #[test]
+    fn a_packet_that_cannot_be_read_is_said_to_be_none() {
+        for bytes in [&[][..], &[0x45, 0], &[0xff; 64]] {
+            assert_eq!(Packet::read(bytes), Packet::default());
+        }
+        assert_eq!(Packet::default().line(), "not an IPv4 packet");
+    }
+}
