@@ -195,7 +195,12 @@ pub fn note_progress(key: &Key, entry: &mut Entry, transport: &Transport) {
 
 #[inline(never)]
 fn note_on_peer(key: &Key, entry: &Entry, seen: Progress) {
-    if let Some(peer) = flow(&entry.peer_key(key)) {
+    let peer_key = entry.peer_key(key);
+    // Under the peer's key may be half of another flow: that of a pod's translated flow, if its server speaks to the pod's
+    // own address as well.
+    if let Some(peer) = flow(&peer_key)
+        && peer.peer_key(&peer_key) == *key
+    {
         peer.progress = peer.progress().and_peer(seen).bits();
     }
 }

@@ -35,6 +35,12 @@ pub fn forget(config: &Config<Addr>, key: &Key) {
     }
 }
 
+/// [`forget`] in a frame of its own.
+#[inline(never)]
+pub fn end(config: &Config<Addr>, key: &Key) {
+    forget(config, key);
+}
+
 /// Whether an entry under the key of the peer is the peer's. A forward half that was lost and written anew may have
 /// another port: it is not the peer of the half that was left behind.
 #[inline(always)]

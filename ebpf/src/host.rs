@@ -15,7 +15,7 @@ use causeway_common::{
 
 use crate::{
     carry::{note_progress, translation},
-    forget::forget,
+    forget::end,
     maps::{Addr, Entry, FLOWS, Key, flow, now},
     packet::{self, Ip, Transport, skb},
     reclaim::remember,
@@ -36,13 +36,22 @@ pub fn to_uplink(
     if let Some(entry) = flow(&key)
         && entry.nat == Nat::SOURCE
         && entry.has(Flags::HOST)
-        && !(ip.protocol == TCP && role == Role::Opens && entry.progress().is_over())
     {
-        let to = translation(entry);
-        entry.last_seen = now();
-        note_progress(&key, entry, transport);
-        return translated(ctx, ip, &key, &to);
+        if ip.protocol != TCP || role != Role::Opens || !entry.progress().is_over() {
+            let to = translation(entry);
+            entry.last_seen = now();
+            note_progress(&key, entry, transport);
+            return translated(ctx, ip, &key, &to);
+        }
+        // The new connection may need no other port, and must not meet that of the old one.
+        end(config, &key);
     }
+    opens(ctx, config, ip, &key, role)
+}
+
+/// A packet of a flow that has no translation.
+#[inline(always)]
+fn opens(ctx: &TcContext, config: &Config<Addr>, ip: &Ip, key: &Key, role: Role) -> Result<Reason, Reason> {
     // What the kernel forwards with the node's address has no socket that could be looked up when a pod wants its port
     // (a hostPort, a masquerade of somebody else's); nor has an echo identifier of the node. It is noted here.
     let without_socket = ip.protocol != TCP && ip.protocol != UDP || skb(ctx).ingress_ifindex != 0;
@@ -55,7 +64,7 @@ pub fn to_uplink(
             if owner.nat == Nat::DESTINATION && !owner.has(Flags::HOST) && !has_ports(ip.protocol) =>
         {
             // There is no other port to give to the node's own tunnel: it has the protocol, the pod's flow ends.
-            forget(config, &answer);
+            end(config, &answer);
             FLOWS
                 .insert(answer, Entry::kernel(Flags::HOST, now()), u64::from(BPF_ANY))
                 .ok();
@@ -68,13 +77,13 @@ pub fn to_uplink(
                 is_counted: false,
                 is_known: false,
             };
-            let port = snat::claim(ctx, &key, &claim)?;
+            let port = snat::claim(ctx, key, &claim)?;
             let to = Translation {
                 nat: Nat::SOURCE,
                 addr: config.node_addr,
                 port,
             };
-            return translated(ctx, ip, &key, &to);
+            return translated(ctx, ip, key, &to);
         }
         Some(_) => {}
         None if without_socket => {

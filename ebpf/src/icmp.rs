@@ -127,7 +127,9 @@ pub fn to_uplink(ctx: &TcContext, config: &Config<Addr>, ip: &Ip) -> Reason {
         };
     }
     // A flow that leaves with the pod's own address: so do the errors about it.
-    let keeps_address = own.nat == Nat::NONE && own.has(Flags::CAME_OUT) && own.state != State::OFFERED;
+    // The pod may have no other answer than this error to what a stranger has sent it.
+    let is_answer = own.has(Flags::ANSWER) || own.has(Flags::CAME_OUT) && own.state != State::OFFERED;
+    let keeps_address = own.nat == Nat::NONE && is_answer;
     if keeps_address && quoted.key.dst == ip.src {
         Reason::IcmpError
     } else {

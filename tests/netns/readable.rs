@@ -26,15 +26,19 @@ fn bpftool_prints_every_map_with_named_fields() -> Result<()> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(&maps)? {
         let path = entry?.path();
-        let dump = rig
-            .node
-            .ns
-            .output("bpftool", &["map", "dump", "pinned", &path.display().to_string()])?;
         let name = path
             .file_name()
             .context("a pin has a name")?
             .to_string_lossy()
             .into_owned();
+        if WITHOUT_KEYS.contains(&name.as_str()) {
+            names.push(name);
+            continue;
+        }
+        let dump = rig
+            .node
+            .ns
+            .output("bpftool", &["map", "dump", "pinned", &path.display().to_string()])?;
         check(&dump).with_context(|| format!("{name}: {}", dump.chars().take(400).collect::<String>()))?;
         names.push(name);
     }
@@ -42,19 +46,28 @@ fn bpftool_prints_every_map_with_named_fields() -> Result<()> {
     ensure!(
         names
             == [
+                "cwy_age_queue",
+                "cwy_budgets",
                 "cwy_cfg",
                 "cwy_count",
+                "cwy_crowds",
+                "cwy_events",
                 "cwy_flows",
                 "cwy_frags",
                 "cwy_ifaces",
                 "cwy_pods",
                 "cwy_ports",
-                "cwy_ranges"
+                "cwy_ranges",
+                "cwy_sweep_job",
+                "cwy_usage"
             ],
         "{names:?}"
     );
     Ok(())
 }
+
+/// A queue and a ring: elements without keys, which bpftool does not list. `causeway monitor` shows the events.
+const WITHOUT_KEYS: [&str; 2] = ["cwy_age_queue", "cwy_events"];
 
 /// Without BTF bpftool prints bytes in hexadecimal; with it, JSON.
 fn check(dump: &str) -> Result<()> {

@@ -48,7 +48,10 @@ fn entry(state: u8, last_seen: u32) -> Entry {
     Entry {
         state,
         flags: 0,
-        progress: Progress::SPOKE.and_peer(Progress::SPOKE).bits(),
+        progress: Progress::SPOKE
+            .and_peer(Progress::SPOKE)
+            .with(Progress::PAST_SYN)
+            .bits(),
         ..Entry::offer(3, [2; 6], last_seen)
     }
 }
@@ -232,7 +235,7 @@ fn flows_are_counted_anew_for_whoever_opened_them() {
 fn any_flow() -> impl Strategy<Value = Vec<(Key, Entry)>> {
     let protocol = prop_oneof![Just(TCP), Just(UDP), Just(ICMP)];
     let seen = || prop_oneof![Just(0u32), NOW - 500..NOW + 5, NOW - 500_000..NOW];
-    let history = || (1..=3u8, 0..=0x77u8, seen());
+    let history = || (1..=3u8, 0..=0xffu8, seen());
     let flow = (
         0..400u32,
         protocol,
