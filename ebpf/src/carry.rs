@@ -53,12 +53,9 @@ pub fn carry(
     now: u32,
 ) -> Reason {
     // Copied before any helper call: the element may be another flow's afterwards.
-    let (mut hop, to, mtu) = (hop(entry), translation(entry), entry.mtu);
+    let to = translation(entry);
     if ip.ttl <= 1 {
         return up(ctx, ip, key, &to, Reason::TtlExpiring);
-    }
-    if packet::largest_packet(ctx, ip, transport) > u32::from(mtu) {
-        return up(ctx, ip, key, &to, Reason::TooBig);
     }
     if entry.last_seen != now {
         match once_a_second(ctx, key, entry, transport, now) {
@@ -67,7 +64,11 @@ pub fn carry(
             Turn::Forget => return Reason::AddressChanged,
             Turn::Lost => return Reason::SnatNoMapping,
         }
-        hop = self::hop(entry);
+    }
+    // Copied before any further helper call: the element may be another flow's afterwards.
+    let (hop, mtu) = (hop(entry), entry.mtu);
+    if packet::largest_packet(ctx, ip, transport) > u32::from(mtu) {
+        return up(ctx, ip, key, &to, Reason::TooBig);
     }
     note_progress(key, entry, transport);
     if forward(ctx, ip, key, &to, &hop).is_err() {

@@ -5,7 +5,9 @@
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup},
+    bindings::{
+        BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup,
+    },
     helpers::generated::bpf_fib_lookup as fib_lookup,
     programs::TcContext,
 };
@@ -47,10 +49,15 @@ pub fn of_frame(ctx: &TcContext, config: &Config<Addr>, key: &Key, hop: &mut Hop
 
 /// Asks the kernel for the route and the neighbour and follows them.
 ///
-/// Anything but success leaves the entry as it is: a neighbour that is being resolved still has its old MAC.
+/// A neighbour that is being resolved still has its old MAC: the entry stays as it is. What the kernel would not forward
+/// any more (no route, an unreachable one) it answers or drops itself: every packet is too big for an MTU of 0.
 #[inline(never)]
 pub fn refresh(ctx: &TcContext, key: &Key, entry: &mut Entry) {
     let found = lookup(ctx, key, entry.in_ifindex);
+    if found.refused {
+        entry.mtu = 0;
+        return;
+    }
     let moved = found.ifindex != entry.out_ifindex;
     // A translated flow stays on the device whose address it has. A pod's interface is no way out.
     if found.ifindex == 0 || moved && (entry.nat != Nat::NONE || iface(found.ifindex).is_some()) {
@@ -68,6 +75,8 @@ pub fn refresh(ctx: &TcContext, key: &Key, entry: &mut Entry) {
 
 /// A route and its neighbour; `ifindex` 0 when there is none, or none that is resolved.
 struct Found {
+    /// The kernel would not forward to this destination.
+    refused: bool,
     ifindex: u32,
     /// Largest IP packet in bytes, by the route and the device.
     mtu: u16,
@@ -98,7 +107,10 @@ fn lookup(ctx: &TcContext, key: &Key, in_ifindex: u32) -> Found {
     };
     // SAFETY: an integer in a union of integers.
     let mtu = unsafe { request.__bindgen_anon_1.mtu_result };
+    let refused =
+        (i64::from(BPF_FIB_LKUP_RET_BLACKHOLE)..=i64::from(BPF_FIB_LKUP_RET_FWD_DISABLED)).contains(&result);
     Found {
+        refused,
         ifindex,
         mtu,
         dst_mac: request.dmac,

@@ -128,6 +128,40 @@ fn req_10a_the_node_says_that_it_has_no_way() -> Result<()> {
     })
 }
 
+/// RFC 5508 REQ-10a (destination unreachable, carried) | the NAT says when it has no way any more | within a
+/// second a carried flow's packets go to the kernel, which says so; when the way is back the flow is carried
+/// again | at once | met
+#[test]
+fn req_10a_the_node_says_that_it_has_no_way_any_more() -> Result<()> {
+    let refused = Icmpv4Type::DestinationUnreachable(DestUnreachableHeader::Host);
+    let refused = &refused;
+    agree(|side| {
+        let (pod, server) = (Peer::of(&side.pod, PORT)?, server(side, INTERNET)?);
+        let flow = Flow(UDP, pod.addr);
+        let mapped = pod.reach(&server)?;
+        server.reach_by(mapped, &pod)?;
+        pod.reach(&server)?;
+        side.rig
+            .node
+            .ns
+            .ip(&format!("route add unreachable {INTERNET}/32"))?;
+        side.age(flow)?;
+        for _ in 0..3 {
+            let ears = Pinger::new(&side.pod.ns, 1)?;
+            ensure!(!pod.does_reach(server.addr, &server)?, "it went the old way");
+            let told = ears.hear(PATIENCE, |message| message.icmp == *refused)?;
+            ensure!(told.context("nobody said so")?.from == NODE);
+        }
+        side.rig
+            .node
+            .ns
+            .ip(&format!("route del unreachable {INTERNET}/32"))?;
+        side.age(flow)?;
+        ensure!(pod.reach(&server)? == mapped, "the port changed meanwhile");
+        server.reach_by(mapped, &pod).map(drop)
+    })
+}
+
 /// RFC 5508 REQ-10a (time exceeded) | the NAT says when a packet's time to live ends there (RFC 1812 section 4.3.3.4) | the node's kernel does, for first packets and carried
 /// flows, from inside; and it quotes what the pod has sent | the same | met
 #[test]
