@@ -139,11 +139,6 @@ impl Connection<'_> {
     }
 
     fn pod(&self, link: &PodLink) -> Pod {
-        if self.call.conf.has_limits {
-            tracing::warn!(
-                "the bandwidth limits of the pod do not hold for flows that are carried past the stack"
-            );
-        }
         Pod {
             addr: self.ground.address.addr(),
             ifindex: link.host_ifindex,
@@ -151,6 +146,8 @@ impl Connection<'_> {
             mac: link.mac,
             host_mac: link.host_mac,
             mtu: u16::try_from(self.mtu()).unwrap_or(u16::MAX),
+            // The limits are those of a queueing discipline, which sees what takes the stack.
+            stack_only: self.call.conf.has_limits,
         }
     }
 

@@ -174,6 +174,7 @@ fn inspect_datapath(
         mac: endpoint.mac().unwrap_or_default(),
         host_mac: host.mac.unwrap_or_default(),
         mtu: 0,
+        stack_only: false,
     };
     Ok(datapath.inspect_pod(&pod)?)
 }

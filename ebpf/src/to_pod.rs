@@ -11,7 +11,7 @@ use causeway_common::{
 use crate::{
     count::Hook,
     learn::{Emitted, learn},
-    maps::{config, iface, pod},
+    maps::{config, flow, iface, pod},
     packet::{self, Transport, skb},
 };
 
@@ -24,12 +24,21 @@ pub fn handle(ctx: &TcContext) -> Reason {
 fn classify(ctx: &TcContext) -> Result<Reason, Reason> {
     packet::linearise_headers(ctx);
     let ip = packet::ip(ctx)?;
-    let transport = match packet::transport(ctx, &ip) {
+    if !ip.is_first && has_ports(ip.protocol) {
+        return Ok(Reason::Fragment);
+    }
+    let transport = match packet::first_transport(ctx, &ip) {
         Err(Reason::OtherProtocol) if !has_ports(ip.protocol) => Transport::PORTLESS,
         transport => transport?,
     };
     let config = config().ok_or(Reason::NotToPod)?;
     let key = packet::key(&ip, &transport);
+    let is_fragment = ip.is_fragment && has_ports(ip.protocol);
+    // The stack puts the tag on no fragment. A flow that is known does not change by one; a flow that begins with one stays
+    // with the kernel, and its answer is known as one.
+    if is_fragment && flow(&key).is_some() {
+        return Ok(Reason::Fragment);
+    }
     // A pod that comes or goes has no flows: what is learnt here would outlive it.
     let pod = match pod(&ip.dst) {
         Some(pod) if pod.is_ready() && pod.ifindex == skb(ctx).ifindex => pod,
@@ -56,7 +65,7 @@ fn classify(ctx: &TcContext) -> Result<Reason, Reason> {
         hook: Hook::ToPod,
         key: &key,
         role: transport.role(&ip),
-        unchanged: may_be_carried && packet::tag(ctx) == key.tag(config.seed),
+        unchanged: may_be_carried && !is_fragment && packet::tag(ctx) == key.tag(config.seed),
         hop,
         answer_flags,
     }))
