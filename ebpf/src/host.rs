@@ -1,10 +1,7 @@
 //! The node's own connections share the node's address with translated flows. A port that a socket holds is never
 //! claimed (`snat`); here is the other direction: a socket that connects from a port that a pod's flow holds.
 
-use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_NOEXIST},
-    programs::TcContext,
-};
+use aya_ebpf::{bindings::BPF_NOEXIST, programs::TcContext};
 use causeway_common::{
     decide::Role,
     flow::{Flags, Nat},
@@ -24,8 +21,13 @@ use crate::{
 };
 
 /// A packet with the node's address. It is translated only if its port is a pod's towards this remote.
+#[inline(never)]
+pub fn to_uplink(ctx: &TcContext, config: &Config<Addr>, ip: &Ip, transport: &Transport) -> Reason {
+    translated_or_not(ctx, config, ip, transport).unwrap_or_else(|reason| reason)
+}
+
 #[inline(always)]
-pub fn to_uplink(
+fn translated_or_not(
     ctx: &TcContext,
     config: &Config<Addr>,
     ip: &Ip,
@@ -65,9 +67,7 @@ fn opens(ctx: &TcContext, config: &Config<Addr>, ip: &Ip, key: &Key, role: Role)
         {
             // There is no other port to give to the node's own tunnel: it has the protocol, the pod's flow ends.
             end(config, &answer);
-            FLOWS
-                .insert(answer, Entry::kernel(Flags::HOST, now()), u64::from(BPF_ANY))
-                .ok();
+            hold(&answer);
         }
         Some(owner) if owner.nat == Nat::DESTINATION && !owner.has(Flags::HOST) && role == Role::Opens => {
             let claim = Claim {
@@ -87,14 +87,20 @@ fn opens(ctx: &TcContext, config: &Config<Addr>, ip: &Ip, key: &Key, role: Role)
         }
         Some(_) => {}
         None if without_socket => {
-            let held = Entry::kernel(Flags::HOST, now());
-            if FLOWS.insert(answer, held, u64::from(BPF_NOEXIST)).is_ok() {
-                remember(&answer);
-            }
+            hold(&answer);
         }
         None => {}
     }
     Ok(Reason::NotFromPod)
+}
+
+/// Notes that the answers to a port are the node's, unless they are somebody's already.
+#[inline(never)]
+fn hold(answer: &Key) {
+    let held = Entry::kernel(Flags::HOST, now());
+    if FLOWS.insert(answer, held, u64::from(BPF_NOEXIST)).is_ok() {
+        remember(answer);
+    }
 }
 
 #[inline(always)]

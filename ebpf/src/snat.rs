@@ -264,21 +264,20 @@ extern "C" fn cwy_reserve(skb: *mut __sk_buff, key: *const Key, claim: u32) -> u
     let claim = &Claim::of_bits(claim);
     let is_free = claim.is_counted || !claim.of_pod;
     let has_room = is_free || usage::has_room(config, &key.src);
-    let mut search = Search {
-        skb,
-        walk: Walk {
-            key: *key,
-            answer: answer_key(config, key, 0),
-            reverse: Entry::offer(0, [0; 6], 0),
-            hash: key.hash(config.seed),
-            state: claim.state(),
-            end: Reason::SnatNoPort as u8,
-            skip_stale: u8::from(skips_stale),
-            may_take: u8::from(has_room),
-            is_new: 0,
-            _pad: [0; 3],
-        },
-    };
+    // SAFETY: integers, arrays of integers and a raw pointer: all zeros is a value. Written in place, a part of it would
+    // not be on the stack twice.
+    let mut search: Search = unsafe { core::mem::zeroed() };
+    search.skb = skb;
+    let walk = &mut search.walk;
+    walk.key = *key;
+    walk.answer.src = key.dst;
+    walk.answer.dst = config.node_addr;
+    walk.answer.src_port = key.dst_port;
+    walk.answer.protocol = key.protocol;
+    walk.hash = key.hash(config.seed);
+    walk.state = claim.state();
+    walk.skip_stale = u8::from(skips_stale);
+    walk.may_take = u8::from(has_room);
     fill_reverse(&mut search.walk.reverse, key, claim, config.uplink_ifindex);
     search.find(config);
     let walk = &search.walk;
