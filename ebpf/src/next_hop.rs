@@ -6,7 +6,7 @@
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{
-        BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup,
+        BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_PROHIBIT, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup,
     },
     helpers::generated::bpf_fib_lookup as fib_lookup,
     programs::TcContext,
@@ -50,7 +50,7 @@ pub fn of_frame(ctx: &TcContext, config: &Config<Addr>, key: &Key, hop: &mut Hop
 /// Asks the kernel for the route and the neighbour and follows them.
 ///
 /// A neighbour that is being resolved still has its old MAC: the entry stays as it is. What the kernel would not forward
-/// any more (no route, an unreachable one) it answers or drops itself: every packet is too big for an MTU of 0.
+/// any more by a route that says so (unreachable, prohibit, blackhole) it answers or drops itself: every packet is too big for an MTU of 0.
 #[inline(never)]
 pub fn refresh(ctx: &TcContext, key: &Key, entry: &mut Entry) {
     let found = lookup(ctx, key, entry.in_ifindex);
@@ -108,7 +108,7 @@ fn lookup(ctx: &TcContext, key: &Key, in_ifindex: u32) -> Found {
     // SAFETY: an integer in a union of integers.
     let mtu = unsafe { request.__bindgen_anon_1.mtu_result };
     let refused =
-        (i64::from(BPF_FIB_LKUP_RET_BLACKHOLE)..=i64::from(BPF_FIB_LKUP_RET_FWD_DISABLED)).contains(&result);
+        (i64::from(BPF_FIB_LKUP_RET_BLACKHOLE)..=i64::from(BPF_FIB_LKUP_RET_PROHIBIT)).contains(&result);
     Found {
         refused,
         ifindex,

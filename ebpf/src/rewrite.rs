@@ -92,7 +92,7 @@ fn transport(ctx: &TcContext, ip: &Ip, key: &Key, to: &Translation) -> Result<()
     let skb = ctx.as_ptr().cast();
     let covers_addresses = match ip.protocol {
         TCP | UDP => true,
-        DCCP | UDP_LITE => ip.is_first,
+        DCCP | UDP_LITE => ip.is_first && usize::from(ip.total_len) + ETH_LEN >= ip.l4() + 8,
         _ => false,
     };
     if covers_addresses {

@@ -149,9 +149,7 @@ fn from_pod(
     if let Some(entry) = entry {
         // A SYN after the end opens a new connection: it claims its port anew.
         let reopens = ip.protocol == TCP && role == Role::Opens && entry.progress().is_over();
-        // What the kernel has translated onto the tuple of a flow that is long over takes its place.
-        let takes_over = role == Role::Opens && !unchanged && is_idle(&key, entry, now());
-        if entry.nat == Nat::SOURCE && entry.nat_addr == config.node_addr && !reopens && !takes_over {
+        if entry.nat == Nat::SOURCE && entry.nat_addr == config.node_addr && !reopens {
             return known(ctx, ip, transport, &key, role, unchanged, entry);
         }
         // Without ports no ingress hook has looked at the entry's age.

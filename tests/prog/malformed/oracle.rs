@@ -14,6 +14,8 @@ const IP_END: usize = 34;
 const ICMP: u8 = 1;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
+const DCCP: u8 = 33;
+const UDP_LITE: u8 = 136;
 
 /// Judges one run. `sent` ends where the program saw it end.
 pub(crate) fn judge(places: &Places, hook: Hook, sent: &[u8], action: i32, got: &[u8]) -> Result<(), String> {
@@ -75,10 +77,11 @@ impl Places {
         !(hook == Hook::ToUplink && is_whole && flags.is_some_and(|flags| flags & 0x17 == 2))
     }
 
-    /// A later fragment for the node that is put behind what has arrived meanwhile.
+    /// A packet that passes its hook once more, behind what has arrived meanwhile: a later fragment for the node, or one whose
+    /// flow's entry was just written or got room. A pod's that leaves is judged when it has passed.
     fn waits(&self, hook: Hook, sent: &[u8]) -> Result<(), String> {
-        let is_later = sent.len() >= IP_END && fragment_offset(sent, IP) != 0;
-        if hook == Hook::FromUplink && is_later && addr(sent, IP + 16) == self.node {
+        let for_node = sent.len() >= IP_END && addr(sent, IP + 16) == self.node;
+        if hook == Hook::FromPod || hook == Hook::ToUplink || hook == Hook::FromUplink && for_node {
             Ok(())
         } else {
             Err("redirected as it was".to_owned())
@@ -195,6 +198,7 @@ impl Layout {
         match (self.protocol, &self.quoted) {
             (TCP, _) => ranges.extend([port, self.l4 + 16..self.l4 + 18]),
             (UDP, _) => ranges.extend([port, self.l4 + 6..self.l4 + 8]),
+            (DCCP | UDP_LITE, _) => ranges.push(self.l4 + 6..self.l4 + 8),
             (ICMP, None) => ranges.extend([self.l4 + 2..self.l4 + 4, self.l4 + 4..self.l4 + 6]),
             (ICMP, Some(quoted)) => {
                 ranges.push(self.l4 + 2..self.l4 + 4);
@@ -232,6 +236,10 @@ impl Layout {
                 off_by(&[&frame[IP + 12..IP + 20], &frame[self.l4..]])
             })?,
             ICMP => same("ICMP", &|frame| off_by(&[&frame[self.l4..]]))?,
+            // They may cover a part of the payload only, which does not change. Half a header has no checksum to keep right.
+            DCCP | UDP_LITE if self.l4 + 8 <= IP + total_len(sent) => same("partial", &|frame| {
+                off_by(&[&frame[IP + 12..IP + 20], &frame[self.l4..self.l4 + 8]])
+            })?,
             _ => {}
         }
         let Some(quoted) = &self.quoted else {
@@ -282,6 +290,10 @@ impl Quoted {
         }
         ranges
     }
+}
+
+fn total_len(frame: &[u8]) -> usize {
+    usize::from(u16::from_be_bytes([frame[IP + 2], frame[IP + 3]]))
 }
 
 /// How far a checksum is from right: the one's complement sum over what it covers, itself included. 0 is right. The part

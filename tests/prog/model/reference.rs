@@ -339,6 +339,13 @@ impl Model {
 
     /// Compares what the table says of a tuple, or follows it where both are right.
     pub(crate) fn compare(&mut self, tuple: Tuple, (stage, port): (Stage, Option<u16>)) -> Verdict {
+        // What is over may have been forgotten to make room, both halves.
+        if stage == Stage::Absent && self.flow(tuple).stage != Stage::Absent && self.is_over(tuple) {
+            self.lost(tuple);
+            self.holds.retain(|_, hold| hold.owner != tuple || !hold.is_idle);
+            self.released += 1;
+            return Ok(());
+        }
         let flow = self.flows.entry(tuple).or_default();
         if tuple.server == Server::Vnet || tuple.client == Client::Node {
             return Ok(());
