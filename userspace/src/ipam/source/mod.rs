@@ -2,10 +2,10 @@
 //!
 //! | `ipam.environment` | source |
 //! |---|---|
-//! | `azure`, or none | the fabric's wireserver, over HTTP; the last good answer is kept ([`wireserver`], [`cache`]) |
-//! | `mas`, `fileIpam` | a file, [`INTERFACES`] ([`file`]) |
-//! | `nic` | the secondary addresses that the node's interfaces carry ([`own`]) |
-//! | `static` | a list in the configuration ([`own`]) |
+//! | `azure`, or none | the fabric's wireserver, over HTTP; the last good answer is kept (`wireserver`, `cache`) |
+//! | `mas`, `fileIpam` | a file, [`INTERFACES`] (`file`) |
+//! | `nic` | the secondary addresses that the node's interfaces carry (`own`) |
+//! | `static` | a list in the configuration (`own`) |
 //! | `null` | none: a pool without addresses |
 //!
 //! Owns what of a list is used. Knows nothing of who holds an address ([`super::pool`]).
