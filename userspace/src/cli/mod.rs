@@ -90,7 +90,9 @@ enum Command {
         #[command(flatten)]
         shown: Shown,
     },
-    /// Packets that are dropped, as it happens: a sample, counters are in `status`
+    /// Packets that are dropped, as it happens
+    ///
+    /// A sample: `status` has the counters.
     Monitor {
         #[command(flatten)]
         until: monitor::Until,

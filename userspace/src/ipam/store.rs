@@ -246,7 +246,8 @@ mod tests {
     }
 
     fn open(root: &Root) -> Result<Store, StoreError> {
-        Store::open(root, Duration::from_secs(1))
+        // Another test of this process may fork meanwhile, and its child holds the lock until it becomes another program.
+        Store::open(root, Duration::from_secs(10))
     }
 
     fn source() -> SourcePool {
