@@ -209,7 +209,6 @@ fn directions(progress: Progress) -> Directions {
             (Progress::SPOKE, "spoke"),
             (Progress::FIN, "fin"),
             (Progress::RST, "rst"),
-            (Progress::PAST_SYN, "past_syn"),
         ];
         names
             .into_iter()
