@@ -246,8 +246,7 @@ mod tests {
     }
 
     fn open(root: &Root) -> Result<Store, StoreError> {
-        // Another test of this process may fork meanwhile, and its child holds the lock until it becomes another program.
-        Store::open(root, Duration::from_secs(10))
+        Store::open(root, Duration::from_secs(1))
     }
 
     fn source() -> SourcePool {
@@ -338,6 +337,7 @@ mod tests {
         assert!(store.space().release(&holder("a"), &[], 1).is_empty());
         store.save().unwrap();
         assert!(!root.path(STATE).exists());
+        drop(store);
         add(&root, "a");
         let before = fs::read(root.path(STATE)).unwrap();
         add(&root, "a");
