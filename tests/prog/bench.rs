@@ -442,7 +442,7 @@ impl Bench {
         HashMap::try_from(self.map("cwy_flows")).unwrap()
     }
 
-    fn map(&mut self, name: &str) -> &mut aya::maps::Map {
+    pub(crate) fn map(&mut self, name: &str) -> &mut aya::maps::Map {
         self.object.map_mut(name).unwrap()
     }
 }

@@ -11,6 +11,7 @@ mod bench;
 mod bounds;
 mod carried;
 mod cpus;
+mod crowds;
 mod drops;
 mod fill;
 mod fragments;

@@ -101,6 +101,7 @@ fn run_one(operations: &[Operation]) {
 /// Runs a case on an empty table. Returns how many operations it had, and how many packets were refused.
 fn case(world: &mut World, operations: &[Operation]) -> Result<(u64, u64), String> {
     world.bench.clear_flows();
+    world.bench.clear_crowds();
     let mut model = Model::default();
     let mut refused = 0;
     for (number, operation) in (1..).zip(operations) {
@@ -128,7 +129,8 @@ fn apply(world: &mut World, model: &mut Model, operation: Operation) -> Result<b
             };
             let went = world.send(tuple, says, stack);
             refused = went == Went::Refused;
-            model.sent(tuple, says, stack, went)?;
+            let is_crowded = matches!(went, Went::AsNode { .. }) && world.is_crowded(tuple);
+            model.sent(tuple, says, stack, went, is_crowded)?;
         }
         Operation::Answer(protocol, server, port, says) => {
             let by_service = model.is_by_service(protocol, server, port);

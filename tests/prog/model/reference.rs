@@ -98,7 +98,15 @@ fn wrong(what: impl Into<String>) -> Verdict {
 }
 
 impl Model {
-    pub(crate) fn sent(&mut self, tuple: Tuple, says: Says, stack: Stack, went: Went) -> Verdict {
+    /// `is_crowded`: there is a map of the ports towards the server.
+    pub(crate) fn sent(
+        &mut self,
+        tuple: Tuple,
+        says: Says,
+        stack: Stack,
+        went: Went,
+        is_crowded: bool,
+    ) -> Verdict {
         if tuple.server == Server::Vnet {
             return match went {
                 Went::AsItself { port } if port == tuple.port => Ok(()),
@@ -109,7 +117,7 @@ impl Model {
         }
         let opens = says == Says::Open || tuple.protocol != Protocol::Tcp;
         if tuple.client == Client::Node {
-            return self.sent_by_node(tuple, says, opens, went);
+            return self.sent_by_node(tuple, says, opens, went, is_crowded);
         }
         let flow = self.flow(tuple);
         let is_over = self.is_over(tuple);
@@ -162,7 +170,7 @@ impl Model {
                 if self.called.remove(&tuple) {
                     self.unsure(tuple);
                 }
-                self.claimed(tuple, port, stage)?;
+                self.claimed(tuple, port, stage, is_crowded)?;
                 self.flows.entry(tuple).or_default().by_service = stack == Stack::Translates;
                 Ok(())
             }
@@ -203,7 +211,14 @@ impl Model {
     }
 
     /// A socket of the node keeps its port unless a pod's flow holds it.
-    fn sent_by_node(&mut self, tuple: Tuple, says: Says, opens: bool, went: Went) -> Verdict {
+    fn sent_by_node(
+        &mut self,
+        tuple: Tuple,
+        says: Says,
+        opens: bool,
+        went: Went,
+        is_crowded: bool,
+    ) -> Verdict {
         let flow = self.flow(tuple);
         let key = (tuple.protocol, tuple.server, tuple.port);
         let is_pods = self
@@ -220,7 +235,9 @@ impl Model {
                 "a live mapping of the node's changed its port from {:?} to {port}",
                 flow.port
             )),
-            Went::AsNode { port, .. } if is_pods && opens => self.claimed(tuple, port, Stage::Kernel),
+            Went::AsNode { port, .. } if is_pods && opens => {
+                self.claimed(tuple, port, Stage::Kernel, is_crowded)
+            }
             Went::AsNode { port, .. } if port == tuple.port => {
                 if tuple.protocol == Protocol::Icmp {
                     let hold = Hold {

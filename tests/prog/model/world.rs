@@ -197,6 +197,11 @@ impl World {
         action != TC_ACT_SHOT
     }
 
+    pub(crate) fn is_crowded(&mut self, tuple: Tuple) -> bool {
+        let key = self.key(tuple);
+        self.bench.is_crowded(&key)
+    }
+
     pub(crate) fn lose(&mut self, tuple: Tuple) {
         let key = self.key(tuple);
         if self.bench.flow(&key).is_some() {

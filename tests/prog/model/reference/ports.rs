@@ -24,7 +24,10 @@ impl Model {
     }
 
     /// A port was claimed for a packet that opens a flow.
-    pub(super) fn claimed(&mut self, tuple: Tuple, port: u16, stage: Stage) -> Verdict {
+    ///
+    /// A flow that has lost its forward half finds its port again, unless the server is crowded: what opens a flow there
+    /// is given a free port without a search for one of its own.
+    pub(super) fn claimed(&mut self, tuple: Tuple, port: u16, stage: Stage, is_crowded: bool) -> Verdict {
         let Flow {
             released,
             ended,
@@ -48,7 +51,7 @@ impl Model {
             return wrong(format!("it got port {port}, held by {hold:?}"));
         } else if tuple.protocol != Protocol::Icmp && !USABLE.contains(&port) {
             return wrong(format!("it got port {port}, which is reserved"));
-        } else if !mine.is_empty() && released == now && !mine.contains(&port) {
+        } else if !mine.is_empty() && released == now && !is_crowded && !mine.contains(&port) {
             return wrong(format!("it held {mine:?} and got {port}"));
         }
         let hold = Hold {
