@@ -11,7 +11,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use causeway_common::{
-    flow::{Exit, Flags, Hop, Nat, State},
+    flow::{Exit, Flags, Nat, State},
     reason::Reason,
     tuple::has_ports,
 };
@@ -61,27 +61,17 @@ extern "C" fn cwy_answers_of(key: *const Key, entry: *const Entry) -> u32 {
 
 #[inline(never)]
 fn write_answer(key: &Key, entry: &Entry, answer: &Key) {
-    let mut half = Entry::kernel(entry.flags & (Flags::HOST | Flags::WENT_UP), now());
-    half.state = entry.state;
-    half.nat = Nat::DESTINATION;
-    half.nat_addr = key.src;
-    half.nat_port = key.src_port;
+    let Some(config) = config() else {
+        return;
+    };
+    let mut half = Entry::kernel(0, 0);
+    let flags = entry.flags & (Flags::HOST | Flags::WENT_UP);
+    snat::fill_answer(&mut half, key, flags, entry.state, config.uplink_ifindex);
     half.progress = entry.progress().swapped().bits();
-    if !entry.has(Flags::HOST) {
-        let (Some(pod), Some(config)) = (pod(&key.src), config()) else {
-            return;
-        };
-        half.in_ifindex = config.uplink_ifindex;
-        half.leave_by(&Hop {
-            exit: Exit::POD,
-            flags: 0,
-            mtu: pod.mtu,
-            ifindex: pod.ifindex,
-            dst_mac: pod.mac,
-            src_mac: pod.host_mac,
-        });
+    if half.exit == Exit::STACK && !entry.has(Flags::HOST) {
+        return;
     }
-    if FLOWS.insert(answer, half, u64::from(BPF_NOEXIST)).is_ok() {
+    if FLOWS.insert(answer, &half, u64::from(BPF_NOEXIST)).is_ok() {
         bump(Hook::FromPod, Reason::MappingRestored);
     }
 }

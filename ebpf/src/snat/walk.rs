@@ -1,0 +1,251 @@
+//! Walks the candidates until one is ours. The lines that pick a port are in [`try_candidate`] and [`try_crowd`], the one
+//! that makes it ours in [`cwy_try_port`].
+
+use core::{ffi::c_void, hint::black_box, ptr::from_mut};
+
+use aya_ebpf::{
+    bindings::{__sk_buff, BPF_ANY, BPF_NOEXIST},
+    helpers::generated::bpf_loop,
+};
+use causeway_common::{
+    maps::Config,
+    ports::{CROWD_TRIES, CROWDED_PROBES, PROBES, candidate, candidate_id},
+    reason::Reason,
+    tuple::{ICMP, TCP, UDP, has_ports},
+};
+
+use super::{
+    Claim, Won,
+    halves::fill_answer,
+    is_ours,
+    taken::{host_holds, is_reserved},
+};
+use crate::{
+    crowd,
+    maps::{Addr, EEXIST, Entry, FLOWS, Key, config, flow, now},
+    usage,
+};
+
+/// `-EBUSY`: the bucket's lock is held on this CPU by a program that we interrupted.
+const EBUSY: i32 = -16;
+
+/// Finds a port and makes it the flow's, by the entry of the answers; or finds that which it has already. Returns a
+/// [`Won`]. Verified by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn cwy_reserve(skb: *mut __sk_buff, key: *const Key, claim: u32) -> u32 {
+    // SAFETY: the caller's reference.
+    let (Some(key), Some(config)) = (unsafe { key.as_ref() }, config()) else {
+        return Reason::SnatNotReady as u32;
+    };
+    let skips_stale = claim & Claim::SKIPS_STALE != 0;
+    let claim = &Claim::of_bits(claim);
+    let is_free = claim.is_counted || !claim.of_pod;
+    let has_room = is_free || usage::has_room(config, &key.src);
+    // SAFETY: integers, arrays of integers and a raw pointer: all zeros is a value. Written in place, a part of it would
+    // not be on the stack twice.
+    let mut search: Search = unsafe { core::mem::zeroed() };
+    search.skb = skb;
+    let walk = &mut search.walk;
+    walk.key = *key;
+    walk.answer.src = key.dst;
+    walk.answer.dst = config.node_addr;
+    walk.answer.src_port = key.dst_port;
+    walk.answer.protocol = key.protocol;
+    walk.hash = key.hash(config.seed);
+    walk.state = claim.state();
+    walk.skip_stale = u8::from(skips_stale);
+    walk.may_take = u8::from(has_room);
+    fill_answer(
+        &mut search.walk.reverse,
+        key,
+        claim.flags(),
+        claim.state(),
+        config.uplink_ifindex,
+    );
+    search.find(config);
+    let walk = &search.walk;
+    let port = u32::from(u16::from_be_bytes(walk.answer.dst_port));
+    match walk.end {
+        STALE => port | Won::IS_STALE,
+        OURS => {
+            let is_new = if walk.is_new != 0 { Won::IS_NEW } else { 0 };
+            port | Won::IS | is_new | u32::from(walk.state) << Won::STATE
+        }
+        end if end == Reason::SnatTableFull as u8 => u32::from(end),
+        _ if !has_room => Reason::SnatQuota as u32,
+        _ => Reason::SnatNoPort as u32,
+    }
+}
+
+/// [`Walk::end`] when a port was found. No reason has this number.
+const OURS: u8 = u8::MAX;
+/// [`Walk::end`] when a port belongs to a mapping that seems to have expired.
+const STALE: u8 = u8::MAX - 1;
+
+/// A walk with what its callbacks need beside it.
+struct Search {
+    skb: *mut __sk_buff,
+    walk: Walk,
+}
+
+/// State of a walk over the candidates. No pointers: it is passed to a function that is verified by itself.
+#[repr(C)]
+struct Walk {
+    /// The flow that claims.
+    key: Key,
+    /// The key of its answers, to the port that was tried last.
+    answer: Key,
+    /// The entry that makes a port ours.
+    reverse: Entry,
+    hash: u32,
+    /// State of both halves.
+    state: u8,
+    /// [`OURS`], or the [`Reason`] to give if the walk ends here. A number, because an enum that the verifier sees
+    /// change in a loop costs it a state for each variant.
+    end: u8,
+    /// 1: ports of expired mappings are passed over.
+    skip_stale: u8,
+    /// 1: a free port may be taken; 0: the pod has as many flows as it may have.
+    may_take: u8,
+    /// 1: the mapping that was found has not been there before.
+    is_new: u8,
+    _pad: [u8; 3],
+}
+
+/// Return values of a callback of `bpf_loop`.
+const GO_ON: u32 = 0;
+const STOP: u32 = 1;
+
+impl Search {
+    /// Probes; and towards a crowded remote takes what its map of ports shows to be free.
+    #[inline(always)]
+    fn find(&mut self, config: &Config<Addr>) {
+        let is_crowded = crowd::has_map(config, &self.walk.answer);
+        self.run(try_candidate, if is_crowded { CROWDED_PROBES } else { PROBES });
+        if self.walk.end == OURS && is_crowded {
+            crowd::mark_taken(config, &self.walk.answer);
+        }
+        let may_go_on = self.walk.may_take != 0 && has_ports(self.walk.key.protocol);
+        if self.walk.end != Reason::SnatNoPort as u8 || !may_go_on {
+            return;
+        }
+        self.run(try_crowd, CROWD_TRIES);
+        if self.walk.end == Reason::SnatNoPort as u8 {
+            // No map yet, or one that shows no free port and may be old.
+            crowd::build(&self.walk.answer);
+            self.run(try_crowd, CROWD_TRIES);
+        }
+        if self.walk.end == Reason::SnatNoPort as u8 && is_crowded {
+            // Every port is taken: perhaps by somebody who needs it no more.
+            self.run(try_candidate, PROBES);
+        }
+    }
+
+    #[inline(always)]
+    fn run(&mut self, callback: unsafe extern "C" fn(u32, *mut c_void) -> i64, times: u32) {
+        self.walk.end = Reason::SnatNoPort as u8;
+        let (callback, state) = (callback as *mut c_void, (&raw mut *self).cast());
+        // SAFETY: the callback has the signature that the helper calls (Linux 5.17), and `self` outlives the call.
+        unsafe { bpf_loop(times, callback, state, 0) };
+    }
+}
+
+/// Tries candidate number `attempt` of the flow's sequence.
+///
+/// # Safety
+///
+/// Called by `bpf_loop` with a [`Search`].
+unsafe extern "C" fn try_candidate(attempt: u32, search: *mut c_void) -> i64 {
+    // SAFETY: the caller's.
+    let search = unsafe { &mut *search.cast::<Search>() };
+    let key = &search.walk.key;
+    let own = u16::from_be_bytes(key.src_port);
+    let port = match key.protocol {
+        TCP | UDP => candidate(own, search.walk.hash, attempt),
+        ICMP => candidate_id(own, search.walk.hash, attempt),
+        // No ports: there is one candidate.
+        _ if attempt == 0 => 0,
+        _ => return i64::from(STOP),
+    };
+    try_port(search, port)
+}
+
+/// Tries a port that the remote's map shows to be free.
+///
+/// # Safety
+///
+/// As for [`try_candidate`].
+unsafe extern "C" fn try_crowd(_attempt: u32, search: *mut c_void) -> i64 {
+    // SAFETY: the caller's.
+    let search = unsafe { &mut *search.cast::<Search>() };
+    let own = u16::from_be_bytes(search.walk.key.src_port);
+    match crowd::take(&search.walk.answer, own, search.walk.hash) {
+        Some(port) => try_port(search, port),
+        None => i64::from(STOP),
+    }
+}
+
+#[inline(always)]
+fn try_port(search: &mut Search, port: u16) -> i64 {
+    let end = cwy_try_port(search.skb, from_mut(&mut search.walk), u32::from(port));
+    // The verifier knows nothing of the result, and a callback may return 0 or 1 only.
+    i64::from(black_box(end) & STOP)
+}
+
+/// Tries to make a port ours. Returns [`GO_ON`] or [`STOP`]. Verified by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+#[expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "by value the entry would be copied to the stack"
+)]
+extern "C" fn cwy_try_port(skb: *mut __sk_buff, walk: *mut Walk, port: u32) -> u32 {
+    // SAFETY: the caller's reference.
+    let (Some(walk), Some(config)) = (unsafe { walk.as_mut() }, config()) else {
+        return STOP;
+    };
+    let port = port as u16;
+    walk.answer.dst_port = port.to_be_bytes();
+    let answer = &walk.answer;
+    if let Some(owner) = flow(answer) {
+        if is_ours(&walk.key, owner) {
+            // The forward half was lost, or another CPU was first with a packet of this very flow. Its life begins anew.
+            walk.end = OURS;
+            FLOWS.insert(answer, &walk.reverse, u64::from(BPF_ANY)).ok();
+            return STOP;
+        }
+        let is_stale = walk.may_take != 0
+            && walk.skip_stale == 0
+            && config
+                .timeouts
+                .expired(owner, answer.protocol, owner.last_seen, now());
+        if !is_stale {
+            return GO_ON;
+        }
+        walk.end = STALE;
+        return STOP;
+    }
+    if walk.may_take == 0 || is_reserved(answer.protocol, port) || host_holds(skb.cast(), answer) {
+        return GO_ON;
+    }
+    match FLOWS.insert(answer, &walk.reverse, u64::from(BPF_NOEXIST)) {
+        Ok(()) => {
+            walk.end = OURS;
+            walk.is_new = 1;
+            STOP
+        }
+        Err(EEXIST | EBUSY) => match flow(answer) {
+            Some(owner) if is_ours(&walk.key, owner) => {
+                walk.end = OURS;
+                walk.state = owner.state;
+                STOP
+            }
+            _ => GO_ON,
+        },
+        Err(_) => {
+            walk.end = Reason::SnatTableFull as u8;
+            STOP
+        }
+    }
+}
