@@ -81,7 +81,7 @@ impl Flags {
     pub const COUNTED: u8 = 32;
 }
 
-/// What both directions of a flow have sent so far: three bits for this direction, three for its peer.
+/// What both directions of a flow have sent so far: four bits for this direction, four for its peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress(u8);
 
@@ -94,6 +94,8 @@ impl Progress {
     pub const FIN: Self = Self(2);
     /// TCP RST was seen.
     pub const RST: Self = Self(4);
+    /// A TCP packet without SYN was seen: the handshake is over, if the other side has spoken as well.
+    pub const PAST_SYN: Self = Self(8);
 
     const PEER_SHIFT: u32 = 4;
 
@@ -119,6 +121,9 @@ impl Progress {
             }
             if flags & tcp_flags::RST != 0 {
                 bits |= Self::RST.0;
+            }
+            if flags & tcp_flags::SYN == 0 {
+                bits |= Self::PAST_SYN.0;
             }
         }
         Self(bits)

@@ -13,9 +13,9 @@ use crate::{
 pub struct Timeouts {
     /// An offer that the stack has not answered.
     pub offered: u32,
-    /// TCP before both sides have spoken.
+    /// TCP before the handshake is over.
     pub tcp_opening: u32,
-    /// TCP, both sides have spoken.
+    /// TCP after the handshake.
     pub tcp_established: u32,
     /// TCP after a FIN of both sides.
     pub tcp_closing: u32,
@@ -65,7 +65,7 @@ impl Timeouts {
         match protocol {
             tuple::TCP if entry.progress().either(Progress::RST) => self.tcp_reset,
             tuple::TCP if entry.progress().both(Progress::FIN) => self.tcp_closing,
-            tuple::TCP if both_spoke => self.tcp_established,
+            tuple::TCP if both_spoke && entry.progress().either(Progress::PAST_SYN) => self.tcp_established,
             tuple::TCP => self.tcp_opening,
             tuple::UDP if both_spoke => self.udp_stream,
             tuple::UDP => self.udp,
@@ -120,9 +120,16 @@ mod tests {
     fn tcp_lives_by_what_both_sides_have_sent() {
         let t = Timeouts::DEFAULT;
         let carried = |progress| t.of(&entry(State::CARRIED, progress), tuple::TCP);
-        let spoke = Progress::SPOKE.and_peer(Progress::SPOKE);
+        let answered = Progress::SPOKE.and_peer(Progress::SPOKE);
         assert_eq!(carried(Progress::SPOKE), t.tcp_opening);
+        assert_eq!(
+            carried(answered),
+            t.tcp_opening,
+            "nobody has acknowledged the answer"
+        );
+        let spoke = answered.with(Progress::PAST_SYN);
         assert_eq!(carried(spoke), t.tcp_established);
+        assert_eq!(carried(answered.and_peer(Progress::PAST_SYN)), t.tcp_established);
         assert_eq!(
             carried(spoke.with(Progress::FIN)),
             t.tcp_established,

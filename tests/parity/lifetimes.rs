@@ -9,11 +9,11 @@ use causeway_tests::{netns::Netns, node::Node};
 /// Idle times in seconds.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Lifetimes {
-    /// Whatever only one side has spoken in, ICMP, and TCP that is over.
+    /// Whatever only one side has spoken in, ICMP, and TCP during the handshake or after its end.
     pub(crate) short: u32,
     /// UDP and protocols without ports, both sides have spoken.
     pub(crate) stream: u32,
-    /// TCP, both sides have spoken.
+    /// TCP after the handshake.
     pub(crate) established: u32,
 }
 
@@ -40,11 +40,10 @@ impl Lifetimes {
         } = *self;
         for (name, seconds) in [
             ("tcp_timeout_syn_sent", short),
+            ("tcp_timeout_syn_recv", short),
             ("tcp_timeout_last_ack", short),
             ("tcp_timeout_time_wait", short),
             ("tcp_timeout_close", short),
-            // Both sides have spoken.
-            ("tcp_timeout_syn_recv", established),
             ("tcp_timeout_established", established),
             ("tcp_timeout_fin_wait", established),
             ("tcp_timeout_close_wait", established),

@@ -139,9 +139,11 @@ fn tcp_answered(draw: &mut Draw<'_>) -> Script {
     let (mut script, mut talk) = draw.outside(TCP);
     talk.tcp(&mut script, Pod, flag::SYN, 0);
     talk.tcp(&mut script, Remote, flag::SYN | ACK, 0);
-    rest(&mut script, &[Both, Both, Both]);
-    talk.tcp(&mut script, Pod, ACK, 0);
-    talk.data(&mut script, Pod, 10);
+    rest(&mut script, &[Both, Neither]);
+    late_segment(&mut script, talk, flag::SYN | ACK, 0);
+    open_again(&mut script, &mut talk);
+    rest(&mut script, &[Both]);
+    talk.data(&mut script, Remote, 10);
     script
 }
 
@@ -239,7 +241,10 @@ fn inherited(draw: &mut Draw<'_>) -> Script {
     talk.own = End::At(draw.addr(talk.pod), port);
     ask(&mut script, &mut talk);
     match protocol {
-        TCP => talk.tcp(&mut script, Remote, flag::SYN | ACK, 0),
+        TCP => {
+            talk.tcp(&mut script, Remote, flag::SYN | ACK, 0);
+            talk.tcp(&mut script, Pod, ACK, 0);
+        }
         UDP => drop(talk.udp(&mut script, Remote, 10)),
         _ => drop(talk.echo(&mut script, Remote, true, 1, 10)),
     }
@@ -249,7 +254,7 @@ fn inherited(draw: &mut Draw<'_>) -> Script {
         ask(&mut script, &mut talk);
     }
     match protocol {
-        TCP => talk.tcp(&mut script, Pod, ACK, 0),
+        TCP => talk.data(&mut script, Pod, 10),
         UDP => drop(talk.udp(&mut script, Remote, 10)),
         _ => drop(talk.echo(&mut script, Remote, true, 1, 10)),
     }

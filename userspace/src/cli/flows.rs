@@ -209,6 +209,7 @@ fn directions(progress: Progress) -> Directions {
             (Progress::SPOKE, "spoke"),
             (Progress::FIN, "fin"),
             (Progress::RST, "rst"),
+            (Progress::PAST_SYN, "past_syn"),
         ];
         names
             .into_iter()

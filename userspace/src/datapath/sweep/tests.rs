@@ -48,7 +48,10 @@ fn entry(state: u8, last_seen: u32) -> Entry {
     Entry {
         state,
         flags: 0,
-        progress: Progress::SPOKE.and_peer(Progress::SPOKE).bits(),
+        progress: Progress::SPOKE
+            .and_peer(Progress::SPOKE)
+            .with(Progress::PAST_SYN)
+            .bits(),
         ..Entry::offer(3, [2; 6], last_seen)
     }
 }
