@@ -55,6 +55,20 @@ impl Timeouts {
         icmp: 60,
     };
 
+    /// Each with its name, as `causeway status --json` gives it.
+    pub const fn named(&self) -> [(&'static str, u32); 8] {
+        [
+            ("offered", self.offered),
+            ("tcpOpening", self.tcp_opening),
+            ("tcpEstablished", self.tcp_established),
+            ("tcpClosing", self.tcp_closing),
+            ("tcpReset", self.tcp_reset),
+            ("udp", self.udp),
+            ("udpStream", self.udp_stream),
+            ("icmp", self.icmp),
+        ]
+    }
+
     /// Idle time in seconds after which `entry` may be forgotten.
     #[inline(always)]
     pub fn of<A: Address>(&self, entry: &FlowEntry<A>, protocol: u8) -> u32 {
@@ -254,19 +268,10 @@ mod tests {
 
     #[test]
     fn no_default_is_below_its_floor() {
-        let Timeouts {
-            offered,
-            tcp_opening,
-            tcp_established,
-            tcp_closing,
-            tcp_reset,
-            udp,
-            udp_stream,
-            icmp,
-        } = Timeouts::DEFAULT;
-        let floor = Timeouts::FLOOR;
-        assert!(offered >= floor.offered && tcp_opening >= floor.tcp_opening && icmp >= floor.icmp);
-        assert!(tcp_established >= floor.tcp_established && tcp_closing >= floor.tcp_closing);
-        assert!(tcp_reset >= floor.tcp_reset && udp >= floor.udp && udp_stream >= floor.udp_stream);
+        let named = Timeouts::DEFAULT.named();
+        assert_eq!(named.len(), size_of::<Timeouts>() / 4, "all are there");
+        for ((name, default), (_, floor)) in named.into_iter().zip(Timeouts::FLOOR.named()) {
+            assert!(default >= floor, "{name}");
+        }
     }
 }

@@ -145,38 +145,29 @@ fn primary(addresses: &[Address], ifindex: u32, subnet: Option<Ipv4Net>) -> Opti
 /// The idle times of the kernel's conntrack, not below the floors of the RFCs; [`Timeouts::DEFAULT`] where the
 /// kernel does not say (conntrack not loaded).
 pub fn timeouts() -> Timeouts {
-    let Timeouts {
-        offered,
-        tcp_opening,
-        tcp_established,
-        tcp_closing,
-        tcp_reset,
-        udp,
-        udp_stream,
-        icmp,
-    } = Timeouts::DEFAULT;
+    let default = Timeouts::DEFAULT;
     let floor = Timeouts::FLOOR;
     Timeouts {
-        offered,
+        offered: default.offered,
         tcp_opening: conntrack(
             &["tcp_timeout_syn_sent", "tcp_timeout_syn_recv"],
             floor.tcp_opening,
-            tcp_opening,
+            default.tcp_opening,
         ),
         tcp_established: conntrack(
             &["tcp_timeout_established"],
             floor.tcp_established,
-            tcp_established,
+            default.tcp_established,
         ),
         tcp_closing: conntrack(
             &["tcp_timeout_time_wait", "tcp_timeout_last_ack"],
             floor.tcp_closing,
-            tcp_closing,
+            default.tcp_closing,
         ),
-        tcp_reset: conntrack(&["tcp_timeout_close"], floor.tcp_reset, tcp_reset),
-        udp: conntrack(&["udp_timeout"], floor.udp, udp),
-        udp_stream: conntrack(&["udp_timeout_stream"], floor.udp_stream, udp_stream),
-        icmp: conntrack(&["icmp_timeout"], floor.icmp, icmp),
+        tcp_reset: conntrack(&["tcp_timeout_close"], floor.tcp_reset, default.tcp_reset),
+        udp: conntrack(&["udp_timeout"], floor.udp, default.udp),
+        udp_stream: conntrack(&["udp_timeout_stream"], floor.udp_stream, default.udp_stream),
+        icmp: conntrack(&["icmp_timeout"], floor.icmp, default.icmp),
     }
 }
 

@@ -13,7 +13,6 @@ use causeway::{
 };
 use causeway_common::{
     flow::State,
-    lifetime::Timeouts,
     maps::{Count, FLOW_ENTRIES, POD_ENTRIES, PodEntry, SCHEMA},
     reason::Reason,
 };
@@ -126,7 +125,7 @@ fn loaded(datapath: &Datapath, all: bool) -> Result<Loaded, Failure> {
         hooks,
         pods: count_pods(&datapath.pods()?),
         flows: count_flows(datapath)?,
-        timeouts: timeouts(config.timeouts),
+        timeouts: BTreeMap::from(config.timeouts.named()),
         counters: datapath
             .counts()?
             .into_iter()
@@ -292,29 +291,6 @@ fn count_flows(datapath: &Datapath) -> Result<FlowCount, Failure> {
     let ratio = count.entries as f64 / count.capacity as f64;
     count.fill_ratio = ratio;
     Ok(count)
-}
-
-fn timeouts(timeouts: Timeouts) -> BTreeMap<&'static str, u32> {
-    let Timeouts {
-        offered,
-        tcp_opening,
-        tcp_established,
-        tcp_closing,
-        tcp_reset,
-        udp,
-        udp_stream,
-        icmp,
-    } = timeouts;
-    BTreeMap::from([
-        ("offered", offered),
-        ("tcpOpening", tcp_opening),
-        ("tcpEstablished", tcp_established),
-        ("tcpClosing", tcp_closing),
-        ("tcpReset", tcp_reset),
-        ("udp", udp),
-        ("udpStream", udp_stream),
-        ("icmp", icmp),
-    ])
 }
 
 fn counter(reason: Reason, count: Count) -> Counter {

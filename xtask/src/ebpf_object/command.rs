@@ -191,15 +191,13 @@ mod tests {
         value.map(|value| value.to_string_lossy().into_owned())
     }
 
+    fn command(route: Route, verb: Verb) -> Command {
+        cargo(&CAUSEWAY, &toolchain(route), &x86(), Path::new("/w"), verb)
+    }
+
     #[test]
     fn nightly_runs_through_rustup_without_what_the_outer_cargo_left() {
-        let command = cargo(
-            &CAUSEWAY,
-            &toolchain(Route::Nightly),
-            &x86(),
-            Path::new("/w"),
-            Verb::Build,
-        );
+        let command = command(Route::Nightly, Verb::Build);
         assert_eq!(
             words(&command),
             "rustup run nightly cargo build --package causeway-ebpf --target bpfel-unknown-none --profile bpf -Z build-std=core \
@@ -219,13 +217,7 @@ mod tests {
 
     #[test]
     fn the_system_compiler_is_told_to_accept_build_std() {
-        let command = cargo(
-            &CAUSEWAY,
-            &toolchain(Route::System),
-            &x86(),
-            Path::new("/w"),
-            Verb::Build,
-        );
+        let command = command(Route::System, Verb::Build);
         assert_eq!(variable(&command, "RUSTC").as_deref(), Some("/usr/bin/rustc"));
         assert_eq!(variable(&command, "RUSTC_BOOTSTRAP").as_deref(), Some("1"));
         assert!(is_removed(&command, "RUSTC_WORKSPACE_WRAPPER"));
@@ -234,33 +226,15 @@ mod tests {
 
     #[test]
     fn each_route_lints_with_the_clippy_of_its_compiler() {
-        let nightly = cargo(
-            &CAUSEWAY,
-            &toolchain(Route::Nightly),
-            &x86(),
-            Path::new("/w"),
-            Verb::Clippy,
-        );
+        let nightly = command(Route::Nightly, Verb::Clippy);
         assert!(words(&nightly).starts_with("rustup run nightly cargo clippy --package causeway-ebpf"));
-        let system = cargo(
-            &CAUSEWAY,
-            &toolchain(Route::System),
-            &x86(),
-            Path::new("/w"),
-            Verb::Clippy,
-        );
+        let system = command(Route::System, Verb::Clippy);
         assert!(words(&system).starts_with("/usr/bin/cargo-clippy clippy --package causeway-ebpf"));
     }
 
     #[test]
     fn flags_make_btf_and_name_machine_and_linker() {
-        let command = cargo(
-            &CAUSEWAY,
-            &toolchain(Route::System),
-            &x86(),
-            Path::new("/w"),
-            Verb::Build,
-        );
+        let command = command(Route::System, Verb::Build);
         assert_eq!(
             variable(&command, "CARGO_ENCODED_RUSTFLAGS").as_deref(),
             Some(
