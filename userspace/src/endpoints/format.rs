@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 use super::Key;
 use crate::{
     datapath::HostPort,
-    go_json::{base64, ip_net, no_ip_net, null_default, parse_ip_net},
+    go_json::{base64, ip_net, no_ip_net, null_default, parse_base64, parse_ip_net},
 };
 
 /// The whole file.
@@ -159,7 +159,7 @@ impl ExternalInterface {
     }
 
     pub(super) fn update(&mut self, uplink: &UplinkRecord<'_>, subnet: IpNet) {
-        self.mac_address = base64::encode(&uplink.mac).into();
+        self.mac_address = base64(&uplink.mac).into();
         let subnet = subnet.to_string();
         if !self.subnets.contains(&subnet) {
             self.subnets.push(subnet);
@@ -201,7 +201,7 @@ fn prefix(subnet: &Value) -> Option<IpNet> {
 impl Endpoint {
     pub(super) fn new(id: &str, new: &NewEndpoint<'_>) -> Self {
         let default_route = json!({
-            "Dst": { "IP": "0.0.0.0", "Mask": base64::encode(&[0; 4]) }, "Src": "", "Gw": new.gateway.to_string(),
+            "Dst": { "IP": "0.0.0.0", "Mask": base64(&[0; 4]) }, "Src": "", "Gw": new.gateway.to_string(),
             "Protocol": 0, "DevName": "", "Scope": 0, "Priority": 0, "Table": 0,
         });
         Self {
@@ -214,7 +214,7 @@ impl Endpoint {
             namespace: new.namespace.to_owned(),
             host_ports: new.host_ports.to_vec(),
             extra: members(json!({
-                "SandboxKey": "", "MacAddress": base64::encode(&new.mac), "InfraVnetIP": no_ip_net(), "LocalIP": "",
+                "SandboxKey": "", "MacAddress": base64(&new.mac), "InfraVnetIP": no_ip_net(), "LocalIP": "",
                 "Gateways": [new.gateway.to_string()], "DNS": dns(new.nameservers), "Routes": [default_route], "VlanID": 0,
                 "EnableSnatOnHost": false, "EnableInfraVnet": false, "EnableMultitenancy": false,
                 "AllowInboundFromHostToNC": false, "AllowInboundFromNCToHost": false, "NetworkContainerID": "",
@@ -229,7 +229,7 @@ impl Endpoint {
 
     /// MAC of the pod's end.
     pub fn mac(&self) -> Option<[u8; 6]> {
-        base64::decode(self.extra.get("MacAddress")?.as_str()?)?
+        parse_base64(self.extra.get("MacAddress")?.as_str()?)?
             .try_into()
             .ok()
     }
