@@ -53,14 +53,6 @@ pub(crate) fn resting() -> Vec<Kind> {
     kinds(resting::KINDS).collect()
 }
 
-/// The kinds that are not compared unless they are named.
-pub(crate) fn waiting() -> Vec<Kind> {
-    [icmp::WAITING, beyond::WAITING]
-        .into_iter()
-        .flat_map(kinds)
-        .collect()
-}
-
 /// Whether nothing comes out of a kind: the node's own stack has it.
 pub(crate) fn is_silent(kind: Archetype) -> bool {
     [icmp::SILENT, strays::SILENT]

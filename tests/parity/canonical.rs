@@ -43,41 +43,33 @@ pub(crate) fn reset_to(bytes: &[u8]) -> Option<(Ipv4Addr, u16)> {
 }
 
 /// The frame up to the end of its IP packet.
-fn packet(bytes: &[u8]) -> &[u8] {
+pub(crate) fn trimmed(bytes: &[u8]) -> &[u8] {
     let len = usize::from(u16_at(bytes, ETH + 2));
     &bytes[..bytes.len().min(ETH + len)]
 }
 
-/// Cuts off what follows the IP packet.
-pub(crate) fn trim(bytes: &mut Vec<u8>) {
-    let len = packet(bytes).len();
-    bytes.truncate(len);
-}
-
-/// Puts 0 in place of every port of the node's and of the identification of its own errors, with every checksum that
-/// covers it, and returns the ports. What differs afterwards differs in more than these.
-pub(crate) fn canonical(bytes: &mut [u8]) -> Vec<u16> {
-    let mut ports = Vec::new();
+/// Puts 0 in place of the node's port and of the identification of its own errors, with every checksum that covers it,
+/// and returns the port. What differs afterwards differs in more than these.
+pub(crate) fn canonical(bytes: &mut [u8]) -> Option<u16> {
     let header = usize::from(bytes[ETH] & 0x0f) * 4;
     if is_own_error(&bytes[ETH..]) {
         set(bytes, ETH + 4, 0, &[ETH + 10]);
     }
     let l4 = ETH + header;
     if fragment_offset(bytes) > 0 {
-        return ports;
+        return None;
     }
     let is_error =
         bytes[ETH + 9] == ICMP && bytes.get(l4).is_some_and(|&kind| matches!(kind, 3 | 4 | 11 | 12));
     let inner = l4 + 8;
-    if is_error {
-        if bytes.len() >= inner + 28 {
-            let inner_l4 = inner + usize::from(bytes[inner] & 0x0f) * 4;
-            ports.extend(clear_port(bytes, inner, inner_l4, Some(l4 + 2)));
-        }
-    } else {
-        ports.extend(clear_port(bytes, ETH, l4, None));
+    if !is_error {
+        return clear_port(bytes, ETH, l4, None);
     }
-    ports
+    if bytes.len() < inner + 28 {
+        return None;
+    }
+    let inner_l4 = inner + usize::from(bytes[inner] & 0x0f) * 4;
+    clear_port(bytes, inner, inner_l4, Some(l4 + 2))
 }
 
 /// Clears the port beside the node's address in the IPv4 packet at `l3`, inside an error if `outer` is its checksum.
@@ -97,17 +89,16 @@ fn clear_port(bytes: &mut [u8], l3: usize, l4: usize, outer: Option<usize>) -> O
     };
     let port = u16_at(bytes, port_at);
     let no_checksum = bytes[l3 + 9] == UDP && u16_at(bytes, check_at) == 0;
-    let outer: Vec<usize> = outer.into_iter().collect();
     // A TCP checksum is carried along only where the whole header is quoted.
-    let is_kept = !outer.is_empty() && bytes[l3 + 9] == TCP && bytes.len() < l4 + 20;
+    let is_kept = outer.is_some() && bytes[l3 + 9] == TCP && bytes.len() < l4 + 20;
     if no_checksum || is_kept || bytes.len() < check_at + 2 {
-        set(bytes, port_at, 0, &outer);
+        set(bytes, port_at, 0, outer.as_slice());
     } else {
         let before = u16_at(bytes, check_at);
         set(bytes, port_at, 0, &[check_at]);
         let after = u16_at(bytes, check_at);
         // Port and checksum changed under the outer checksum, which covers both.
-        for &at in &outer {
+        if let Some(at) = outer {
             adjust(bytes, at, port, 0);
             adjust(bytes, at, before, after);
         }

@@ -6,7 +6,8 @@ use causeway_tests::fabric::NODE;
 
 use crate::{
     canonical::{fragment_offset, source},
-    lane::{Output, WIRE},
+    frames::Output,
+    lane::WIRE,
     packet::End,
     script::Shot,
 };
@@ -45,7 +46,7 @@ impl Difference {
     }
 
     /// Whether this is what the row describes, and nothing else.
-    pub(crate) fn describes(self, shot: &Shot, left: &[&Output], right: &[&Output]) -> bool {
+    pub(crate) fn describes(self, shot: &Shot, left: &[Output<'_>], right: &[Output<'_>]) -> bool {
         let End::At(sender, _) = shot.spec.src else {
             return false;
         };
@@ -61,7 +62,7 @@ impl Difference {
                 left.len() > 1
                     && right.len() == 1
                     && right.iter().chain(left).all(|out| out.point == right[0].point)
-                    && fragment_offset(&right[0].bytes) == 0
+                    && fragment_offset(right[0].bytes) == 0
             }
             // The node itself says that nobody listens.
             Self::Outlives => leaves_once(left, NODE) && arrives_once(right),
@@ -69,10 +70,10 @@ impl Difference {
     }
 }
 
-fn arrives_once(outputs: &[&Output]) -> bool {
+fn arrives_once(outputs: &[Output<'_>]) -> bool {
     outputs.len() == 1 && outputs[0].point != WIRE
 }
 
-fn leaves_once(outputs: &[&Output], from: Ipv4Addr) -> bool {
-    outputs.len() == 1 && outputs[0].point == WIRE && source(&outputs[0].bytes) == from
+fn leaves_once(outputs: &[Output<'_>], from: Ipv4Addr) -> bool {
+    outputs.len() == 1 && outputs[0].point == WIRE && source(outputs[0].bytes) == from
 }

@@ -1,22 +1,24 @@
 //! Compares what came out of the two lanes, packet by packet. The node's ports are the only thing that may differ, and they
 //! must pair one to one.
 
-use std::{
-    collections::{BTreeMap, HashMap, HashSet},
-    fmt::Write as _,
-    net::Ipv4Addr,
-};
+use std::{collections::HashSet, fmt::Write as _, net::Ipv4Addr};
 
-use causeway_tests::{fabric::NODE, frame::Frame};
+use causeway_tests::{
+    fabric::NODE,
+    frame::{Frame, checksums_good},
+};
 
 use crate::{
     archetypes::Archetype,
-    canonical::{canonical, cause, fragment_offset, reset_to, source, trim},
+    canonical::{canonical, fragment_offset, reset_to, source, trimmed},
     differences::Difference,
-    lane::{Output, WIRE},
+    frames::{Output, Outputs},
+    lane::WIRE,
     ledger::{CAUSEWAY, Ledger, NF_NAT},
     mappings::{Inside, Mappings},
-    packet::{Flaw, ICMP},
+    packet::Flaw,
+    ports::{Paired, Ports},
+    report::Report,
     script::{Outlived, Shot},
 };
 
@@ -24,7 +26,8 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Sent<'a> {
     pub(crate) flow: u64,
-    pub(crate) archetype: Archetype,
+    /// Its number, and its name.
+    pub(crate) kind: (usize, Archetype),
     pub(crate) step: usize,
     pub(crate) shot: &'a Shot,
     /// Identification in its IPv4 header.
@@ -36,97 +39,47 @@ pub(crate) struct Sent<'a> {
     pub(crate) translated: bool,
 }
 
-/// What an archetype has shown.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Tally {
-    pub(crate) flows: u64,
-    pub(crate) sent: u64,
-    pub(crate) came_out: u64,
-    pub(crate) abandoned: u64,
-}
-
-/// A difference that no row describes, with how often it was seen and the first example.
-#[derive(Clone, Debug)]
-pub(crate) struct Found {
-    pub(crate) times: u64,
-    pub(crate) example: String,
-}
-
-/// Who holds a port: flow by protocol, remote and port.
-type Holders = HashMap<(u8, Ipv4Addr, u16, u16), u64>;
-
-/// The comparison's memory.
-#[derive(Debug, Default)]
+/// The comparison's memory, of one pair of lanes.
+#[derive(Debug)]
 pub(crate) struct Judge {
-    /// Ports of the living flows, left and right.
-    ports: HashMap<u64, [u16; 2]>,
-    holders: [Holders; 2],
-    /// Protocol, remote and port of what Causeway has ever given to a flow, through this pair of lanes.
-    used: HashSet<(u8, (Ipv4Addr, u16), u16)>,
-    pub(crate) tally: BTreeMap<Archetype, Tally>,
-    pub(crate) allowed: BTreeMap<Difference, u64>,
-    pub(crate) found: BTreeMap<String, Found>,
-    pub(crate) compared: u64,
-    pub(crate) mappings: u64,
-    /// Mappings with the pod's own port, left and right.
-    pub(crate) kept_ports: [u64; 2],
-    pub(crate) ledger: Ledger,
-    /// How often the lanes' tables were compared, and the mappings that were in them.
-    pub(crate) tables: [u64; 2],
+    pub(crate) ports: Ports,
+    ledger: Ledger,
+    pub(crate) report: Report,
+    /// Where packets are made alike.
+    desk: [Vec<u8>; 2],
 }
 
 impl Judge {
-    /// Differences so far that no row describes.
-    pub(crate) fn times_found(&self) -> u64 {
-        self.found.values().map(|found| found.times).sum()
-    }
-
-    /// The next packets take fresh lanes.
-    pub(crate) fn start_over(&mut self) {
-        self.ports.clear();
-        self.holders = Default::default();
-        self.used.clear();
-        self.ledger = Ledger::default();
-    }
-
-    /// The ports that the lanes gave a flow.
-    pub(crate) fn ports(&self, flow: u64) -> Option<[u16; 2]> {
-        self.ports.get(&flow).copied()
-    }
-
-    /// A flow has ended: its ports may serve others.
-    pub(crate) fn forget(&mut self, flow: u64, protocol: u8, remote: (Ipv4Addr, u16)) {
-        if let Some(ports) = self.ports.remove(&flow) {
-            for (holders, port) in self.holders.iter_mut().zip(ports) {
-                holders.remove(&(protocol, remote.0, remote.1, port));
-            }
+    /// Of a pair of lanes that nothing has gone through.
+    pub(crate) fn new(report: Report) -> Self {
+        Self {
+            ports: Ports::default(),
+            ledger: Ledger::default(),
+            report,
+            desk: Default::default(),
         }
     }
 
     /// Compares what both lanes made of one batch.
-    pub(crate) fn compare(&mut self, batch: &[Sent<'_>], outputs: [&[Output]; 2], context: &str) {
-        let by_cause = outputs.map(sort_by_cause);
+    pub(crate) fn compare(&mut self, batch: &[Sent<'_>], outputs: [&Outputs; 2], context: &str) {
+        let by_cause = outputs.map(ByCause::new);
         let mut known = 0;
         for sent in batch {
-            let tally = self.tally.entry(sent.archetype).or_default();
-            tally.sent += 1;
+            self.report.tally(sent.kind.0).sent += 1;
             if sent.shot.same_id {
                 continue;
             }
-            let none = Vec::new();
-            let [left, right] = by_cause
-                .each_ref()
-                .map(|by| by.get(&sent.id).unwrap_or(&none).as_slice());
+            let [left, right] = by_cause.each_ref().map(|by| by.of(sent.id));
             known += left.len() + right.len();
-            tally.came_out += u64::from(!left.is_empty());
-            self.compared += 1;
+            self.report.tally(sent.kind.0).came_out += u64::from(!left.is_empty());
+            self.report.compared += 1;
             if let Err(what) = self.compare_one(sent, left, right) {
                 let allowed = sent
                     .shot
                     .differs
                     .filter(|row| row.describes(sent.shot, left, right));
                 if let Some(row) = allowed {
-                    *self.allowed.entry(row).or_default() += 1;
+                    *self.report.allowed.entry(row).or_default() += 1;
                     if row.is_mapped_by_nf_nat_alone()
                         && let Some(inside) = Inside::of(&sent.shot.spec)
                     {
@@ -160,72 +113,62 @@ impl Judge {
     /// Compares the lanes' tables with what the packets have shown.
     pub(crate) fn compare_tables(&mut self, tables: [&Mappings; 2], context: &str) {
         for (kind, text) in self.ledger.contradictions(tables) {
-            let found = self.found.entry(format!("a mapping: {kind}"));
-            let found = found.or_insert_with(|| Found {
-                times: 0,
-                example: format!("{context}\n  {text}\n"),
-            });
-            found.times += 1;
+            self.report
+                .find(format!("a mapping: {kind}"), || format!("{context}\n  {text}\n"));
         }
-        self.tables[0] += 1;
-        self.tables[1] += self.ledger.len() as u64;
+        self.report.tables[0] += 1;
+        self.report.tables[1] += self.ledger.len() as u64;
     }
 
     /// What no packet of the batch is known to have caused, such as a RST of the node: the same list on both sides.
     fn compare_unasked(
         &mut self,
         batch: &[Sent<'_>],
-        by_cause: &[HashMap<u16, Vec<&Output>>; 2],
+        by_cause: &[ByCause<'_>; 2],
         known: usize,
         context: &str,
     ) {
-        let total: usize = by_cause.iter().flat_map(HashMap::values).map(Vec::len).sum();
-        let none = Vec::new();
-        let [left, right] = by_cause
-            .each_ref()
-            .map(|by| by.get(&0).unwrap_or(&none).as_slice());
+        let total: usize = by_cause.iter().map(|by| by.0.len()).sum();
+        let [left, right] = by_cause.each_ref().map(|by| by.of(0));
+        let known = known + left.len();
         // What conntrack calls INVALID is for the node, which knows no such connection.
         let reset: HashSet<_> = batch
             .iter()
             .filter(|sent| sent.shot.differs == Some(Difference::InvalidFromOutside))
             .map(|sent| sent.remote)
             .collect();
-        let known = known + left.len();
-        let left: Vec<&Output> = left
+        let left: Vec<Output<'_>> = left
             .iter()
             .copied()
-            .filter(|output| reset_to(&output.bytes).is_none_or(|remote| !reset.contains(&remote)))
+            .filter(|output| reset_to(output.bytes).is_none_or(|remote| !reset.contains(&remote)))
             .collect();
-        let left = left.as_slice();
         let same = left.len() == right.len() && left.iter().zip(right).all(|(a, b)| self.are_alike(a, b));
         if !same || known + right.len() != total {
-            let mut example = format!("{context}\n");
-            for (name, outputs) in [("nf_nat", left), ("causeway", right)] {
-                describe(&mut example, name, outputs);
-            }
-            self.found
-                .entry("packets of the node's own".to_owned())
-                .or_insert(Found { times: 0, example })
-                .times += 1;
+            self.report.find("packets of the node's own".to_owned(), || {
+                let mut example = format!("{context}\n");
+                describe(&mut example, "nf_nat", &left);
+                describe(&mut example, "causeway", right);
+                example
+            });
         }
     }
 
     /// The same packet, with the two ports of one flow if it has any.
-    fn are_alike(&self, left: &Output, right: &Output) -> bool {
-        let (mut a, mut b) = (left.bytes.clone(), right.bytes.clone());
-        for bytes in [&mut a, &mut b] {
-            trim(bytes);
-        }
-        let (left_ports, right_ports) = (canonical(&mut a), canonical(&mut b));
-        let mut pairs = left_ports.iter().zip(&right_ports);
-        left.point == right.point
-            && a == b
-            && pairs.all(|(&left, &right)| {
-                left == right || self.ports.values().any(|ports| *ports == [left, right])
-            })
+    fn are_alike(&mut self, left: &Output<'_>, right: &Output<'_>) -> bool {
+        let [left_port, right_port] = self.made_alike([left, right]);
+        let are_one_flows = match (left_port, right_port) {
+            (Some(left), Some(right)) => left == right || self.ports.has([left, right]),
+            _ => true,
+        };
+        left.point == right.point && self.desk[0] == self.desk[1] && are_one_flows
     }
 
-    fn compare_one(&mut self, sent: &Sent<'_>, left: &[&Output], right: &[&Output]) -> Result<(), String> {
+    fn compare_one(
+        &mut self,
+        sent: &Sent<'_>,
+        left: &[Output<'_>],
+        right: &[Output<'_>],
+    ) -> Result<(), String> {
         if left.len() != right.len() {
             return Err(format!("{} against {} packets came out", left.len(), right.len()));
         }
@@ -235,18 +178,26 @@ impl Judge {
         Ok(())
     }
 
-    fn compare_packets(&mut self, sent: &Sent<'_>, left: &Output, right: &Output) -> Result<(), String> {
+    fn compare_packets(
+        &mut self,
+        sent: &Sent<'_>,
+        left: &Output<'_>,
+        right: &Output<'_>,
+    ) -> Result<(), String> {
         if left.point != right.point {
             return Err(format!(
                 "came out elsewhere: at point {} against {}",
                 left.point, right.point
             ));
         }
-        let good = [left, right].map(|output| {
-            let frame = Frame::parse(false, &output.bytes).and_then(|frame| frame.ip);
-            frame.map(|ip| ip.checksums_good)
-        });
-        let [Some(left_good), Some(right_good)] = good else {
+        let are_same_bytes = left.bytes == right.bytes;
+        let right_good = checksums_good(right.bytes);
+        let left_good = if are_same_bytes {
+            right_good
+        } else {
+            checksums_good(left.bytes)
+        };
+        let (Some(left_good), Some(right_good)) = (left_good, right_good) else {
             return Err("an unreadable packet came out".to_owned());
         };
         if left_good != right_good {
@@ -255,113 +206,89 @@ impl Judge {
         if !right_good && sent.shot.spec.flaw == Flaw::None {
             return Err("wrong checksums on both sides".to_owned());
         }
-        let (mut a, mut b) = (left.bytes.clone(), right.bytes.clone());
-        for bytes in [&mut a, &mut b] {
-            trim(bytes);
+        let [left_port, right_port] = self.made_alike([left, right]);
+        let ports = match (left_port, right_port) {
+            (Some(left), Some(right)) => Some([left, right]),
+            (None, None) => None,
+            _ => return Err("the node's address stands in other places".to_owned()),
+        };
+        if let Some(ports) = ports {
+            self.pair(sent, ports)?;
         }
-        let (left_ports, right_ports) = (canonical(&mut a), canonical(&mut b));
-        if left_ports.len() != right_ports.len() {
-            return Err("the node's address stands in other places".to_owned());
+        let [a, b] = &self.desk;
+        if a.len() != b.len() {
+            return Err(format!("lengths: {} against {} bytes", a.len(), b.len()));
         }
-        for (&left_port, &right_port) in left_ports.iter().zip(&right_ports) {
-            self.pair(sent, [left_port, right_port])?;
+        if let Some(at) = a.iter().zip(b).position(|(a, b)| a != b) {
+            return Err(format!(
+                "bytes differ: from {at} on, counted from the frame's start"
+            ));
         }
-        match a.iter().zip(&b).position(|(a, b)| a != b) {
-            _ if a.len() != b.len() => {
-                return Err(format!("lengths: {} against {} bytes", a.len(), b.len()));
+        if sent.shot.point != WIRE && right.point == WIRE && source(right.bytes) == NODE {
+            self.show_mapping(sent, ports);
+        }
+        Ok(())
+    }
+
+    /// Puts what may not differ of either on the desk, and returns the node's ports that stood in them.
+    fn made_alike(&mut self, outputs: [&Output<'_>; 2]) -> [Option<u16>; 2] {
+        let mut ports = [None; 2];
+        for ((output, desk), port) in outputs.into_iter().zip(&mut self.desk).zip(&mut ports) {
+            desk.clear();
+            desk.extend_from_slice(trimmed(output.bytes));
+            *port = canonical(desk);
+        }
+        ports
+    }
+
+    /// The node's ports of one flow, on either side.
+    fn pair(&mut self, sent: &Sent<'_>, ports: [u16; 2]) -> Result<(), String> {
+        let opens = sent.translated && sent.shot.point != WIRE;
+        if let Paired::Anew { kept } = self.ports.pair(sent, ports, opens)? {
+            self.report.mappings += 1;
+            for (count, kept) in self.report.kept_ports.iter_mut().zip(kept) {
+                *count += u64::from(kept);
             }
-            Some(at) => {
-                return Err(format!(
-                    "bytes differ: from {at} on, counted from the frame's start"
-                ));
-            }
-            None => {}
-        }
-        if sent.shot.point != WIRE && right.point == WIRE && source(&right.bytes) == NODE {
-            self.show_mapping(sent, &left_ports, &right_ports);
         }
         Ok(())
     }
 
     /// A pod's packet has left with these ports of the node's. A later fragment has none.
-    fn show_mapping(&mut self, sent: &Sent<'_>, left: &[u16], right: &[u16]) {
+    fn show_mapping(&mut self, sent: &Sent<'_>, ports: Option<[u16; 2]>) {
         let Some(inside) = Inside::of(&sent.shot.spec) else {
             return;
         };
-        match (left.first(), right.first()) {
-            (Some(&left), Some(&right)) => self.ledger.shown(inside, [left, right]),
-            _ if !inside.has_port() => self.ledger.shown(inside, [0; 2]),
-            _ => {}
+        match ports {
+            Some(ports) => self.ledger.shown(inside, ports),
+            None if !inside.has_port() => self.ledger.shown(inside, [0; 2]),
+            None => {}
         }
     }
 
-    /// The node's ports of one flow, on either side.
-    fn pair(&mut self, sent: &Sent<'_>, ports: [u16; 2]) -> Result<(), String> {
-        if let Some(known) = self.ports.get(&sent.flow) {
-            return if *known == ports {
-                Ok(())
-            } else {
-                Err(format!("a flow changed its port: {ports:?}, not {known:?}"))
-            };
-        }
-        if !sent.translated || sent.shot.point == WIRE {
-            return if ports[0] == ports[1] {
-                Ok(())
-            } else {
-                Err(format!("ports where nothing was translated: {ports:?}"))
-            };
-        }
-        for (holders, port) in self.holders.iter_mut().zip(ports) {
-            let holder = holders.insert((sent.protocol, sent.remote.0, sent.remote.1, port), sent.flow);
-            if holder.is_some_and(|holder| holder != sent.flow) {
-                return Err(format!(
-                    "port {port} towards {:?} belongs to another flow",
-                    sent.remote
-                ));
-            }
-        }
-        self.ports.insert(sent.flow, ports);
-        let kept = ports.map(|port| port == sent.pod_port);
-        for (count, kept) in self.kept_ports.iter_mut().zip(kept) {
-            *count += u64::from(kept);
-        }
-        self.mappings += 1;
-        // nf_nat gives a free port up for the one that the pod's port has towards other remotes, so the right lane alone
-        // tells whether the port was free there.
-        let own = (sent.protocol, sent.remote, sent.pod_port);
-        // A port of 0 is none, and gets one.
-        if !kept[1] && sent.pod_port != 0 && !self.used.contains(&own) {
-            return Err(format!(
-                "a free port was not kept: {} became {}",
-                sent.pod_port, ports[1]
-            ));
-        }
-        self.used.insert((sent.protocol, sent.remote, ports[1]));
-        if class(ports[0]) != class(ports[1]) && sent.protocol != ICMP {
-            return Err(format!("classes of ports: {ports:?}"));
-        }
-        Ok(())
-    }
-
-    fn note(&mut self, sent: &Sent<'_>, what: &str, left: &[&Output], right: &[&Output], context: &str) {
+    fn note(
+        &mut self,
+        sent: &Sent<'_>,
+        what: &str,
+        left: &[Output<'_>],
+        right: &[Output<'_>],
+        context: &str,
+    ) {
         // What follows the colon is one example's.
         let kind = what.split(':').next().unwrap_or_default();
-        let title = format!("{}, step {}: {kind}", sent.archetype, sent.step);
-        let found = self.found.entry(title).or_insert_with(|| {
+        let title = format!("{}, step {}: {kind}", sent.kind.1, sent.step);
+        self.report.find(title, || {
             let mut example = format!(
                 "{context}\n  {what}\n  sent at point {}: {:?}\n",
                 sent.shot.point, sent.shot.spec
             );
-            for (name, outputs) in [("nf_nat", left), ("causeway", right)] {
-                describe(&mut example, name, outputs);
-            }
-            Found { times: 0, example }
+            describe(&mut example, "nf_nat", left);
+            describe(&mut example, "causeway", right);
+            example
         });
-        found.times += 1;
     }
 }
 
-fn describe(text: &mut String, name: &str, outputs: &[&Output]) {
+fn describe(text: &mut String, name: &str, outputs: &[Output<'_>]) {
     if outputs.is_empty() {
         writeln!(text, "  {name}: nothing").ok();
     }
@@ -374,28 +301,25 @@ fn describe(text: &mut String, name: &str, outputs: &[&Output]) {
                 write!(hex, "{byte:02x}").ok();
                 hex
             });
-        let ip = Frame::parse(false, &output.bytes).and_then(|frame| frame.ip);
+        let ip = Frame::parse(false, output.bytes).and_then(|frame| frame.ip);
         writeln!(text, "  {name}: at point {}, {ip:?}\n    {hex}", output.point).ok();
     }
 }
 
-/// nf_nat's classes of ports.
-fn class(port: u16) -> u8 {
-    match port {
-        0..=511 => 0,
-        512..=1023 => 1,
-        _ => 2,
-    }
-}
+/// A lane's packets in the order of what caused them.
+struct ByCause<'a>(Vec<Output<'a>>);
 
-fn sort_by_cause(outputs: &[Output]) -> HashMap<u16, Vec<&Output>> {
-    let mut by_cause: HashMap<u16, Vec<&Output>> = HashMap::new();
-    for output in outputs {
-        by_cause.entry(cause(&output.bytes)).or_default().push(output);
-    }
-    for outputs in by_cause.values_mut() {
+impl<'a> ByCause<'a> {
+    fn new(outputs: &'a Outputs) -> Self {
+        let mut outputs: Vec<Output<'a>> = outputs.iter().collect();
         // The fragments of a datagram may take turns.
-        outputs.sort_by_key(|output| (output.point, fragment_offset(&output.bytes)));
+        outputs.sort_by_key(|output| (output.cause, output.point, fragment_offset(output.bytes)));
+        Self(outputs)
     }
-    by_cause
+
+    fn of(&self, cause: u16) -> &[Output<'a>] {
+        let start = self.0.partition_point(|output| output.cause < cause);
+        let len = self.0[start..].partition_point(|output| output.cause == cause);
+        &self.0[start..start + len]
+    }
 }

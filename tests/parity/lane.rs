@@ -2,6 +2,7 @@
 //! addresses, MACs, routes, neighbours and sysctls are the same.
 
 use std::{
+    iter,
     net::Ipv4Addr,
     time::{Duration, Instant},
 };
@@ -15,6 +16,7 @@ use causeway_tests::{
 };
 
 use crate::{
+    frames::{Inputs, Outputs},
     lifetimes::Lifetimes,
     packet::{Body, ETH, End, Spec},
     tap::Tap,
@@ -27,13 +29,6 @@ pub(crate) const WIRE: usize = 0;
 /// Packets to these remotes meet a smaller MTU at the node (`198.18.0.0/15`, RFC 2544).
 pub(crate) const NARROW_MTU: u16 = 1400;
 
-/// A frame that came out, and where: [`WIRE`], or the number of the pod from 1 on.
-#[derive(Clone, Debug)]
-pub(crate) struct Output {
-    pub(crate) point: usize,
-    pub(crate) bytes: Vec<u8>,
-}
-
 /// A node, its pods, and the sockets at their outer ends.
 #[derive(Debug)]
 pub(crate) struct Lane {
@@ -44,6 +39,7 @@ pub(crate) struct Lane {
     taps: Vec<Tap>,
     /// Sender's and receiver's MAC of what enters, by the point's number.
     pub(crate) macs: Vec<[[u8; 6]; 2]>,
+    outputs: Outputs,
     barriers: u16,
 }
 
@@ -57,7 +53,7 @@ impl Lane {
         let mut lanes = [left, right];
         for lane in &mut lanes {
             // Lets each see a packet before anything is compared.
-            lane.pass(&[])?;
+            lane.pass(&Inputs::default(), 0)?;
         }
         Ok(lanes)
     }
@@ -117,6 +113,7 @@ impl Lane {
             pods,
             taps,
             macs,
+            outputs: Outputs::default(),
             barriers: 0,
         })
     }
@@ -126,28 +123,26 @@ impl Lane {
         self.pods[number - 1].addr
     }
 
-    /// Sends frames, each in at its point, and returns all that came out of it, in its order at each point.
+    /// Sends the frames for lane `number`, each in at its point, and returns all that came out of it, in its order at each point.
     ///
     /// Everything happens on the calling thread's CPU, whose backlog is a queue, so when the last packet is out nothing of
     /// the others is on its way any more.
-    pub(crate) fn pass(&mut self, frames: &[(usize, Vec<u8>)]) -> Result<Vec<Output>> {
+    pub(crate) fn pass(&mut self, inputs: &Inputs, number: usize) -> Result<&Outputs> {
         for (point, tap) in self.taps.iter().enumerate() {
-            let here: Vec<&[u8]> = frames
-                .iter()
-                .filter(|(at, _)| *at == point)
-                .map(|(_, frame)| frame.as_slice())
-                .collect();
-            tap.send(&here).with_context(|| format!("at point {point}"))?;
+            tap.send(inputs.of(number, point))
+                .with_context(|| format!("at point {point}"))?;
         }
         self.barriers = self.barriers.wrapping_add(1);
         let barrier = self.barrier()?;
-        self.taps[1].send(&[&barrier])?;
-        self.collect(&barrier[ETH + 20..])
+        self.taps[1].send(iter::once(barrier.as_slice()))?;
+        self.collect(&barrier[ETH + 20..])?;
+        Ok(&self.outputs)
     }
 
-    fn collect(&mut self, barrier: &[u8]) -> Result<Vec<Output>> {
+    fn collect(&mut self, barrier: &[u8]) -> Result<()> {
         let end = Instant::now() + Duration::from_secs(10);
-        let mut outputs = Vec::new();
+        let outputs = &mut self.outputs;
+        outputs.clear();
         let mut done = false;
         loop {
             let last_round = done;
@@ -160,14 +155,11 @@ impl Lane {
                         done = true;
                         return;
                     }
-                    outputs.push(Output {
-                        point,
-                        bytes: bytes.to_vec(),
-                    });
+                    outputs.push(point, bytes);
                 })?;
             }
             if last_round {
-                return Ok(outputs);
+                return Ok(());
             }
             if !done {
                 if Instant::now() > end {
@@ -188,9 +180,10 @@ impl Lane {
             checksum: true,
         };
         let spec = Spec::new(End::At(self.pod_addr(1), 9), End::At(PEERED, 9), body);
-        let [host, pod] = self.macs[1];
-        spec.frame([host, pod], 0xffff, None)
-            .context("a barrier has no mapped port")
+        let mut frame = Vec::new();
+        spec.write(&mut frame, self.macs[1], 0xffff, None)
+            .context("a barrier has no mapped port")?;
+        Ok(frame)
     }
 }
 

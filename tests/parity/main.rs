@@ -18,12 +18,16 @@
 mod archetypes;
 mod canonical;
 mod differences;
+mod frames;
 mod judge;
 mod lane;
 mod ledger;
 mod lifetimes;
 mod mappings;
 mod packet;
+mod ports;
+mod report;
+mod run;
 mod script;
 mod tap;
 mod traffic;
@@ -35,75 +39,25 @@ use std::{
 
 use causeway_tests::{node::Datapath, rng};
 
-use crate::{differences::Difference, traffic::Traffic};
+use crate::{differences::Difference, report::Report, run::Extent, traffic::Traffic};
 
 /// Seed of an ordinary run, so that it is the same traffic each time; a long run draws its own.
 const ORDINARY_SEED: u64 = 20_261_122;
-/// Packets of a run, and the time that it must not take: an idle machine with two cores needs a tenth of it.
-const ORDINARY: Extent = Extent {
-    packets: 1_000_000,
-    time: Duration::from_mins(5),
-};
-const LONG: Extent = Extent {
-    packets: 100_000_000,
-    time: Duration::from_hours(3),
-};
-/// Packets through one pair of lanes before the next: less than what fills a table.
-const SHARD: u64 = 250_000;
-
-/// How far a run goes.
-struct Extent {
-    packets: u64,
-    time: Duration,
-}
-
-/// `CAUSEWAY_PARITY_SECONDS` ends a run early, whatever is missing then.
-fn extent() -> Extent {
-    let extent = match env::var_os("CAUSEWAY_LONG") {
-        Some(_) => LONG,
-        None => ORDINARY,
-    };
-    match env::var("CAUSEWAY_PARITY_SECONDS") {
-        Ok(seconds) => Extent {
-            packets: u64::MAX,
-            time: Duration::from_secs(seconds.parse().expect("a number of seconds")),
-        },
-        Err(_) => extent,
-    }
-}
 
 #[test]
 fn causeway_does_what_the_kernels_nat_does() {
-    let Extent { packets, time } = extent();
+    let extent = Extent::asked_for();
     let seed = rng::seed(ORDINARY_SEED);
     println!("seed {seed}: CAUSEWAY_SEED={seed} repeats this run");
     let kinds = env::var("CAUSEWAY_PARITY_KINDS").unwrap_or_default();
-    let mut traffic = Traffic::new(seed, &[kinds.as_str()]);
-    let end = Instant::now() + time;
-    let variants = [Datapath::Causeway, Datapath::CausewayClsact];
-    for shard in 0.. {
-        let left = packets.saturating_sub(traffic.judge.compared).min(SHARD);
-        traffic
-            .shard(variants[shard % variants.len()], left, end)
-            .expect("a pair of lanes");
-        if shard % 40 == 39 {
-            println!("{}", traffic.totals());
-        }
-        if Instant::now() >= end || traffic.judge.compared >= packets {
-            break;
-        }
-    }
-    println!("{}", traffic.summary());
+    let report = run::run(seed, &kinds, extent).expect("pairs of lanes");
+    assert!(report.found.is_empty(), "seed {seed}\n{}", report.findings());
+    assert!(report.is_complete(), "a kind of flow was never seen whole");
     assert!(
-        traffic.judge.found.is_empty(),
-        "seed {seed}\n{}",
-        traffic.findings()
-    );
-    assert!(traffic.is_complete(), "a kind of flow was never seen whole");
-    assert!(
-        traffic.judge.compared >= packets || packets == u64::MAX,
-        "{packets} packets were to be compared, and it was {} when {time:?} were over",
-        traffic.judge.compared
+        !extent.lacks(&report),
+        "{} packets in {:?}, and {extent:?} was asked for",
+        report.compared,
+        extent.time
     );
 }
 
@@ -113,25 +67,24 @@ fn what_nf_nat_forgets_causeway_forgets_and_what_it_remembers_lives_on() {
     thread::scope(|scope| {
         for (datapath, swept) in [(Datapath::Causeway, true), (Datapath::CausewayClsact, false)] {
             scope.spawn(move || {
-                let traffic = rested(datapath, swept);
-                println!("{}", traffic.summary());
-                assert!(traffic.judge.found.is_empty(), "{}", traffic.findings());
-                assert!(traffic.is_complete(), "a kind of flow was never seen whole");
+                let begun = Instant::now();
+                let report = rested(datapath, swept);
+                println!("{}", report.summary(begun.elapsed()));
+                assert!(report.found.is_empty(), "{}", report.findings());
+                assert!(report.is_complete(), "a kind of flow was never seen whole");
             });
         }
     });
 }
 
 /// On a machine that is too busy the flows rest longer than they should: then all is done again.
-fn rested(datapath: Datapath, swept: bool) -> Traffic {
+fn rested(datapath: Datapath, swept: bool) -> Report {
     let seed = rng::seed(ORDINARY_SEED);
-    for _ in 0..5 {
-        let mut traffic = Traffic::resting(seed);
-        if traffic.rested(datapath, 480, swept).expect("a pair of lanes") {
-            return traffic;
-        }
-    }
-    panic!("this machine is too busy to compare what expires in seconds")
+    let tries = (0..5).find_map(|_| {
+        let traffic = Traffic::resting(seed);
+        traffic.rest(datapath, 480, swept).expect("a pair of lanes")
+    });
+    tries.expect("a machine that is not too busy to compare what expires in seconds")
 }
 
 /// Row 1 of `docs/parity.md`.
@@ -172,18 +125,13 @@ fn a_second_pods_association_is_refused_where_nf_nat_translates_its_port() {
 /// The kinds of flows that begin so: every packet that a row speaks of differs as the row says, and no other does.
 fn differs(kinds: &str, rows: &[Difference]) {
     let seed = rng::seed(ORDINARY_SEED);
-    let mut traffic = Traffic::new(seed, &[kinds]);
     let end = Instant::now() + Duration::from_mins(1);
-    traffic
-        .shard(Datapath::Causeway, 3000, end)
+    let report = Traffic::new(seed, kinds)
+        .run(Datapath::Causeway, 3000, end)
         .expect("a pair of lanes");
-    assert!(
-        traffic.judge.found.is_empty(),
-        "seed {seed}\n{}",
-        traffic.findings()
-    );
+    assert!(report.found.is_empty(), "seed {seed}\n{}", report.findings());
     for row in rows {
-        let times = traffic.judge.allowed.get(row).copied();
+        let times = report.allowed.get(row).copied();
         assert!(times > Some(0), "{row:?} was never seen");
     }
 }

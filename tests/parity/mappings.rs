@@ -21,7 +21,7 @@ use crate::{
 pub(crate) struct Inside {
     protocol: u8,
     pod: (Ipv4Addr, u16),
-    remote: (Ipv4Addr, u16),
+    pub(crate) remote: (Ipv4Addr, u16),
 }
 
 impl Inside {

@@ -189,22 +189,31 @@ impl Spec {
         }
     }
 
-    /// The frame, or `None` when it needs a port that the lane has not given. `id` is the IPv4 identification, by which what
-    /// comes out is known again.
-    pub(crate) fn frame(&self, macs: [[u8; 6]; 2], id: u16, mapped: Option<u16>) -> Option<Vec<u8>> {
-        let mut frame = Vec::with_capacity(ETH + 60 + 64);
+    /// Writes the frame behind what is in `out`; `None`, and nothing, when it needs a port that the lane has not given. `id` is
+    /// the IPv4 identification, by which what comes out is known again.
+    pub(crate) fn write(
+        &self,
+        out: &mut Vec<u8>,
+        macs: [[u8; 6]; 2],
+        id: u16,
+        mapped: Option<u16>,
+    ) -> Option<()> {
+        let start = out.len();
         let mut station = macs[0];
         match self.flaw {
             Flaw::OtherStation => station[5] ^= 1,
             Flaw::EveryStation => station = [0xff; 6],
             _ => {}
         }
-        frame.extend(station);
-        frame.extend(macs[1]);
-        frame.extend([0x08, 0x00]);
-        self.write_ip(&mut frame, id, mapped)?;
-        frame.resize(frame.len() + self.padding, 0xa5);
-        Some(frame)
+        out.extend(station);
+        out.extend(macs[1]);
+        out.extend([0x08, 0x00]);
+        let written = self.write_ip(out, id, mapped);
+        match written {
+            Some(()) => out.resize(out.len() + self.padding, 0xa5),
+            None => out.truncate(start),
+        }
+        written
     }
 
     fn write_ip(&self, out: &mut Vec<u8>, id: u16, mapped: Option<u16>) -> Option<()> {
@@ -213,42 +222,45 @@ impl Spec {
             End::Mapped => Some((NODE, mapped?)),
         };
         let ((src, src_port), (dst, dst_port)) = (resolve(self.src)?, resolve(self.dst)?);
-        let mut payload = self.transport(src, dst, src_port, dst_port, mapped)?;
-        let mut fragment = u16::from(self.dont_fragment) << 14;
-        if let Some(piece) = self.piece {
-            payload = payload.get(piece.from..piece.from + piece.len)?.to_vec();
-            fragment = (piece.from / 8) as u16 | u16::from(!piece.last) << 13;
-        }
         let start = out.len();
         let header_len = 20 + self.options.len();
         out.push(0x40 | (header_len / 4) as u8);
         out.push(self.tos);
-        let beyond = if self.flaw == Flaw::IpLength { 200 } else { 0 };
-        out.extend(((header_len + payload.len() + beyond) as u16).to_be_bytes());
+        out.extend([0; 2]);
         out.extend(id.to_be_bytes());
-        out.extend(fragment.to_be_bytes());
-        out.extend([self.ttl, self.protocol(), 0, 0]);
+        out.extend([0, 0, self.ttl, self.protocol(), 0, 0]);
         out.extend(src.octets());
         out.extend(dst.octets());
         out.extend(self.options);
-        let mut check = checksum(&out[start..], 0);
+        self.write_transport(out, (src, dst), (src_port, dst_port), mapped)?;
+        let mut fragment = u16::from(self.dont_fragment) << 14;
+        if let Some(piece) = self.piece {
+            let payload = start + header_len;
+            out.copy_within(payload + piece.from..payload + piece.from + piece.len, payload);
+            out.truncate(payload + piece.len);
+            fragment = (piece.from / 8) as u16 | u16::from(!piece.last) << 13;
+        }
+        let beyond = if self.flaw == Flaw::IpLength { 200 } else { 0 };
+        let len = (out.len() - start + beyond) as u16;
+        let header = &mut out[start..start + header_len];
+        header[2..4].copy_from_slice(&len.to_be_bytes());
+        header[6..8].copy_from_slice(&fragment.to_be_bytes());
+        let mut check = checksum(header, 0);
         if self.flaw == Flaw::IpChecksum {
             check ^= 0x0101;
         }
-        out[start + 10..start + 12].copy_from_slice(&check.to_be_bytes());
-        out.extend(payload);
+        header[10..12].copy_from_slice(&check.to_be_bytes());
         Some(())
     }
 
-    fn transport(
+    fn write_transport(
         &self,
-        src: Ipv4Addr,
-        dst: Ipv4Addr,
-        src_port: u16,
-        dst_port: u16,
+        out: &mut Vec<u8>,
+        (src, dst): (Ipv4Addr, Ipv4Addr),
+        (src_port, dst_port): (u16, u16),
         mapped: Option<u16>,
-    ) -> Option<Vec<u8>> {
-        let mut out = Vec::with_capacity(64);
+    ) -> Option<()> {
+        let start = out.len();
         let check_at = match &self.body {
             Body::Tcp { seq, ack, flags, len } => {
                 out.extend(src_port.to_be_bytes());
@@ -262,7 +274,7 @@ impl Spec {
                 };
                 out.extend([(words as u8) << 4, *flags, 0xff, 0xff, 0, 0, 0, 0]);
                 out.extend(self.tcp_options);
-                fill(&mut out, *len, *seq);
+                fill(out, *len, *seq);
                 16
             }
             Body::Udp { len, .. } => {
@@ -276,7 +288,7 @@ impl Spec {
                 };
                 out.extend((length as u16).to_be_bytes());
                 out.extend([0; 2]);
-                fill(&mut out, *len, *len as u32);
+                fill(out, *len, *len as u32);
                 6
             }
             Body::Query { kind, code, seq, len } => {
@@ -288,7 +300,7 @@ impl Spec {
                 out.extend([*kind, *code, 0, 0]);
                 out.extend(id.to_be_bytes());
                 out.extend(seq.to_be_bytes());
-                fill(&mut out, *len, u32::from(*seq));
+                fill(out, *len, u32::from(*seq));
                 2
             }
             Body::Error {
@@ -300,17 +312,20 @@ impl Spec {
             } => {
                 out.extend([*kind, *code, 0, 0]);
                 out.extend(rest.to_be_bytes());
-                let mut packet = Vec::new();
-                quoted.write_ip(&mut packet, 0xfffe, mapped)?;
-                packet.truncate(*quote);
-                out.extend(packet);
+                let packet = out.len();
+                quoted.write_ip(out, 0xfffe, mapped)?;
+                out.truncate(packet + quote);
                 2
             }
-            Body::Other { bytes, .. } => return Some(bytes.clone()),
+            Body::Other { bytes, .. } => {
+                out.extend(bytes);
+                return Some(());
+            }
         };
         if matches!(self.body, Body::Udp { checksum: false, .. }) {
-            return Some(out);
+            return Some(());
         }
+        let out = &mut out[start..];
         let pseudo = if self.protocol() == ICMP {
             0
         } else {
@@ -321,7 +336,7 @@ impl Spec {
             header[10..].copy_from_slice(&(out.len() as u16).to_be_bytes());
             sum(&header, 0)
         };
-        let mut check = checksum(&out, pseudo);
+        let mut check = checksum(out, pseudo);
         if self.flaw == Flaw::Checksum {
             check ^= 0x0101;
         }
@@ -329,7 +344,7 @@ impl Spec {
             check = 0xffff;
         }
         out[check_at..check_at + 2].copy_from_slice(&check.to_be_bytes());
-        Some(out)
+        Some(())
     }
 }
 
@@ -341,8 +356,9 @@ fn fill(out: &mut Vec<u8>, len: usize, seed: u32) {
 fn sum(bytes: &[u8], start: u32) -> u32 {
     let (words, rest) = bytes.as_chunks::<2>();
     let last = rest.first().map_or(0, |&byte| u32::from(byte) << 8);
+    // A packet is too short for an overflow; the compiler does not know.
     words.iter().fold(start + last, |sum, &word| {
-        sum + u32::from(u16::from_be_bytes(word))
+        sum.wrapping_add(u32::from(u16::from_be_bytes(word)))
     })
 }
 

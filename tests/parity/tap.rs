@@ -2,16 +2,12 @@
 
 use std::{
     io,
-    mem::size_of_val,
     os::fd::{AsRawFd, OwnedFd},
     time::Duration,
 };
 
 use anyhow::{Context, Result};
-use causeway_tests::netns::Netns;
-use rustix::net::{
-    AddressFamily, SocketFlags, SocketType, socket_with, sockopt::set_socket_recv_buffer_size_force,
-};
+use causeway_tests::{netns::Netns, packet_socket};
 
 /// Frames a system call.
 const AT_ONCE: usize = 64;
@@ -29,36 +25,34 @@ pub(crate) struct Tap {
 
 impl Tap {
     pub(crate) fn open(ns: &Netns, interface: &str) -> Result<Self> {
-        let ifindex = ns.ifindex(interface)?;
-        let socket = ns.run(|| packet_socket(ifindex))?;
+        let on: libc::c_int = 1;
+        let socket = packet_socket::open(ns, interface, 32 << 20, |socket| {
+            packet_socket::set(socket, libc::SOL_PACKET, IGNORE_OUTGOING, &on)
+        })?;
         Ok(Self {
-            socket: socket.with_context(|| format!("a packet socket on {interface}"))?,
+            socket,
             room: vec![0; AT_ONCE * ROOM],
         })
     }
 
     /// Sends frames in their order.
-    pub(crate) fn send(&self, frames: &[&[u8]]) -> Result<()> {
-        for frames in frames.chunks(AT_ONCE) {
-            let mut parts: Vec<libc::iovec> = frames
-                .iter()
-                .map(|frame| libc::iovec {
-                    iov_base: frame.as_ptr().cast_mut().cast(),
-                    iov_len: frame.len(),
-                })
-                .collect();
-            let mut messages: Vec<libc::mmsghdr> = parts.iter_mut().map(message).collect();
-            let mut sent = 0;
-            while sent < messages.len() {
-                let rest = &mut messages[sent..];
-                // SAFETY: messages, parts and frames are live and their lengths are given.
-                let done = unsafe {
-                    libc::sendmmsg(self.socket.as_raw_fd(), rest.as_mut_ptr(), rest.len() as u32, 0)
-                };
-                sent += usize::try_from(done)
-                    .map_err(|_| io::Error::last_os_error())
-                    .with_context(|| format!("sending frame {sent}, {} bytes long", frames[sent].len()))?;
-            }
+    pub(crate) fn send<'a>(&self, frames: impl Iterator<Item = &'a [u8]>) -> Result<()> {
+        let mut parts: Vec<libc::iovec> = frames
+            .map(|frame| libc::iovec {
+                iov_base: frame.as_ptr().cast_mut().cast(),
+                iov_len: frame.len(),
+            })
+            .collect();
+        let mut messages: Vec<libc::mmsghdr> = parts.iter_mut().map(message).collect();
+        let mut sent = 0;
+        while sent < messages.len() {
+            let rest = &mut messages[sent..];
+            // SAFETY: messages, parts and frames are live and their lengths are given.
+            let done =
+                unsafe { libc::sendmmsg(self.socket.as_raw_fd(), rest.as_mut_ptr(), rest.len() as u32, 0) };
+            sent += usize::try_from(done)
+                .map_err(|_| io::Error::last_os_error())
+                .with_context(|| format!("sending frame {sent}, {} bytes long", parts[sent].iov_len))?;
         }
         Ok(())
     }
@@ -120,31 +114,4 @@ fn message(part: &mut libc::iovec) -> libc::mmsghdr {
     message.msg_hdr.msg_iov = part;
     message.msg_hdr.msg_iovlen = 1;
     message
-}
-
-fn packet_socket(ifindex: u32) -> io::Result<OwnedFd> {
-    let socket = socket_with(AddressFamily::PACKET, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
-    set_socket_recv_buffer_size_force(&socket, 32 << 20)?;
-    let on: libc::c_int = 1;
-    let address = libc::sockaddr_ll {
-        sll_family: libc::AF_PACKET as u16,
-        sll_protocol: (libc::ETH_P_ALL as u16).to_be(),
-        sll_ifindex: ifindex.cast_signed(),
-        sll_hatype: 0,
-        sll_pkttype: 0,
-        sll_halen: 0,
-        sll_addr: [0; 8],
-    };
-    // SAFETY: option and address are live and their lengths are given.
-    let failed = unsafe {
-        let fd = socket.as_raw_fd();
-        let (option, len) = ((&raw const on).cast(), size_of_val(&on) as u32);
-        libc::setsockopt(fd, libc::SOL_PACKET, IGNORE_OUTGOING, option, len) < 0
-            || libc::bind(fd, (&raw const address).cast(), size_of_val(&address) as u32) < 0
-    };
-    if failed {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(socket)
-    }
 }

@@ -12,13 +12,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
-use rustix::net::{
-    AddressFamily, SocketFlags, SocketType, socket_with,
-    sockopt::{Timeout, set_socket_recv_buffer_size_force, set_socket_timeout},
-};
+use anyhow::Result;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 
-use crate::{frame::Frame, netns::Netns};
+use crate::{frame::Frame, netns::Netns, packet_socket};
 
 /// An instruction of a classic BPF filter (`linux/filter.h`): code, jump if true, jump if false, constant.
 pub type Instruction = (u16, u8, u8, u32);
@@ -40,9 +37,7 @@ impl Capture {
     /// Captures what `filter` lets through. The filter runs in the kernel, so that a rare packet is found among
     /// millions and none is lost for want of speed.
     pub fn filtered(ns: &Netns, interface: &str, filter: &[Instruction]) -> Result<Self> {
-        let ifindex = ns.ifindex(interface)?;
-        let socket = ns.run(|| packet_socket(ifindex, filter))?;
-        let socket = socket.with_context(|| format!("cannot capture on {interface}"))?;
+        let socket = packet_socket::open(ns, interface, 64 << 20, |socket| set_up(socket, filter))?;
         let frames = Arc::new(Mutex::new(Vec::new()));
         let stop = Arc::new(AtomicBool::new(false));
         let thread = std::thread::spawn({
@@ -99,38 +94,11 @@ impl Drop for Capture {
     }
 }
 
-fn packet_socket(ifindex: u32, filter: &[Instruction]) -> io::Result<OwnedFd> {
-    let socket = socket_with(AddressFamily::PACKET, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
-    set_socket_recv_buffer_size_force(&socket, 64 << 20)?;
-    set_socket_timeout(&socket, Timeout::Recv, Some(Duration::from_millis(20)))?;
-    if !filter.is_empty() {
-        attach(&socket, filter)?;
+fn set_up(socket: &OwnedFd, filter: &[Instruction]) -> io::Result<()> {
+    set_socket_timeout(socket, Timeout::Recv, Some(Duration::from_millis(20)))?;
+    if filter.is_empty() {
+        return Ok(());
     }
-    let address = libc::sockaddr_ll {
-        sll_family: libc::AF_PACKET as u16,
-        sll_protocol: (libc::ETH_P_ALL as u16).to_be(),
-        sll_ifindex: ifindex.cast_signed(),
-        sll_hatype: 0,
-        sll_pkttype: 0,
-        sll_halen: 0,
-        sll_addr: [0; 8],
-    };
-    // SAFETY: the address is a live sockaddr_ll of the length given.
-    let bound = unsafe {
-        libc::bind(
-            socket.as_raw_fd(),
-            (&raw const address).cast(),
-            size_of_val(&address) as u32,
-        )
-    };
-    if bound < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(socket)
-    }
-}
-
-fn attach(socket: &OwnedFd, filter: &[Instruction]) -> io::Result<()> {
     let mut program: Vec<libc::sock_filter> = filter
         .iter()
         .map(|&(code, jt, jf, k)| libc::sock_filter { code, jt, jf, k })
@@ -139,21 +107,7 @@ fn attach(socket: &OwnedFd, filter: &[Instruction]) -> io::Result<()> {
         len: program.len() as u16,
         filter: program.as_mut_ptr(),
     };
-    // SAFETY: the program and its instructions are live and their lengths are given.
-    let attached = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_ATTACH_FILTER,
-            (&raw const program).cast(),
-            size_of_val(&program) as u32,
-        )
-    };
-    if attached < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
+    packet_socket::set(socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)
 }
 
 /// Reads until told to stop *and* the socket's queue is empty.

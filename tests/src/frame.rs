@@ -97,12 +97,19 @@ impl Frame {
     }
 }
 
+/// [`Packet::checksums_good`] of the IPv4 packet in a frame, if it holds one that etherparse can read.
+pub fn checksums_good(bytes: &[u8]) -> Option<bool> {
+    match SlicedPacket::from_ethernet(bytes).ok()?.net {
+        Some(NetSlice::Ipv4(ip)) => Some(sums_are_good(&ip)),
+        _ => None,
+    }
+}
+
 fn packet(sliced: &SlicedPacket<'_>) -> Option<Packet> {
     let Some(NetSlice::Ipv4(ip)) = &sliced.net else {
         return None;
     };
     let header = ip.header();
-    let fragment = header.is_fragmenting_payload();
     let (mut src_port, mut dst_port, mut icmp) = (0, 0, None);
     match &sliced.transport {
         Some(TransportSlice::Tcp(tcp)) => (src_port, dst_port) = (tcp.source_port(), tcp.destination_port()),
@@ -116,8 +123,6 @@ fn packet(sliced: &SlicedPacket<'_>) -> Option<Packet> {
         }
         _ => {}
     }
-    let header_good = header.header_checksum() == header.to_header().calc_header_checksum();
-    let transport_good = fragment || transport_sum_is_good(header.source(), header.destination(), ip);
     Some(Packet {
         src: header.source_addr(),
         dst: header.destination_addr(),
@@ -126,13 +131,21 @@ fn packet(sliced: &SlicedPacket<'_>) -> Option<Packet> {
         len: header.total_len(),
         id: header.identification(),
         dont_fragment: header.dont_fragment(),
-        fragment,
+        fragment: header.is_fragmenting_payload(),
         src_port,
         dst_port,
         icmp,
-        checksums_good: header_good && transport_good,
+        checksums_good: sums_are_good(ip),
         bytes: Bytes([header.slice(), ip.payload().payload].concat()),
     })
+}
+
+fn sums_are_good(ip: &etherparse::Ipv4Slice<'_>) -> bool {
+    let header = ip.header();
+    let header_good = header.header_checksum() == header.to_header().calc_header_checksum();
+    let transport_good =
+        header.is_fragmenting_payload() || transport_sum_is_good(header.source(), header.destination(), ip);
+    header_good && transport_good
 }
 
 /// RFC 1071 section 1 (3): the sum over everything covered, checksum included, is all ones.

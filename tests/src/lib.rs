@@ -16,6 +16,7 @@ pub mod leak;
 pub mod netns;
 pub mod node;
 pub mod offload;
+pub mod packet_socket;
 pub mod ping;
 pub mod rate;
 pub mod raw;

@@ -23,11 +23,9 @@ pub(super) const KINDS: &[Row] = &[
     ("fragments, the last of 1 to 3 bytes", 3, short_end),
     ("fragments, the first is missing", 3, headless),
     ("fragments, the first comes last", 3, head_last),
+    ("fragments from outside to a pod", 3, from_outside),
     ("protocols without ports", 4, without_ports),
 ];
-
-/// Not compared unless it is named.
-pub(super) const WAITING: &[Row] = &[("fragments from outside to a pod", 3, from_outside)];
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Order {

@@ -25,13 +25,6 @@ pub(super) const KINDS: &[Row] = &[
     ("error that quotes IP options", 3, quoting_options),
     ("error that quotes too little", 3, quoting_too_little),
     ("redirect of a router", 3, redirect),
-];
-
-/// Kinds of which nothing comes out.
-pub(super) const SILENT: &[&str] = &["error about nothing known"];
-
-/// Not compared yet.
-pub(super) const WAITING: &[Row] = &[
     ("error of a pod about a stranger's packet", 4, about_a_stranger),
     ("ICMP timestamp", 3, |draw| asks(draw, query::TIMESTAMP, 0)),
     ("ICMP information", 2, |draw| asks(draw, query::INFORMATION, 0)),
@@ -46,6 +39,9 @@ pub(super) const WAITING: &[Row] = &[
     ("ICMP, an answer of another type or code", 2, wrong_answer),
     ("error about an ICMP timestamp", 2, about_timestamp),
 ];
+
+/// Kinds of which nothing comes out.
+pub(super) const SILENT: &[&str] = &["error about nothing known"];
 
 /// Type, code and second word: net and host unreachable, port unreachable, fragmentation needed, administratively
 /// prohibited, source quench, time exceeded, parameter problem.

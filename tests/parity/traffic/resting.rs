@@ -9,7 +9,7 @@ use anyhow::Result;
 use causeway_tests::node::Datapath;
 
 use super::{ALIVE, Traffic, backlog_drops, stay_on_this_cpu};
-use crate::{archetypes::Memory, lane::Lane, lifetimes::Lifetimes};
+use crate::{archetypes::Memory, lane::Lane, lifetimes::Lifetimes, report::Report};
 
 /// A rest, and the most that may lie between the packets before and behind it: else flows expire that should not.
 struct Pause {
@@ -36,13 +36,11 @@ const PAUSES: [Pause; 3] = [
 
 impl Traffic {
     /// Takes `number` flows of the kinds that rest through their rests. What has expired by then is swept, or it is left in
-    /// the table, to be found by what comes. `false`: the machine was too busy to keep the times.
-    pub(crate) fn rested(&mut self, datapath: Datapath, number: usize, swept: bool) -> Result<bool> {
+    /// the table, to be found by what comes. `None`: the machine was too busy to keep the times.
+    pub(crate) fn rest(mut self, datapath: Datapath, number: usize, swept: bool) -> Result<Option<Report>> {
         stay_on_this_cpu()?;
         let mut lanes = Lane::pair(datapath, &Lifetimes::BRIEF)?;
         let mut memory = Memory::default();
-        let begun = Instant::now();
-        self.shards += 1;
         let lost = backlog_drops()?;
         let mut groups = vec![Vec::new()];
         for n in 0..number {
@@ -74,7 +72,7 @@ impl Traffic {
                 .checked_sub(1)
                 .map_or(Duration::MAX, |before| PAUSES[before].most);
             if last.elapsed() > most || backlog_drops()? != lost {
-                return Ok(false);
+                return Ok(None);
             }
             last = start;
             let Some(pause) = PAUSES.get(turn) else { break };
@@ -88,8 +86,8 @@ impl Traffic {
                 self.compare_tables(&lanes)?;
             }
         }
-        self.judge.start_over();
-        self.spent += begun.elapsed();
-        Ok(true)
+        let mut report = self.judge.report;
+        report.lanes += 1;
+        Ok(Some(report))
     }
 }
