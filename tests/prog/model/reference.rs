@@ -268,6 +268,7 @@ impl Model {
             // The node's own port needs no translation.
             (Came::Node, Some(hold)) if (hold.owner.client, hold.owner.port) == (Client::Node, port) => {
                 self.heard(hold.owner, says, 1);
+                self.keep(protocol, server, port);
                 Ok(())
             }
             (Came::Node, Some(hold)) if self.is_expired(port, hold) => Ok(()),
@@ -292,14 +293,19 @@ impl Model {
                     ));
                 }
                 self.heard(hold.owner, says, 1);
-                if let Some(hold) = self.holds.get_mut(&(protocol, server, port)) {
-                    hold.is_idle = false;
-                }
+                self.keep(protocol, server, port);
                 Ok(())
             }
             (came, hold) => wrong(format!(
                 "port {port} is held by {hold:?}, and what arrived went to {came:?}"
             )),
+        }
+    }
+
+    /// An answer has come by a port of the node's.
+    fn keep(&mut self, protocol: Protocol, server: Server, port: u16) {
+        if let Some(hold) = self.holds.get_mut(&(protocol, server, port)) {
+            hold.is_idle = false;
         }
     }
 

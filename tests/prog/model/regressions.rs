@@ -26,6 +26,19 @@ fn a_socket_of_the_node_takes_its_port_back_from_a_flow_that_is_over() {
 }
 
 #[test]
+fn an_answer_keeps_the_port_of_the_nodes_own_flow() {
+    let (pods, nodes) = (tuple(Tcp, PodA, 600), tuple(Tcp, Node, 600));
+    run_one(&[
+        Send(pods, Open, Routes),
+        Age(pods, true, true),
+        Send(nodes, Open, Routes),
+        Age(nodes, true, true),
+        Answer(Tcp, One, 600, Open),
+        Send(pods, Open, Routes),
+    ]);
+}
+
+#[test]
 fn a_kernel_flow_whose_packets_policy_stops_is_not_over() {
     let (a, b) = (tuple(Tcp, PodA, 600), tuple(Tcp, PodB, 600));
     run_one(&[
