@@ -47,6 +47,7 @@ fn no_receiver_and_no_kernel_finds_a_wrong_checksum() -> Result<()> {
             stream::exchange(&a.ns, ns, SocketAddrV4::new(to, 9), 4 << 20)?;
             is_refused(&a.ns, to)?;
         }
+        is_refused(&fabric.partner, a.addr)?;
         let walk = Walk::direct(&fabric.partner, &a.ns, SocketAddrV4::new(a.addr, 7));
         walk.tcp(&rig)?.expect_carried(PARTNER)?;
         for ns in [

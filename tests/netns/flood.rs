@@ -64,24 +64,56 @@ fn a_syn_flood_leaves_what_is_established_alone() -> Result<()> {
         sockets.iter().try_for_each(|socket| socket.chat(2))
     };
     all()?;
+    let turns = beside_a_flood(&rig, &attacker, &mut all)?;
+    ensure!(turns > 3, "the flood was over after {turns} turns");
+    all().context("after the flood")?;
+    let seen = outside.seen();
+    ensure!(seen.iter().all(|peer| *peer.ip() == NODE));
+    is_refused_some(&rig)
+}
+
+/// The flood has its pod's share of the table, and the rest is for others: their first packets find room.
+#[test]
+fn a_syn_flood_leaves_room_for_the_connections_of_others() -> Result<()> {
+    let rig = Rig::causeway()?;
+    let (attacker, other) = (rig.pod("attacker")?, rig.pod("other")?);
+    let outside = Echo::start(&rig.fabric.internet, 7)?;
+    let _echoes = [Echo::start(&rig.fabric.vnet, 7)?, Echo::start(&other.ns, 7)?];
+    let partner = &rig.fabric.partner;
+    let turns = beside_a_flood(&rig, &attacker, || {
+        for (client, to) in [(&other.ns, INTERNET), (&other.ns, VNET), (partner, other.addr)] {
+            let to = SocketAddrV4::new(to, 7);
+            Tcp::connect(client, to)?.chat(2)?;
+            Udp::connect(client, to)?.chat(2)?;
+        }
+        Ok(())
+    })?;
+    ensure!(turns > 3, "the flood was over after {turns} turns");
+    let seen = outside.seen();
+    ensure!(seen.iter().all(|peer| *peer.ip() == NODE));
+    is_refused_some(&rig)
+}
+
+/// How often `others` was done while the pod floods.
+fn beside_a_flood(rig: &Rig, attacker: &Pod, mut others: impl FnMut() -> Result<()>) -> Result<u32> {
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         let flood = scope.spawn(|| {
-            let done = flood(&rig, &attacker);
+            let done = flood(rig, attacker);
             over.store(true, Ordering::Relaxed);
             done
         });
         let mut turns = 0;
         while !over.load(Ordering::Relaxed) {
-            all().with_context(|| format!("after {turns} turns in the flood"))?;
+            others().with_context(|| format!("after {turns} turns in the flood"))?;
             turns += 1;
         }
         flood.join().expect("no panic")?;
-        ensure!(turns > 3, "the flood was over after {turns} turns");
-        all().context("after the flood")
-    })?;
-    let seen = outside.seen();
-    ensure!(seen.iter().all(|peer| *peer.ip() == NODE));
+        Ok(turns)
+    })
+}
+
+fn is_refused_some(rig: &Rig) -> Result<()> {
     let refused = rig.node.count("snat_table_full")? + rig.node.count("snat_quota")?;
     ensure!(refused > 0, "the table had room for all of it");
     Ok(())

@@ -7,14 +7,16 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
-use causeway_common::tuple::{TCP, UDP};
+use anyhow::{Context, Result, bail, ensure};
+use causeway_common::tuple::{ICMP, TCP, UDP};
 use causeway_tests::{
     capture::Capture,
     echo::Echo,
     fabric::{GATEWAY, INTERNET, NODE, PARTNER, SUBNET_BITS},
     leak::LeakWatch,
+    netns::Netns,
     node::Pod,
+    ping::Pinger,
     rig::Rig,
     rules,
     talk::{SILENCE, Tcp, Udp},
@@ -38,11 +40,28 @@ fn is_whole(table: &Table, pod: &Pod, before: &Pair) -> Result<()> {
     Ok(())
 }
 
-/// TCP and UDP to `dial`, which is the internet's server, directly or through a Service.
-fn a_lost_forward_half_comes_back(dial: SocketAddrV4) -> Result<()> {
+/// A half of a translated flow.
+#[derive(Clone, Copy, Debug)]
+enum Half {
+    /// As the pod sends.
+    Forward,
+    /// As the answers come.
+    Reverse,
+}
+
+fn lose(table: &mut Table, pair: &Pair, half: Half) -> Result<()> {
+    match half {
+        Half::Forward => table.remove(&pair.forward),
+        Half::Reverse => table.remove(&pair.reverse),
+    }
+}
+
+/// TCP and UDP to `dial`, which is the internet's server, directly or through a Service. Not a packet may be lost with the half.
+fn a_lost_half_comes_back(half: Half, dial: SocketAddrV4, beside: fn(&Netns) -> Result<()>) -> Result<()> {
     let rig = Rig::causeway()?;
     let pod = rig.pod("a")?;
     rules::cluster_ip(&rig.node.ns, VIP, SERVER)?;
+    beside(&rig.node.ns)?;
     let echo = Echo::start(&rig.fabric.internet, SERVER.port())?;
     let mut table = Table::of(&rig)?;
     let (mut tcp, udp) = (Tcp::connect(&pod.ns, dial)?, Udp::connect(&pod.ns, dial)?);
@@ -54,7 +73,7 @@ fn a_lost_forward_half_comes_back(dial: SocketAddrV4) -> Result<()> {
     ];
     for round in 0..5 {
         for pair in &pairs {
-            table.remove(&pair.forward)?;
+            lose(&mut table, pair, half)?;
         }
         tcp.chat(3).with_context(|| format!("TCP, round {round}"))?;
         udp.chat(3).with_context(|| format!("UDP, round {round}"))?;
@@ -73,12 +92,78 @@ fn a_lost_forward_half_comes_back(dial: SocketAddrV4) -> Result<()> {
 
 #[test]
 fn a_lost_forward_half_of_a_carried_flow_comes_back_with_its_port() -> Result<()> {
-    a_lost_forward_half_comes_back(SERVER)
+    a_lost_half_comes_back(Half::Forward, SERVER, |_| Ok(()))
 }
 
 #[test]
 fn a_lost_forward_half_of_a_flow_of_the_kernel_comes_back_with_its_port() -> Result<()> {
-    a_lost_forward_half_comes_back(VIP)
+    a_lost_half_comes_back(Half::Forward, VIP, |_| Ok(()))
+}
+
+/// Conntrack has seen a carried connection's first packets alone, so kube-proxy's rule would drop the next one.
+#[test]
+fn a_lost_forward_half_comes_back_beside_a_rule_against_invalid_packets() -> Result<()> {
+    a_lost_half_comes_back(Half::Forward, SERVER, rules::forbid_invalid)
+}
+
+#[test]
+fn a_lost_reverse_half_of_a_carried_flow_comes_back_with_its_port() -> Result<()> {
+    a_lost_half_comes_back(Half::Reverse, SERVER, |_| Ok(()))
+}
+
+#[test]
+fn a_lost_reverse_half_of_a_flow_of_the_kernel_comes_back_with_its_port() -> Result<()> {
+    a_lost_half_comes_back(Half::Reverse, VIP, |_| Ok(()))
+}
+
+#[test]
+fn a_lost_half_of_a_ping_comes_back_with_its_identifier() -> Result<()> {
+    const ID: u16 = 77;
+    let rig = Rig::causeway()?;
+    let pod = rig.pod("a")?;
+    let mut table = Table::of(&rig)?;
+    let pinger = Pinger::new(&pod.ns, ID)?;
+    pinger.chat(INTERNET, 5)?;
+    let pair = table.pair(&pod, ICMP, ID)?;
+    for half in [Half::Forward, Half::Reverse, Half::Forward, Half::Reverse] {
+        lose(&mut table, &pair, half)?;
+        pinger.chat(INTERNET, 3).with_context(|| format!("{half:?}"))?;
+        is_whole(&table, &pod, &pair)?;
+    }
+    Ok(())
+}
+
+/// Nothing in its answers says whose a port is that the pod does not have itself. The flow's own packets say it, once a second.
+#[test]
+fn a_lost_reverse_half_of_a_flow_with_another_port_comes_back_within_a_second() -> Result<()> {
+    const WANTED: u16 = 45_000;
+    let rig = Rig::causeway()?;
+    let (first, second) = (rig.pod("first")?, rig.pod("second")?);
+    let echo = Echo::start(&rig.fabric.internet, SERVER.port())?;
+    let mut table = Table::of(&rig)?;
+    let sockets = [&first, &second].map(|pod| {
+        let socket = Udp::connect_from(&pod.ns, SocketAddrV4::new(pod.addr, WANTED), SERVER)?;
+        socket.chat(5)?;
+        anyhow::Ok(socket)
+    });
+    let [Ok(first_socket), Ok(socket)] = sockets else {
+        bail!("two pods with one port: {sockets:?}");
+    };
+    let pair = table.pair(&second, UDP, WANTED)?;
+    ensure!(pair.outside().port() != WANTED, "the port was free");
+    echo.seen();
+    for round in 0..3 {
+        lose(&mut table, &pair, Half::Reverse)?;
+        let mut turns = 0;
+        while socket.is_unanswered(32, Duration::from_millis(100))? {
+            turns += 1;
+            ensure!(turns < 15, "round {round}: no answer any more");
+        }
+        socket.chat(3).with_context(|| format!("round {round}"))?;
+        is_whole(&table, &second, &pair)?;
+    }
+    ensure!(echo.seen().iter().all(|&peer| peer == pair.outside()));
+    first_socket.chat(3)
 }
 
 /// Not between two questions, but whenever it happens: in the middle of a stream.

@@ -59,7 +59,7 @@ impl Places {
         }
         let dst = got.get(IP + 16..IP_END).map(|_| addr(got, IP + 16));
         let is_excluded = dst.is_some_and(is_excluded);
-        if is_excluded || is_astray(got) || Self::answers_a_stranger(hook, got) {
+        if is_excluded || Self::answers_a_stranger(hook, got) {
             Ok(())
         } else {
             Err(format!("leaves with the address of pod {src}"))
@@ -106,7 +106,7 @@ impl Places {
         if carried {
             self.forwarded(sent, got)?;
         }
-        self.addresses(source_side, is_astray(sent), sent, got)?;
+        self.addresses(source_side, sent, got)?;
         layout.checksums_as_before(sent, got)
     }
 
@@ -125,7 +125,7 @@ impl Places {
     }
 
     /// Between a pod, or the node itself, and the node's address; towards what is masqueraded only.
-    fn addresses(&self, source_side: bool, is_astray: bool, sent: &[u8], got: &[u8]) -> Result<(), String> {
+    fn addresses(&self, source_side: bool, sent: &[u8], got: &[u8]) -> Result<(), String> {
         let ours = if source_side { IP + 12 } else { IP + 16 };
         let (before, after) = (addr(sent, ours), addr(got, ours));
         let remote = addr(sent, if source_side { IP + 16 } else { IP + 12 });
@@ -140,7 +140,7 @@ impl Places {
         if outside != self.node || !self.pods.contains(&inside) {
             return Err(format!("{before} became {after}"));
         }
-        if source_side && !is_astray && is_excluded(remote) {
+        if source_side && is_excluded(remote) {
             return Err(format!("masqueraded towards {remote}"));
         }
         Ok(())
@@ -322,14 +322,6 @@ fn left_out(frame: &[u8], l4: usize) -> Result<bool, String> {
 /// `-m iprange ! --dst-range 168.63.129.16 ! -d 10.0.0.0/8`: the ranges of the bench.
 fn is_excluded(dst: Ipv4Addr) -> bool {
     dst.octets()[0] == 10 || dst == Ipv4Addr::new(168, 63, 129, 16) || dst == NODE
-}
-
-/// An ICMP error that is not for the sender of what it quotes. It goes with the flow that it quotes, which says nothing of
-/// where it goes.
-fn is_astray(frame: &[u8]) -> bool {
-    Layout::of(frame)
-        .quoted
-        .is_some_and(|quoted| frame[quoted.l3 + 12..quoted.l3 + 16] != frame[IP + 16..IP_END])
 }
 
 fn header_len(frame: &[u8], l3: usize) -> usize {
