@@ -17,11 +17,12 @@ use etherparse::{
 };
 
 use crate::{
-    icmp_rfc5508::{Talk, arrival, reported},
+    icmp_rfc5508_errors::{Talk, reported},
     mapping::{Flow, ICMP, UDP},
     peer::Peer,
     side::{A_WHILE, Side, agree, both},
     udp_rfc4787::server,
+    wire::arrival,
 };
 
 const ID: u16 = 0x1d;

@@ -5,12 +5,18 @@
 //! MASQUERADE rule, so what is said of nf_nat is seen and not remembered.
 
 mod icmp_rfc5508;
+mod icmp_rfc5508_errors;
 mod icmp_rfc5508_messages;
 mod mapping;
 mod peer;
 mod side;
 mod table;
 mod tcp_rfc5382;
+mod tcp_rfc5382_timers;
 mod udp_rfc4787;
+mod udp_rfc4787_filter;
+mod udp_rfc4787_fragments;
 mod udp_rfc4787_paths;
+mod udp_rfc4787_timers;
 mod updates_rfc7857;
+mod wire;

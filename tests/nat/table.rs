@@ -5,11 +5,16 @@ use std::{env, fmt::Write as _, fs, path::Path};
 use anyhow::{Context, Result, bail, ensure};
 
 /// The files with requirements, in the order of the page.
-const SOURCES: [(&str, &str); 6] = [
+const SOURCES: [(&str, &str); 11] = [
     ("udp_rfc4787", include_str!("udp_rfc4787.rs")),
+    ("udp_rfc4787_timers", include_str!("udp_rfc4787_timers.rs")),
+    ("udp_rfc4787_filter", include_str!("udp_rfc4787_filter.rs")),
     ("udp_rfc4787_paths", include_str!("udp_rfc4787_paths.rs")),
+    ("udp_rfc4787_fragments", include_str!("udp_rfc4787_fragments.rs")),
     ("tcp_rfc5382", include_str!("tcp_rfc5382.rs")),
+    ("tcp_rfc5382_timers", include_str!("tcp_rfc5382_timers.rs")),
     ("icmp_rfc5508", include_str!("icmp_rfc5508.rs")),
+    ("icmp_rfc5508_errors", include_str!("icmp_rfc5508_errors.rs")),
     ("icmp_rfc5508_messages", include_str!("icmp_rfc5508_messages.rs")),
     ("updates_rfc7857", include_str!("updates_rfc7857.rs")),
 ];

@@ -1,4 +1,4 @@
-//! RFC 5382, NAT behavioral requirements for TCP.
+//! RFC 5382, NAT behavioral requirements for TCP: connections, whom they let in, and ICMP about them.
 
 use std::{
     io::{ErrorKind, Read, Write},
@@ -19,13 +19,13 @@ use causeway_tests::{
 };
 
 use crate::{
-    mapping::{Flow, TCP, expect_seconds, sysctl},
-    side::{SECOND, Side, agree, both, both_with},
+    mapping::{Flow, TCP, expect_seconds},
+    side::{SECOND, Side, agree, both},
     udp_rfc4787_paths::EVERY_ERROR,
 };
 
-const PORT: u16 = 41_000;
-const SERVER: SocketAddrV4 = SocketAddrV4::new(INTERNET, 7100);
+pub(crate) const PORT: u16 = 41_000;
+pub(crate) const SERVER: SocketAddrV4 = SocketAddrV4::new(INTERNET, 7100);
 const OTHER: SocketAddrV4 = SocketAddrV4::new(SECOND, 7100);
 
 /// RFC 5382 REQ-1 | one mapping of an internal address and port serves every remote | a mapping for each remote address and port | the same | by design not: see RFC 4787 REQ-1
@@ -210,80 +210,6 @@ fn req_4a_a_rule_of_the_node_silences_it() -> Result<()> {
     })
 }
 
-/// RFC 5382 REQ-5 | an idle established connection lives for 2 h 4 min at least | 5 days (`nf_conntrack_tcp_timeout_established`) | 5 days
-/// | met
-#[test]
-fn req_5_an_established_connection_lives_for_hours() -> Result<()> {
-    for seconds in both(established)? {
-        expect_seconds(seconds, 432_000)?;
-    }
-    Ok(())
-}
-
-/// RFC 5382 REQ-5 (floor) | and not less by a setting either | a sysctl below 7,440 s counts as 7,440 s | follows the sysctl | met
-#[test]
-fn req_5_no_setting_makes_it_shorter() -> Result<()> {
-    let timer = sysctl("tcp_timeout_established");
-    let [causeway, nf_nat] = both_with(&[(&timer, "600")], established)?;
-    expect_seconds(causeway, 7440)?;
-    expect_seconds(nf_nat, 600)
-}
-
-fn established(side: &Side) -> Result<u32> {
-    let _echo = Echo::on(side.internet(), SERVER)?;
-    let mut connection = connect(side)?;
-    connection.chat(3)?;
-    let lifetime = side.lifetime(Flow(TCP, connection.local()?))?;
-    connection.chat(3)?;
-    Ok(lifetime)
-}
-
-/// RFC 5382 REQ-5 (opening) | a connection that is not yet open lives for 4 min at least | 240 s | 120 s (`…_syn_sent`) | met
-#[test]
-fn req_5_an_opening_connection_lives_for_four_minutes() -> Result<()> {
-    let lifetimes = both(|side| {
-        rules::ignore_syns(side.internet(), SERVER.port())?;
-        let from = SocketAddrV4::new(side.pod.addr, PORT);
-        let syn = craft::TcpFlags {
-            syn: true,
-            ..Default::default()
-        };
-        raw::send_ip(&side.pod.ns, &[craft::tcp(from, SERVER, syn, &[])?])?;
-        side.settle()?;
-        side.lifetime(Flow(TCP, from))
-    })?;
-    expect_seconds(lifetimes[0], 240)?;
-    expect_seconds(lifetimes[1], 120)
-}
-
-/// RFC 5382 REQ-5 (closing) | a connection that both have closed lives for 4 min at least | 240 s | 120 s (`…_time_wait`) | met
-#[test]
-fn req_5_a_closed_connection_lives_for_four_minutes() -> Result<()> {
-    let lifetimes = both(|side| {
-        let _echo = Echo::on(side.internet(), SERVER)?;
-        let mut connection = connect(side)?;
-        connection.chat(3)?;
-        let flow = Flow(TCP, connection.local()?);
-        connection.0.shutdown(Shutdown::Write)?;
-        ensure!(connection.0.read(&mut [0])? == 0);
-        drop(connection);
-        side.settle()?;
-        side.lifetime(flow)
-    })?;
-    expect_seconds(lifetimes[0], 240)?;
-    expect_seconds(lifetimes[1], 120)
-}
-
-/// RFC 5382 REQ-5a | the timers may be configurable | by conntrack's own sysctls, upwards | by the same | met
-#[test]
-fn req_5a_the_timers_are_the_kernels_sysctls() -> Result<()> {
-    let timer = sysctl("tcp_timeout_established");
-    for seconds in both_with(&[(&timer, "86400")], established)? {
-        expect_seconds(seconds, 86_400)?;
-    }
-    Ok(())
-}
-
 /// RFC 5382 REQ-6 | application gateways for TCP, but for FTP, are off | there is none: an FTP PORT command passes as it is | off, unless a rule assigns a
 /// helper | met
 #[test]
@@ -412,7 +338,7 @@ fn req_10_no_icmp_message_ends_a_connection() -> Result<()> {
     })
 }
 
-fn connect(side: &Side) -> Result<Tcp> {
+pub(crate) fn connect(side: &Side) -> Result<Tcp> {
     Tcp::connect_from(&side.pod.ns, SocketAddrV4::new(side.pod.addr, PORT), SERVER)
 }
 

@@ -23,6 +23,7 @@ use crate::{
     peer::Peer,
     side::{SECOND, Side, agree, both, both_with},
     udp_rfc4787::{replacements, server},
+    udp_rfc4787_timers::Idle,
 };
 
 const PORT: u16 = 43_000;
@@ -214,13 +215,10 @@ fn section_6_a_mapping_of_udp_lets_no_tcp_in() -> Result<()> {
 #[test]
 fn section_7_what_is_kept_out_renews_nothing() -> Result<()> {
     agree(|side| {
-        let (pod, server) = (Peer::of(&side.pod, PORT)?, server(side, INTERNET)?);
-        let flow = Flow(UDP, pod.addr);
-        let mapped = pod.reach(&server)?;
-        side.age(flow)?;
+        let idle = Idle::new(side)?;
         let stranger = Peer::on(side.internet(), SECOND, 7000)?;
-        ensure!(!stranger.does_reach(mapped, &pod)?);
-        ensure!(!side.is_renewed(flow)?, "renewed by a stranger");
+        ensure!(!stranger.does_reach(idle.mapped, &idle.pod)?);
+        ensure!(!side.is_renewed(idle.flow)?, "renewed by a stranger");
         Ok(())
     })
 }
@@ -229,12 +227,9 @@ fn section_7_what_is_kept_out_renews_nothing() -> Result<()> {
 #[test]
 fn section_7_1_a_pods_icmp_error_renews_nothing() -> Result<()> {
     agree(|side| {
-        let (pod, server) = (Peer::of(&side.pod, PORT)?, server(side, INTERNET)?);
-        let flow = Flow(UDP, pod.addr);
-        pod.reach(&server)?;
-        side.age(flow)?;
+        let idle = Idle::new(side)?;
         let outside = Capture::start(side.internet(), "eth0")?;
-        let about = craft::udp(server.addr, pod.addr, b"unwanted")?;
+        let about = craft::udp(idle.server.addr, idle.pod.addr, b"unwanted")?;
         raw::send_ip(
             &side.pod.ns,
             &[craft::icmp(side.pod.addr, INTERNET, (3, 3), [0; 4], &about)?],
@@ -243,7 +238,7 @@ fn section_7_1_a_pods_icmp_error_renews_nothing() -> Result<()> {
             frame.ip.clone().filter(|ip| ip.icmp == Some((3, 3)))
         });
         ensure!(error.context("the error does not come out")?.src == NODE);
-        ensure!(!side.is_renewed(flow)?, "renewed by an error");
+        ensure!(!side.is_renewed(idle.flow)?, "renewed by an error");
         Ok(())
     })
 }

@@ -107,10 +107,11 @@ fn direct(draw: &mut Draw<'_>, remote: Ipv4Addr, sides: [Side; 3]) -> Script {
 
 fn echo(draw: &mut Draw<'_>) -> Script {
     let (mut script, talk) = draw.ping();
-    let len = 2000 + draw.rng.below(3000);
+    let len = 1473 + draw.rng.below(6000);
+    let order = draw.rng.pick(&[InOrder, FirstThenAnyOrder]);
     for (side, kind) in [(Pod, query::ECHO.0), (Remote, query::ECHO.1)] {
         let whole = talk.spec(side, Body::query(kind, 1, len));
-        in_pieces(draw, &mut script, talk.point(side), &whole, InOrder);
+        in_pieces(draw, &mut script, talk.point(side), &whole, order);
     }
     script
 }

@@ -1,0 +1,382 @@
+//! RFC 5508: errors from outside, and errors of pods.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use anyhow::{Context, Result, ensure};
+use causeway_tests::{
+    capture::Capture,
+    craft,
+    fabric::{INTERNET, NODE},
+    frame::Packet,
+    ping::Pinger,
+    raw, rules,
+    talk::PATIENCE,
+};
+
+use crate::{
+    mapping::{Flow, ICMP, UDP},
+    peer::Peer,
+    side::{SECOND, Side, agree, both},
+    udp_rfc4787::server,
+    wire::arrival,
+};
+
+const ID: u16 = 0x1d;
+const PORT: u16 = 42_000;
+
+/// A UDP flow whose port is replaced, so that address and port differ inside and outside.
+pub(crate) struct Talk {
+    pub(crate) pod: Peer,
+    pub(crate) server: Peer,
+    pub(crate) mapped: SocketAddrV4,
+}
+
+impl Talk {
+    pub(crate) fn new(side: &Side) -> Result<Self> {
+        let server = server(side, INTERNET)?;
+        Peer::of(&side.rig.pod("holder")?, PORT)?.reach(&server)?;
+        let pod = Peer::of(&side.pod, PORT)?;
+        let mapped = pod.reach(&server)?;
+        ensure!(mapped.port() != PORT, "the port is not replaced");
+        Ok(Self { pod, server, mapped })
+    }
+
+    /// What the pod has sent, as the pod knows it and as the outside does.
+    pub(crate) fn question(&self, data: &[u8]) -> Result<[Vec<u8>; 2]> {
+        let seen_from = |client| craft::udp(client, self.server.addr, data);
+        Ok([seen_from(self.pod.addr)?, seen_from(self.mapped)?])
+    }
+}
+
+/// Sends an error from outside; what comes to the pod.
+pub(crate) fn reported(side: &Side, error: Vec<u8>) -> Result<Option<Packet>> {
+    let inside = Capture::start(&side.pod.ns, "eth0")?;
+    raw::send_ip(side.internet(), &[error])?;
+    Ok(arrival(&inside, |ip| ip.protocol == ICMP))
+}
+
+/// RFC 5508 REQ-3 | an error whose ICMP checksum is wrong is dropped | reaches the pod as wrong as it was, whose kernel drops it | dropped by the
+/// node's kernel | by design not: RFC 1812 does not have a router judge it, the receiver does
+#[test]
+fn req_3_a_wrong_checksum_stays_wrong() -> Result<()> {
+    let [causeway, nf_nat] = both(|side| {
+        let talk = Talk::new(side)?;
+        talk.pod.socket.connect(talk.server.addr)?;
+        let good = craft::icmp(INTERNET, NODE, (3, 3), [0; 4], &talk.question(b"?")?[1])?;
+        let mut bad = good.clone();
+        bad[22] ^= 0x55;
+        let seen = reported(side, bad)?.map(|ip| ip.checksums_good);
+        ensure!(talk.pod.socket.take_error()?.is_none(), "the pod believes it");
+        ensure!(reported(side, good)?.is_some());
+        ensure!(
+            talk.pod.socket.take_error()?.is_some(),
+            "the pod does not believe a right one"
+        );
+        Ok(seen)
+    })?;
+    ensure!(
+        (causeway, nf_nat) == (Some(false), None),
+        "{causeway:?}, {nf_nat:?}"
+    );
+    Ok(())
+}
+
+/// RFC 5508 REQ-3a | an error that quotes a header with a wrong checksum is dropped | translated; the quoted checksum stays as wrong as it was | the same | by
+/// design not: the pod's kernel looks its socket up by what is quoted and does not use the sum either
+#[test]
+fn req_3a_a_wrong_quoted_header_stays_wrong() -> Result<()> {
+    agree(|side| {
+        let talk = Talk::new(side)?;
+        let [inside, mut outside] = talk.question(b"?")?;
+        outside[10] ^= 0x55;
+        let error = craft::icmp(INTERNET, NODE, (3, 1), [0; 4], &outside)?;
+        let seen = reported(side, error)?.context("the error does not come in")?;
+        ensure!(
+            seen.checksums_good && seen.quoted()[12..] == inside[12..],
+            "{seen:?}"
+        );
+        ensure!(
+            seen.quoted()[10..12] != inside[10..12],
+            "the quoted sum was mended"
+        );
+        Ok(())
+    })
+}
+
+/// RFC 5508 REQ-3b | options of the quoted header are stepped over | they are, the ports behind them are translated | the same | met
+#[test]
+fn req_3b_quoted_options_are_stepped_over() -> Result<()> {
+    agree(|side| {
+        let talk = Talk::new(side)?;
+        let [inside, outside] = talk.question(b"with options")?;
+        let [inside, outside] = [
+            craft::with_options(&inside, &[1, 1, 1, 0])?,
+            craft::with_options(&outside, &[1, 1, 1, 0])?,
+        ];
+        for len in [outside.len(), 24 + 8] {
+            let error = craft::icmp(INTERNET, NODE, (11, 0), [0; 4], &outside[..len])?;
+            let seen = reported(side, error)?.context("the error does not come in")?;
+            ensure!(seen.checksums_good && seen.quoted() == &inside[..len], "{seen:?}");
+        }
+        Ok(())
+    })
+}
+
+/// RFC 5508 REQ-3c | the quoted transport checksum is not judged | it is not, only adjusted | the same | met
+#[test]
+fn req_3c_the_quoted_transport_checksum_is_not_judged() -> Result<()> {
+    agree(|side| {
+        let talk = Talk::new(side)?;
+        let [inside, mut outside] = talk.question(b"?")?;
+        outside[27] ^= 0x0f;
+        let error = craft::icmp(INTERNET, NODE, (3, 1), [0; 4], &outside)?;
+        let seen = reported(side, error)?.context("the error does not come in")?;
+        ensure!(
+            seen.checksums_good && seen.quoted()[12..26] == inside[12..26],
+            "{seen:?}"
+        );
+        ensure!(
+            seen.quoted()[26..28] != inside[26..28],
+            "the quoted sum was mended"
+        );
+        Ok(())
+    })
+}
+
+/// RFC 5508 REQ-3d | ICMP extensions (RFC 4884) behind the quoted packet are not part of it | they come through as they are, and the error's checksum
+/// covers them | the same | met
+#[test]
+fn req_3d_icmp_extensions_come_through() -> Result<()> {
+    agree(|side| {
+        let talk = Talk::new(side)?;
+        let [inside, outside] = talk.question(b"padded")?;
+        // RFC 4884: the quoted packet padded to 128 bytes, its length in words; a header and an MPLS label (RFC 4950).
+        let extension = [0x20, 0, 0x9f, 0x51, 0, 8, 1, 1, 0, 0x3e, 0x81, 0xff];
+        let extended = |mut packet: Vec<u8>| {
+            packet.resize(128, 0);
+            [packet.as_slice(), &extension].concat()
+        };
+        let error = craft::icmp(INTERNET, NODE, (11, 0), [0, 32, 0, 0], &extended(outside))?;
+        let seen = reported(side, error)?.context("the error does not come in")?;
+        ensure!(
+            seen.checksums_good && seen.quoted() == extended(inside),
+            "{seen:?}"
+        );
+        ensure!(seen.payload()[4..8] == [0, 32, 0, 0], "{seen:?}");
+        Ok(())
+    })
+}
+
+/// RFC 5508 REQ-4 | an error from outside about nothing known is dropped silently | it comes to no pod, and nobody answers it | the same | met
+#[test]
+fn req_4_an_error_about_nothing_known_comes_to_nobody() -> Result<()> {
+    agree(|side| {
+        let talk = Talk::new(side)?;
+        let outside = Capture::start(side.internet(), "eth0")?;
+        let unknown = SocketAddrV4::new(NODE, talk.mapped.port() ^ 1);
+        for about in [
+            craft::udp(unknown, talk.server.addr, b"?")?,
+            craft::udp(talk.mapped, SocketAddrV4::new(INTERNET, 1), b"?")?,
+            craft::udp(
+                talk.mapped,
+                SocketAddrV4::new(SECOND, talk.server.addr.port()),
+                b"?",
+            )?,
+        ] {
+            let error = craft::icmp(INTERNET, NODE, (3, 3), [0; 4], &about)?;
+            ensure!(
+                reported(side, error)?.is_none(),
+                "an error about {about:?} came in"
+            );
+        }
+        let answers = outside.stop().into_iter().filter(|frame| !frame.outgoing);
+        ensure!(
+            answers.filter(|frame| frame.ip.is_some()).count() == 0,
+            "somebody answered"
+        );
+        Ok(())
+    })
+}
+
+/// RFC 5508 REQ-4a | what an error from outside quotes is turned back into what the pod has sent | address, port or identifier, every checksum; of 8 bytes or
+/// of all (576 and more), of UDP, TCP and echo | the same | met
+#[test]
+fn req_4a_the_quoted_packet_is_the_pods_own() -> Result<()> {
+    agree(|side| {
+        let talk = Talk::new(side)?;
+        // Connections and pings that need no answer: a packet that opens makes a mapping.
+        let remote = talk.server.addr;
+        rules::ignore_syns(side.internet(), remote.port())?;
+        let syn = craft::TcpFlags {
+            syn: true,
+            ..Default::default()
+        };
+        let outside = Capture::start(side.internet(), "eth0")?;
+        let segment = |from, data: &[u8]| {
+            craft::tcp(
+                from,
+                remote,
+                craft::TcpFlags {
+                    ack: Some(7),
+                    ..Default::default()
+                },
+                data,
+            )
+        };
+        let tcp_from = SocketAddrV4::new(side.pod.addr, PORT);
+        raw::send_ip(&side.pod.ns, &[craft::tcp(tcp_from, remote, syn, &[])?])?;
+        let opened = outside.wait(PATIENCE, |frame| {
+            frame.ip.clone().filter(|ip| ip.protocol == 6 && ip.src == NODE)
+        });
+        let tcp_mapped = SocketAddrV4::new(NODE, opened.context("no SYN came out")?.src_port);
+        Pinger::new(&side.rig.pod("c")?.ns, ID)?.ping(INTERNET, 1, 8)?;
+        Pinger::new(&side.pod.ns, ID)?.ping(INTERNET, 1, 8)?;
+        let mapped_id = outside.wait(PATIENCE, |frame| {
+            let ip = frame.ip.as_ref()?;
+            (ip.icmp == Some((8, 0)) && ip.src_port != ID).then_some(ip.src_port)
+        });
+        let mapped_id = mapped_id.context("the identifier is not replaced")?;
+        let echo = |from, id, data: &[u8]| craft::echo(from, INTERNET, id, false, data);
+        for data in [&[][..], b"abc", &[0xa5; 548], &[0x5a; 1400]] {
+            let [inside, out] = talk.question(data)?;
+            let pairs = [
+                [inside, out],
+                [segment(tcp_from, data)?, segment(tcp_mapped, data)?],
+                [echo(side.pod.addr, ID, data)?, echo(NODE, mapped_id, data)?],
+            ];
+            for [inside, out] in pairs {
+                for len in [28, out.len()] {
+                    let error = craft::icmp(INTERNET, NODE, (3, 13), [0; 4], &out[..len])?;
+                    let seen = reported(side, error)?;
+                    let seen = seen.with_context(|| format!("no error about {len} bytes of {out:02x?}"))?;
+                    ensure!(seen.checksums_good, "{seen:?}");
+                    ensure!(
+                        seen.quoted() == &inside[..len],
+                        "{len} bytes of {inside:02x?}: {seen:?}"
+                    );
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+/// RFC 5508 REQ-4b | type and code stay | for unreachable, time exceeded and parameter problem, and so does the second word | the same | met
+#[test]
+fn req_4b_type_code_and_second_word_stay() -> Result<()> {
+    agree(|side| {
+        let talk = Talk::new(side)?;
+        let codes = (0..=15)
+            .map(|code| (3, code))
+            .chain([(11, 0), (11, 1), (12, 0), (12, 1)]);
+        for kind in codes {
+            let word = if kind == (3, 4) { [0, 0, 5, 120] } else { [0; 4] };
+            let error = craft::icmp(INTERNET, NODE, kind, word, &talk.question(b"?")?[1])?;
+            let seen = reported(side, error)?.with_context(|| format!("{kind:?} does not come in"))?;
+            ensure!(
+                seen.icmp == Some(kind) && seen.payload()[4..8] == word,
+                "{seen:?}"
+            );
+        }
+        Ok(())
+    })
+}
+
+/// RFC 5508 REQ-4c | the error goes to the host that has sent the quoted packet | to the pod; its sender stays who it is | the same | met
+#[test]
+fn req_4c_the_error_goes_to_the_pod() -> Result<()> {
+    let seen = agree(|side| {
+        let talk = Talk::new(side)?;
+        let router = Ipv4Addr::new(192, 0, 2, 9);
+        let error = craft::icmp(router, NODE, (11, 0), [0; 4], &talk.question(b"?")?[1])?;
+        let seen = reported(side, error)?.context("the error does not come in")?;
+        Ok((seen.src == router, seen.dst == side.pod.addr))
+    })?;
+    ensure!(seen == (true, true));
+    Ok(())
+}
+
+/// RFC 5508 REQ-5 | an error of an inside host about nothing known is dropped | dropped: `snat_protocol` | leaves with the pod's own address: conntrack calls it
+/// INVALID, which nf_nat does not translate | met
+#[test]
+fn req_5_a_pods_error_about_nothing_known_does_not_leave() -> Result<()> {
+    let [causeway, nf_nat] = both(|side| {
+        let outside = Capture::start(side.internet(), "eth0")?;
+        let about = craft::udp(
+            SocketAddrV4::new(INTERNET, 9),
+            SocketAddrV4::new(side.pod.addr, 9),
+            b"?",
+        )?;
+        raw::send_ip(
+            &side.pod.ns,
+            &[craft::icmp(side.pod.addr, INTERNET, (3, 3), [0; 4], &about)?],
+        )?;
+        Ok(arrival(&outside, |ip| ip.icmp == Some((3, 3))).map(|ip| ip.src == side.pod.addr))
+    })?;
+    ensure!(
+        (causeway, nf_nat) == (None, Some(true)),
+        "{causeway:?}, {nf_nat:?}"
+    );
+    Ok(())
+}
+
+/// RFC 5508 REQ-5a | what an error of an inside host quotes is turned into what the outside has sent | address, port, every checksum; of 8 bytes or of all | the same | met
+#[test]
+fn req_5a_the_outside_sees_its_own_packet_quoted() -> Result<()> {
+    agree(|side| {
+        let talk = Talk::new(side)?;
+        for data in [&b"late"[..], &[3; 700]] {
+            let answer = |to| craft::udp(talk.server.addr, to, data);
+            let [inside, expected] = [answer(talk.pod.addr)?, answer(talk.mapped)?];
+            for len in [28, inside.len()] {
+                let outside = Capture::start(side.internet(), "eth0")?;
+                let error = craft::icmp(side.pod.addr, INTERNET, (3, 3), [0; 4], &inside[..len])?;
+                raw::send_ip(&side.pod.ns, &[error])?;
+                let seen =
+                    arrival(&outside, |ip| ip.protocol == ICMP).context("the error does not come out")?;
+                ensure!(
+                    seen.checksums_good && seen.quoted() == &expected[..len],
+                    "{seen:?}"
+                );
+            }
+        }
+        Ok(())
+    })
+}
+
+/// RFC 5508 REQ-5b | type and code stay | they stay | the same | met
+#[test]
+fn req_5b_type_and_code_of_a_pods_error_stay() -> Result<()> {
+    agree(|side| {
+        let talk = Talk::new(side)?;
+        let about = craft::udp(talk.server.addr, talk.pod.addr, b"late")?;
+        for kind in [(3, 0), (3, 2), (3, 3), (3, 10), (11, 1), (12, 0)] {
+            let outside = Capture::start(side.internet(), "eth0")?;
+            raw::send_ip(
+                &side.pod.ns,
+                &[craft::icmp(side.pod.addr, INTERNET, kind, [0; 4], &about)?],
+            )?;
+            let seen = arrival(&outside, |ip| ip.protocol == ICMP).context("the error does not come out")?;
+            ensure!(seen.icmp == Some(kind), "{kind:?}: {seen:?}");
+        }
+        Ok(())
+    })
+}
+
+/// RFC 5508 REQ-5c | the error leaves with the NAT's own address | with the node's, when a pod's socket has closed and an answer comes late | the same | met
+#[test]
+fn req_5c_a_closed_socket_is_reported_with_the_nodes_address() -> Result<()> {
+    agree(|side| {
+        let Talk { pod, server, mapped } = Talk::new(side)?;
+        drop(pod);
+        let outside = Capture::start(side.internet(), "eth0")?;
+        server.socket.send_to(b"too late", mapped)?;
+        let seen =
+            arrival(&outside, |ip| ip.icmp == Some((3, 3))).context("nobody said that the port is closed")?;
+        let expected = craft::udp(server.addr, mapped, b"too late")?;
+        ensure!(seen.src == NODE && seen.checksums_good, "{seen:?}");
+        ensure!(seen.quoted()[12..] == expected[12..], "{seen:?}");
+        ensure!(side.knows(Flow(UDP, SocketAddrV4::new(side.pod.addr, PORT)))?);
+        Ok(())
+    })
+}

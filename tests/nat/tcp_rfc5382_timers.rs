@@ -1,0 +1,89 @@
+//! RFC 5382: how long a connection that is idle is remembered.
+
+use std::{
+    io::Read,
+    net::{Shutdown, SocketAddrV4},
+};
+
+use anyhow::{Result, ensure};
+use causeway_tests::{craft, echo::Echo, raw, rules};
+
+use crate::{
+    mapping::{Flow, TCP, expect_seconds, sysctl},
+    side::{Side, both, both_with},
+    tcp_rfc5382::{PORT, SERVER, connect},
+};
+
+/// RFC 5382 REQ-5 | an idle established connection lives for 2 h 4 min at least | 5 days (`nf_conntrack_tcp_timeout_established`) | 5 days
+/// | met
+#[test]
+fn req_5_an_established_connection_lives_for_hours() -> Result<()> {
+    for seconds in both(established)? {
+        expect_seconds(seconds, 432_000)?;
+    }
+    Ok(())
+}
+
+/// RFC 5382 REQ-5 (floor) | and not less by a setting either | a sysctl below 7,440 s counts as 7,440 s | follows the sysctl | met
+#[test]
+fn req_5_no_setting_makes_it_shorter() -> Result<()> {
+    let timer = sysctl("tcp_timeout_established");
+    let [causeway, nf_nat] = both_with(&[(&timer, "600")], established)?;
+    expect_seconds(causeway, 7440)?;
+    expect_seconds(nf_nat, 600)
+}
+
+fn established(side: &Side) -> Result<u32> {
+    let _echo = Echo::on(side.internet(), SERVER)?;
+    let mut connection = connect(side)?;
+    connection.chat(3)?;
+    let lifetime = side.lifetime(Flow(TCP, connection.local()?))?;
+    connection.chat(3)?;
+    Ok(lifetime)
+}
+
+/// RFC 5382 REQ-5 (opening) | a connection that is not yet open lives for 4 min at least | 240 s | 120 s (`…_syn_sent`) | met
+#[test]
+fn req_5_an_opening_connection_lives_for_four_minutes() -> Result<()> {
+    let lifetimes = both(|side| {
+        rules::ignore_syns(side.internet(), SERVER.port())?;
+        let from = SocketAddrV4::new(side.pod.addr, PORT);
+        let syn = craft::TcpFlags {
+            syn: true,
+            ..Default::default()
+        };
+        raw::send_ip(&side.pod.ns, &[craft::tcp(from, SERVER, syn, &[])?])?;
+        side.settle()?;
+        side.lifetime(Flow(TCP, from))
+    })?;
+    expect_seconds(lifetimes[0], 240)?;
+    expect_seconds(lifetimes[1], 120)
+}
+
+/// RFC 5382 REQ-5 (closing) | a connection that both have closed lives for 4 min at least | 240 s | 120 s (`…_time_wait`) | met
+#[test]
+fn req_5_a_closed_connection_lives_for_four_minutes() -> Result<()> {
+    let lifetimes = both(|side| {
+        let _echo = Echo::on(side.internet(), SERVER)?;
+        let mut connection = connect(side)?;
+        connection.chat(3)?;
+        let flow = Flow(TCP, connection.local()?);
+        connection.0.shutdown(Shutdown::Write)?;
+        ensure!(connection.0.read(&mut [0])? == 0);
+        drop(connection);
+        side.settle()?;
+        side.lifetime(flow)
+    })?;
+    expect_seconds(lifetimes[0], 240)?;
+    expect_seconds(lifetimes[1], 120)
+}
+
+/// RFC 5382 REQ-5a | the timers may be configurable | by conntrack's own sysctls, upwards | by the same | met
+#[test]
+fn req_5a_the_timers_are_the_kernels_sysctls() -> Result<()> {
+    let timer = sysctl("tcp_timeout_established");
+    for seconds in both_with(&[(&timer, "86400")], established)? {
+        expect_seconds(seconds, 86_400)?;
+    }
+    Ok(())
+}

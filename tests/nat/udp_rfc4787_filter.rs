@@ -1,0 +1,99 @@
+//! RFC 4787: whom a mapping lets in, what becomes of datagrams to the external address, and that payloads stay.
+
+use std::net::SocketAddrV4;
+
+use anyhow::{Result, ensure};
+use causeway_tests::{
+    fabric::{INTERNET, NODE},
+    ping::Pinger,
+    rules,
+    talk::PATIENCE,
+};
+use etherparse::{Icmpv4Type, icmpv4::DestUnreachableHeader};
+
+use crate::{
+    peer::Peer,
+    side::{SECOND, agree},
+    udp_rfc4787::{PORT, SERVER, server},
+};
+
+/// RFC 4787 REQ-8 | whom a mapping lets in: everybody ("endpoint-independent filtering") or every port of a known address | the very address and
+/// port that the pod has sent to | the same | by design not: an entry is for one remote; it is the strictest of the filters that the
+/// RFC knows
+#[test]
+fn req_8_only_the_remote_of_a_mapping_comes_in() -> Result<()> {
+    let [known, other_port, other_address] = agree(|side| {
+        let (pod, server) = (Peer::of(&side.pod, PORT)?, server(side, INTERNET)?);
+        let mapped = pod.reach(&server)?;
+        let others = [
+            Peer::on(side.internet(), INTERNET, SERVER + 1)?,
+            Peer::on(side.internet(), SECOND, SERVER)?,
+        ];
+        Ok([
+            server.does_reach(mapped, &pod)?,
+            others[0].does_reach(mapped, &pod)?,
+            others[1].does_reach(mapped, &pod)?,
+        ])
+    })?;
+    ensure!(known && !other_port && !other_address);
+    Ok(())
+}
+
+/// RFC 4787 REQ-9 | an inside host reaches another one by that one's external address and port ("hairpinning") | the packet is for the
+/// node itself, which has no such port: ICMP port unreachable | the same | by design not: MASQUERADE translates at the uplink alone; pods
+/// reach each other by their own addresses
+#[test]
+fn req_9_the_external_address_leads_to_the_node_itself() -> Result<()> {
+    let seen = agree(|side| {
+        let (server, neighbour) = (server(side, INTERNET)?, side.rig.pod("b")?);
+        let (a, b) = (Peer::of(&side.pod, PORT + 1)?, Peer::of(&neighbour, PORT)?);
+        let mapped = b.reach(&server)?;
+        let ears = Pinger::new(&side.pod.ns, 1)?;
+        let reached = a.does_reach(mapped, &b)?;
+        let told = ears.hear(PATIENCE, |message| {
+            message.icmp == Icmpv4Type::DestinationUnreachable(DestUnreachableHeader::Port)
+        })?;
+        Ok((reached, told.map(|message| message.from)))
+    })?;
+    ensure!(seen == (false, Some(NODE)), "{seen:?}");
+    Ok(())
+}
+
+/// RFC 4787 REQ-9a | a hairpinned datagram shows the sender's external address | a hostPort, which is the kernel's, shows the
+/// sender's own; a pod that calls itself is seen with the node's | the same | by design not: portmap's rules decide
+#[test]
+fn req_9a_by_a_host_port_a_pod_sees_the_senders_own_address() -> Result<()> {
+    let seen = agree(|side| {
+        let neighbour = side.rig.pod("b")?;
+        let (a, b) = (Peer::of(&side.pod, PORT)?, Peer::of(&neighbour, SERVER)?);
+        rules::host_port(&side.rig.node.ns, 8053, b.addr)?;
+        let by_host_port = SocketAddrV4::new(NODE, 8053);
+        let of_other = *a.reach_by(by_host_port, &b)?.ip() == side.pod.addr;
+        let of_itself = *Peer::of(&neighbour, PORT)?.reach_by(by_host_port, &b)?.ip();
+        Ok((of_other, of_itself != neighbour.addr))
+    })?;
+    ensure!(seen == (true, true), "{seen:?}");
+    Ok(())
+}
+
+/// RFC 4787 REQ-10 | no application gateway rewrites UDP payloads | there is none: addresses in SIP, TFTP and DNS payloads stay | none either, unless a
+/// rule assigns a helper | met
+#[test]
+fn req_10_payloads_are_nobodys_business() -> Result<()> {
+    agree(|side| {
+        for port in [53, 69, 5060] {
+            let (pod, server) = (
+                Peer::of(&side.pod, port)?,
+                Peer::on(side.internet(), INTERNET, port)?,
+            );
+            let message = format!(
+                "INVITE sip:b@{INTERNET} SIP/2.0\r\nVia: SIP/2.0/UDP {0}\r\nContact: <sip:a@{0}>\r\n\r\nc=IN IP4 {1}\r\n",
+                pod.addr, side.pod.addr
+            );
+            pod.socket.send_to(message.as_bytes(), server.addr)?;
+            let from = server.hear(message.as_bytes(), PATIENCE)?;
+            ensure!(from.is_some(), "port {port}: changed on the way");
+        }
+        Ok(())
+    })
+}
