@@ -304,3 +304,38 @@ fn echo_requests_in_order() -> Result<()> {
     }
     Ok(())
 }
+
+/// The answers come from elsewhere, and the last link before the node delivers their pieces in any order.
+#[test]
+fn echo_answers_in_any_order() -> Result<()> {
+    const ID: u16 = 4711;
+    let rig = Rig::causeway()?;
+    let pod = rig.pod("a")?;
+    let scene = Scene::new(&pod, &rig.fabric.internet, at(INTERNET), at(INTERNET))?;
+    rules::keep_quiet(&rig.fabric.internet, "echo-reply")?;
+    let dam = Dam::new(&rig.fabric.router, "node")?;
+    let pinger = Pinger::new(&pod.ns, ID)?;
+    let mut sequence = 0;
+    for len in SIZES {
+        for order in Order::ALL {
+            sequence += 1;
+            pinger.send(INTERNET, sequence, b"anybody there?")?;
+            let echo = IcmpEchoHeader {
+                id: ID,
+                seq: sequence,
+            };
+            let data = message(len);
+            let addrs = [INTERNET.octets(), NODE.octets()];
+            let answer = raw::icmp(scene.server_macs, addrs, Icmpv4Type::EchoReply(echo), &data)?;
+            dam.hold()?;
+            scene.server_sender.send(&scene.to_pod(&message(1472))?)?;
+            send(&scene.server_sender, &answer, order, sequence)?;
+            dam.let_go()?;
+            scene.server_sender.send(&scene.to_pod(b"let go")?)?;
+            let heard = pinger.hear(PATIENCE, |message| message.icmp == Icmpv4Type::EchoReply(echo))?;
+            let heard = heard.with_context(|| format!("{len} bytes {order:?} did not arrive"))?;
+            ensure!(heard.payload == data, "{len} bytes {order:?} arrived, changed");
+        }
+    }
+    Ok(())
+}
