@@ -25,6 +25,16 @@ pub fn replace_u32(check: u16, old: [u8; 4], new: [u8; 4]) -> u16 {
     !fold(sum)
 }
 
+/// Whether the checksum of an IPv4 header without options is right: its words, and the checksum among them, add up to
+/// ones (RFC 1071 section 1 (3)).
+#[inline(always)]
+pub fn is_good(header: [u32; 5]) -> bool {
+    let sum: u64 = header.into_iter().map(u64::from).sum();
+    let sum = (sum & 0xffff_ffff) + (sum >> 32);
+    let sum = (sum & 0xffff) + (sum >> 16 & 0xffff) + (sum >> 32);
+    fold(sum as u32) == 0xffff
+}
+
 /// Adds the carries back in. Two rounds are enough for a sum of up to 65,537 words.
 #[inline(always)]
 fn fold(sum: u32) -> u16 {
@@ -46,6 +56,24 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_checksum_is_good_if_it_is_the_one_that_etherparse_computes(
+            src: [u8; 4], dst: [u8; 4], ttl: u8, protocol: u8, length in 0u16..1480, id: u16, wrong: u16,
+        ) {
+            let mut header = Ipv4Header::new(length, ttl, protocol.into(), src, dst).unwrap();
+            header.identification = id;
+            let words = |header: &Ipv4Header| {
+                let bytes = header.to_bytes();
+                std::array::from_fn(|i| u32::from_ne_bytes(bytes[4 * i..4 * i + 4].try_into().unwrap()))
+            };
+            header.header_checksum = header.calc_header_checksum();
+            prop_assert!(is_good(words(&header)));
+            // Zero and ones are one number to this sum, and a header is never all zeros.
+            prop_assume!(wrong % 0xffff != header.header_checksum % 0xffff);
+            header.header_checksum = wrong;
+            prop_assert!(!is_good(words(&header)));
+        }
+
         #[test]
         fn a_changed_address_and_ttl_give_the_sum_that_etherparse_computes(
             src: [u8; 4], dst: [u8; 4], new_src: [u8; 4], ttl in 1u8.., protocol: u8, length in 0u16..1480, id: u16,

@@ -47,6 +47,16 @@ pub struct FlowKey<A> {
 const _: () = assert!(size_of::<FlowKey<[u8; 4]>>() == 4 + 4 + 2 + 2 + 1 + 3);
 const _: () = assert!(size_of::<FlowKey<[u8; 16]>>() == 16 + 16 + 2 + 2 + 1 + 3);
 
+impl FlowKey<[u8; 4]> {
+    /// The key from its four words as they lie in memory: the addresses, the ports, the protocol. The compiler would
+    /// put it together from bytes.
+    #[inline(always)]
+    pub const fn from_words(words: [u32; 4]) -> Self {
+        // SAFETY: both are 16 bytes without padding, any bytes are a key, and the words are aligned as it is.
+        unsafe { core::mem::transmute::<[u32; 4], Self>(words) }
+    }
+}
+
 impl<A: Address> FlowKey<A> {
     /// The key under which the answer to this direction is seen.
     #[inline(always)]

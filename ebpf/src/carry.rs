@@ -21,7 +21,7 @@ use crate::{
     maps::{Entry, Key, config, flow, is_idle},
     next_hop,
     packet::{self, Ip, Transport, skb},
-    rewrite::{Translation, forward, translate},
+    rewrite::{Macs, Translation, forward, translate},
 };
 
 /// What the established path of an ingress hook says of a packet that is not for it. No carried packet has this reason.
@@ -66,15 +66,15 @@ pub fn carry(
         }
     }
     // Copied before any further helper call: the element may be another flow's afterwards.
-    let (hop, mtu) = (hop(entry), entry.mtu);
-    if packet::largest_packet(ctx, ip, transport) > u32::from(mtu) {
+    let (exit, ifindex, macs) = (entry.exit, entry.out_ifindex, Macs::of(entry));
+    if packet::largest_packet(ctx, ip, transport) > u32::from(entry.mtu) {
         return up(ctx, ip, key, &to, Reason::TooBig);
     }
     note_progress(key, entry, transport);
-    if forward(ctx, ip, key, &to, &hop).is_err() {
+    if forward(ctx, ip, key, &to, macs).is_err() {
         return Reason::RewriteFailed;
     }
-    redirect(ctx, &hop)
+    redirect(ctx, exit, ifindex)
 }
 
 /// What becomes of the packet that is the first of its flow in a second.
@@ -148,15 +148,15 @@ fn turn(ctx: &TcContext, key: &Key, entry: &mut Entry, flags: u8, now: u32) -> T
 /// Sends a rewritten packet past the stack. Without flags the helpers cannot fail here: a device that is gone costs the
 /// packet later.
 #[inline(always)]
-pub fn redirect(ctx: &TcContext, hop: &Hop) -> Reason {
-    if hop.exit == Exit::POD {
+pub fn redirect(ctx: &TcContext, exit: u8, ifindex: u32) -> Reason {
+    if exit == Exit::POD {
         // SAFETY: the helper takes integers only.
-        unsafe { bpf_redirect_peer(hop.ifindex, 0) };
+        unsafe { bpf_redirect_peer(ifindex, 0) };
         Reason::CarriedToPod
     } else {
         packet::set_tag(ctx, TAG_CARRIED);
         // SAFETY: as above.
-        unsafe { bpf_redirect(hop.ifindex, 0) };
+        unsafe { bpf_redirect(ifindex, 0) };
         Reason::CarriedToUplink
     }
 }
@@ -190,12 +190,19 @@ pub fn note_progress(key: &Key, entry: &mut Entry, transport: &Transport) {
     let seen = Progress::of_packet(key.protocol, transport.flags);
     if !entry.progress().has(seen) {
         entry.progress = entry.progress().with(seen).bits();
-        note_on_peer(key, entry, seen);
+        cwy_note_on_peer(from_ref(key), from_ref(entry), u32::from(seen.bits()));
     }
 }
 
+/// Verified by itself.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn note_on_peer(key: &Key, entry: &Entry, seen: Progress) {
+extern "C" fn cwy_note_on_peer(key: *const Key, entry: *const Entry, seen: u32) -> u32 {
+    // SAFETY: the caller's references.
+    let (Some(key), Some(entry)) = (unsafe { key.as_ref() }, unsafe { entry.as_ref() }) else {
+        return 0;
+    };
+    let seen = Progress::from_bits(seen as u8);
     let peer_key = entry.peer_key(key);
     // Under the peer's key may be half of another flow: that of a pod's translated flow, if its server speaks to the pod's
     // own address as well.
@@ -204,6 +211,7 @@ fn note_on_peer(key: &Key, entry: &Entry, seen: Progress) {
     {
         peer.progress = peer.progress().and_peer(seen).bits();
     }
+    0
 }
 
 /// Where the entry sends its packets.

@@ -17,7 +17,7 @@ use crate::{
     count::{Hook, bump},
     maps::{Addr, Entry, FRAGS, Key, config, flow, now},
     packet::{self, Ip, skb},
-    rewrite::{Failed, Translation, forward, forward_addr, translate, translate_addr},
+    rewrite::{Failed, Macs, Translation, forward, forward_addr, translate, translate_addr},
     to_uplink::needs_snat,
 };
 
@@ -116,8 +116,8 @@ fn lead(ctx: &TcContext, ip: &Ip, key: &Key, id: &FragmentKey<Addr>, entry: &mut
     entry.last_seen = now();
     if entry.state == State::CARRIED && ip.ttl > 1 {
         remember(id, &hop, &to);
-        return match forward(ctx, ip, key, &to, &hop) {
-            Ok(()) => redirect(ctx, &hop),
+        return match forward(ctx, ip, key, &to, Macs::new(hop.dst_mac, hop.src_mac)) {
+            Ok(()) => redirect(ctx, hop.exit, hop.ifindex),
             Err(Failed) => Reason::RewriteFailed,
         };
     }
@@ -136,23 +136,17 @@ fn follow(ctx: &TcContext, ip: &Ip, first: &Remembered) -> Reason {
         addr: first.nat_addr,
         port: [0; 2],
     };
-    let hop = Hop {
-        exit: first.exit,
-        flags: 0,
-        mtu: 0,
-        ifindex: first.out_ifindex,
-        dst_mac: first.out_dst_mac,
-        src_mac: first.out_src_mac,
-    };
-    if hop.exit == Exit::STACK || ip.ttl <= 1 {
+    let (exit, ifindex) = (first.exit, first.out_ifindex);
+    let macs = Macs::new(first.out_dst_mac, first.out_src_mac);
+    if exit == Exit::STACK || ip.ttl <= 1 {
         return match translate_addr(ctx, ip, &to) {
             Ok(()) if to.nat == Nat::SOURCE => Reason::SnatKernel,
             Ok(()) => Reason::KernelFlowTranslated,
             Err(Failed) => Reason::RewriteFailed,
         };
     }
-    match forward_addr(ctx, ip, &to, &hop) {
-        Ok(()) => redirect(ctx, &hop),
+    match forward_addr(ctx, ip, &to, macs) {
+        Ok(()) => redirect(ctx, exit, ifindex),
         Err(Failed) => Reason::RewriteFailed,
     }
 }

@@ -1,7 +1,7 @@
 //! `cwy_from_pod`: tc ingress on the host veth. One lookup for an established flow, whose entry also proves the
 //! sender: it was made by a packet that passed the guard on this interface with this MAC.
 
-use aya_ebpf::programs::TcContext;
+use aya_ebpf::{EbpfContext as _, bindings::__sk_buff, programs::TcContext};
 use causeway_common::{
     decide::is_guarded,
     reason::Reason,
@@ -14,23 +14,29 @@ use crate::{
     fragment, guard, heal, icmp,
     maps::{flow, now},
     offer::give_up,
-    packet::{self, skb},
+    packet::{self, Transport, skb},
     to_uplink::needs_snat,
 };
 
 #[inline(always)]
 pub fn handle(ctx: &TcContext) -> Reason {
-    packet::linearise_headers(ctx);
-    match established(ctx) {
+    let skb = ctx.as_ptr().cast();
+    match cwy_pod_flow(skb) {
+        NOT_CARRIED if packet::linearise_headers(ctx) => match cwy_pod_flow(skb) {
+            NOT_CARRIED => not_carried(ctx),
+            reason => reason,
+        },
         NOT_CARRIED => not_carried(ctx),
         reason => reason,
     }
 }
 
 /// One parse and one lookup for a carried flow, in a frame of its own: the two ways of a packet have 512 bytes of stack
-/// each, and not together.
+/// each, and not together. Verified by itself.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn established(ctx: &TcContext) -> Reason {
+extern "C" fn cwy_pod_flow(skb: *mut __sk_buff) -> Reason {
+    let ctx = &TcContext::new(skb);
     let Ok(ip) = packet::ip(ctx) else {
         return NOT_CARRIED;
     };
@@ -42,8 +48,8 @@ fn established(ctx: &TcContext) -> Reason {
         return NOT_CARRIED;
     };
     let now = now();
-    let is_sender = entry.in_mac == packet::src_mac(ctx) && skb(ctx).vlan_present == 0;
-    let is_sound = is_sender && packet::is_for_us(ctx) && packet::has_good_checksum(ctx, &ip);
+    let is_sender = packet::is_from(ctx, entry) && packet::skb(ctx).vlan_present == 0;
+    let is_sound = is_sender && packet::is_for_us(ctx) && ip.has_good_checksum;
     if is_sound && may_carry(ctx, &ip, &transport, &key, entry, now) {
         carry(ctx, &ip, &transport, &key, entry, now)
     } else {
@@ -63,7 +69,7 @@ fn not_carried(ctx: &TcContext) -> Reason {
         return reason;
     }
     let transport = packet::transport(ctx, &ip);
-    let dst_port = transport.as_ref().ok().map(|transport| transport.dst_port);
+    let dst_port = transport.as_ref().ok().map(Transport::dst_port);
     if is_guarded(ip.dst, ip.protocol, dst_port) {
         return Reason::Wireserver;
     }

@@ -16,10 +16,10 @@ use causeway_common::{
 };
 
 use crate::{
-    carry::{hop, redirect, translation},
+    carry::{redirect, translation},
     maps::{Addr, Entry, Key, flow},
     packet::{Ip, skb},
-    rewrite::{Failed, Translation, forward_addr, translate_addr},
+    rewrite::{Failed, Macs, Translation, forward_addr, translate_addr},
 };
 
 /// The packet that an error quotes: its header and the first eight bytes behind it (RFC 792).
@@ -140,10 +140,11 @@ pub fn to_uplink(ctx: &TcContext, config: &Config<Addr>, ip: &Ip) -> Reason {
 /// Translates as the flow is, and redirects.
 #[inline(always)]
 fn carry(ctx: &TcContext, ip: &Ip, quoted: &Quoted, entry: &Entry) -> Reason {
-    let (hop, to) = (hop(entry), translation(entry));
-    let done = translate_quoted(ctx, ip, quoted, &to).and_then(|()| forward_addr(ctx, ip, &to, &hop));
+    let (exit, ifindex, macs) = (entry.exit, entry.out_ifindex, Macs::of(entry));
+    let to = translation(entry);
+    let done = translate_quoted(ctx, ip, quoted, &to).and_then(|()| forward_addr(ctx, ip, &to, macs));
     match done {
-        Ok(()) => redirect(ctx, &hop),
+        Ok(()) => redirect(ctx, exit, ifindex),
         Err(Failed) => Reason::RewriteFailed,
     }
 }

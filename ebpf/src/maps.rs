@@ -12,6 +12,7 @@ use causeway_common::{
     crowd::{CROWD_SLOTS, Crowd},
     flow::FlowEntry,
     fragment::{FRAGMENT_ENTRIES, FragmentEntry, FragmentKey},
+    lifetime::seconds,
     maps::{
         AGE_ENTRIES, Budget, Config, Count, EVENT_BYTES, FLOW_ENTRIES, IfaceEntry, POD_ENTRIES, PodEntry,
         PortWord, RANGE_ENTRIES, RangeEntry, SweepJob, USAGE_ENTRIES, Usage,
@@ -158,6 +159,5 @@ pub fn has_budget(reason: u32, most: u32) -> bool {
 #[inline(always)]
 pub fn now() -> u32 {
     // SAFETY: the helper takes no argument and touches no memory of ours.
-    let nanoseconds = unsafe { aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns() };
-    (nanoseconds / 1_000_000_000) as u32
+    seconds(unsafe { aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns() })
 }

@@ -1,13 +1,16 @@
 //! Reads headers. The only place, with `rewrite`, that knows offsets; a header is whole or absent.
 
+use core::mem::offset_of;
+
 use aya_ebpf::{EbpfContext as _, bindings::__sk_buff, programs::TcContext};
 use causeway_common::{
+    checksum,
     decide::{Role, icmp_query, role},
     reason::Reason,
-    tuple::{ICMP, TCP, UDP, has_ports},
+    tuple::{FlowKey, ICMP, TCP, UDP, has_ports},
 };
 
-use crate::maps::{Addr, Key};
+use crate::maps::{Addr, Entry, Key};
 
 /// Length of an Ethernet header without a tag.
 pub const ETH_LEN: usize = 14;
@@ -48,6 +51,9 @@ pub struct Ip {
     pub is_fragment: bool,
     /// The transport header is in this packet.
     pub is_first: bool,
+    /// Whether the header's checksum is right. A router drops a packet whose is not (RFC 1812 section 5.2.2): the
+    /// kernel does, so such a packet is the kernel's. With options it is taken for right.
+    pub has_good_checksum: bool,
     /// Identification, network order.
     pub id: [u8; 2],
 }
@@ -63,8 +69,8 @@ impl Ip {
 /// What a transport header says of the flow.
 #[derive(Clone, Copy)]
 pub struct Transport {
-    pub src_port: [u8; 2],
-    pub dst_port: [u8; 2],
+    /// Source and destination port as they stand in the packet, one word in memory order.
+    ports: u32,
     /// TCP flags, or the ICMP type.
     pub flags: u8,
     /// Length of the transport header, bytes.
@@ -100,9 +106,9 @@ pub fn is_for_us(ctx: &TcContext) -> bool {
 /// Brings the headers into the linear part of the buffer where they are not, which real senders never do.
 ///
 /// Pulls only as much as is missing: pulling into the payload of a GSO list is costly, and on kernels before 6.16
-/// it can crash.
+/// it can crash. Whether anything was brought in.
 #[inline(always)]
-pub fn linearise_headers(ctx: &TcContext) {
+pub fn linearise_headers(ctx: &TcContext) -> bool {
     let linear = (ctx.data_end() - ctx.data()) as u32;
     let wanted = if linear > (ETH_LEN + 9) as u32 && byte(ctx, ETH_LEN + 9) == Some(TCP) {
         54
@@ -110,10 +116,8 @@ pub fn linearise_headers(ctx: &TcContext) {
         42
     };
     let len = ctx.len();
-    if linear < wanted && linear < len {
-        // A failure leaves the buffer as it was; parsing then finds the header absent.
-        ctx.skb.pull_data(if len < wanted { len } else { wanted }).ok();
-    }
+    // A failure leaves the buffer as it was; parsing then finds the header absent.
+    linear < wanted && linear < len && ctx.skb.pull_data(if len < wanted { len } else { wanted }).is_ok()
 }
 
 /// The IPv4 header, or why there is none.
@@ -129,15 +133,16 @@ pub fn ip(ctx: &TcContext) -> Result<Ip, Reason> {
     if start + IP_END > end {
         return Err(Reason::Malformed);
     }
-    // SAFETY: `IP_END` bytes were checked to be in the buffer.
-    let read = |offset: usize| unsafe { *((start + offset) as *const u8) };
-    // SAFETY: as above; the frame's start is aligned to 2 bytes at least, and so are these offsets.
-    let word = |offset: usize| unsafe { *((start + offset) as *const u16) };
-    let addr = |offset: usize| (u32::from(word(offset)) | u32::from(word(offset + 2)) << 16).to_ne_bytes();
+    // SAFETY: `IP_END` bytes were checked to be in the buffer. The kernel puts this header on a word boundary
+    // wherever the machine needs it (`NET_IP_ALIGN`).
+    let word = |offset: usize| unsafe { *((start + ETH_LEN + offset) as *const u32) };
+    let words = [word(0), word(4), word(8), word(12), word(16)];
+    let [version_and_length, _, length_high, length_low] = words[0].to_ne_bytes();
+    let [id_high, id_low, fragment_high, fragment_low] = words[1].to_ne_bytes();
+    let [ttl, protocol, _, _] = words[2].to_ne_bytes();
 
-    let version_and_length = read(ETH_LEN);
     let header_len = usize::from(version_and_length & 0x0f) * 4;
-    let total_len = match u16::from_be(word(ETH_LEN + 2)) {
+    let total_len = match u16::from_be_bytes([length_high, length_low]) {
         // BIG TCP (Linux 6.3): the field cannot hold the length of a GSO packet above 64 KiB.
         0 if is_gso(ctx) => (ctx.len() - ETH_LEN as u32).min(u32::from(u16::MAX)) as u16,
         total_len => total_len,
@@ -146,42 +151,19 @@ pub fn ip(ctx: &TcContext) -> Result<Ip, Reason> {
     if version_and_length >> 4 != 4 || header_len < 20 || !fits {
         return Err(Reason::Malformed);
     }
-    let fragment = u16::from_be(word(ETH_LEN + 6));
+    let fragment = u16::from_be_bytes([fragment_high, fragment_low]);
     Ok(Ip {
-        src: addr(IP_SRC),
-        dst: addr(IP_DST),
-        protocol: read(ETH_LEN + 9),
-        ttl: read(TTL),
+        src: words[3].to_ne_bytes(),
+        dst: words[4].to_ne_bytes(),
+        protocol,
+        ttl,
         total_len,
         l4: (ETH_LEN + header_len) as u8,
         is_fragment: fragment & 0x3fff != 0,
         is_first: fragment & 0x1fff == 0,
-        id: word(ETH_LEN + 4).to_ne_bytes(),
+        has_good_checksum: header_len != 20 || checksum::is_good(words),
+        id: [id_high, id_low],
     })
-}
-
-/// Whether the checksum of an IPv4 header is right. A router drops a packet whose is not (RFC 1812 section 5.2.2): the
-/// kernel does, so such a packet is the kernel's. With options it is taken for right.
-#[inline(always)]
-pub fn has_good_checksum(ctx: &TcContext, ip: &Ip) -> bool {
-    let (start, end) = (ctx.data(), ctx.data_end());
-    if ip.l4() != IP_END || start + IP_END > end {
-        return true;
-    }
-    // SAFETY: `IP_END` bytes were checked to be in the buffer, and the offsets are even.
-    let word = |offset: usize| u32::from(unsafe { *((start + ETH_LEN + offset) as *const u16) });
-    let sum = word(0)
-        + word(2)
-        + word(4)
-        + word(6)
-        + word(8)
-        + word(10)
-        + word(12)
-        + word(14)
-        + word(16)
-        + word(18);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    sum == 0xffff || (sum & 0xffff) + (sum >> 16) == 0xffff
 }
 
 /// The transport header of a packet that belongs to a flow we know how to follow, or why there is none.
@@ -209,6 +191,8 @@ pub fn first_transport(ctx: &TcContext, ip: &Ip) -> Result<Transport, Reason> {
     let read = |offset: usize| unsafe { *((start + offset) as *const u8) };
     // SAFETY: as above; an IPv4 header's length is a multiple of 4, so these offsets are even.
     let word = |offset: usize| unsafe { (*((start + offset) as *const u16)).to_ne_bytes() };
+    // SAFETY: as above, and as in `ip`.
+    let ports = || unsafe { *(start as *const u32) };
     match ip.protocol {
         TCP => {
             if start + 20 > end {
@@ -219,8 +203,7 @@ pub fn first_transport(ctx: &TcContext, ip: &Ip) -> Result<Transport, Reason> {
                 return Err(Reason::Malformed);
             }
             Ok(Transport {
-                src_port: word(0),
-                dst_port: word(2),
+                ports: ports(),
                 flags: read(13),
                 header_len: data_offset,
             })
@@ -232,25 +215,21 @@ pub fn first_transport(ctx: &TcContext, ip: &Ip) -> Result<Transport, Reason> {
                 return Err(Reason::Malformed);
             }
             Ok(Transport {
-                src_port: word(0),
-                dst_port: word(2),
+                ports: ports(),
                 flags: 0,
                 header_len: 8,
             })
         }
         _ => match icmp_query(read(0), read(1)) {
-            Some(query) if query.asks => Ok(Transport {
-                src_port: word(4),
-                dst_port: query.kind,
-                flags: read(0),
-                header_len: 8,
-            }),
-            Some(query) => Ok(Transport {
-                src_port: query.kind,
-                dst_port: word(4),
-                flags: read(0),
-                header_len: 8,
-            }),
+            Some(query) => {
+                let (id, kind) = (word(4), query.kind);
+                let ports = if query.asks { [id, kind] } else { [kind, id] };
+                Ok(Transport {
+                    ports: joined(ports),
+                    flags: read(0),
+                    header_len: 8,
+                })
+            }
             None => Err(Reason::OtherProtocol),
         },
     }
@@ -259,24 +238,34 @@ pub fn first_transport(ctx: &TcContext, ip: &Ip) -> Result<Transport, Reason> {
 /// The flow that a packet belongs to.
 #[inline(always)]
 pub fn key(ip: &Ip, transport: &Transport) -> Key {
-    Key {
-        src: ip.src,
-        dst: ip.dst,
-        src_port: transport.src_port,
-        dst_port: transport.dst_port,
-        protocol: ip.protocol,
-        _pad: [0; 3],
-    }
+    let word = u32::from_ne_bytes;
+    FlowKey::from_words([
+        word(ip.src),
+        word(ip.dst),
+        transport.ports,
+        word([ip.protocol, 0, 0, 0]),
+    ])
+}
+
+#[inline(always)]
+fn joined([[a, b], [c, d]]: [[u8; 2]; 2]) -> u32 {
+    u32::from_ne_bytes([a, b, c, d])
 }
 
 impl Transport {
     /// What a protocol without ports has.
     pub const PORTLESS: Self = Self {
-        src_port: [0; 2],
-        dst_port: [0; 2],
+        ports: 0,
         flags: 0,
         header_len: 0,
     };
+
+    /// Destination port, network order.
+    #[inline(always)]
+    pub fn dst_port(&self) -> [u8; 2] {
+        let [_, _, high, low] = self.ports.to_ne_bytes();
+        [high, low]
+    }
 
     /// What the packet is to its flow.
     #[inline(always)]
@@ -310,6 +299,25 @@ pub fn src_mac(ctx: &TcContext) -> Mac {
 #[inline(always)]
 pub fn dst_mac(ctx: &TcContext) -> Mac {
     mac_at(ctx, 0)
+}
+
+/// Whether the frame has the source MAC with which the flow arrives.
+#[inline(always)]
+pub fn is_from(ctx: &TcContext, entry: &Entry) -> bool {
+    const { assert!(offset_of!(Entry, in_mac) % 2 == 0) };
+    let start = ctx.data();
+    if start + 12 > ctx.data_end() {
+        return false;
+    }
+    let known = (&raw const entry.in_mac).cast::<u8>();
+    // SAFETY: six bytes of the entry, aligned as asserted; twelve bytes were checked to be in the buffer, which
+    // begins at an even address.
+    unsafe {
+        let (first, last) = (known.cast::<u16>(), known.add(2).cast::<u16>());
+        *first == *((start + 6) as *const u16)
+            && *last == *((start + 8) as *const u16)
+            && *last.add(1) == *((start + 10) as *const u16)
+    }
 }
 
 /// Six bytes at `offset`, or zeros when the frame is shorter.

@@ -4,6 +4,8 @@
 //! and only the kernel knows. So the address difference goes through `bpf_l4_csum_replace` with
 //! `BPF_F_PSEUDO_HDR` and the port difference without it, as two calls: merged into one they corrupt partial sums.
 
+use core::{mem::offset_of, ptr::from_ref};
+
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
@@ -12,13 +14,13 @@ use aya_ebpf::{
 };
 use causeway_common::{
     checksum,
-    flow::{Hop, Nat},
+    flow::Nat,
     tuple::{DCCP, TCP, UDP, UDP_LITE},
 };
 
 use crate::{
-    maps::{Addr, Key},
-    packet::{ETH_LEN, IP_CHECK, IP_DST, IP_END, IP_SRC, Ip, TTL},
+    maps::{Addr, Entry, Key},
+    packet::{ETH_LEN, IP_CHECK, IP_DST, IP_END, IP_SRC, Ip, Mac, TTL},
 };
 
 /// A rewrite that the kernel refused; the packet may be half changed and must be dropped.
@@ -33,6 +35,61 @@ pub struct Translation {
     pub port: [u8; 2],
 }
 
+/// Destination and source MAC as they follow each other in a frame, in words as they are aligned there: an IPv4 header is
+/// on a word boundary wherever the machine needs it, 14 bytes behind them.
+#[derive(Clone, Copy)]
+pub struct Macs {
+    first: u16,
+    middle: [u32; 2],
+    last: u16,
+}
+
+impl Macs {
+    /// Those of the next hop of a flow.
+    #[inline(always)]
+    pub fn of(entry: &Entry) -> Self {
+        const AT: usize = offset_of!(Entry, out_dst_mac);
+        const { assert!(AT % 4 == 2 && offset_of!(Entry, out_src_mac) == AT + 6) };
+        let at = from_ref(entry).cast::<u8>();
+        // SAFETY: the twelve bytes are the entry's, and aligned as asserted.
+        unsafe {
+            Self {
+                first: *at.add(AT).cast(),
+                middle: [*at.add(AT + 2).cast(), *at.add(AT + 6).cast()],
+                last: *at.add(AT + 10).cast(),
+            }
+        }
+    }
+
+    /// Of two addresses.
+    #[inline(always)]
+    pub fn new([a, b, c, d, e, f]: Mac, [g, h, i, j, k, l]: Mac) -> Self {
+        Self {
+            first: u16::from_ne_bytes([a, b]),
+            middle: [
+                u32::from_ne_bytes([c, d, e, f]),
+                u32::from_ne_bytes([g, h, i, j]),
+            ],
+            last: u16::from_ne_bytes([k, l]),
+        }
+    }
+
+    /// # Safety
+    ///
+    /// `frame` points to the first twelve bytes of the packet.
+    #[inline(always)]
+    unsafe fn store(self, frame: *mut u8) {
+        let [second, third] = self.middle;
+        // SAFETY: the caller's.
+        unsafe {
+            *frame.cast() = self.first;
+            *frame.add(2).cast() = second;
+            *frame.add(6).cast() = third;
+            *frame.add(10).cast() = self.last;
+        }
+    }
+}
+
 /// Replaces address and port with their checksums; the frame's addresses and the TTL stay.
 #[inline(always)]
 pub fn translate(ctx: &TcContext, ip: &Ip, key: &Key, to: &Translation) -> Result<(), Failed> {
@@ -42,9 +99,9 @@ pub fn translate(ctx: &TcContext, ip: &Ip, key: &Key, to: &Translation) -> Resul
 
 /// Translates, decrements the TTL and addresses the frame to the next hop.
 #[inline(always)]
-pub fn forward(ctx: &TcContext, ip: &Ip, key: &Key, to: &Translation, hop: &Hop) -> Result<(), Failed> {
+pub fn forward(ctx: &TcContext, ip: &Ip, key: &Key, to: &Translation, macs: Macs) -> Result<(), Failed> {
     transport(ctx, ip, key, to)?;
-    forward_addr(ctx, ip, to, hop)
+    forward_addr(ctx, ip, to, macs)
 }
 
 /// Replaces the address alone: for what has no ports, or whose transport header is not touched.
@@ -56,7 +113,7 @@ pub fn translate_addr(ctx: &TcContext, ip: &Ip, to: &Translation) -> Result<(), 
 
 /// [`translate_addr`], then decrements the TTL and addresses the frame to the next hop.
 #[inline(always)]
-pub fn forward_addr(ctx: &TcContext, ip: &Ip, to: &Translation, hop: &Hop) -> Result<(), Failed> {
+pub fn forward_addr(ctx: &TcContext, ip: &Ip, to: &Translation, macs: Macs) -> Result<(), Failed> {
     let header = header(ctx)?;
     replace_addr(header, ip, to);
     let before = u16::from_ne_bytes([ip.ttl, ip.protocol]);
@@ -66,8 +123,7 @@ pub fn forward_addr(ctx: &TcContext, ip: &Ip, to: &Translation, hop: &Hop) -> Re
         *header.add(TTL).cast::<u16>() = after;
         let check = header.add(IP_CHECK).cast::<u16>();
         *check = checksum::replace_u16(*check, before, after);
-        store_mac(header, hop.dst_mac);
-        store_mac(header.add(6), hop.src_mac);
+        macs.store(header);
     }
     Ok(())
 }
@@ -120,12 +176,10 @@ fn replace_addr(header: *mut u8, ip: &Ip, to: &Translation) {
         Nat::DESTINATION => (IP_DST, ip.dst),
         _ => return,
     };
-    let ([a, b, c, d], check) = (to.addr, IP_CHECK);
-    // SAFETY: `header` points to `IP_END` bytes of the packet, and the offsets are even.
+    // SAFETY: `header` points to `IP_END` bytes of the packet, and the address is aligned as in `Macs`.
     unsafe {
-        *header.add(offset).cast::<u16>() = u16::from_ne_bytes([a, b]);
-        *header.add(offset + 2).cast::<u16>() = u16::from_ne_bytes([c, d]);
-        let check = header.add(check).cast::<u16>();
+        *header.add(offset).cast() = u32::from_ne_bytes(to.addr);
+        let check = header.add(IP_CHECK).cast::<u16>();
         *check = checksum::replace_u32(*check, old, to.addr);
     }
 }
@@ -139,19 +193,6 @@ fn header(ctx: &TcContext) -> Result<*mut u8, Failed> {
         return Err(Failed);
     }
     Ok(start as *mut u8)
-}
-
-/// # Safety
-///
-/// `at` points to six bytes of the packet, at an even offset.
-#[inline(always)]
-unsafe fn store_mac(at: *mut u8, [a, b, c, d, e, f]: [u8; 6]) {
-    // SAFETY: the caller's.
-    unsafe {
-        *at.cast::<u16>() = u16::from_ne_bytes([a, b]);
-        *at.add(2).cast::<u16>() = u16::from_ne_bytes([c, d]);
-        *at.add(4).cast::<u16>() = u16::from_ne_bytes([e, f]);
-    }
 }
 
 #[inline(always)]

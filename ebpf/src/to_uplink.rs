@@ -59,7 +59,7 @@ fn classify(ctx: &TcContext) -> Result<Reason, Reason> {
             };
         }
     };
-    match sender(ctx, config, &ip, Some(transport.dst_port))? {
+    match sender(ctx, config, &ip, Some(transport.dst_port()))? {
         Some(pod) => Ok(of_pod(ctx, config, pod, &ip, &transport)),
         None if ip.is_fragment && has_ports(ip.protocol) => Ok(Reason::Fragment),
         None => Ok(host::to_uplink(ctx, config, &ip, &transport)),

@@ -96,13 +96,17 @@ const SYSTEM_RUSTDOC: &str = "/usr/bin/rustdoc";
 
 /// The flags aya-build 0.2 gives, and the linker: BTF is made from the debug information, and aya-ebpf reads
 /// `bpf_target_arch` to know the registers of the machine it is loaded on.
+///
+/// Copying in order is turned off: with it LLVM calls a function with a loop for every few zeros that are written, which
+/// the verifier walks each time (a tenth of all that it looks at).
 fn rustflags(toolchain: &Toolchain, target: &Target) -> OsString {
     let mut linker = OsString::from("-Clinker=");
     linker.push(&toolchain.linker);
-    let flags: [OsString; 4] = [
+    let flags: [OsString; 5] = [
         format!("--cfg=bpf_target_arch=\"{}\"", target.arch).into(),
         "-Cdebuginfo=2".into(),
         "-Clink-arg=--btf".into(),
+        "-Clink-arg=--disable-expand-memcpy-in-order".into(),
         linker,
     ];
     flags.join("\x1f".as_ref())
