@@ -15,6 +15,9 @@ pub const CROWD_SLOTS: usize = 16;
 const WORDS: usize = 1024;
 /// Words of the summary, which has a bit for each word of the map.
 const SUMMARY_WORDS: usize = WORDS / 64;
+/// Looks that a search takes: one more than there are words of the summary, because that of the start is looked at from
+/// the start on, and again at the end.
+pub const TURNS: usize = SUMMARY_WORDS + 1;
 /// Seconds after which a map without a free port may be made anew, and a slot that nobody has used be taken over.
 pub const REBUILD_AFTER: u32 = 10;
 
@@ -67,28 +70,26 @@ impl<A: PartialEq + Copy> Crowd<A> {
         }
     }
 
-    /// A port that is free, of the class of `own`, the first at or after word `hash` modulo 1024 of the map.
+    /// One of the [`TURNS`] looks of a search for a free port of the class of `own`, which finds the first at or after word
+    /// `hash` modulo 1024 of the map.
     #[inline(always)]
-    pub fn find_free(&mut self, protocol: u8, own: u16, hash: u32) -> Option<u16> {
+    pub fn look(&mut self, (protocol, own): (u8, u16), hash: u32, turn: usize) -> Option<u16> {
         let (first, last) = words_of(protocol, own);
         let start = hash as usize % WORDS;
-        // One more than there are: the summary word of the start is looked at from the start on, and again at the end.
-        for turn in 0..=SUMMARY_WORDS {
-            let group = (start / 64 + turn) % SUMMARY_WORDS;
-            let mut open = !self.full[group] & in_span(group, first, last);
-            if turn == 0 {
-                open &= u64::MAX << (start % 64);
-            }
-            if open == 0 {
-                continue;
-            }
-            let index = group * 64 + lowest(open) as usize;
-            let free = !self.taken[index % WORDS];
-            if free != 0 {
-                return Some((index % WORDS * 64 + lowest(free) as usize) as u16);
-            }
-            self.full[group] |= 1 << (index % 64);
+        let group = (start / 64 + turn) % SUMMARY_WORDS;
+        let mut open = !self.full[group] & in_span(group, first, last);
+        if turn == 0 {
+            open &= u64::MAX << (start % 64);
         }
+        if open == 0 {
+            return None;
+        }
+        let index = group * 64 + lowest(open) as usize;
+        let free = !self.taken[index % WORDS];
+        if free != 0 {
+            return Some((index % WORDS * 64 + lowest(free) as usize) as u16);
+        }
+        self.full[group] |= 1 << (index % 64);
         None
     }
 
@@ -187,19 +188,24 @@ mod tests {
         crowd
     }
 
+    /// As the programs search.
+    fn find_free(crowd: &mut Crowd<[u8; 4]>, class: (u8, u16), hash: u32) -> Option<u16> {
+        (0..TURNS).find_map(|turn| crowd.look(class, hash, turn))
+    }
+
     #[test]
     fn every_port_of_the_large_class_is_handed_out_once_and_then_none() {
         let mut crowd = crowd(TCP, |_| false);
         let mut handed_out = vec![false; 65_536];
         for n in 0..64_512u32 {
-            let port = crowd.find_free(TCP, 40_000, n.wrapping_mul(0x9e37_79b9)).unwrap();
+            let port = find_free(&mut crowd, (TCP, 40_000), n.wrapping_mul(0x9e37_79b9)).unwrap();
             assert!(port >= 1024 && !handed_out[usize::from(port)], "{port}");
             handed_out[usize::from(port)] = true;
             crowd.mark_taken(port);
         }
-        assert_eq!(crowd.find_free(TCP, 40_000, 7), None);
+        assert_eq!(find_free(&mut crowd, (TCP, 40_000), 7), None);
         crowd.mark_free(31_337);
-        assert_eq!(crowd.find_free(TCP, 40_000, 7), Some(31_337));
+        assert_eq!(find_free(&mut crowd, (TCP, 40_000), 7), Some(31_337));
     }
 
     #[test]
@@ -207,7 +213,7 @@ mod tests {
         for (protocol, own, size) in [(UDP, 80, 511), (UDP, 700, 424), (ICMP, 0, 65_536)] {
             let mut crowd = crowd(protocol, |_| false);
             let mut count = 0;
-            while let Some(port) = crowd.find_free(protocol, own, count) {
+            while let Some(port) = find_free(&mut crowd, (protocol, own), count) {
                 assert!(
                     protocol == ICMP || class_of(own).contains(&port),
                     "{port} for {own}"
@@ -223,7 +229,7 @@ mod tests {
         #[test]
         fn the_last_free_port_is_found_from_wherever_the_search_begins(last in 1024u16.., hash: u32) {
             let mut crowd = crowd(UDP, |port| port != last);
-            prop_assert_eq!(crowd.find_free(UDP, 50_000, hash), Some(last));
+            prop_assert_eq!(find_free(&mut crowd, (UDP, 50_000), hash), Some(last));
         }
 
         #[test]
@@ -235,7 +241,7 @@ mod tests {
             }
             let mut found = None;
             for _ in 0..=SUMMARY_WORDS {
-                found = found.or(crowd.find_free(UDP, 50_000, hash));
+                found = found.or(find_free(&mut crowd, (UDP, 50_000), hash));
             }
             prop_assert_eq!(found, Some(last));
         }
@@ -252,7 +258,7 @@ mod tests {
                 if release {
                     crowd.mark_free(slot(n));
                     free.insert(slot(n));
-                } else if let Some(port) = crowd.find_free(TCP, 40_000, u32::from(n) * 977) {
+                } else if let Some(port) = find_free(&mut crowd, (TCP, 40_000), u32::from(n) * 977) {
                     prop_assert!(free.remove(&port), "{} was not free", port);
                     crowd.mark_taken(port);
                 } else {

@@ -224,6 +224,7 @@ const _: () = assert!(size_of::<FlowEntry<[u8; 4]>>() == 8 + 4 + 4 + 3 * 6 + 2 +
 const _: () = assert!(size_of::<FlowEntry<[u8; 16]>>() == 8 + 4 + 4 + 3 * 6 + 2 + 16 + 4 + 4);
 
 /// Where a carried packet goes.
+#[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hop {
     /// One of [`Exit`].

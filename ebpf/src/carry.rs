@@ -120,9 +120,7 @@ extern "C" fn cwy_once_a_second(
 fn turn(ctx: &TcContext, key: &Key, entry: &mut Entry, flags: u8, now: u32) -> Turn {
     entry.last_seen = now;
     if entry.nat == Nat::SOURCE && config().is_some_and(|config| config.node_addr != entry.nat_addr) {
-        if let Some(config) = config() {
-            forget(config, key);
-        }
+        forget(key);
         return Turn::Forget;
     }
     if entry.nat == Nat::SOURCE && !heal::answers_of(key, entry) {

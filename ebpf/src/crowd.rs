@@ -1,11 +1,14 @@
 //! The maps of the ports of crowded remotes: made when probing has failed, kept true by every claim and every flow that
 //! is forgotten. The search itself is [`causeway_common::crowd`].
 
-use core::{ffi::c_void, ptr::from_ref};
+use core::{
+    ffi::c_void,
+    ptr::{from_mut, from_ref},
+};
 
 use aya_ebpf::helpers::generated::bpf_loop;
 use causeway_common::{
-    crowd::{CROWD_SLOTS, Crowd},
+    crowd::{CROWD_SLOTS, Crowd, TURNS},
     maps::Config,
     ports::is_of_a_class,
 };
@@ -41,9 +44,20 @@ pub fn of(config: &Config<Addr>, answer: &Key) -> Option<&'static mut Crowd<Addr
 }
 
 /// Whether the remote has a map of its ports.
+#[inline(always)]
+pub fn has_map(answer: &Key) -> bool {
+    cwy_crowd_is(from_ref(answer)) != 0
+}
+
+/// Verified by itself.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn has_map(config: &Config<Addr>, answer: &Key) -> bool {
-    of(config, answer).is_some()
+extern "C" fn cwy_crowd_is(answer: *const Key) -> u32 {
+    // SAFETY: the caller's reference.
+    let (Some(answer), Some(config)) = (unsafe { answer.as_ref() }, config()) else {
+        return 0;
+    };
+    u32::from(of(config, answer).is_some())
 }
 
 /// Notes that the port of an answer's key is free, if the remote has a map.
@@ -55,11 +69,23 @@ pub fn mark_free(config: &Config<Addr>, answer: &Key) {
 }
 
 /// Notes that the port of an answer's key is taken, if the remote has a map.
+#[inline(always)]
+pub fn mark_taken(answer: &Key) {
+    cwy_crowd_mark(from_ref(answer));
+}
+
+/// Verified by itself.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn mark_taken(config: &Config<Addr>, answer: &Key) {
+extern "C" fn cwy_crowd_mark(answer: *const Key) -> u32 {
+    // SAFETY: the caller's reference.
+    let (Some(answer), Some(config)) = (unsafe { answer.as_ref() }, config()) else {
+        return 0;
+    };
     if let Some(crowd) = of(config, answer) {
         crowd.mark_taken(u16::from_be_bytes(answer.dst_port));
     }
+    0
 }
 
 /// A port that the remote's map shows to be free, of the class of `own`; from then on the map says that it is taken.
@@ -79,12 +105,28 @@ extern "C" fn cwy_crowd_take(answer: *const Key, own: u32, hash: u32) -> u32 {
     let Some(crowd) = of(config, answer) else {
         return NO_PORT;
     };
-    let Some(port) = crowd.find_free(answer.protocol, own as u16, hash) else {
+    let class = u32::from(answer.protocol) << 16 | own & 0xffff;
+    for turn in 0..TURNS as u32 {
+        let port = cwy_crowd_look(from_mut(crowd), class, hash, turn);
+        if port != NO_PORT {
+            crowd.mark_taken(port as u16);
+            crowd.last_used = now();
+            return port;
+        }
+    }
+    NO_PORT
+}
+
+/// [`Crowd::look`]; `class` is the protocol above the port. Verified by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn cwy_crowd_look(crowd: *mut Crowd<Addr>, class: u32, hash: u32, turn: u32) -> u32 {
+    // SAFETY: the caller's reference.
+    let Some(crowd) = (unsafe { crowd.as_mut() }) else {
         return NO_PORT;
     };
-    crowd.mark_taken(port);
-    crowd.last_used = now();
-    u32::from(port)
+    let class = ((class >> 16) as u8, class as u16);
+    crowd.look(class, hash, turn as usize).map_or(NO_PORT, u32::from)
 }
 
 const NO_PORT: u32 = u32::MAX;

@@ -7,38 +7,38 @@ use core::ptr::from_ref;
 
 use causeway_common::{
     flow::{Flags, Nat, State},
-    maps::Config,
+    lifetime::Timeouts,
 };
 
 use crate::{
     crowd,
-    maps::{AGES, Addr, Entry, FLOWS, Key, config, flow},
+    maps::{AGES, Entry, FLOWS, Key, config, flow},
     usage,
 };
 
 /// Forgets the flow of which `key` is one direction.
 #[inline(always)]
-pub fn forget(config: &Config<Addr>, key: &Key) {
+pub fn forget(key: &Key) {
     let Some(entry) = flow(key) else {
         return;
     };
     let peer_key = entry.peer_key(key);
     let holds_port = entry.nat == Nat::DESTINATION;
     if holds_port {
-        forget_half(config, key);
+        forget_half(key);
     }
     if flow(&peer_key).is_some_and(|peer| is_peer(key, &peer_key, peer)) {
-        forget_half(config, &peer_key);
+        forget_half(&peer_key);
     }
     if !holds_port {
-        forget_half(config, key);
+        forget_half(key);
     }
 }
 
 /// [`forget`] in a frame of its own.
 #[inline(never)]
-pub fn end(config: &Config<Addr>, key: &Key) {
-    forget(config, key);
+pub fn end(key: &Key) {
+    forget(key);
 }
 
 /// Whether an entry under the key of the peer is the peer's. A forward half that was lost and written anew may have
@@ -49,16 +49,27 @@ fn is_peer(key: &Key, peer_key: &Key, peer: &Entry) -> bool {
 }
 
 /// Forgets one direction.
+#[inline(always)]
+pub fn forget_half(key: &Key) {
+    cwy_forget_half(from_ref(key));
+}
+
+/// Verified by itself.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn forget_half(config: &Config<Addr>, key: &Key) {
-    let Some(entry) = flow(key) else {
-        return;
+extern "C" fn cwy_forget_half(key: *const Key) -> u32 {
+    // SAFETY: the caller's reference.
+    let (Some(key), Some(config)) = (unsafe { key.as_ref() }, config()) else {
+        return 0;
     };
-    usage::closed(key, entry);
-    if entry.nat == Nat::DESTINATION {
-        crowd::mark_free(config, key);
+    if let Some(entry) = flow(key) {
+        usage::closed(key, entry);
+        if entry.nat == Nat::DESTINATION {
+            crowd::mark_free(config, key);
+        }
+        FLOWS.remove(key).ok();
     }
-    FLOWS.remove(key).ok();
+    0
 }
 
 /// What became of a flow that was looked at.
@@ -98,28 +109,27 @@ extern "C" fn cwy_forget(key: *const Key, now: u32) -> u32 {
     let (Some(key), Some(config)) = (unsafe { key.as_ref() }, config()) else {
         return Look::Gone as u32;
     };
-    look(config, key, now) as u32
+    look(&config.timeouts, key, now) as u32
 }
 
 #[inline(always)]
-fn look(config: &Config<Addr>, key: &Key, now: u32) -> Look {
+fn look(timeouts: &Timeouts, key: &Key, now: u32) -> Look {
     let Some(entry) = flow(key) else {
         return Look::Gone;
     };
-    let timeouts = &config.timeouts;
     if !timeouts.expired(entry, key.protocol, entry.last_seen, now) {
         return Look::Kept;
     }
     let peer_key = entry.peer_key(key);
     let is_offer = entry.state == State::OFFERED;
     match flow(&peer_key).filter(|peer| is_peer(key, &peer_key, peer)) {
-        None => forget_half(config, key),
+        None => forget_half(key),
         Some(peer) if timeouts.expired(peer, key.protocol, peer.last_seen, now) => {
-            forget(config, key);
+            forget(key);
             return Look::BothForgotten;
         }
         Some(_) if is_offer => {
-            forget_half(config, key);
+            forget_half(key);
             // The other direction is found in the queue under its own key from here on.
             AGES.push(peer_key, 0).ok();
         }

@@ -1,8 +1,11 @@
 //! Fragments. The first one has the ports and decides; what it decided is remembered for the rest, which have only
 //! addresses and an identification. A fragment that needs translation and cannot have it does not leave.
 
+use core::ptr::from_ref;
+
 use aya_ebpf::{
-    bindings::{BPF_ANY, BPF_F_INGRESS},
+    EbpfContext as _,
+    bindings::{__sk_buff, BPF_ANY, BPF_F_INGRESS},
     helpers::generated::bpf_redirect,
     programs::TcContext,
 };
@@ -25,8 +28,20 @@ type Remembered = FragmentEntry<Addr>;
 
 /// From a pod, past the guard: carried with its flow if that is translated, since such a flow may not meet conntrack
 /// again. Everything else takes the stack.
-#[inline(never)]
+#[inline(always)]
 pub fn from_pod(ctx: &TcContext, ip: &Ip) -> Reason {
+    cwy_part_pod(ctx.as_ptr().cast(), from_ref(ip))
+}
+
+/// Verified by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn cwy_part_pod(buffer: *mut __sk_buff, ip: *const Ip) -> Reason {
+    let ctx = &TcContext::new(buffer);
+    // SAFETY: the caller's reference.
+    let Some(ip) = (unsafe { ip.as_ref() }) else {
+        return Reason::SnatFragment;
+    };
     if ip.ttl <= 1 {
         return Reason::Fragment;
     }
@@ -61,8 +76,21 @@ pub fn from_pod(ctx: &TcContext, ip: &Ip) -> Reason {
 }
 
 /// From the wire. [`Reason::OtherProtocol`] if it is not about a translated flow.
-#[inline(never)]
+#[inline(always)]
 pub fn from_uplink(ctx: &TcContext, ip: &Ip, round: u16) -> Reason {
+    cwy_part_wire(ctx.as_ptr().cast(), from_ref(ip), u32::from(round))
+}
+
+/// Verified by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn cwy_part_wire(buffer: *mut __sk_buff, ip: *const Ip, round: u32) -> Reason {
+    let ctx = &TcContext::new(buffer);
+    // SAFETY: the caller's reference.
+    let Some(ip) = (unsafe { ip.as_ref() }) else {
+        return Reason::OtherProtocol;
+    };
+    let round = round as u16;
     let id = id(ip, At::FROM_UPLINK);
     if !ip.is_first {
         return match recall(&id) {
@@ -88,8 +116,20 @@ pub fn from_uplink(ctx: &TcContext, ip: &Ip, round: u16) -> Reason {
 }
 
 /// A later fragment that leaves the uplink, with a pod as its source.
-#[inline(never)]
+#[inline(always)]
 pub fn to_uplink(ctx: &TcContext, ip: &Ip) -> Reason {
+    cwy_part_out(ctx.as_ptr().cast(), from_ref(ip))
+}
+
+/// Verified by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn cwy_part_out(buffer: *mut __sk_buff, ip: *const Ip) -> Reason {
+    let ctx = &TcContext::new(buffer);
+    // SAFETY: the caller's reference.
+    let Some(ip) = (unsafe { ip.as_ref() }) else {
+        return Reason::SnatFragment;
+    };
     match recall(&id(ip, At::TO_UPLINK)) {
         Some(first) if first.nat == Nat::SOURCE => follow(ctx, ip, first),
         Some(_) => Reason::Fragment,

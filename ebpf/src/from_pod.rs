@@ -79,7 +79,7 @@ fn not_carried(ctx: &TcContext) -> Reason {
     match transport {
         Ok(transport) => {
             let key = packet::key(&ip, &transport);
-            let reason = give_up(ctx, Hook::FromPod, &ip, &transport, &key);
+            let reason = give_up(ctx, Hook::FromPod, &ip, &transport);
             if reason == Reason::MidFlow && ip.protocol == TCP && needs_snat(&key.dst) {
                 return heal::lost_flow(ctx, &key);
             }

@@ -1,6 +1,8 @@
 //! `cwy_from_uplink`: tc ingress on the uplink. Answers to translated flows get their pod's address back; flows
 //! that begin outside are offered.
 
+use core::ptr::from_ref;
+
 use aya_ebpf::{EbpfContext as _, bindings::__sk_buff, programs::TcContext};
 use causeway_common::{
     decide::Role,
@@ -71,8 +73,20 @@ extern "C" fn cwy_wire_flow(skb: *mut __sk_buff) -> Reason {
 }
 
 /// The answer to a translated packet of a protocol without ports. [`Reason::OtherProtocol`] if it is none.
-#[inline(never)]
+#[inline(always)]
 fn portless_answer(ctx: &TcContext, ip: &Ip) -> Reason {
+    cwy_portless(ctx.as_ptr().cast(), from_ref(ip))
+}
+
+/// Verified by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn cwy_portless(skb: *mut __sk_buff, ip: *const Ip) -> Reason {
+    let ctx = &TcContext::new(skb);
+    // SAFETY: the caller's reference.
+    let Some(ip) = (unsafe { ip.as_ref() }) else {
+        return Reason::OtherProtocol;
+    };
     let key = packet::key(ip, &Transport::PORTLESS);
     match flow(&key) {
         Some(entry) if entry.state == State::KERNEL && entry.nat == Nat::DESTINATION => {
@@ -154,10 +168,7 @@ fn not_carried(ctx: &TcContext) -> Reason {
         return Reason::Vlan;
     }
     match transport {
-        Ok(transport) => {
-            let key = packet::key(&ip, &transport);
-            give_up(ctx, Hook::FromUplink, &ip, &transport, &key)
-        }
+        Ok(transport) => give_up(ctx, Hook::FromUplink, &ip, &transport),
         Err(reason) => reason,
     }
 }

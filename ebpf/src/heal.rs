@@ -50,9 +50,7 @@ extern "C" fn cwy_answers_of(key: *const Key, entry: *const Entry) -> u32 {
         None => write_answer(key, entry, &answer),
         Some(owner) if owner.nat_addr == key.src && owner.nat_port == key.src_port => {}
         Some(_) => {
-            if let Some(config) = config() {
-                forget_half(config, key);
-            }
+            forget_half(key);
             return 0;
         }
     }
@@ -61,12 +59,9 @@ extern "C" fn cwy_answers_of(key: *const Key, entry: *const Entry) -> u32 {
 
 #[inline(never)]
 fn write_answer(key: &Key, entry: &Entry, answer: &Key) {
-    let Some(config) = config() else {
-        return;
-    };
     let mut half = Entry::kernel(0, 0);
     let flags = entry.flags & (Flags::HOST | Flags::WENT_UP);
-    snat::fill_answer(&mut half, key, flags, entry.state, config.uplink_ifindex);
+    snat::fill_answer(&mut half, key, flags, entry.state);
     half.progress = entry.progress().swapped().bits();
     if half.exit == Exit::STACK && !entry.has(Flags::HOST) {
         return;

@@ -1,7 +1,13 @@
 //! The node's own connections share the node's address with translated flows. A port that a socket holds is never
 //! claimed (`snat`); here is the other direction: a socket that connects from a port that a pod's flow holds.
 
-use aya_ebpf::{bindings::BPF_NOEXIST, programs::TcContext};
+use core::ptr::from_ref;
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{__sk_buff, BPF_NOEXIST},
+    programs::TcContext,
+};
 use causeway_common::{
     decide::Role,
     flow::{Flags, Nat},
@@ -13,7 +19,7 @@ use causeway_common::{
 use crate::{
     carry::{note_progress, translation},
     forget::end,
-    maps::{Addr, Entry, FLOWS, Key, flow, now},
+    maps::{Addr, Entry, FLOWS, Key, config, flow, now},
     packet::{self, Ip, Transport, skb},
     reclaim::remember,
     rewrite::{Translation, translate},
@@ -21,8 +27,22 @@ use crate::{
 };
 
 /// A packet with the node's address. It is translated only if its port is a pod's towards this remote.
+#[inline(always)]
+pub fn to_uplink(ctx: &TcContext, ip: &Ip, transport: &Transport) -> Reason {
+    cwy_of_node(ctx.as_ptr().cast(), from_ref(ip), from_ref(transport))
+}
+
+/// Verified by itself.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn to_uplink(ctx: &TcContext, config: &Config<Addr>, ip: &Ip, transport: &Transport) -> Reason {
+extern "C" fn cwy_of_node(skb: *mut __sk_buff, ip: *const Ip, transport: *const Transport) -> Reason {
+    // SAFETY: the caller's references.
+    let (Some(ip), Some(transport), Some(config)) =
+        (unsafe { ip.as_ref() }, unsafe { transport.as_ref() }, config())
+    else {
+        return Reason::NotFromPod;
+    };
+    let ctx = &TcContext::new(skb);
     translated_or_not(ctx, config, ip, transport).unwrap_or_else(|reason| reason)
 }
 
@@ -46,7 +66,7 @@ fn translated_or_not(
             return translated(ctx, ip, &key, &to);
         }
         // The new connection may need no other port, and must not meet that of the old one.
-        end(config, &key);
+        end(&key);
     }
     opens(ctx, config, ip, &key, role)
 }
@@ -66,7 +86,7 @@ fn opens(ctx: &TcContext, config: &Config<Addr>, ip: &Ip, key: &Key, role: Role)
             if owner.nat == Nat::DESTINATION && !owner.has(Flags::HOST) && !has_ports(ip.protocol) =>
         {
             // There is no other port to give to the node's own tunnel: it has the protocol, the pod's flow ends.
-            end(config, &answer);
+            end(&answer);
             hold(&answer);
         }
         Some(owner) if owner.nat == Nat::DESTINATION && !owner.has(Flags::HOST) && role == Role::Opens => {

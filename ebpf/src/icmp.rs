@@ -1,8 +1,11 @@
 //! ICMP errors. They belong to the flow of the packet that they quote, and are translated with it: outside and inside
 //! (RFC 5508 section 4). Conntrack does not know a carried flow, so what is about one is delivered past the stack.
 
+use core::ptr::from_ref;
+
 use aya_ebpf::{
     EbpfContext as _,
+    bindings::__sk_buff,
     helpers::generated::{bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_store_bytes},
     programs::TcContext,
 };
@@ -10,19 +13,19 @@ use causeway_common::{
     checksum,
     decide::{icmp_query, is_icmp_error},
     flow::{Flags, Nat, State},
-    maps::Config,
     reason::Reason,
     tuple::{ICMP, TCP, UDP},
 };
 
 use crate::{
     carry::{redirect, translation},
-    maps::{Addr, Entry, Key, flow},
+    maps::{Addr, Entry, Key, config, flow},
     packet::{Ip, skb},
     rewrite::{Failed, Macs, Translation, forward_addr, translate_addr},
 };
 
-/// The packet that an error quotes: its header and the first eight bytes behind it (RFC 792).
+/// The packet that an error quotes: its header and the first eight bytes behind it (RFC 792). Without padding, as [`Ip`].
+#[repr(C)]
 struct Quoted {
     key: Key,
     /// Offset of its IPv4 header from the start of the frame.
@@ -31,6 +34,7 @@ struct Quoted {
     l4: u16,
     /// Checksum of its IPv4 header, as in memory.
     check: u16,
+    _pad: u16,
 }
 
 impl Quoted {
@@ -46,6 +50,7 @@ impl Quoted {
         l3: 0,
         l4: 0,
         check: 0,
+        _pad: 0,
     };
 
     #[inline(always)]
@@ -60,8 +65,20 @@ impl Quoted {
 }
 
 /// From a pod: an error about a packet that it received. Carried when its flow is.
-#[inline(never)]
+#[inline(always)]
 pub fn from_pod(ctx: &TcContext, ip: &Ip) -> Reason {
+    cwy_icmp_pod(ctx.as_ptr().cast(), from_ref(ip))
+}
+
+/// Verified by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn cwy_icmp_pod(buffer: *mut __sk_buff, ip: *const Ip) -> Reason {
+    let ctx = &TcContext::new(buffer);
+    // SAFETY: the caller's reference.
+    let Some(ip) = (unsafe { ip.as_ref() }) else {
+        return Reason::OtherProtocol;
+    };
     let mut quoted = Quoted::NOTHING;
     if !read_quoted(ctx, ip, &mut quoted) {
         return Reason::OtherProtocol;
@@ -79,8 +96,20 @@ pub fn from_pod(ctx: &TcContext, ip: &Ip) -> Reason {
 
 /// From the wire: an error about a packet that a pod, or a socket of the node, has sent.
 /// [`Reason::OtherProtocol`] if it is about something else.
-#[inline(never)]
+#[inline(always)]
 pub fn from_uplink(ctx: &TcContext, ip: &Ip) -> Reason {
+    cwy_icmp_wire(ctx.as_ptr().cast(), from_ref(ip))
+}
+
+/// Verified by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn cwy_icmp_wire(buffer: *mut __sk_buff, ip: *const Ip) -> Reason {
+    let ctx = &TcContext::new(buffer);
+    // SAFETY: the caller's reference.
+    let Some(ip) = (unsafe { ip.as_ref() }) else {
+        return Reason::OtherProtocol;
+    };
     let mut quoted = Quoted::NOTHING;
     if !read_quoted(ctx, ip, &mut quoted) {
         return Reason::OtherProtocol;
@@ -107,8 +136,20 @@ pub fn from_uplink(ctx: &TcContext, ip: &Ip) -> Reason {
 
 /// At the uplink's egress, from a pod or from the node on a pod's behalf: an error about a packet of a flow that we
 /// know. [`Reason::OtherProtocol`] if none is meant.
+#[inline(always)]
+pub fn to_uplink(ctx: &TcContext, ip: &Ip) -> Reason {
+    cwy_icmp_out(ctx.as_ptr().cast(), from_ref(ip))
+}
+
+/// Verified by itself.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn to_uplink(ctx: &TcContext, config: &Config<Addr>, ip: &Ip) -> Reason {
+extern "C" fn cwy_icmp_out(skb: *mut __sk_buff, ip: *const Ip) -> Reason {
+    let ctx = &TcContext::new(skb);
+    // SAFETY: the caller's reference.
+    let (Some(ip), Some(config)) = (unsafe { ip.as_ref() }, config()) else {
+        return Reason::OtherProtocol;
+    };
     let mut quoted = Quoted::NOTHING;
     if !read_quoted(ctx, ip, &mut quoted) {
         return Reason::OtherProtocol;
@@ -162,30 +203,34 @@ fn translate(ctx: &TcContext, ip: &Ip, quoted: &Quoted, to: &Translation) -> Res
 
 /// Changes the end of the quoted packet that is the same host as the error's changed end: the destination it was
 /// sent to if the error's source is translated, and the other way round.
-#[inline(never)]
+#[inline(always)]
 fn translate_quoted(ctx: &TcContext, ip: &Ip, quoted: &Quoted, to: &Translation) -> Result<(), Failed> {
-    let key = &quoted.key;
-    let (old_addr, old_port, addr_at, port_at) = match to.nat {
-        Nat::SOURCE => (key.dst, key.dst_port, quoted.l3() + 16, quoted.l4() + 2),
-        Nat::DESTINATION => (key.src, key.src_port, quoted.l3() + 12, quoted.l4()),
-        _ => return Ok(()),
+    let skb = ctx.as_ptr().cast();
+    if cwy_translate_quoted(skb, ip.l4() as u32, from_ref(quoted), from_ref(to)) == 0 {
+        Ok(())
+    } else {
+        Err(Failed)
+    }
+}
+
+/// Returns 0 if the quoted packet has been translated; `l4` is the offset of the error. Verified by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn cwy_translate_quoted(
+    skb: *mut __sk_buff,
+    l4: u32,
+    quoted: *const Quoted,
+    to: *const Translation,
+) -> u32 {
+    // SAFETY: the caller's references.
+    let (Some(quoted), Some(to)) = (unsafe { quoted.as_ref() }, unsafe { to.as_ref() }) else {
+        return 1;
     };
     let edit = Edit {
-        ctx,
-        error_check: ip.l4() + 2,
+        ctx: &TcContext::new(skb),
+        error_check: l4 as usize + 2,
     };
-    let check = checksum::replace_u32(quoted.check, old_addr, to.addr);
-    edit.store_addr(addr_at, old_addr, to.addr)?;
-    edit.store(quoted.l3() + 10, quoted.check.to_ne_bytes(), check.to_ne_bytes())?;
-    let port_at = if key.protocol == ICMP {
-        quoted.l4() + 4
-    } else {
-        port_at
-    };
-    if old_port != to.port {
-        edit.store(port_at, old_port, to.port)?;
-    }
-    edit.fix_transport(quoted, old_addr, to.addr, old_port, to.port)
+    u32::from(edit.translate(quoted, to).is_err())
 }
 
 /// Writes into the quoted packet and keeps the error's own checksum right with each write.
@@ -196,6 +241,28 @@ struct Edit<'a> {
 }
 
 impl Edit<'_> {
+    #[inline(always)]
+    fn translate(&self, quoted: &Quoted, to: &Translation) -> Result<(), Failed> {
+        let key = &quoted.key;
+        let (old_addr, old_port, addr_at, port_at) = match to.nat {
+            Nat::SOURCE => (key.dst, key.dst_port, quoted.l3() + 16, quoted.l4() + 2),
+            Nat::DESTINATION => (key.src, key.src_port, quoted.l3() + 12, quoted.l4()),
+            _ => return Ok(()),
+        };
+        let check = checksum::replace_u32(quoted.check, old_addr, to.addr);
+        self.store_addr(addr_at, old_addr, to.addr)?;
+        self.store(quoted.l3() + 10, quoted.check.to_ne_bytes(), check.to_ne_bytes())?;
+        let port_at = if key.protocol == ICMP {
+            quoted.l4() + 4
+        } else {
+            port_at
+        };
+        if old_port != to.port {
+            self.store(port_at, old_port, to.port)?;
+        }
+        self.fix_transport(quoted, old_addr, to.addr, old_port, to.port)
+    }
+
     /// The quoted transport checksum, where enough of the packet is quoted to hold it. Like nf_nat, a TCP checksum
     /// is updated only with a whole header (`tcp_manip_pkt`, Linux 6.18).
     #[inline(always)]
@@ -306,6 +373,7 @@ fn parse(ctx: &TcContext, ip: &Ip) -> Option<Quoted> {
         l3: l3 as u16,
         l4: l4 as u16,
         check: u16::from_ne_bytes([header[10], header[11]]),
+        _pad: 0,
     })
 }
 

@@ -1,5 +1,7 @@
 //! At the egress hooks: what the stack did to a flow's first packet decides who carries the flow.
 
+use core::ptr::from_ref;
+
 use aya_ebpf::bindings::BPF_NOEXIST;
 use causeway_common::{
     decide::Role,
@@ -147,14 +149,30 @@ fn leave_to_kernel(packet: &Emitted<'_>, key: &Key, flags: u8) {
 }
 
 /// A failure costs speed only: the direction takes the stack.
-#[inline(never)]
+#[inline(always)]
 fn insert(packet: &Emitted<'_>, key: &Key, state: u8, flags: u8) {
+    let to_pod = u32::from(packet.hook == Hook::ToPod);
+    cwy_learn_insert(from_ref(key), u32::from(state), u32::from(flags), to_pod);
+}
+
+/// Verified by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn cwy_learn_insert(key: *const Key, state: u32, flags: u32, to_pod: u32) -> u32 {
+    // SAFETY: the caller's reference.
+    let Some(key) = (unsafe { key.as_ref() }) else {
+        return 0;
+    };
     let entry = Entry {
-        state,
-        ..Entry::awaited(flags, now())
+        state: state as u8,
+        ..Entry::awaited(flags as u8, now())
     };
     match FLOWS.insert(key, entry, u64::from(BPF_NOEXIST)) {
         Ok(()) | Err(EEXIST) => {}
-        Err(_) => bump(packet.hook, Reason::RecordRefused),
+        Err(_) => {
+            let hook = if to_pod != 0 { Hook::ToPod } else { Hook::ToUplink };
+            bump(hook, Reason::RecordRefused);
+        }
     }
+    0
 }

@@ -3,23 +3,25 @@
 //! A carried flow with SNAT may never return to the stack in mid-life (conntrack would call it INVALID), so the
 //! route and the neighbour are read here and the entry is changed in place.
 
+use core::ptr::{from_mut, from_ref};
+
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{
-        BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_PROHIBIT, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup,
+        __sk_buff, BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_PROHIBIT, BPF_FIB_LKUP_RET_SUCCESS,
+        bpf_fib_lookup,
     },
     helpers::generated::bpf_fib_lookup as fib_lookup,
     programs::TcContext,
 };
 use causeway_common::{
     flow::{Exit, Flags, Hop, Nat},
-    maps::Config,
     reason::Reason,
 };
 
 use crate::{
     count::{Hook, bump},
-    maps::{Addr, Entry, Key, iface},
+    maps::{Entry, Key, config, iface},
     packet::{self, skb},
 };
 
@@ -29,8 +31,21 @@ const AF_INET: u8 = 2;
 ///
 /// A hop that a route lookup would not have found was chosen by something that the lookup does not see (a mark, a
 /// rule): it stays as it was learnt.
+#[inline(always)]
+pub fn of_frame(ctx: &TcContext, key: &Key, hop: &mut Hop) {
+    cwy_hop_of_frame(ctx.as_ptr().cast(), from_ref(key), from_mut(hop));
+}
+
+/// Verified by itself.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn of_frame(ctx: &TcContext, config: &Config<Addr>, key: &Key, hop: &mut Hop) {
+extern "C" fn cwy_hop_of_frame(buffer: *mut __sk_buff, key: *const Key, hop: *mut Hop) -> u32 {
+    let ctx = &TcContext::new(buffer);
+    // SAFETY: the caller's references.
+    let (Some(key), Some(hop), Some(config)) = (unsafe { key.as_ref() }, unsafe { hop.as_mut() }, config())
+    else {
+        return 0;
+    };
     *hop = Hop {
         exit: Exit::UPLINK,
         flags: 0,
@@ -45,6 +60,7 @@ pub fn of_frame(ctx: &TcContext, config: &Config<Addr>, key: &Key, hop: &mut Hop
     } else if found.mtu < hop.mtu {
         hop.mtu = found.mtu;
     }
+    0
 }
 
 /// Asks the kernel for the route and the neighbour and follows them.

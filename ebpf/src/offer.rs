@@ -2,7 +2,11 @@
 
 use core::ptr::from_ref;
 
-use aya_ebpf::{bindings::BPF_ANY, programs::TcContext};
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{__sk_buff, BPF_ANY},
+    programs::TcContext,
+};
 use causeway_common::{
     decide::{WIRESERVER, may_be_offered},
     flow::{AtIngress, Flags, Nat, Progress, State, at_ingress},
@@ -19,15 +23,30 @@ use crate::{
     usage,
 };
 
-/// Gives a packet to the stack. In a frame of its own: what follows the established path shares its 512 bytes of stack.
+/// Gives a packet to the stack.
+#[inline(always)]
+pub fn give_up(ctx: &TcContext, hook: Hook, ip: &Ip, transport: &Transport) -> Reason {
+    let from_pod = u32::from(hook == Hook::FromPod);
+    cwy_give_up(ctx.as_ptr().cast(), from_ref(ip), from_ref(transport), from_pod)
+}
+
+/// Verified by itself.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn give_up(ctx: &TcContext, hook: Hook, ip: &Ip, transport: &Transport, key: &Key) -> Reason {
-    // The guard has accepted the sender's; on the wire any MAC may forward.
-    let mac = if hook == Hook::FromPod {
-        packet::src_mac(ctx)
-    } else {
-        [0; 6]
+extern "C" fn cwy_give_up(
+    buffer: *mut __sk_buff,
+    ip: *const Ip,
+    transport: *const Transport,
+    from_pod: u32,
+) -> Reason {
+    let ctx = &TcContext::new(buffer);
+    // SAFETY: the caller's references.
+    let (Some(ip), Some(transport)) = (unsafe { ip.as_ref() }, unsafe { transport.as_ref() }) else {
+        return Reason::NeverOffered;
     };
+    let (key, from_pod) = (&packet::key(ip, transport), from_pod != 0);
+    // The guard has accepted the sender's; on the wire any MAC may forward.
+    let mac = if from_pod { packet::src_mac(ctx) } else { [0; 6] };
     let Some(config) = config() else {
         return Reason::NeverOffered;
     };
@@ -40,7 +59,7 @@ pub fn give_up(ctx: &TcContext, hook: Hook, ip: &Ip, transport: &Transport, key:
                 return Reason::NeverOffered;
             }
             let has_options = ip.l4() != IP_END;
-            if ip.ttl <= 1 || has_options && hook != Hook::FromPod {
+            if ip.ttl <= 1 || has_options && !from_pod {
                 return Reason::NeverOffered;
             }
             // With options it is not carried. What a pod opens is recorded all the same, or its answer could later make
@@ -134,13 +153,11 @@ const NO_ROOM: u32 = 2;
 )]
 extern "C" fn cwy_write_offer(key: *const Key, offer: *const Offer) -> u32 {
     // SAFETY: the caller's references.
-    let (Some(key), Some(offer), Some(config)) =
-        (unsafe { key.as_ref() }, unsafe { offer.as_ref() }, config())
-    else {
+    let (Some(key), Some(offer)) = (unsafe { key.as_ref() }, unsafe { offer.as_ref() }) else {
         return NO_ROOM;
     };
     let is_counted = offer.kept & Flags::COUNTED != 0;
-    if !is_counted && !usage::has_room(config, &key.src) {
+    if !is_counted && !usage::has_room(&key.src) {
         return OVER_QUOTA;
     }
     let mut entry = Entry::awaited(0, now());

@@ -35,15 +35,18 @@ const PACKET_HOST: u32 = 0;
 /// A MAC address.
 pub type Mac = [u8; 6];
 
-/// An IPv4 header.
+/// An IPv4 header. Without padding: functions that are verified by themselves take it by reference.
+#[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Ip {
     pub src: Addr,
     pub dst: Addr,
-    pub protocol: u8,
-    pub ttl: u8,
     /// Length of the packet by its header, bytes.
     pub total_len: u16,
+    /// Identification, network order.
+    pub id: [u8; 2],
+    pub protocol: u8,
+    pub ttl: u8,
     /// Offset of the payload from the start of the frame. A byte, so that the verifier knows a bound wherever the
     /// compiler keeps it.
     l4: u8,
@@ -54,9 +57,9 @@ pub struct Ip {
     /// Whether the header's checksum is right. A router drops a packet whose is not (RFC 1812 section 5.2.2): the
     /// kernel does, so such a packet is the kernel's. With options it is taken for right.
     pub has_good_checksum: bool,
-    /// Identification, network order.
-    pub id: [u8; 2],
 }
+
+const _: () = assert!(size_of::<Ip>() == 4 + 4 + 2 + 2 + 6);
 
 impl Ip {
     /// Offset of the payload from the start of the frame.
@@ -66,7 +69,8 @@ impl Ip {
     }
 }
 
-/// What a transport header says of the flow.
+/// What a transport header says of the flow. Without padding, as [`Ip`].
+#[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Transport {
     /// Source and destination port as they stand in the packet, one word in memory order.
@@ -75,6 +79,7 @@ pub struct Transport {
     pub flags: u8,
     /// Length of the transport header, bytes.
     pub header_len: u8,
+    _pad: [u8; 2],
 }
 
 /// The context as the kernel's struct.
@@ -206,6 +211,7 @@ pub fn first_transport(ctx: &TcContext, ip: &Ip) -> Result<Transport, Reason> {
                 ports: ports(),
                 flags: read(13),
                 header_len: data_offset,
+                _pad: [0; 2],
             })
         }
         UDP => {
@@ -218,6 +224,7 @@ pub fn first_transport(ctx: &TcContext, ip: &Ip) -> Result<Transport, Reason> {
                 ports: ports(),
                 flags: 0,
                 header_len: 8,
+                _pad: [0; 2],
             })
         }
         _ => match icmp_query(read(0), read(1)) {
@@ -228,6 +235,7 @@ pub fn first_transport(ctx: &TcContext, ip: &Ip) -> Result<Transport, Reason> {
                     ports: joined(ports),
                     flags: read(0),
                     header_len: 8,
+                    _pad: [0; 2],
                 })
             }
             None => Err(Reason::OtherProtocol),
@@ -258,6 +266,7 @@ impl Transport {
         ports: 0,
         flags: 0,
         header_len: 0,
+        _pad: [0; 2],
     };
 
     /// Destination port, network order.

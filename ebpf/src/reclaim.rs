@@ -4,7 +4,7 @@
 //!
 //! Called from the programs' own frames: the verifier allows eight below each other, and 512 bytes for all of them.
 
-use core::ffi::c_void;
+use core::{ffi::c_void, ptr::from_ref};
 
 use aya_ebpf::{
     bindings::BPF_EXIST,
@@ -26,11 +26,22 @@ const LOOKS: u32 = 16;
 const KEYS: usize = 4;
 
 /// Puts a flow that has just begun into the queue. A full queue holds keys of flows long gone, which are let go.
-#[inline(never)]
+#[inline(always)]
 pub fn remember(key: &Key) {
+    cwy_remember(from_ref(key));
+}
+
+/// Verified by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn cwy_remember(key: *const Key) -> u32 {
+    // SAFETY: the caller's reference.
+    let Some(key) = (unsafe { key.as_ref() }) else {
+        return 0;
+    };
     for _ in 0..KEYS {
         if AGES.push(key, 0).is_ok() {
-            return;
+            return 0;
         }
         if let Ok(Some(oldest)) = AGES.pop()
             && flow(&oldest).is_some()
@@ -39,6 +50,7 @@ pub fn remember(key: &Key) {
         }
     }
     AGES.push(key, u64::from(BPF_EXIST)).ok();
+    0
 }
 
 /// After a flow was not offered for want of room: room is made for the next packet.

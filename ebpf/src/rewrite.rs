@@ -8,7 +8,7 @@ use core::{mem::offset_of, ptr::from_ref};
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
+    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
     helpers::generated::{bpf_l4_csum_replace, bpf_skb_store_bytes},
     programs::TcContext,
 };
@@ -27,12 +27,13 @@ use crate::{
 pub struct Failed;
 
 /// The end of the tuple that is replaced, and by what.
+#[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Translation {
-    /// [`Nat::SOURCE`] or [`Nat::DESTINATION`]; [`Nat::NONE`] changes nothing.
-    pub nat: u8,
     pub addr: Addr,
     pub port: [u8; 2],
+    /// [`Nat::SOURCE`] or [`Nat::DESTINATION`]; [`Nat::NONE`] changes nothing.
+    pub nat: u8,
 }
 
 /// Destination and source MAC as they follow each other in a frame, in words as they are aligned there: an IPv4 header is
@@ -66,10 +67,7 @@ impl Macs {
     pub fn new([a, b, c, d, e, f]: Mac, [g, h, i, j, k, l]: Mac) -> Self {
         Self {
             first: u16::from_ne_bytes([a, b]),
-            middle: [
-                u32::from_ne_bytes([c, d, e, f]),
-                u32::from_ne_bytes([g, h, i, j]),
-            ],
+            middle: [u32::from_ne_bytes([c, d, e, f]), u32::from_ne_bytes([g, h, i, j])],
             last: u16::from_ne_bytes([k, l]),
         }
     }
@@ -93,8 +91,30 @@ impl Macs {
 /// Replaces address and port with their checksums; the frame's addresses and the TTL stay.
 #[inline(always)]
 pub fn translate(ctx: &TcContext, ip: &Ip, key: &Key, to: &Translation) -> Result<(), Failed> {
-    transport(ctx, ip, key, to)?;
-    translate_addr(ctx, ip, to)
+    // Copies, which need be in memory here alone: the caller's are in registers.
+    let (ip, to) = (*ip, *to);
+    let result = cwy_translate(ctx.as_ptr().cast(), from_ref(&ip), from_ref(key), from_ref(&to));
+    if result == 0 { Ok(()) } else { Err(Failed) }
+}
+
+/// Returns 0 if the packet has been translated. Verified by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn cwy_translate(
+    skb: *mut __sk_buff,
+    ip: *const Ip,
+    key: *const Key,
+    to: *const Translation,
+) -> u32 {
+    let ctx = &TcContext::new(skb);
+    // SAFETY: the caller's references.
+    let (Some(ip), Some(key), Some(to)) = (unsafe { ip.as_ref() }, unsafe { key.as_ref() }, unsafe {
+        to.as_ref()
+    }) else {
+        return 1;
+    };
+    let done = transport(ctx, ip, key, to).and_then(|()| translate_addr(ctx, ip, to));
+    u32::from(done.is_err())
 }
 
 /// Translates, decrements the TTL and addresses the frame to the next hop.

@@ -1,7 +1,9 @@
 //! `cwy_to_uplink`: tc egress on the uplink, the last place before the wire. A pod's packet that needs translation
 //! leaves translated or not at all.
 
-use aya_ebpf::{btf_maps::lpm_trie, programs::TcContext};
+use core::ptr::{from_mut, from_ref};
+
+use aya_ebpf::{EbpfContext as _, bindings::__sk_buff, btf_maps::lpm_trie, programs::TcContext};
 use causeway_common::{
     addr::Address,
     decide::{Role, is_guarded, masquerade},
@@ -31,8 +33,14 @@ pub fn handle(ctx: &TcContext) -> Option<Reason> {
         packet::set_tag(ctx, TAG_NONE);
         return None;
     }
+    Some(of_stack(ctx))
+}
+
+/// A packet from the stack. In a frame of its own, which a carried one need not pay for.
+#[inline(never)]
+fn of_stack(ctx: &TcContext) -> Reason {
     packet::linearise_headers(ctx);
-    Some(classify(ctx).unwrap_or_else(|reason| reason))
+    classify(ctx).unwrap_or_else(|reason| reason)
 }
 
 #[inline(always)]
@@ -53,16 +61,16 @@ fn classify(ctx: &TcContext) -> Result<Reason, Reason> {
         Err(Reason::OtherProtocol) if !has_ports(ip.protocol) => Transport::PORTLESS,
         Err(reason) => {
             return match sender(ctx, config, &ip, None)? {
-                Some(_) => without_ports(ctx, config, &ip, reason),
-                None if reason == Reason::OtherProtocol => Ok(icmp::to_uplink(ctx, config, &ip)),
+                Some(_) => without_ports(ctx, &ip, reason),
+                None if reason == Reason::OtherProtocol => Ok(icmp::to_uplink(ctx, &ip)),
                 None => Ok(reason),
             };
         }
     };
     match sender(ctx, config, &ip, Some(transport.dst_port()))? {
-        Some(pod) => Ok(of_pod(ctx, config, pod, &ip, &transport)),
+        Some(pod) => Ok(of_pod(ctx, pod, &ip, &transport)),
         None if ip.is_fragment && has_ports(ip.protocol) => Ok(Reason::Fragment),
-        None => Ok(host::to_uplink(ctx, config, &ip, &transport)),
+        None => Ok(host::to_uplink(ctx, &ip, &transport)),
     }
 }
 
@@ -97,9 +105,9 @@ fn sender(
 
 /// A pod's packet that has no ports: an ICMP error, another protocol, or nonsense.
 #[inline(always)]
-fn without_ports(ctx: &TcContext, config: &Config<Addr>, ip: &Ip, reason: Reason) -> Result<Reason, Reason> {
+fn without_ports(ctx: &TcContext, ip: &Ip, reason: Reason) -> Result<Reason, Reason> {
     if reason == Reason::OtherProtocol {
-        let error = icmp::to_uplink(ctx, config, ip);
+        let error = icmp::to_uplink(ctx, ip);
         if error != Reason::OtherProtocol {
             return Ok(error);
         }
@@ -124,64 +132,148 @@ fn judge_unparsed(ctx: &TcContext, reason: Reason) -> Reason {
     }
 }
 
-/// In a frame of its own, as the node's packets: together they leave no room for what they call.
-#[inline(never)]
-fn of_pod(ctx: &TcContext, config: &Config<Addr>, pod: &PodEntry, ip: &Ip, transport: &Transport) -> Reason {
-    from_pod(ctx, config, pod, ip, transport).unwrap_or_else(|reason| reason)
+/// In frames of their own, as the node's packets: together they leave no room for what they call.
+#[inline(always)]
+fn of_pod(ctx: &TcContext, pod: &PodEntry, ip: &Ip, transport: &Transport) -> Reason {
+    let skb = ctx.as_ptr().cast();
+    let mut seen = 0;
+    match cwy_known(skb, from_ref(ip), from_ref(transport), from_mut(&mut seen)) {
+        NOT_KNOWN => {
+            let is_ready = if pod.is_ready() { Seen::READY } else { 0 };
+            let may_be_carried = if pod.may_be_carried() { Seen::CARRIABLE } else { 0 };
+            cwy_not_known(
+                skb,
+                from_ref(ip),
+                from_ref(transport),
+                seen | is_ready | may_be_carried,
+            )
+        }
+        reason => reason,
+    }
 }
 
-#[inline(always)]
-fn from_pod(
-    ctx: &TcContext,
-    config: &Config<Addr>,
-    pod: &PodEntry,
-    ip: &Ip,
-    transport: &Transport,
-) -> Result<Reason, Reason> {
+/// What [`cwy_known`] says of a packet whose flow has no translation. No other packet has this reason.
+const NOT_KNOWN: Reason = Reason::MidFlow;
+
+/// What has been seen of a packet whose flow has no translation: bits of a word.
+struct Seen;
+
+impl Seen {
+    /// It came out of the stack as it went in.
+    const UNCHANGED: u32 = 1;
+    /// Its flow keeps the pod's address.
+    const KEEPS_ADDRESS: u32 = 2;
+    /// Its flow was offered, and went up.
+    const OFFERED: u32 = 4;
+    /// Its flow counts towards the pod's quota.
+    const COUNTED: u32 = 8;
+    /// Its flow has an entry.
+    const KNOWN: u32 = 16;
+    /// [`PodEntry::is_ready`] of its pod.
+    const READY: u32 = 32;
+    /// [`PodEntry::may_be_carried`] of its pod.
+    const CARRIABLE: u32 = 64;
+}
+
+/// A pod's packet whose flow has its translation; of another one [`NOT_KNOWN`], and in `seen` bits of [`Seen`]. Verified
+/// by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn cwy_known(
+    buffer: *mut __sk_buff,
+    ip: *const Ip,
+    transport: *const Transport,
+    seen: *mut u32,
+) -> Reason {
+    let ctx = &TcContext::new(buffer);
+    // SAFETY: the caller's references.
+    let (Some(ip), Some(transport), Some(seen), Some(config)) = (
+        unsafe { ip.as_ref() },
+        unsafe { transport.as_ref() },
+        unsafe { seen.as_mut() },
+        config(),
+    ) else {
+        return Reason::SnatNotReady;
+    };
     let key = packet::key(ip, transport);
     let role = transport.role(ip);
     let unchanged = packet::tag(ctx) == key.tag(config.seed) && skb(ctx).vlan_present == 0;
-    let entry = flow(&key);
-    let mut keeps_its_address = false;
-    let mut offered = false;
-    let mut kept = 0;
-    let is_known = entry.is_some();
-    if let Some(entry) = entry {
+    let mut bits = if unchanged { Seen::UNCHANGED } else { 0 };
+    if let Some(entry) = flow(&key) {
         // A SYN after the end opens a new connection: it claims its port anew.
         let reopens = ip.protocol == TCP && role == Role::Opens && entry.progress().is_over();
         if entry.nat == Nat::SOURCE && entry.nat_addr == config.node_addr && !reopens {
-            return known(ctx, ip, transport, &key, role, unchanged, entry);
+            return known(ctx, ip, transport, &key, role, unchanged, entry).unwrap_or_else(|reason| reason);
         }
+        bits |= Seen::KNOWN;
         // Without ports no ingress hook has looked at the entry's age.
         let is_stale = !has_ports(ip.protocol) && is_idle(&key, entry, now());
-        keeps_its_address = !is_stale && keeps_address(entry, role, ip.protocol);
-        kept = kept_flags(Some(entry));
-        offered = entry.state == State::OFFERED && entry.has(Flags::WENT_UP);
+        if !is_stale && keeps_address(entry, role, ip.protocol) {
+            bits |= Seen::KEEPS_ADDRESS;
+        }
+        if kept_flags(Some(entry)) & Flags::COUNTED != 0 {
+            bits |= Seen::COUNTED;
+        }
+        if entry.state == State::OFFERED && entry.has(Flags::WENT_UP) {
+            bits |= Seen::OFFERED;
+        }
     }
-    let keeps = keeps_its_address || !needs_snat(&key.dst);
-    if keeps && ip.is_fragment {
-        // The stack has put the tag on no fragment, so nothing is learnt from one.
-        fragment::left(ip, Nat::NONE, &config.node_addr);
-        return Ok(Reason::Fragment);
-    }
-    if keeps {
+    *seen = bits;
+    NOT_KNOWN
+}
+
+/// A pod's packet whose flow has no translation; `seen`: bits of [`Seen`]. Verified by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn cwy_not_known(
+    skb: *mut __sk_buff,
+    ip: *const Ip,
+    transport: *const Transport,
+    seen: u32,
+) -> Reason {
+    // SAFETY: the caller's references.
+    let (Some(ip), Some(transport), Some(config)) =
+        (unsafe { ip.as_ref() }, unsafe { transport.as_ref() }, config())
+    else {
+        return Reason::SnatNotReady;
+    };
+    let ctx = &TcContext::new(skb);
+    not_known(ctx, config, ip, transport, seen).unwrap_or_else(|reason| reason)
+}
+
+#[inline(always)]
+fn not_known(
+    ctx: &TcContext,
+    config: &Config<Addr>,
+    ip: &Ip,
+    transport: &Transport,
+    seen: u32,
+) -> Result<Reason, Reason> {
+    let has = |bits| seen & bits == bits;
+    let key = packet::key(ip, transport);
+    let role = transport.role(ip);
+    if has(Seen::KEEPS_ADDRESS) || !needs_snat(&key.dst) {
+        if ip.is_fragment {
+            // The stack has put the tag on no fragment, so nothing is learnt from one.
+            fragment::left(ip, Nat::NONE, &config.node_addr);
+            return Ok(Reason::Fragment);
+        }
         return Ok(keep_address(
             ctx,
-            config,
             &key,
             role,
-            unchanged && pod.may_be_carried(),
+            has(Seen::UNCHANGED | Seen::CARRIABLE),
         ));
     }
-    if !pod.is_ready() || config.node_addr == Addr::UNSPECIFIED {
+    if !has(Seen::READY) || config.node_addr == Addr::UNSPECIFIED {
         return Err(Reason::SnatNotReady);
     }
     let claim = Claim {
         of_pod: true,
-        carried: unchanged && offered && pod.may_be_carried(),
+        carried: has(Seen::UNCHANGED | Seen::OFFERED | Seen::CARRIABLE),
         opens: role == Role::Opens,
-        is_counted: kept & Flags::COUNTED != 0,
-        is_known,
+        is_counted: has(Seen::COUNTED),
+        is_known: has(Seen::KNOWN),
     };
     let port = match snat::claim(ctx, &key, &claim) {
         Err(Reason::SnatNoPort) if !has_ports(ip.protocol) => return Err(Reason::SnatProtocol),
@@ -205,9 +297,9 @@ fn from_pod(
 
 /// A packet that leaves with the pod's address: only its flow is learnt.
 #[inline(never)]
-fn keep_address(ctx: &TcContext, config: &Config<Addr>, key: &Key, role: Role, unchanged: bool) -> Reason {
+fn keep_address(ctx: &TcContext, key: &Key, role: Role, unchanged: bool) -> Reason {
     let mut hop = Hop::UNKNOWN;
-    next_hop::of_frame(ctx, config, key, &mut hop);
+    next_hop::of_frame(ctx, key, &mut hop);
     learn(&Emitted {
         hook: Hook::ToUplink,
         key,

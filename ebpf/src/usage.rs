@@ -6,21 +6,28 @@ use core::{
     intrinsics::{AtomicOrdering, atomic_xadd},
 };
 
-use causeway_common::{
-    addr::Address,
-    flow::Flags,
-    maps::{Config, Usage},
-};
+use causeway_common::{addr::Address, flow::Flags, maps::Usage};
 
-use crate::maps::{Addr, Entry, Key, USAGE};
+use crate::maps::{Addr, Entry, Key, USAGE, config};
 
 /// Whether the opener may have another flow.
+#[inline(always)]
+pub fn has_room(opener: &Addr) -> bool {
+    cwy_has_room(u32::from_ne_bytes(*opener)) != 0
+}
+
+/// `opener` is an address as it lies in memory. Verified by itself.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn has_room(config: &Config<Addr>, opener: &Addr) -> bool {
-    if let Some(usage) = account(opener) {
-        return usage.has_room(config.pod_quota);
-    }
-    wire().is_none_or(|usage| usage.has_room(config.wire_quota))
+extern "C" fn cwy_has_room(opener: u32) -> u32 {
+    let Some(config) = config() else {
+        return 0;
+    };
+    let has_room = match account(&opener.to_ne_bytes()) {
+        Some(usage) => usage.has_room(config.pod_quota),
+        None => wire().is_none_or(|usage| usage.has_room(config.wire_quota)),
+    };
+    u32::from(has_room)
 }
 
 /// Counts a flow for its opener.

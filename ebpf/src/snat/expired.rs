@@ -36,7 +36,7 @@ pub extern "C" fn cwy_remove_expired(key: *const Key, won: u32) -> u32 {
     if let Some(owner) = flow(answer)
         && is_over(config, answer, owner)
     {
-        forget(config, answer);
+        forget(answer);
         removed = 1;
     }
     FLOWS.remove(lock).ok();

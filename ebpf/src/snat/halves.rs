@@ -1,5 +1,7 @@
 //! The two entries of a translated flow, as they are first written.
 
+use core::ptr::{from_mut, from_ref};
+
 use aya_ebpf::{
     bindings::{__sk_buff, BPF_ANY},
     programs::TcContext,
@@ -45,11 +47,11 @@ pub extern "C" fn cwy_write_forward(skb: *mut __sk_buff, key: *const Key, claim:
             forward.in_mac = pod.mac;
         }
         let mut hop = Hop::UNKNOWN;
-        next_hop::of_frame(&TcContext::new(skb), config, key, &mut hop);
+        next_hop::of_frame(&TcContext::new(skb), key, &mut hop);
         forward.leave_by(&hop);
     }
     if FLOWS.insert(key, &forward, u64::from(BPF_ANY)).is_err() {
-        forget_half(config, &answer_key(config, key, won.port()));
+        forget_half(&answer_key(config, key, won.port()));
         return 1;
     }
     let is_new = won.has(Won::IS_NEW);
@@ -67,8 +69,21 @@ pub extern "C" fn cwy_write_forward(skb: *mut __sk_buff, key: *const Key, claim:
 
 /// Fills in the entry of the answers to the flow `key`, whose `nat_port` they bring back; towards a pod that is not there
 /// it leads to the stack. In place and in a frame of its own: the caller's has no room for another entry.
+#[inline(always)]
+pub fn fill_answer(half: &mut Entry, key: &Key, flags: u8, state: u8) {
+    cwy_fill_answer(from_mut(half), from_ref(key), u32::from(flags), u32::from(state));
+}
+
+/// Verified by itself.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn fill_answer(half: &mut Entry, key: &Key, flags: u8, state: u8, uplink: u32) {
+extern "C" fn cwy_fill_answer(half: *mut Entry, key: *const Key, flags: u32, state: u32) -> u32 {
+    // SAFETY: the caller's references.
+    let (Some(half), Some(key), Some(config)) = (unsafe { half.as_mut() }, unsafe { key.as_ref() }, config())
+    else {
+        return 0;
+    };
+    let (flags, state) = (flags as u8, state as u8);
     *half = Entry::kernel(flags, now());
     half.nat = Nat::DESTINATION;
     half.nat_addr = key.src;
@@ -78,7 +93,7 @@ pub fn fill_answer(half: &mut Entry, key: &Key, flags: u8, state: u8, uplink: u3
     if flags & Flags::HOST == 0
         && let Some(pod) = pod(&key.src)
     {
-        half.in_ifindex = uplink;
+        half.in_ifindex = config.uplink_ifindex;
         half.leave_by(&Hop {
             exit: Exit::POD,
             flags: 0,
@@ -88,4 +103,5 @@ pub fn fill_answer(half: &mut Entry, key: &Key, flags: u8, state: u8, uplink: u3
             src_mac: pod.host_mac,
         });
     }
+    0
 }

@@ -8,7 +8,6 @@ use aya_ebpf::{
     helpers::generated::bpf_loop,
 };
 use causeway_common::{
-    maps::Config,
     ports::{CROWD_TRIES, CROWDED_PROBES, PROBES, candidate, candidate_id},
     reason::Reason,
     tuple::{ICMP, TCP, UDP, has_ports},
@@ -22,7 +21,7 @@ use super::{
 };
 use crate::{
     crowd,
-    maps::{Addr, EEXIST, Entry, FLOWS, Key, config, flow, now},
+    maps::{EEXIST, Entry, FLOWS, Key, config, flow, now},
     usage,
 };
 
@@ -41,7 +40,7 @@ pub extern "C" fn cwy_reserve(skb: *mut __sk_buff, key: *const Key, claim: u32) 
     let skips_stale = claim & Claim::SKIPS_STALE != 0;
     let claim = &Claim::of_bits(claim);
     let is_free = claim.is_counted || !claim.of_pod;
-    let has_room = is_free || usage::has_room(config, &key.src);
+    let has_room = is_free || usage::has_room(&key.src);
     // SAFETY: integers, arrays of integers and a raw pointer: all zeros is a value. Written in place, a part of it would
     // not be on the stack twice.
     let mut search: Search = unsafe { core::mem::zeroed() };
@@ -56,14 +55,8 @@ pub extern "C" fn cwy_reserve(skb: *mut __sk_buff, key: *const Key, claim: u32) 
     walk.state = claim.state();
     walk.skip_stale = u8::from(skips_stale);
     walk.may_take = u8::from(has_room);
-    fill_answer(
-        &mut search.walk.reverse,
-        key,
-        claim.flags(),
-        claim.state(),
-        config.uplink_ifindex,
-    );
-    search.find(config);
+    fill_answer(&mut search.walk.reverse, key, claim.flags(), claim.state());
+    search.find();
     let walk = &search.walk;
     let port = u32::from(u16::from_be_bytes(walk.answer.dst_port));
     match walk.end {
@@ -120,11 +113,11 @@ const STOP: u32 = 1;
 impl Search {
     /// Probes; and towards a crowded remote takes what its map of ports shows to be free.
     #[inline(always)]
-    fn find(&mut self, config: &Config<Addr>) {
-        let is_crowded = crowd::has_map(config, &self.walk.answer);
+    fn find(&mut self) {
+        let is_crowded = crowd::has_map(&self.walk.answer);
         self.run(try_candidate, if is_crowded { CROWDED_PROBES } else { PROBES });
         if self.walk.end == OURS && is_crowded {
-            crowd::mark_taken(config, &self.walk.answer);
+            crowd::mark_taken(&self.walk.answer);
         }
         let may_go_on = self.walk.may_take != 0 && has_ports(self.walk.key.protocol);
         if self.walk.end != Reason::SnatNoPort as u8 || !may_go_on {
