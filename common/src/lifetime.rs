@@ -116,17 +116,19 @@ impl Timeouts {
     }
 }
 
-/// Whole seconds of `nanoseconds`, without the division, which would cost a packet more than reading the clock does. Right
-/// for 40 years of uptime.
+/// Nanoseconds in a second.
+const SECOND: u64 = 1_000_000_000;
+
+/// Whole seconds of `nanoseconds`.
 #[inline(always)]
 pub const fn seconds(nanoseconds: u64) -> u32 {
-    const SECOND: u64 = 1_000_000_000;
-    /// Seconds in 2^28 nanoseconds, times 2^30.
-    const RATIO: u64 = (1 << 58) / SECOND;
-    // Behind by 0.27 s at most, and 0.7 s more after 40 years: right, or one too low.
-    let seconds = (nanoseconds >> 28) * RATIO >> 30;
-    let rest = nanoseconds - seconds * SECOND;
-    (seconds + (rest >= SECOND) as u64) as u32
+    (nanoseconds / SECOND) as u32
+}
+
+/// Whether `nanoseconds` belong to `second`. A packet has no time for the division.
+#[inline(always)]
+pub const fn is_within(second: u32, nanoseconds: u64) -> bool {
+    nanoseconds.wrapping_sub(second as u64 * SECOND) < SECOND
 }
 
 #[cfg(test)]
@@ -234,9 +236,12 @@ mod tests {
 
     proptest! {
         #[test]
-        fn seconds_are_those_of_the_division(second in 0..40 * 31_556_952u64, rest in 0..1_000_000_000u64) {
-            for nanoseconds in [0, 1, rest, 999_999_999].map(|rest| second * 1_000_000_000 + rest) {
-                prop_assert_eq!(u64::from(seconds(nanoseconds)), nanoseconds / 1_000_000_000);
+        fn a_time_belongs_to_its_second_alone(second in 1u32..u32::MAX, rest in 0..SECOND) {
+            for rest in [0, rest, SECOND - 1] {
+                let nanoseconds = u64::from(second) * SECOND + rest;
+                prop_assert_eq!(seconds(nanoseconds), second);
+                let belongs = [second - 1, second, second + 1].map(|second| is_within(second, nanoseconds));
+                prop_assert_eq!(belongs, [false, true, false]);
             }
         }
 

@@ -11,6 +11,7 @@ use aya_ebpf::{
 use causeway_common::{
     decide::{Role, tcp_flags},
     flow::{AtIngress, Exit, Flags, Hop, KEEPALIVE, Nat, Progress, at_ingress},
+    lifetime::{is_within, seconds},
     reason::Reason,
     tuple::{TAG_CARRIED, TCP},
 };
@@ -35,10 +36,11 @@ pub fn may_carry(
     transport: &Transport,
     key: &Key,
     entry: &Entry,
-    now: u32,
+    nanoseconds: u64,
 ) -> bool {
     let role = transport.role(ip);
-    let idle = role == Role::Opens && entry.last_seen != now && is_idle(key, entry, now);
+    let may_be_idle = role == Role::Opens && !is_within(entry.last_seen, nanoseconds);
+    let idle = may_be_idle && is_idle(key, entry, seconds(nanoseconds));
     at_ingress(Some(entry), role, ip.protocol, skb(ctx).ifindex, idle) == AtIngress::Carry
 }
 
@@ -50,15 +52,15 @@ pub fn carry(
     transport: &Transport,
     key: &Key,
     entry: &mut Entry,
-    now: u32,
+    nanoseconds: u64,
 ) -> Reason {
     // Copied before any helper call: the element may be another flow's afterwards.
     let to = translation(entry);
     if ip.ttl <= 1 {
         return up(ctx, ip, key, &to, Reason::TtlExpiring);
     }
-    if entry.last_seen != now {
-        match once_a_second(ctx, key, entry, transport, now) {
+    if !is_within(entry.last_seen, nanoseconds) {
+        match once_a_second(ctx, key, entry, transport, seconds(nanoseconds)) {
             Turn::Carry => {}
             Turn::Keepalive => return up(ctx, ip, key, &to, Reason::StackKeepalive),
             Turn::Forget => return Reason::AddressChanged,

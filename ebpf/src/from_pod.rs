@@ -12,7 +12,7 @@ use crate::{
     carry::{NOT_CARRIED, carry, may_carry},
     count::Hook,
     fragment, guard, heal, icmp,
-    maps::{flow, now},
+    maps::{flow, nanoseconds},
     offer::give_up,
     packet::{self, Transport, skb},
     to_uplink::needs_snat,
@@ -47,11 +47,11 @@ extern "C" fn cwy_pod_flow(skb: *mut __sk_buff) -> Reason {
     let Some(entry) = flow(&key) else {
         return NOT_CARRIED;
     };
-    let now = now();
+    let nanoseconds = nanoseconds();
     let is_sender = packet::is_from(ctx, entry) && packet::skb(ctx).vlan_present == 0;
     let is_sound = is_sender && packet::is_for_us(ctx) && ip.has_good_checksum;
-    if is_sound && may_carry(ctx, &ip, &transport, &key, entry, now) {
-        carry(ctx, &ip, &transport, &key, entry, now)
+    if is_sound && may_carry(ctx, &ip, &transport, &key, entry, nanoseconds) {
+        carry(ctx, &ip, &transport, &key, entry, nanoseconds)
     } else {
         NOT_CARRIED
     }

@@ -8,6 +8,7 @@ use causeway_common::{
     decide::Role,
     flow::{Flags, Nat, State},
     fragment::round_of,
+    lifetime::seconds,
     reason::Reason,
     tuple::{TAG_NONE, UDP, has_ports},
 };
@@ -16,7 +17,7 @@ use crate::{
     carry::{NOT_CARRIED, carry, may_carry, note_progress, translation},
     count::Hook,
     fragment, heal, icmp,
-    maps::{Entry, Key, config, flow, is_present_pod, now, pod},
+    maps::{Entry, Key, config, flow, is_present_pod, nanoseconds, now, pod},
     offer::give_up,
     packet::{self, Ip, Transport, skb},
     rewrite::translate,
@@ -56,16 +57,16 @@ extern "C" fn cwy_wire_flow(skb: *mut __sk_buff) -> Reason {
     if !ip.has_good_checksum {
         return Reason::Malformed;
     }
-    let now = now();
-    if may_carry(ctx, &ip, &transport, &key, entry, now) {
-        return carry(ctx, &ip, &transport, &key, entry, now);
+    let nanoseconds = nanoseconds();
+    if may_carry(ctx, &ip, &transport, &key, entry, nanoseconds) {
+        return carry(ctx, &ip, &transport, &key, entry, nanoseconds);
     }
     if entry.state == State::KERNEL {
         if entry.nat == Nat::DESTINATION {
             return kernel_answer(ctx, &ip, &transport, &key, entry);
         }
         if entry.has(Flags::HOST) {
-            entry.last_seen = now;
+            entry.last_seen = seconds(nanoseconds);
             note_progress(&key, entry, &transport);
         }
     }

@@ -158,6 +158,12 @@ pub fn has_budget(reason: u32, most: u32) -> bool {
 /// Whole seconds of `CLOCK_MONOTONIC_COARSE`, the clock of all times in the maps.
 #[inline(always)]
 pub fn now() -> u32 {
+    seconds(nanoseconds())
+}
+
+/// `CLOCK_MONOTONIC_COARSE` in nanoseconds.
+#[inline(always)]
+pub fn nanoseconds() -> u64 {
     // SAFETY: the helper takes no argument and touches no memory of ours.
-    seconds(unsafe { aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns() })
+    unsafe { aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns() }
 }

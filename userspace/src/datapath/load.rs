@@ -1,7 +1,7 @@
 //! Loads the embedded object: maps and programs are made and pinned in a staging tree, filled and attached to the
 //! uplink, and only then given their final name. Whoever sees the final name sees a complete datapath.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, thread};
 
 use aya::{
     Btf, Ebpf, EbpfLoader,
@@ -121,16 +121,11 @@ fn load_object(pins: &PinTree) -> Result<(), DatapathError> {
     for name in MAP_NAMES {
         pins::restrict(&pins.map(name), 0o640)?;
     }
+    verify(&mut object)?;
     for name in PROGRAM_NAMES {
-        let failed = |source| DatapathError::Program {
-            name,
-            source: Box::new(source),
-        };
-        let program: &mut SchedClassifier = object
+        let program = object
             .program_mut(name)
-            .ok_or(DatapathError::UnknownProgram(name))
-            .and_then(|program: &mut Program| program.try_into().map_err(failed))?;
-        program.load().map_err(failed)?;
+            .ok_or(DatapathError::UnknownProgram(name))?;
         let path = pins.program(name);
         program.pin(&path).map_err(|source| DatapathError::Pin {
             path: path.clone(),
@@ -139,6 +134,33 @@ fn load_object(pins: &PinTree) -> Result<(), DatapathError> {
         pins::restrict(&path, 0o600)?;
     }
     Ok(())
+}
+
+/// Loads the programs, all at once: the verifier is most of the time that a node's first pod waits for, and each call of it
+/// has a CPU of its own.
+fn verify(object: &mut Ebpf) -> Result<(), DatapathError> {
+    thread::scope(|scope| {
+        let programs = object.programs_mut().filter_map(|(name, program)| {
+            let name = PROGRAM_NAMES.into_iter().find(|known| *known == name)?;
+            Some(scope.spawn(move || load_program(name, program)))
+        });
+        // All are started before the first is waited for.
+        let verifying: Vec<_> = programs.collect();
+        verifying.into_iter().try_for_each(|program| {
+            program
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    })
+}
+
+fn load_program(name: &'static str, program: &mut Program) -> Result<(), DatapathError> {
+    let failed = |source| DatapathError::Program {
+        name,
+        source: Box::new(source),
+    };
+    let program: &mut SchedClassifier = program.try_into().map_err(failed)?;
+    program.load().map_err(failed)
 }
 
 /// Fills what the programs read. Nothing is attached yet.
