@@ -58,6 +58,10 @@ extern "C" fn cwy_answers_of(key: *const Key, entry: *const Entry) -> u32 {
 }
 
 #[inline(never)]
+#[expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "by value the entry would be copied to the stack"
+)]
 fn write_answer(key: &Key, entry: &Entry, answer: &Key) {
     let mut half = Entry::kernel(0, 0);
     let flags = entry.flags & (Flags::HOST | Flags::WENT_UP);
