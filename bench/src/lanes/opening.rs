@@ -20,6 +20,9 @@ const MOST: u32 = 30_000;
 const PORTS: u32 = 65_536 - 1024 - 2768;
 /// The lowest of them.
 const FIRST_PORT: u16 = 1024;
+/// Flows to a crowded remote that are opened before the stopwatch runs: the first that finds no port by probing makes the
+/// map of the remote's ports, which is forgotten with the pod of each block.
+const UNTIMED: u32 = 48;
 
 /// New flows a second, to many remotes or to one whose ports are nearly used up.
 pub(crate) struct OpeningLane<'a> {
@@ -96,8 +99,8 @@ impl<'a> OpeningLane<'a> {
         })
     }
 
-    /// Opens flows from a pod; how many came through, and how many a second.
-    fn open(&mut self, pod: &Pod, flows: u32) -> Result<(u32, f64)> {
+    /// Opens flows from a pod, those that come after the `first`; how many came through, and how many a second.
+    fn open(&mut self, pod: &Pod, first: u32, flows: u32) -> Result<(u32, f64)> {
         let plain = stream(self.stand, pod, Way::Out(OUTSIDE), Frames::Of(SMALLEST))?;
         let stream = match self.crowd {
             None => plain,
@@ -109,7 +112,7 @@ impl<'a> OpeningLane<'a> {
             },
         };
         let mut generator = Generator::new(&pod.ns, "eth0", &stream)?;
-        generator.choose(Flows::From(0))?;
+        generator.choose(Flows::From(first))?;
         let mut counter = lock(&self.counter);
         let before = counter.read()?;
         let took = generator.send(&pod.ns, self.plan.cpu, flows)?;
@@ -162,13 +165,13 @@ impl Lane for OpeningLane<'_> {
     }
 
     fn warm_up(&mut self) -> Result<()> {
-        self.with_fresh_pod(|lane, pod| lane.open(pod, 1))?;
+        self.with_fresh_pod(|lane, pod| lane.open(pod, 0, 1))?;
         thread::sleep(RESOLVED);
         if let Some(Crowd { holder, held, .. }) = self.crowd {
             if held == 0 {
                 return Ok(());
             }
-            let (opened, _) = self.open(holder, held)?;
+            let (opened, _) = self.open(holder, 0, held)?;
             self.asked += held;
             self.opened += opened;
             ensure!(
@@ -178,14 +181,20 @@ impl Lane for OpeningLane<'_> {
             );
             return Ok(());
         }
-        let (_, rate) = self.with_fresh_pod(|lane, pod| lane.open(pod, 2_000))?;
+        let (_, rate) = self.with_fresh_pod(|lane, pod| lane.open(pod, 0, 2_000))?;
         self.flows = self.plan.packets(rate).min(MOST);
         Ok(())
     }
 
     fn block(&mut self) -> Result<f64> {
         let flows = self.flows;
-        let (opened, rate) = self.with_fresh_pod(|lane, pod| lane.open(pod, flows))?;
+        let untimed = if self.crowd.is_some() { UNTIMED } else { 0 };
+        let (opened, rate) = self.with_fresh_pod(|lane, pod| {
+            if untimed > 0 {
+                lane.open(pod, 0, untimed)?;
+            }
+            lane.open(pod, untimed, flows)
+        })?;
         self.asked += flows;
         self.opened += opened;
         // Only where ports run out may a flow be refused.
