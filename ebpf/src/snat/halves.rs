@@ -21,8 +21,8 @@ use crate::{
     usage,
 };
 
-/// Writes the entry of the flow's own direction, with what [`cwy_reserve`] has won. Returns 0; or takes the mapping back if
-/// there is no room. Verified by itself.
+/// Writes the entry of the flow's own direction, with what [`cwy_reserve`](super::walk::cwy_reserve) has won. Returns 0; or
+/// takes the mapping back if there is no room. Verified by itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
 #[expect(
