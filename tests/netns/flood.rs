@@ -4,6 +4,7 @@ use std::{
     net::{Ipv4Addr, SocketAddrV4},
     sync::atomic::{AtomicBool, Ordering},
     thread,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -19,6 +20,8 @@ use causeway_tests::{
 
 /// Nobody answers there, not even with a reset.
 const NOWHERE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 99);
+/// The flood leaves the others little of the CPU on a busy machine. What counts is that they go on.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Twice what the flow table can hold.
 const SYNS: u32 = 600_000;
 
@@ -57,6 +60,12 @@ fn a_syn_flood_leaves_what_is_established_alone() -> Result<()> {
         Udp::connect(&victim.ns, SocketAddrV4::new(INTERNET, 7))?,
         Udp::connect(&rig.fabric.vnet, to_pod)?,
     ];
+    for connection in &connections {
+        connection.0.set_read_timeout(Some(PATIENCE))?;
+    }
+    for socket in &sockets {
+        socket.0.set_read_timeout(Some(PATIENCE))?;
+    }
     let mut all = || -> Result<()> {
         connections
             .iter_mut()
@@ -83,8 +92,12 @@ fn a_syn_flood_leaves_room_for_the_connections_of_others() -> Result<()> {
     let turns = beside_a_flood(&rig, &attacker, || {
         for (client, to) in [(&other.ns, INTERNET), (&other.ns, VNET), (partner, other.addr)] {
             let to = SocketAddrV4::new(to, 7);
-            Tcp::connect(client, to)?.chat(2)?;
-            Udp::connect(client, to)?.chat(2)?;
+            let mut tcp = Tcp::connect_within(client, to, PATIENCE)?;
+            tcp.0.set_read_timeout(Some(PATIENCE))?;
+            tcp.chat(2)?;
+            let udp = Udp::connect(client, to)?;
+            udp.0.set_read_timeout(Some(PATIENCE))?;
+            udp.chat(2)?;
         }
         Ok(())
     })?;

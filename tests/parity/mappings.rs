@@ -148,21 +148,18 @@ pub(crate) fn of_causeway(node: &Node) -> Result<Mappings> {
         if entry.has(Flags::HOST) {
             return;
         }
+        let inside = |pod, remote| Inside {
+            protocol: key.protocol,
+            pod,
+            remote,
+        };
         match entry.nat {
             Nat::SOURCE => {
-                let inside = Inside {
-                    protocol: key.protocol,
-                    pod: own(key.src, key.src_port),
-                    remote: remote(key.dst, key.dst_port),
-                };
+                let inside = inside(own(key.src, key.src_port), remote(key.dst, key.dst_port));
                 forward.insert(inside, u16::from_be_bytes(entry.nat_port));
             }
             Nat::DESTINATION => {
-                let inside = Inside {
-                    protocol: key.protocol,
-                    pod: own(entry.nat_addr, entry.nat_port),
-                    remote: remote(key.src, key.src_port),
-                };
+                let inside = inside(own(entry.nat_addr, entry.nat_port), remote(key.src, key.src_port));
                 back.insert(inside, u16::from_be_bytes(key.dst_port));
             }
             _ => {}

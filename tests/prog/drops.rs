@@ -109,48 +109,28 @@ fn the_wireserver_gives_its_credentials_to_no_pod() {
 #[test]
 fn nobody_outside_speaks_for_this_node() {
     let mut bench = Bench::new();
-    let (a, uplink, link) = (bench.a, bench.uplink_ifindex, (ROUTER_MAC, bench.uplink_mac));
-    for src in [NODE, bench.b.addr] {
-        let packet = syn(
-            link,
-            Ends {
-                src,
-                src_port: 1,
-                dst: a.addr,
-                dst_port: 80,
-            },
-        );
-        assert_eq!(
-            bench.run(Hook::FromUplink, uplink, &packet).reason,
-            Reason::SpoofedFromWire
-        );
+    let (a, b, uplink, link) = (
+        bench.a,
+        bench.b,
+        bench.uplink_ifindex,
+        (ROUTER_MAC, bench.uplink_mac),
+    );
+    let for_others = (ROUTER_MAC, [2; 6]);
+    for (src, link, reason) in [
+        (NODE, link, Reason::SpoofedFromWire),
+        (b.addr, link, Reason::SpoofedFromWire),
+        (VNET_HOST, link, Reason::Offered),
+        (VNET_HOST, for_others, Reason::NotForUs),
+    ] {
+        let ends = Ends {
+            src,
+            src_port: 1,
+            dst: a.addr,
+            dst_port: 80,
+        };
+        let ran = bench.run(Hook::FromUplink, uplink, &syn(link, ends));
+        assert_eq!(ran.reason, reason, "from {src}");
     }
-    let packet = syn(
-        link,
-        Ends {
-            src: VNET_HOST,
-            src_port: 1,
-            dst: a.addr,
-            dst_port: 80,
-        },
-    );
-    assert_eq!(
-        bench.run(Hook::FromUplink, uplink, &packet).reason,
-        Reason::Offered
-    );
-    let elsewhere = syn(
-        (ROUTER_MAC, [2; 6]),
-        Ends {
-            src: VNET_HOST,
-            src_port: 1,
-            dst: a.addr,
-            dst_port: 80,
-        },
-    );
-    assert_eq!(
-        bench.run(Hook::FromUplink, uplink, &elsewhere).reason,
-        Reason::NotForUs
-    );
 }
 
 #[test]

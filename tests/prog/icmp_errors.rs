@@ -18,6 +18,24 @@ const HOP: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
 /// Destination unreachable, time exceeded, parameter problem.
 const KINDS: [(u8, u8); 6] = [(3, 0), (3, 1), (3, 3), (3, 4), (11, 0), (12, 0)];
 
+/// A bench with a carried flow of pod A, and the flow's ends as the pod knows them and as the outside does.
+fn carried(protocol: u8) -> (Bench, Ends, Ends) {
+    let mut bench = Bench::new();
+    let inside = Ends {
+        src: bench.a.addr,
+        src_port: 40_000,
+        dst: INTERNET,
+        dst_port: if protocol == ICMP { 0 } else { 443 },
+    };
+    bench.carry_translated(inside, protocol, 50_000);
+    let outside = Ends {
+        src: NODE,
+        src_port: 50_000,
+        ..inside
+    };
+    (bench, inside, outside)
+}
+
 /// The flow's packet as the quoting host has seen it, from the IPv4 header on.
 pub(crate) fn original(protocol: u8, ends: Ends) -> Vec<u8> {
     let link = ([2; 6], [2; 6]);
@@ -124,20 +142,7 @@ fn keep_half_a_checksum(protocol: u8, expected: &mut [u8], before: &[u8]) {
 #[test]
 fn from_outside_about_a_translated_packet_reaches_the_pod_as_about_its_own() {
     for protocol in [TCP, UDP, ICMP] {
-        let mut bench = Bench::new();
-        let dst_port = if protocol == ICMP { 0 } else { 443 };
-        let inside = Ends {
-            src: bench.a.addr,
-            src_port: 40_000,
-            dst: INTERNET,
-            dst_port,
-        };
-        bench.carry_translated(inside, protocol, 50_000);
-        let outside = Ends {
-            src: NODE,
-            src_port: 50_000,
-            ..inside
-        };
+        let (mut bench, inside, outside) = carried(protocol);
         let (a, uplink, link) = (bench.a, bench.uplink_ifindex, (ROUTER_MAC, bench.uplink_mac));
         let whole = original(protocol, outside);
         for kind in KINDS {
@@ -167,20 +172,8 @@ fn from_outside_about_a_translated_packet_reaches_the_pod_as_about_its_own() {
 #[test]
 fn from_a_pod_about_an_answer_leaves_as_from_the_node() {
     for protocol in [TCP, UDP] {
-        let mut bench = Bench::new();
-        let inside = Ends {
-            src: bench.a.addr,
-            src_port: 40_000,
-            dst: INTERNET,
-            dst_port: 443,
-        };
-        bench.carry_translated(inside, protocol, 50_000);
+        let (mut bench, inside, outside) = carried(protocol);
         let answer = original(protocol, inside.reversed());
-        let outside = Ends {
-            src: NODE,
-            src_port: 50_000,
-            ..inside
-        };
         let (a, uplink) = (bench.a, bench.uplink_ifindex);
         for cut in cuts(answer.len()) {
             let expected = expected_quote(protocol, outside.reversed(), &answer, cut);
@@ -210,19 +203,7 @@ fn every_length_that_may_be_quoted_has_right_checksums_both_ways() {
     const LONGEST: usize = 576 - 28;
     let payload: Vec<u8> = (0..LONGEST).map(|at| (at * 7) as u8).collect();
     for protocol in [TCP, UDP, ICMP] {
-        let mut bench = Bench::new();
-        let inside = Ends {
-            src: bench.a.addr,
-            src_port: 40_000,
-            dst: INTERNET,
-            dst_port: if protocol == ICMP { 0 } else { 443 },
-        };
-        bench.carry_translated(inside, protocol, 50_000);
-        let outside = Ends {
-            src: NODE,
-            src_port: 50_000,
-            ..inside
-        };
+        let (mut bench, inside, outside) = carried(protocol);
         let quotes = |ends| original_with(protocol, ends, &payload);
         let (a, uplink) = (bench.a, bench.uplink_ifindex);
         for cut in 28..=LONGEST {
@@ -264,20 +245,8 @@ fn every_length_that_may_be_quoted_has_right_checksums_both_ways() {
 /// outside knows.
 #[test]
 fn from_the_node_about_a_packet_for_a_pod_does_not_show_the_pods_address() {
-    let mut bench = Bench::new();
-    let inside = Ends {
-        src: bench.a.addr,
-        src_port: 40_000,
-        dst: INTERNET,
-        dst_port: 443,
-    };
-    bench.carry_translated(inside, UDP, 50_000);
+    let (mut bench, inside, outside) = carried(UDP);
     let answer = original(UDP, inside.reversed());
-    let outside = Ends {
-        src: NODE,
-        src_port: 50_000,
-        ..inside
-    };
     let uplink = bench.uplink_ifindex;
     let packet = error(
         (bench.uplink_mac, ROUTER_MAC),
@@ -354,19 +323,7 @@ fn about_nothing_we_know_leaves_no_translated_trace_and_no_pods_address() {
 /// A host that is not the flow's own may not speak to the pod through it: the error must be for the quoted sender.
 #[test]
 fn for_another_host_than_it_quotes_is_not_delivered() {
-    let mut bench = Bench::new();
-    let inside = Ends {
-        src: bench.a.addr,
-        src_port: 40_000,
-        dst: INTERNET,
-        dst_port: 443,
-    };
-    bench.carry_translated(inside, UDP, 50_000);
-    let outside = Ends {
-        src: NODE,
-        src_port: 50_000,
-        ..inside
-    };
+    let (mut bench, _, outside) = carried(UDP);
     let (b, uplink, link) = (bench.b, bench.uplink_ifindex, (ROUTER_MAC, bench.uplink_mac));
     let packet = error(link, HOP, b.addr, (3, 3), &original(UDP, outside));
     let ran = bench.run(Hook::FromUplink, uplink, &packet);
@@ -375,22 +332,8 @@ fn for_another_host_than_it_quotes_is_not_delivered() {
 
 #[test]
 fn cut_short_of_eight_quoted_bytes_is_left_alone() {
-    let mut bench = Bench::new();
-    let inside = Ends {
-        src: bench.a.addr,
-        src_port: 40_000,
-        dst: INTERNET,
-        dst_port: 443,
-    };
-    bench.carry_translated(inside, UDP, 50_000);
-    let whole = original(
-        UDP,
-        Ends {
-            src: NODE,
-            src_port: 50_000,
-            ..inside
-        },
-    );
+    let (mut bench, _, outside) = carried(UDP);
+    let whole = original(UDP, outside);
     let (uplink, link) = (bench.uplink_ifindex, (ROUTER_MAC, bench.uplink_mac));
     for cut in 0..28 {
         let packet = error(link, HOP, NODE, (3, 4), &whole[..cut]);

@@ -8,6 +8,8 @@ use std::{
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
 };
 
+use causeway_tests::bpf::bpf;
+
 use crate::bench::{Bench, Hook};
 
 /// What a packet has besides its bytes.
@@ -264,19 +266,6 @@ const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_PROG_TEST_RUN: libc::c_long = 10;
 const BPF_BTF_LOAD: libc::c_long = 18;
-
-/// # Safety
-///
-/// `attributes` must be the structure of `command`, and its pointers valid as the command demands.
-unsafe fn bpf<A>(command: libc::c_long, attributes: &mut A) -> io::Result<i32> {
-    // SAFETY: the pointer and the length describe `attributes`; the rest is the caller's promise.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attributes, size_of::<A>()) };
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(result as i32)
-    }
-}
 
 /// `BPF_MAP_CREATE` of `union bpf_attr`.
 #[repr(C)]

@@ -6,7 +6,6 @@
 
 use std::{
     io,
-    mem::size_of_val,
     net::Ipv4Addr,
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
     time::Duration,
@@ -15,7 +14,7 @@ use std::{
 use anyhow::{Context, Result};
 use etherparse::PacketBuilder;
 
-use crate::netns::Netns;
+use crate::{bpf, netns::Netns};
 
 /// Source ports of the generated packets: this many, from [`FIRST_PORT`] on.
 pub const FLOWS: u16 = 1024;
@@ -224,13 +223,8 @@ fn load(program: &[Insn]) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// `bpf(2)` with `union bpf_attr` as words of eight bytes, two fields of four in one word, the first in the low half.
+/// `union bpf_attr` as words of eight bytes, two fields of four in one word, the first in the low half.
 fn bpf(command: libc::c_long, attr: &mut [u64; 16]) -> io::Result<i32> {
-    // SAFETY: `attr` is live, its length is given, and the pointers in it are to live memory of the lengths in it.
-    let done = unsafe { libc::syscall(libc::SYS_bpf, command, attr.as_mut_ptr(), size_of_val(attr)) };
-    if done < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(done as i32)
-    }
+    // SAFETY: the pointers in `attr` are to live memory of the lengths in it.
+    unsafe { bpf::bpf(command, attr) }
 }

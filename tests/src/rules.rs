@@ -16,17 +16,9 @@ pub fn cluster_ip(node: &Netns, vip: SocketAddrV4, endpoint: SocketAddrV4) -> Re
             node,
             &format!("-t nat -A PREROUTING -s {addr}/32 {matches} -j MARK --set-xmark 0x4000/0x4000"),
         )?;
-        for chain in ["PREROUTING", "OUTPUT"] {
-            run(
-                node,
-                &format!("-t nat -A {chain} {matches} -j DNAT --to-destination {endpoint}"),
-            )?;
-        }
+        lead(node, &matches, endpoint)?;
     }
-    run(
-        node,
-        "-t nat -A POSTROUTING -m mark --mark 0x4000/0x4000 -j MASQUERADE",
-    )
+    masquerade_marked(node, "0x4000")
 }
 
 /// A hostPort for TCP and UDP: `port` of every address of the node leads to the pod. The pod's own calls are marked and
@@ -41,17 +33,9 @@ pub fn host_port(node: &Netns, port: u16, pod: SocketAddrV4) -> Result<()> {
                 pod.ip()
             ),
         )?;
-        for chain in ["PREROUTING", "OUTPUT"] {
-            run(
-                node,
-                &format!("-t nat -A {chain} {matches} -j DNAT --to-destination {pod}"),
-            )?;
-        }
+        lead(node, &matches, pod)?;
     }
-    run(
-        node,
-        "-t nat -A POSTROUTING -m mark --mark 0x2000/0x2000 -j MASQUERADE",
-    )
+    masquerade_marked(node, "0x2000")
 }
 
 /// A NodePort for TCP and UDP: `port` of every address of the node leads to `endpoint`, whose answers have to come back here: every client is
@@ -64,15 +48,26 @@ pub fn node_port(node: &Netns, port: u16, endpoint: SocketAddrV4) -> Result<()> 
                 node,
                 &format!("-t nat -A {chain} {matches} -j MARK --set-xmark 0x4000/0x4000"),
             )?;
-            run(
-                node,
-                &format!("-t nat -A {chain} {matches} -j DNAT --to-destination {endpoint}"),
-            )?;
         }
+        lead(node, &matches, endpoint)?;
     }
+    masquerade_marked(node, "0x4000")
+}
+
+/// What `matches` goes to `endpoint` instead, from others and from the node itself.
+fn lead(node: &Netns, matches: &str, endpoint: SocketAddrV4) -> Result<()> {
+    ["PREROUTING", "OUTPUT"].into_iter().try_for_each(|chain| {
+        run(
+            node,
+            &format!("-t nat -A {chain} {matches} -j DNAT --to-destination {endpoint}"),
+        )
+    })
+}
+
+fn masquerade_marked(node: &Netns, mark: &str) -> Result<()> {
     run(
         node,
-        "-t nat -A POSTROUTING -m mark --mark 0x4000/0x4000 -j MASQUERADE",
+        &format!("-t nat -A POSTROUTING -m mark --mark {mark}/{mark} -j MASQUERADE"),
     )
 }
 

@@ -250,14 +250,7 @@ fn about_direct(draw: &mut Draw<'_>) -> Script {
     let (pod, port) = (draw.pod(), draw.port());
     let remote = (Ipv4Addr::new(10, 1, draw.rng.port(0, 255) as u8, 9), 5000);
     let (mut script, talk) = draw.direct(UDP, pod, port, remote);
-    let sent = talk.spec(
-        Pod,
-        Body::Udp {
-            len: 50,
-            checksum: true,
-        },
-    );
-    script.push(talk.pod, sent.clone());
+    let sent = talk.udp(&mut script, Pod, 50).spec.clone();
     about(draw, &mut script, &talk, &sent);
     talk.udp(&mut script, Remote, 10);
     about(draw, &mut script, &talk, &sent);
@@ -339,14 +332,7 @@ fn about_nothing(draw: &mut Draw<'_>) -> Script {
 
 fn redirect(draw: &mut Draw<'_>) -> Script {
     let (mut script, talk) = draw.outside(UDP);
-    let sent = talk.spec(
-        Pod,
-        Body::Udp {
-            len: 50,
-            checksum: true,
-        },
-    );
-    script.push(talk.pod, sent.clone());
+    let sent = talk.udp(&mut script, Pod, 50).spec.clone();
     let body = Body::Error {
         kind: 5,
         code: 1,

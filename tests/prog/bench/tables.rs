@@ -1,0 +1,220 @@
+//! What the node's maps hold: configuration, pods, ranges, reserved ports, flows.
+
+use std::net::Ipv4Addr;
+
+use aya::maps::{Array, HashMap, MapData, lpm_trie};
+use causeway_common::{
+    flow::{Exit, Flags, FlowEntry, Nat, Progress, State},
+    lifetime::Timeouts,
+    maps::{Config, IfaceEntry, POD_QUOTA, PodEntry, PortWord, RangeClass, RangeEntry, Usage, WIRE_QUOTA},
+    tuple::FlowKey,
+};
+
+use super::{Bench, MTU, NODE, Pod, ROUTER_MAC};
+use crate::packets::Ends;
+
+pub(crate) type Key = FlowKey<[u8; 4]>;
+pub(crate) type Entry = FlowEntry<[u8; 4]>;
+
+impl Bench {
+    pub(crate) fn configure(&mut self, node_addr: Ipv4Addr) {
+        self.configure_with(node_addr, POD_QUOTA, WIRE_QUOTA);
+    }
+
+    /// With quotas of flows, and an account for each pod and the wire.
+    pub(crate) fn configure_with(&mut self, node_addr: Ipv4Addr, pod_quota: u32, wire_quota: u32) {
+        let accounts = [[0; 4], self.a.addr.octets(), self.b.addr.octets()];
+        for account in accounts {
+            self.usages().insert(account, Usage::default(), 0).unwrap();
+        }
+        let config = Config {
+            node_addr: node_addr.octets(),
+            uplink_ifindex: self.uplink_ifindex,
+            uplink_mtu: MTU.into(),
+            seed: 0x5eed_5eed,
+            pod_quota,
+            wire_quota,
+            timeouts: Timeouts::DEFAULT,
+        };
+        Array::<_, Config<[u8; 4]>>::try_from(self.map("cwy_cfg"))
+            .unwrap()
+            .set(0, config, 0)
+            .unwrap();
+    }
+
+    pub(crate) fn register(&mut self, pod: &Pod, flags: u16) {
+        let entry = PodEntry {
+            ifindex: pod.ifindex,
+            mac: pod.mac,
+            host_mac: pod.host_mac,
+            mtu: MTU,
+            flags,
+            changed: 0,
+        };
+        HashMap::<_, [u8; 4], PodEntry>::try_from(self.map("cwy_pods"))
+            .unwrap()
+            .insert(pod.addr.octets(), entry, 0)
+            .unwrap();
+        let iface = IfaceEntry {
+            addr: pod.addr.octets(),
+            mac: pod.mac,
+            _pad: [0; 2],
+        };
+        HashMap::<_, u32, IfaceEntry<[u8; 4]>>::try_from(self.map("cwy_ifaces"))
+            .unwrap()
+            .insert(pod.ifindex, iface, 0)
+            .unwrap();
+    }
+
+    pub(crate) fn unregister_iface(&mut self, pod: &Pod) {
+        HashMap::<_, u32, IfaceEntry<[u8; 4]>>::try_from(self.map("cwy_ifaces"))
+            .unwrap()
+            .remove(&pod.ifindex)
+            .unwrap();
+    }
+
+    pub(crate) fn exclude(&mut self, addr: [u8; 4], prefix_len: u32) {
+        let entry = RangeEntry {
+            class: RangeClass::EXCLUDED,
+            _pad: [0; 3],
+        };
+        lpm_trie::LpmTrie::<_, [u8; 4], RangeEntry>::try_from(self.map("cwy_ranges"))
+            .unwrap()
+            .insert(&lpm_trie::Key::new(prefix_len, addr), entry, 0)
+            .unwrap();
+    }
+
+    /// Reserves all ports of both protocols that `reserved` says.
+    pub(crate) fn reserve(&mut self, reserved: impl Fn(u16) -> bool) {
+        let mut ports = Array::<_, PortWord>::try_from(self.map("cwy_ports")).unwrap();
+        for udp in [false, true] {
+            for first in (0..=u16::MAX).step_by(64) {
+                let bits = (0..64)
+                    .filter(|bit| reserved(first + bit))
+                    .fold(0, |word, bit| word | 1 << bit);
+                let (index, _) = causeway_common::ports::reserved_bit(udp, first);
+                ports.set(index, PortWord { reserved: bits }, 0).unwrap();
+            }
+        }
+    }
+
+    /// Writes a carried flow without translation from one pod to the other.
+    pub(crate) fn carry_between_pods(&mut self, key: Key) {
+        let (a, b) = (self.a, self.b);
+        let entry = Entry {
+            state: State::CARRIED,
+            exit: Exit::POD,
+            mtu: MTU,
+            out_ifindex: b.ifindex,
+            out_dst_mac: b.mac,
+            out_src_mac: b.host_mac,
+            ..Entry::offer(a.ifindex, a.mac, self.now())
+        };
+        self.insert(key, entry);
+    }
+
+    /// Writes both halves of a carried flow of pod A, translated to `port`. Returns the forward and the answer key.
+    pub(crate) fn carry_translated(&mut self, ends: Ends, protocol: u8, port: u16) -> (Key, Key) {
+        let (a, now) = (self.a, self.now());
+        let forward_key = key(ends, protocol);
+        let forward = Entry {
+            state: State::CARRIED,
+            nat: Nat::SOURCE,
+            exit: Exit::UPLINK,
+            flags: Flags::WENT_UP | Flags::CAME_OUT,
+            mtu: MTU,
+            out_ifindex: self.uplink_ifindex,
+            out_dst_mac: ROUTER_MAC,
+            out_src_mac: self.uplink_mac,
+            nat_addr: NODE.octets(),
+            nat_port: port.to_be_bytes(),
+            ..Entry::offer(a.ifindex, a.mac, now)
+        };
+        let answer_key = forward.peer_key(&forward_key);
+        let answer = Entry {
+            state: State::CARRIED,
+            nat: Nat::DESTINATION,
+            exit: Exit::POD,
+            mtu: MTU,
+            progress: Progress::NONE.and_peer(Progress::SPOKE).bits(),
+            out_ifindex: a.ifindex,
+            out_dst_mac: a.mac,
+            out_src_mac: a.host_mac,
+            nat_addr: forward_key.src,
+            nat_port: forward_key.src_port,
+            ..Entry::offer(self.uplink_ifindex, [0; 6], now)
+        };
+        self.insert(forward_key, forward);
+        self.insert(answer_key, answer);
+        (forward_key, answer_key)
+    }
+
+    pub(crate) fn insert(&mut self, key: Key, entry: Entry) {
+        self.flows().insert(key, entry, 0).unwrap();
+    }
+
+    /// Whether there was room.
+    pub(crate) fn try_insert(&mut self, key: Key, entry: Entry) -> bool {
+        self.flows().insert(key, entry, 0).is_ok()
+    }
+
+    pub(crate) fn remove(&mut self, key: &Key) {
+        self.flows().remove(key).unwrap();
+    }
+
+    pub(crate) fn flow(&mut self, key: &Key) -> Option<Entry> {
+        self.flows().get(key, 0).ok()
+    }
+
+    pub(crate) fn all_flows(&mut self) -> Vec<(Key, Entry)> {
+        self.flows().iter().map(Result::unwrap).collect()
+    }
+
+    /// Removes every flow.
+    pub(crate) fn clear_flows(&mut self) {
+        let keys: Vec<Key> = self.flows().keys().map(Result::unwrap).collect();
+        for key in keys {
+            self.remove(&key);
+        }
+    }
+
+    pub(crate) fn flow_count(&mut self) -> usize {
+        self.flows().keys().count()
+    }
+
+    /// Flows on the account of a pod; of the wire for 0.0.0.0.
+    pub(crate) fn usage(&mut self, account: Ipv4Addr) -> i32 {
+        self.usages().get(&account.octets(), 0).unwrap().flows
+    }
+
+    /// Makes both halves of a flow look idle for longer than any lifetime.
+    pub(crate) fn age(&mut self, key: &Key) {
+        let entry = self.flow(key).unwrap();
+        for key in [*key, entry.peer_key(key)] {
+            if let Some(entry) = self.flow(&key) {
+                let last_seen = self.now().wrapping_sub(1_000_000);
+                self.insert(key, Entry { last_seen, ..entry });
+            }
+        }
+    }
+
+    fn usages(&mut self) -> HashMap<&mut MapData, [u8; 4], Usage> {
+        HashMap::try_from(self.map("cwy_usage")).unwrap()
+    }
+
+    fn flows(&mut self) -> HashMap<&mut MapData, Key, Entry> {
+        HashMap::try_from(self.map("cwy_flows")).unwrap()
+    }
+}
+
+/// The key of one direction. For ICMP the ports are the identifier and zero, as in the maps.
+pub(crate) fn key(ends: Ends, protocol: u8) -> Key {
+    Key {
+        src: ends.src.octets(),
+        dst: ends.dst.octets(),
+        src_port: ends.src_port.to_be_bytes(),
+        dst_port: ends.dst_port.to_be_bytes(),
+        protocol,
+        _pad: [0; 3],
+    }
+}
