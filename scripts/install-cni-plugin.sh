@@ -3,9 +3,9 @@
 #
 # usage: install-cni-plugin.sh [version] [cni-plugin-version]
 #
-# Without a version, from the tree that `cargo xtask dist` makes; with one, from the release tarball
-# causeway-<version>-linux-<arch>.tar.gz in the current directory, whose checksum stands in
-# causeway-<version>-linux-<arch>.tar.gz.sha256 beside it. portmap and loopback, which every node needs as well, are
+# Without a version, from the unpacked release that this script is a part of, or else from the tree that `cargo xtask dist`
+# makes; with one, from the release tarball causeway-<version>-linux-<arch>.tar.gz in the current directory, whose checksum
+# stands in causeway-<version>-linux-<arch>.tar.gz.sha256 beside it. portmap and loopback, which every node needs as well, are
 # taken from cni-plugins-linux-<arch>-<cni-plugin-version>.tgz (with .sha256) in the same directory, else from the
 # distribution's package; those that are there already stay.
 #
@@ -79,6 +79,8 @@ if [ -n "$version" ]; then
     tree=$scratch/tree
     mkdir "$tree"
     tar -xzf "$tarball" -C "$tree"
+elif [ -f "$here/../opt/cni/bin/azure-vnet" ]; then
+    tree=${CAUSEWAY_DIST:-$here/..}
 else
     tree=${CAUSEWAY_DIST:-$here/../target/dist}
 fi

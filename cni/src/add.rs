@@ -32,13 +32,7 @@ pub(crate) fn run(
     summary: &mut Summary,
     print: impl Fn(&Value) -> io::Result<()>,
 ) -> Result<(), CniError> {
-    match attempt(call, summary, &print) {
-        Err(error) if error.is_exhaustion => match orphans::collect(call.root) {
-            0 => Err(error),
-            _ => attempt(call, summary, &print),
-        },
-        done => done,
-    }
+    orphans::making_room(call.root, || attempt(call, summary, &print))
 }
 
 fn attempt(
@@ -79,9 +73,9 @@ fn attempt(
         host_if,
     };
     let mut undo = undo.within();
-    let done = pod.make(&mut undo).and_then(|result| {
-        print(&result).map_err(|error| CniError::new(code::IO, format!("cannot print the result: {error}")))
-    });
+    let done = pod
+        .make(&mut undo)
+        .and_then(|result| print(&result).map_err(|error| CniError::unprinted(&error)));
     match done {
         Ok(()) => {
             undo.keep();

@@ -59,6 +59,11 @@ impl CniError {
         }
     }
 
+    /// The result that nobody got.
+    pub(crate) fn unprinted(error: &std::io::Error) -> Self {
+        Self::new(code::IO, format!("cannot print the result: {error}"))
+    }
+
     pub(crate) fn with_details(mut self, details: impl Into<String>) -> Self {
         self.details = details.into();
         self

@@ -16,6 +16,7 @@ use crate::{
     delegate::Delegate,
     error::{CniError, code},
     invocation::Verb,
+    sweep,
 };
 
 /// `azure-vnet`. Without a list of valid attachments nothing is done.
@@ -40,6 +41,7 @@ pub(crate) fn run(call: &Call<'_>) -> Result<(), CniError> {
     if let Some(delegate) = delegate {
         delegate.call(Verb::Gc)?;
     }
+    sweep::leftovers(call.root);
     if failures.is_empty() {
         return Ok(());
     }
@@ -65,6 +67,7 @@ pub(crate) fn ipam(call: &Call<'_>) -> Result<(), CniError> {
             );
         }
     }
+    sweep::leftovers(call.root);
     Ok(())
 }
 

@@ -21,6 +21,7 @@ use crate::{
     orphans,
     result::{CniResult, Ip, Route},
     summary::Summary,
+    sweep,
     undo::{Safety, Undo},
 };
 
@@ -30,13 +31,7 @@ pub(crate) fn add(
     summary: &mut Summary,
     print: impl Fn(&Value) -> io::Result<()>,
 ) -> Result<(), CniError> {
-    match attempt(call, summary, &print) {
-        Err(error) if error.is_exhaustion => match orphans::collect(call.root) {
-            0 => Err(error),
-            _ => attempt(call, summary, &print),
-        },
-        done => done,
-    }
+    orphans::making_room(call.root, || attempt(call, summary, &print))
 }
 
 fn attempt(
@@ -90,10 +85,7 @@ fn attempt(
     };
     let printed = done
         .and_then(|()| result.to_json(conf.version))
-        .and_then(|result| {
-            print(&result)
-                .map_err(|error| CniError::new(code::IO, format!("cannot print the result: {error}")))
-        });
+        .and_then(|result| print(&result).map_err(|error| CniError::unprinted(&error)));
     match printed {
         Ok(()) => {
             undo.keep();
@@ -112,6 +104,7 @@ pub(crate) fn del(call: &Call<'_>, summary: &mut Summary) -> Result<(), CniError
     }
     let freed = ipam::release(call.root, PATIENCE, &holder, &[]).map_err(|error| failed(error.into()))?;
     summary.ip = del::list(&freed);
+    sweep::leftovers(call.root);
     Ok(())
 }
 

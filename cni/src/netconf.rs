@@ -1,15 +1,17 @@
 //! The network configuration on standard input, read as the incumbent's Go reads it: keys in any case, `null` for
 //! absent, unknown keys ignored.
 
-use std::{net::IpAddr, time::Duration};
+mod ipam;
+
+use std::net::IpAddr;
 
 use causeway::{
     datapath::HostPort,
     go_json::{Fields, ShapeError},
-    ipam::source::Settings,
 };
-use ipnet::IpNet;
 use serde_json::{Map, Value};
+
+pub(crate) use self::ipam::{IPAM_KIND, IpamConf};
 
 use crate::{
     accepted, capabilities,
@@ -57,35 +59,6 @@ pub(crate) enum Mode {
     Transparent,
 }
 
-/// `ipam`.
-#[derive(Clone, Debug)]
-pub(crate) struct IpamConf {
-    pub(crate) kind: String,
-    /// Where the addresses come from.
-    pub(crate) settings: Settings,
-    /// How long a released address is not given to anybody. Milliseconds.
-    pub(crate) quarantine: u64,
-    /// The subnet as it is prescribed.
-    pub(crate) subnet: Option<String>,
-}
-
-impl Default for IpamConf {
-    fn default() -> Self {
-        Self {
-            kind: String::new(),
-            settings: Settings::new(ENVIRONMENT),
-            quarantine: 0,
-            subnet: None,
-        }
-    }
-}
-
-/// Of a configuration that names none, as the incumbent has it.
-const ENVIRONMENT: &str = "azure";
-
-/// The IPAM plug-in that is a part of this binary.
-pub(crate) const IPAM_KIND: &str = "azure-vnet-ipam";
-
 /// Decodes standard input, without judging it.
 pub(crate) fn decode(bytes: &[u8]) -> Result<Value, CniError> {
     let value: Value = serde_json::from_slice(bytes).map_err(|error| {
@@ -128,7 +101,7 @@ impl NetConf {
             version,
             name,
             mode: unless_leaving(strict, Mode::read(&fields))?,
-            ipam: unless_leaving(strict, ipam(&fields, master.as_deref()))?,
+            ipam: unless_leaving(strict, IpamConf::read(&fields, master.as_deref()))?,
             dns: unless_leaving(strict, dns(&fields))?,
             address: unless_leaving(strict, wishes::address(&fields, invocation))?,
             mac: unless_leaving(strict, wishes::mac(&fields, invocation))?,
@@ -202,60 +175,6 @@ fn check_bridge(name: &str) -> Result<(), CniError> {
     Err(CniError::new(code::CONFIGURATION, msg))
 }
 
-fn ipam(fields: &Fields<'_>, master: Option<&str>) -> Result<IpamConf, CniError> {
-    let absent = Value::Object(Map::new());
-    let ipam = match fields.object("ipam").map_err(|error| shape(&error))? {
-        Some(ipam) => ipam,
-        None => Fields::of(&absent, "ipam").map_err(|error| shape(&error))?,
-    };
-    let space = string(&ipam, "addressSpace")?;
-    if !matches!(space.as_str(), "" | "local") {
-        let msg =
-            format!("Invalid address space: {space:?}; leave ipam.addressSpace out or set it to \"local\"");
-        return Err(CniError::new(code::CONFIGURATION, msg));
-    }
-    let environment = filled(string(&ipam, "environment")?).unwrap_or_else(|| ENVIRONMENT.to_owned());
-    let subnet = filled(string(&ipam, "subnet")?);
-    let interval = seconds(&ipam, "queryInterval")?;
-    let kind = string(&ipam, "type")?;
-    // Of other plug-ins these keys are their own.
-    let is_ours = kind == IPAM_KIND;
-    Ok(IpamConf {
-        settings: Settings {
-            addresses: if is_ours || environment == "static" {
-                ipam.strings("addresses").map_err(|error| shape(&error))?
-            } else {
-                Vec::new()
-            },
-            subnet: subnet
-                .as_deref()
-                .and_then(|text| text.parse::<IpNet>().ok())
-                .map(|net| net.trunc()),
-            master: master.map(str::to_owned),
-            query_interval: interval.unwrap_or(Settings::QUERY_INTERVAL),
-            ..Settings::new(environment)
-        },
-        quarantine: seconds(&ipam, "quarantine")?
-            .map_or(0, |time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
-        kind,
-        subnet,
-    })
-}
-
-/// A time in seconds, as a string like the incumbent's or as a number.
-fn seconds(fields: &Fields<'_>, name: &str) -> Result<Option<Duration>, CniError> {
-    let value = match fields.get(name) {
-        None => return Ok(None),
-        Some(Value::String(text)) if text.trim().is_empty() => return Ok(None),
-        Some(Value::String(text)) => text.trim().parse::<u32>().ok(),
-        Some(value) => value.as_u64().and_then(|value| u32::try_from(value).ok()),
-    };
-    match value {
-        Some(value) => Ok(Some(Duration::from_secs(value.into()))),
-        None => Err(shape(&fields.unlike(name, "a time in seconds, such as \"10\""))),
-    }
-}
-
 fn mtu(fields: &Fields<'_>) -> Result<Option<u32>, CniError> {
     /// Least MTU of IPv4 (RFC 791, section 3.2) and most of a veth.
     const LIMITS: std::ops::RangeInclusive<u64> = 68..=65_535;
@@ -327,6 +246,7 @@ pub(crate) fn string(fields: &Fields<'_>, name: &str) -> Result<String, CniError
         .map_err(|error| shape(&error))
 }
 
+/// A text that says something.
 fn filled(text: String) -> Option<String> {
     (!text.trim().is_empty()).then_some(text)
 }
@@ -443,17 +363,6 @@ mod tests {
         assert_eq!(decode(b"{").unwrap_err().code, 6);
         assert_eq!(decode(b"").unwrap_err().code, 6);
         assert_eq!(decode(b"[]").unwrap_err().code, 6);
-    }
-
-    #[test]
-    fn times_are_strings_like_the_incumbents_or_numbers() {
-        let conf = |ipam| parse(&with(&json!({ "ipam": ipam }))).unwrap().ipam;
-        assert_eq!(conf(json!({})).settings.query_interval, Duration::from_secs(10));
-        assert_eq!(
-            conf(json!({ "queryInterval": "60" })).settings.query_interval,
-            Duration::from_mins(1)
-        );
-        assert_eq!(conf(json!({ "quarantine": 30 })).quarantine, 30_000);
     }
 
     #[test]

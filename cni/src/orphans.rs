@@ -11,6 +11,20 @@ use causeway::{
 
 use crate::{attachment, del, error::CniError};
 
+/// Makes an attempt; and another one if it found no free address and some were those of pods that are gone.
+pub(crate) fn making_room(
+    root: &Root,
+    mut attempt: impl FnMut() -> Result<(), CniError>,
+) -> Result<(), CniError> {
+    match attempt() {
+        Err(error) if error.is_exhaustion => match collect(root) {
+            0 => Err(error),
+            _ => attempt(),
+        },
+        done => done,
+    }
+}
+
 /// Disconnects what is left of pods whose interface is gone. Returns how many that were. Attachments that a call is
 /// under way for are left alone. Not to be called with an attachment's lock held.
 pub(crate) fn collect(root: &Root) -> usize {

@@ -1,7 +1,9 @@
-//! Sweeping flows by the way: there is no daemon that would. The library decides whether it is due; no call fails for it.
+//! Sweeping by the way: there is no daemon that would. Of flows the library decides whether it is due. No call fails for it.
 
 use causeway::{
     datapath::{Datapath, DatapathError, Occasion, Swept},
+    durable, endpoints,
+    ipam::store,
     root::Root,
 };
 
@@ -18,6 +20,16 @@ pub(crate) fn after_del(root: &Root) {
         orphans::collect(root);
     }
     log(swept);
+    leftovers(root);
+}
+
+/// What a killed call has left of a state file that was being written: the call that repeats it may have nothing to write.
+pub(crate) fn leftovers(root: &Root) {
+    for state in [endpoints::STATE, store::STATE] {
+        if let Err(error) = durable::tidy(&root.path(state)) {
+            tracing::warn!(%error, state, "cannot remove what a killed call has left");
+        }
+    }
 }
 
 /// After an ADD whose result is printed: only a table that fills up is worth the time for which the runtime waits.

@@ -17,11 +17,11 @@ use std::{
 
 use rustix::{
     fs::{FlockOperation, flock},
-    io::retry_on_intr,
+    io::{Errno, retry_on_intr},
 };
 
 pub use self::lock::{KeyLock, Lock, LockError};
-use self::lock::{is_named, open_lock};
+use self::lock::{is_named, open_lock, open_lock_there};
 
 /// A state file larger than this is not ours. Bytes.
 const READ_LIMIT: u64 = 64 << 20;
@@ -33,7 +33,8 @@ const READ_LIMIT: u64 = 64 << 20;
 ///
 /// # Errors
 ///
-/// The old content stays. No temporary file stays, unless the process is killed: the next write takes that over.
+/// The old content stays. No temporary file stays, unless the process is killed: the next write takes that over, and
+/// [`tidy`] removes it.
 pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let directory = parent(path)?;
     make_directories(directory)?;
@@ -44,6 +45,23 @@ pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
         return Err(error);
     }
     sync_directory(directory)
+}
+
+/// Removes what a killed writer of the file at `path` has left beside it. Of a writer at work nothing is taken.
+pub fn tidy(path: &Path) -> io::Result<()> {
+    let temporary = temporary(path)?;
+    let file = match open_lock_there(&temporary) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        opened => opened?,
+    };
+    match retry_on_intr(|| flock(&file, FlockOperation::NonBlockingLockExclusive)) {
+        Err(Errno::WOULDBLOCK) => return Ok(()),
+        locked => locked?,
+    }
+    if is_named(&file, &temporary)? {
+        fs::remove_file(&temporary)?;
+    }
+    Ok(())
 }
 
 /// The content of the regular file at `path`, `None` when there is no such file.
@@ -193,6 +211,24 @@ mod tests {
         write(&path, b"whole").unwrap();
         assert_eq!(read(&path).unwrap().unwrap(), b"whole");
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn tidying_takes_what_a_killed_writer_left_and_nothing_of_a_live_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state.json");
+        write(&path, b"whole").unwrap();
+        let left = directory.path().join(".state.json.causeway-tmp");
+        fs::write(&left, "half").unwrap();
+        let writer = claim(&left).unwrap();
+        tidy(&path).unwrap();
+        assert!(left.exists());
+        drop(writer);
+        for _ in 0..2 {
+            tidy(&path).unwrap();
+            assert!(!left.exists());
+        }
+        assert_eq!(read(&path).unwrap().unwrap(), b"whole");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Release builds, and the installable tree made of them.
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command};
 
 use anyhow::{Context as _, Result};
 use xtask::ebpf_object::{self, CAUSEWAY, Output};
@@ -56,6 +56,25 @@ pub(crate) fn fill(workspace: &Workspace) -> Result<()> {
     for to in BINARIES.iter().chain(FILES).map(|(_, to)| to) {
         println!("  {to} ({} bytes)", fs::metadata(dist.join(to))?.len());
     }
+    Ok(())
+}
+
+/// Packs `target/dist` with its scripts: the tarball of a release and its checksum, in `target`.
+pub(crate) fn pack(workspace: &Workspace) -> Result<()> {
+    let dist = workspace.dist();
+    let directory = dist.parent().unwrap_or(&workspace.root);
+    heading("release");
+    let mut script = Command::new(workspace.root.join("scripts/pack-release.sh"));
+    script
+        .arg(&dist)
+        .arg(concat!("v", env!("CARGO_PKG_VERSION")))
+        .arg(directory);
+    run(script)?;
+    println!(
+        "{}/causeway-v{}-*.tar.gz",
+        directory.display(),
+        env!("CARGO_PKG_VERSION")
+    );
     Ok(())
 }
 

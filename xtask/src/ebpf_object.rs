@@ -4,6 +4,7 @@
 //! this module's own. Installs nothing and repairs nothing: that is `cargo xtask setup`.
 
 mod command;
+mod lean;
 mod probe;
 mod select;
 
@@ -69,7 +70,8 @@ pub enum Output {
     Kept,
 }
 
-/// Compiles the programs of the workspace at `root` and copies the object to `out`. Says which toolchain did it.
+/// Compiles the programs of the workspace at `root` and puts the object, without debug information, at `out`. Says
+/// which toolchain did it.
 ///
 /// Reads `CAUSEWAY_EBPF_LOG`: `1` adds the feature `log` (aya-log in every program, for debugging).
 pub fn build(programs: &Programs, root: &Path, out: &Path, output: Output) -> Result<Toolchain, BuildError> {
@@ -89,11 +91,17 @@ pub fn build(programs: &Programs, root: &Path, out: &Path, output: Output) -> Re
         .join(target.triple())
         .join(PROFILE)
         .join(programs.object);
-    fs::copy(&object, out).map_err(|source| BuildError::Copy {
-        from: object,
+    let put = |source| BuildError::Copy {
+        from: object.clone(),
         to: out.to_owned(),
         source,
+    };
+    let bytes = fs::read(&object).map_err(put)?;
+    let bytes = lean::without_debug_information(&bytes).map_err(|source| BuildError::Lean {
+        object: object.clone(),
+        source,
     })?;
+    fs::write(out, bytes).map_err(put)?;
     Ok(toolchain)
 }
 
@@ -171,6 +179,13 @@ pub enum BuildError {
         /// What it said; empty when that went to the terminal.
         messages: String,
     },
+    /// The object is not one that debug information can be taken out of.
+    Lean {
+        /// What the linker made.
+        object: PathBuf,
+        /// What is wrong with it.
+        source: object::build::Error,
+    },
     /// The object could not be put where it was wanted.
     Copy {
         /// Where cargo left it.
@@ -202,6 +217,13 @@ impl fmt::Display for BuildError {
                 write!(
                     f,
                     "{messages}the kernel programs ({package}) did not compile: cargo ended with {status}"
+                )
+            }
+            Self::Lean { object, source } => {
+                write!(
+                    f,
+                    "cannot take the debug information out of {}: {source}",
+                    object.display()
                 )
             }
             Self::Copy { from, to, source } => {

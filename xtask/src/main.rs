@@ -43,7 +43,7 @@ enum Verb {
     },
     /// Check format, lints (host and eBPF), documentation, licences and banned crates.
     Check,
-    /// Fill target/dist with an installable tree.
+    /// Fill target/dist with an installable tree, and pack it with its scripts into a tarball beside it.
     Dist,
     /// Measure Causeway beside what it replaces and beside what the machine allows (root).
     Bench {
@@ -95,7 +95,8 @@ fn act(verb: &Verb) -> anyhow::Result<()> {
         Verb::Dist => {
             setup::setup(&workspace, setup::BUILD)?;
             dist::build(&workspace)?;
-            dist::fill(&workspace)
+            dist::fill(&workspace)?;
+            dist::pack(&workspace)
         }
         Verb::Check => {
             setup::setup(&workspace, setup::CHECK)?;

@@ -163,14 +163,19 @@ fn record_lock(file: &File, command: libc::c_int, record: &mut libc::flock) -> i
 /// Opens the lock file, made where it is missing.
 pub(super) fn open_lock(path: &Path) -> io::Result<File> {
     make_directories(parent(path)?)?;
-    OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o644)
-        .custom_flags(libc::O_NOFOLLOW)
-        .open(path)
+    lock_options().create(true).open(path)
+}
+
+/// Opens the lock file that is there.
+pub(super) fn open_lock_there(path: &Path) -> io::Result<File> {
+    lock_options().open(path)
+}
+
+fn lock_options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).truncate(false);
+    options.mode(0o644).custom_flags(libc::O_NOFOLLOW);
+    options
 }
 
 /// The locked file, `None` after `timeout`. The kernel serves waiters of `flock` in order, which polling would not.

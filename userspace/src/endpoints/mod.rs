@@ -4,14 +4,13 @@
 //! not prove that it works.
 
 mod format;
+mod state;
 
 use std::{
     io,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
-
-use ipnet::IpNet;
 
 pub use self::format::{Endpoint, NewEndpoint, State, UplinkRecord};
 use self::format::{ExternalInterface, File, Network};
@@ -74,22 +73,6 @@ pub enum EndpointsError {
 /// no file or it is empty. Endpoints of an earlier boot are not in it.
 pub fn snapshot(root: &Root) -> Result<Option<State>, EndpointsError> {
     Ok(load(&root.path(STATE))?.map(|file| file.network))
-}
-
-fn end_earlier_boot(state: &mut State) {
-    if !boot::is_over(&state.boot, &state.time_stamp) {
-        return;
-    }
-    let mut ended = 0;
-    for interface in state.external_interfaces.values_mut() {
-        for network in interface.networks.values_mut() {
-            ended += network.endpoints.len();
-            network.endpoints.clear();
-        }
-    }
-    if ended > 0 {
-        tracing::info!(ended, "endpoints of an earlier boot are forgotten");
-    }
 }
 
 /// The state under its lock, to be changed and saved.
@@ -179,55 +162,6 @@ impl Endpoints {
     }
 }
 
-impl State {
-    /// The endpoint of that key.
-    pub fn find(&self, key: &Key) -> Option<&Endpoint> {
-        let interfaces = self.external_interfaces.values();
-        let mut networks = interfaces.filter_map(|interface| interface.networks.get(&key.network));
-        networks.find_map(|network| network.endpoints.values().find(|endpoint| endpoint.is(key)))
-    }
-
-    /// Whether an endpoint other than that of `key` has the host's end `host_if`. In mode `transparent` the name
-    /// follows from the pod, not the container, so the sandboxes of one pod share it.
-    pub fn is_shared(&self, host_if: &str, key: &Key) -> bool {
-        self.endpoints().any(|(network, endpoint)| {
-            endpoint.host_if_name == host_if && !(network == key.network && endpoint.is(key))
-        })
-    }
-
-    /// The subnet that the network takes its addresses from.
-    pub fn subnet(&self, network: &str) -> Option<IpNet> {
-        let interfaces = self.external_interfaces.values();
-        interfaces
-            .filter_map(|interface| interface.networks.get(network))
-            .find_map(Network::subnet)
-    }
-
-    /// All endpoints, with their keys.
-    pub fn keys(&self) -> impl Iterator<Item = (Key, &Endpoint)> {
-        self.endpoints().map(|(network, endpoint)| {
-            let key = Key {
-                network: network.to_owned(),
-                container: endpoint.container_id.clone(),
-                interface: endpoint.if_name.clone(),
-            };
-            (key, endpoint)
-        })
-    }
-
-    /// All endpoints, with their networks' names.
-    pub fn endpoints(&self) -> impl Iterator<Item = (&str, &Endpoint)> {
-        self.external_interfaces.values().flat_map(|interface| {
-            interface.networks.iter().flat_map(|(name, network)| {
-                network
-                    .endpoints
-                    .values()
-                    .map(move |endpoint| (name.as_str(), endpoint))
-            })
-        })
-    }
-}
-
 fn load(path: &Path) -> Result<Option<File>, EndpointsError> {
     match durable::read(path) {
         Ok(bytes) => parse(&bytes.unwrap_or_default(), path),
@@ -244,7 +178,7 @@ fn parse(bytes: &[u8], path: &Path) -> Result<Option<File>, EndpointsError> {
     }
     match serde_json::from_slice::<File>(bytes) {
         Ok(mut file) => {
-            end_earlier_boot(&mut file.network);
+            file.network.end_earlier_boot();
             Ok(Some(file))
         }
         Err(source) => Err(EndpointsError::Corrupt {
@@ -272,6 +206,7 @@ fn free_id(network: &Network, key: &Key) -> String {
 mod tests {
     use std::{fs, net::IpAddr};
 
+    use ipnet::IpNet;
     use serde_json::{Value, json};
 
     use super::*;

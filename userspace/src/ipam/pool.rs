@@ -3,17 +3,16 @@
 //! Pure: time comes in as a number and nothing is read or written. An address has at most one holder, and a holder
 //! has at most one address in a pool.
 
-use std::{collections::BTreeMap, net::IpAddr};
+mod format;
+mod subnet;
+
+use std::net::IpAddr;
 
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 
-use super::source::{SourcePool, gateway};
-use crate::{
-    endpoints::Key,
-    go_json::{ip_net_field, null_default},
-};
+pub use self::format::{Address, Pool, Space};
+use super::source::SourcePool;
+use crate::endpoints::Key;
 
 /// Why a request is refused. The texts are the incumbent's: scripts and support documents quote them.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -112,105 +111,6 @@ pub struct Lease {
     pub uplink: String,
     /// That interface has the address itself, until it is taken off for the holder.
     pub on_interface: bool,
-}
-
-/// The pools of one address space (`local`), by the text of their subnet.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-pub struct Space {
-    /// `local`.
-    #[serde(default)]
-    pub id: String,
-    /// 0, the incumbent's `LocalScope`.
-    #[serde(default)]
-    pub scope: i64,
-    /// The pools.
-    #[serde(default, deserialize_with = "null_default")]
-    pub pools: BTreeMap<String, Pool>,
-    /// Keys that others wrote.
-    #[serde(flatten)]
-    pub extra: Map<String, Value>,
-}
-
-/// The addresses of a subnet.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-pub struct Pool {
-    /// The subnet's text.
-    #[serde(default)]
-    pub id: String,
-    /// The node's interface that carries the subnet.
-    #[serde(default)]
-    pub if_name: String,
-    /// The subnet.
-    #[serde(with = "ip_net_field")]
-    pub subnet: IpNet,
-    /// The gateway's text, for readers of the file.
-    #[serde(default)]
-    pub gateway: String,
-    /// The addresses by their text.
-    #[serde(default, deserialize_with = "null_default")]
-    pub addresses: BTreeMap<String, Address>,
-    /// For readers of the file.
-    #[serde(default, rename = "IsIPv6")]
-    pub is_ipv6: bool,
-    /// A higher one is taken first.
-    #[serde(default)]
-    pub priority: i64,
-    /// For the incumbent: not zero once an address was given.
-    #[serde(default)]
-    pub ref_count: i64,
-    /// The node's interface carries the free ones itself, Causeway's own key.
-    #[serde(default, skip_serializing_if = "is_false")]
-    pub on_interface: bool,
-    /// Keys that others wrote.
-    #[serde(flatten)]
-    pub extra: Map<String, Value>,
-}
-
-/// An address. The incumbent ignores, and drops, the fields that only Causeway has.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-pub struct Address {
-    /// Container id of the holder, empty when free.
-    #[serde(rename = "ID", default)]
-    pub id: String,
-    /// The address.
-    pub addr: IpAddr,
-    /// Whether somebody holds it.
-    #[serde(default)]
-    pub in_use: bool,
-    /// Interface of the holder, Causeway's own; empty when the incumbent wrote the lease.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub holder_if_name: String,
-    /// Network of the holder, Causeway's own.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub holder_network: String,
-    /// The host's end of the holder's link, Causeway's own; empty where it is somebody else's.
-    #[serde(default, skip_serializing_if = "String::is_empty")]
-    pub host_if_name: String,
-    /// When it was given, Causeway's own: milliseconds since 1970.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub leased_at: u64,
-    /// When it was released last, Causeway's own: milliseconds since 1970, increasing from release to release.
-    #[serde(default, skip_serializing_if = "is_zero")]
-    pub released_at: u64,
-    /// The source does not list it any more, Causeway's own: it goes when its holder releases it.
-    #[serde(default, skip_serializing_if = "is_false")]
-    pub vanished: bool,
-    /// Keys that others wrote.
-    #[serde(flatten)]
-    pub extra: Map<String, Value>,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
-fn is_zero(n: &u64) -> bool {
-    *n == 0
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
-fn is_false(flag: &bool) -> bool {
-    !flag
 }
 
 impl Space {
@@ -364,152 +264,6 @@ impl Space {
                 .filter(|free| free.is_quarantined(now, quarantine))
                 .count(),
         })
-    }
-}
-
-impl Pool {
-    fn new(subnet: IpNet) -> Self {
-        Self {
-            id: subnet.to_string(),
-            if_name: String::new(),
-            subnet,
-            gateway: gateway(&subnet).to_string(),
-            addresses: BTreeMap::new(),
-            is_ipv6: matches!(subnet, IpNet::V6(_)),
-            priority: 0,
-            ref_count: 0,
-            on_interface: false,
-            extra: Map::new(),
-        }
-    }
-
-    fn update(&mut self, new: &SourcePool) {
-        self.if_name.clone_from(&new.interface);
-        self.on_interface = new.on_interface;
-        self.priority = new.priority;
-        for address in &new.addresses {
-            self.record(*address);
-        }
-    }
-
-    fn record(&mut self, addr: IpAddr) -> &mut Address {
-        self.addresses.entry(addr.to_string()).or_insert_with(|| Address {
-            id: String::new(),
-            addr,
-            in_use: false,
-            holder_if_name: String::new(),
-            holder_network: String::new(),
-            host_if_name: String::new(),
-            leased_at: 0,
-            released_at: 0,
-            vanished: false,
-            extra: Map::new(),
-        })
-    }
-
-    fn allocate(
-        &mut self,
-        holder: &Holder,
-        request: &Request,
-        is_busy: &dyn Fn(IpAddr) -> bool,
-    ) -> Result<IpAddr, PoolError> {
-        if let Some(held) = self.held_by(holder) {
-            return match request.address {
-                Some(requested) if requested != held => Err(PoolError::HolderHasAnother(held)),
-                _ => {
-                    self.record(held).take(holder, request);
-                    Ok(held)
-                }
-            };
-        }
-        let address = match request.address {
-            Some(wanted) if self.free().any(|free| free.addr == wanted) && !is_busy(wanted) => wanted,
-            Some(wanted) if self.addresses.contains_key(&wanted.to_string()) => {
-                return Err(PoolError::AddressInUse(wanted));
-            }
-            Some(wanted) => return Err(PoolError::AddressNotFound(wanted)),
-            None => {
-                let ready = self
-                    .free()
-                    .filter(|free| !free.is_quarantined(request.now, request.quarantine));
-                let mut ready: Vec<_> = ready.map(|free| (free.released_at, free.addr)).collect();
-                ready.sort_unstable();
-                let mut longest_ago_first = ready.into_iter().map(|(_, address)| address);
-                longest_ago_first
-                    .find(|address| !is_busy(*address))
-                    .ok_or(PoolError::NoAvailableAddresses)?
-            }
-        };
-        self.record(address).take(holder, request);
-        Ok(address)
-    }
-
-    fn free(&self) -> impl Iterator<Item = &Address> {
-        self.addresses
-            .values()
-            .filter(|address| !address.in_use && !address.vanished)
-    }
-
-    fn held_by(&self, holder: &Holder) -> Option<IpAddr> {
-        self.addresses
-            .values()
-            .find(|address| address.is_held_by(holder))
-            .map(|address| address.addr)
-    }
-
-    fn lease(&self, address: IpAddr) -> Lease {
-        Lease {
-            address,
-            subnet: self.subnet,
-            gateway: gateway(&self.subnet),
-            uplink: self.if_name.clone(),
-            on_interface: self.on_interface,
-        }
-    }
-}
-
-/// The interface that a lease of the incumbent is for: it keeps one address a container.
-const INCUMBENT_INTERFACE: &str = "eth0";
-
-impl Address {
-    fn interface(&self) -> &str {
-        match self.holder_if_name.as_str() {
-            "" => INCUMBENT_INTERFACE,
-            name => name,
-        }
-    }
-
-    fn is_held_by(&self, holder: &Holder) -> bool {
-        self.in_use && self.id == holder.container && self.interface() == holder.interface
-    }
-
-    /// A release in the future was noted by a clock that was wrong: it counts as over.
-    fn is_quarantined(&self, now: u64, quarantine: u64) -> bool {
-        self.released_at != 0
-            && now
-                .checked_sub(self.released_at)
-                .is_some_and(|since| since < quarantine)
-    }
-
-    fn take(&mut self, holder: &Holder, request: &Request) {
-        if !self.is_held_by(holder) {
-            self.leased_at = request.now;
-        }
-        self.id.clone_from(&holder.container);
-        self.holder_if_name.clone_from(&holder.interface);
-        self.holder_network.clone_from(&request.network);
-        self.host_if_name.clone_from(&request.host_if);
-        self.in_use = true;
-    }
-
-    fn free(&mut self, now: u64) {
-        self.id.clear();
-        self.holder_if_name.clear();
-        self.holder_network.clear();
-        self.host_if_name.clear();
-        self.in_use = false;
-        self.leased_at = 0;
-        self.released_at = now;
     }
 }
 

@@ -3,22 +3,21 @@
 //! Owns the file and its lock. A lease that was ever saved is not lost: a missing, empty or damaged file is rebuilt
 //! from the endpoints, and where there are none to rebuild from, a damaged file is an error.
 
+mod format;
+
 use std::{
-    collections::BTreeMap,
     io,
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
 };
 
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
-
+use self::format::{File, LOCAL};
 use super::pool::{Holder, Request, Space};
 use crate::{
     boot,
     durable::{self, Lock, LockError},
     endpoints,
-    go_json::{null_default, rfc3339, to_vec},
+    go_json::{rfc3339, to_vec},
     root::Root,
 };
 
@@ -26,8 +25,6 @@ use crate::{
 pub const STATE: &str = "/var/run/azure-vnet-ipam.json";
 /// The lock file that the incumbent takes, too.
 pub const LOCK: &str = "/var/run/azure-vnet/azure-vnet-ipam.lock";
-/// The only address space there is.
-const LOCAL: &str = "local";
 
 /// Why the leases cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -65,47 +62,6 @@ pub enum StoreError {
     },
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-struct File {
-    #[serde(default, rename = "IPAM", deserialize_with = "null_default")]
-    ipam: Manager,
-    #[serde(flatten)]
-    extra: Map<String, Value>,
-}
-
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct Manager {
-    #[serde(default)]
-    version: String,
-    #[serde(default)]
-    time_stamp: String,
-    /// The boot in which the leases were given, Causeway's own.
-    #[serde(default, rename = "BootID", skip_serializing_if = "String::is_empty")]
-    boot: String,
-    #[serde(default, deserialize_with = "null_default")]
-    address_spaces: BTreeMap<String, Space>,
-    #[serde(flatten)]
-    extra: Map<String, Value>,
-}
-
-impl Manager {
-    fn local(&mut self) -> &mut Space {
-        self.address_spaces.entry(LOCAL.to_owned()).or_default()
-    }
-
-    /// No pod outlives a boot, nor does its lease. What was released when is still known.
-    fn end_earlier_boot(&mut self) {
-        if !boot::is_over(&self.boot, &self.time_stamp) {
-            return;
-        }
-        let freed = self.local().release_all();
-        if freed > 0 {
-            tracing::info!(freed, "leases of an earlier boot have ended");
-        }
-    }
-}
-
 /// The pools as they are at this moment, without a lock: the file is only ever replaced as a whole. Leases of an
 /// earlier boot are not in it.
 pub fn snapshot(root: &Root) -> Result<Space, StoreError> {
@@ -114,22 +70,15 @@ pub fn snapshot(root: &Root) -> Result<Space, StoreError> {
     Ok(std::mem::take(file.ipam.local()))
 }
 
-/// `None` when there is no file or it is empty.
 fn load(path: &Path) -> Result<Option<File>, StoreError> {
     let bytes = durable::read(path).map_err(|source| StoreError::Read {
         path: path.to_owned(),
         source,
     })?;
-    let bytes = bytes.unwrap_or_default();
-    if bytes.trim_ascii().is_empty() {
-        return Ok(None);
-    }
-    serde_json::from_slice(&bytes)
-        .map(Some)
-        .map_err(|source| StoreError::Corrupt {
-            path: path.to_owned(),
-            source,
-        })
+    File::parse(&bytes.unwrap_or_default()).map_err(|source| StoreError::Corrupt {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// The leases under their lock, to be changed and saved.
@@ -231,7 +180,7 @@ fn rebuild(root: &Root) -> Option<File> {
 mod tests {
     use std::fs;
 
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
     use crate::ipam::source::SourcePool;

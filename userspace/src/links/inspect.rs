@@ -3,8 +3,8 @@
 use std::{net::Ipv4Addr, os::fd::BorrowedFd};
 
 use ipnet::Ipv4Net;
-use rtnetlink::packet_route::{
-    AddressFamily,
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage},
     route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType},
 };
@@ -125,24 +125,20 @@ pub(super) struct Route {
 impl Netlink {
     /// The IPv4 unicast routes of the main table that leave by one interface.
     pub(super) fn routes(&mut self) -> Result<Vec<Route>, LinkError> {
-        let everything = rtnetlink::RouteMessageBuilder::<Ipv4Addr>::new().build();
-        let request = self.handle.route().get(everything).execute();
-        let messages = self.collect(request, || "list routes".to_owned())?;
+        let messages = self.route_messages()?;
         Ok(messages.iter().filter_map(route).collect())
     }
 
     /// The MAC that is noted for a neighbour.
     fn neighbour(&mut self, ifindex: u32, address: Ipv4Addr) -> Result<Option<[u8; 6]>, LinkError> {
-        let request = self
-            .handle
-            .neighbours()
-            .get()
-            .set_address_family(AddressFamily::Inet)
-            .execute();
-        let messages = self.collect(request, || "list neighbours".to_owned())?;
-        Ok(messages
-            .iter()
-            .find_map(|message| neighbour_mac(message, ifindex, address)))
+        let mut of_ipv4 = NeighbourMessage::default();
+        of_ipv4.header.family = AddressFamily::Inet;
+        let everything = RouteNetlinkMessage::GetNeighbour(of_ipv4);
+        let messages = self.list(&everything, || "list neighbours".to_owned())?;
+        Ok(messages.iter().find_map(|message| match message {
+            RouteNetlinkMessage::NewNeighbour(message) => neighbour_mac(message, ifindex, address),
+            _ => None,
+        }))
     }
 }
 

@@ -1,11 +1,11 @@
 //! Interfaces, addresses, routes and neighbours, over rtnetlink. The only place that speaks netlink.
 //!
-//! A [`Netlink`] belongs to the network namespace in which it was made, whatever its thread does later. It runs its
-//! own current-thread runtime, so callers are ordinary functions.
+//! A [`Netlink`] belongs to the network namespace in which it was made, whatever its thread does later.
 
 mod address;
 mod inspect;
 mod pod;
+mod socket;
 mod tc;
 
 use std::{
@@ -16,18 +16,19 @@ use std::{
 };
 
 pub use address::{put_address, take_address};
-use futures_util::{Stream, StreamExt as _};
 pub use inspect::{Expected, inspect_pod};
-pub use pod::{GATEWAY, PodLink, PodNetwork, connect_pod, disconnect_pod, random_mac};
-use rtnetlink::packet_route::{
-    AddressFamily,
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope},
     link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, State as OperState},
     route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType},
 };
+pub use pod::{GATEWAY, PodLink, PodNetwork, connect_pod, disconnect_pod, random_mac};
 pub(crate) use tc::{Filter, Qdisc};
 use thiserror::Error;
-use tokio::runtime::Runtime;
+
+use self::socket::Socket;
 
 /// A request to the kernel failed.
 #[derive(Debug, Error)]
@@ -127,61 +128,78 @@ pub struct DefaultRoute {
 /// A netlink socket in one network namespace.
 #[derive(Debug)]
 pub struct Netlink {
-    runtime: Runtime,
-    handle: rtnetlink::Handle,
+    socket: Socket,
 }
+
+/// Flags of a request that makes something, and fails if it is there already.
+const NEW: u16 = NLM_F_CREATE | NLM_F_EXCL;
+/// Flags of a request that makes something in the place of what is there.
+const REPLACE: u16 = NLM_F_CREATE | NLM_F_REPLACE;
+/// Flags of a request that changes what is there, or takes it away.
+const CHANGE: u16 = 0;
 
 impl Netlink {
     /// Opens a socket in the caller's network namespace.
     pub fn new() -> Result<Self, LinkError> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_io()
-            .build()
-            .map_err(LinkError::Socket)?;
-        let handle = {
-            let _entered = runtime.enter();
-            let (connection, handle, _) = rtnetlink::new_connection().map_err(LinkError::Socket)?;
-            runtime.spawn(connection);
-            handle
-        };
-        Ok(Self { runtime, handle })
+        let socket = Socket::open().map_err(LinkError::Socket)?;
+        Ok(Self { socket })
     }
 
     /// The interface with this name.
     pub fn link(&mut self, name: &str) -> Result<Option<Link>, LinkError> {
-        let request = self.handle.link().get().match_name(name.to_owned()).execute();
-        self.find(request, || format!("read interface {name}"))
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+        self.find(message, || format!("read interface {name}"))
     }
 
     /// The interface with this index.
     pub fn link_by_index(&mut self, index: u32) -> Result<Option<Link>, LinkError> {
-        let request = self.handle.link().get().match_index(index).execute();
-        self.find(request, || format!("read interface {index}"))
+        self.find(at(index), || format!("read interface {index}"))
     }
 
     /// Every interface.
     pub fn links(&mut self) -> Result<Vec<Link>, LinkError> {
-        let request = self.handle.link().get().execute();
-        let messages = self.collect(request, || "list interfaces".to_owned())?;
-        Ok(messages.into_iter().map(link).collect())
+        let everything = RouteNetlinkMessage::GetLink(LinkMessage::default());
+        let messages = self.list(&everything, || "list interfaces".to_owned())?;
+        Ok(messages.into_iter().filter_map(link).collect())
     }
 
     /// Every IPv4 address.
     pub fn addresses(&mut self) -> Result<Vec<Address>, LinkError> {
-        let request = self.handle.address().get().execute();
-        let messages = self.collect(request, || "list addresses".to_owned())?;
-        Ok(messages.iter().filter_map(address).collect())
+        Ok(self.address_messages()?.iter().filter_map(address).collect())
+    }
+
+    fn address_messages(&mut self) -> Result<Vec<AddressMessage>, LinkError> {
+        let mut of_ipv4 = AddressMessage::default();
+        of_ipv4.header.family = AddressFamily::Inet;
+        let everything = RouteNetlinkMessage::GetAddress(of_ipv4);
+        let messages = self.list(&everything, || "list addresses".to_owned())?;
+        let addresses = messages.into_iter().filter_map(|message| match message {
+            RouteNetlinkMessage::NewAddress(message) => Some(message),
+            _ => None,
+        });
+        Ok(addresses.collect())
     }
 
     /// The IPv4 default route of the main table with the least metric.
     pub fn default_route(&mut self) -> Result<Option<DefaultRoute>, LinkError> {
-        let everything = rtnetlink::RouteMessageBuilder::<Ipv4Addr>::new().build();
-        let request = self.handle.route().get(everything).execute();
-        let messages = self.collect(request, || "list routes".to_owned())?;
+        let messages = self.route_messages()?;
         Ok(messages
             .iter()
             .filter_map(default_route)
             .min_by_key(|route| route.metric))
+    }
+
+    fn route_messages(&mut self) -> Result<Vec<RouteMessage>, LinkError> {
+        let mut of_ipv4 = RouteMessage::default();
+        of_ipv4.header.address_family = AddressFamily::Inet;
+        let everything = RouteNetlinkMessage::GetRoute(of_ipv4);
+        let messages = self.list(&everything, || "list routes".to_owned())?;
+        let routes = messages.into_iter().filter_map(|message| match message {
+            RouteNetlinkMessage::NewRoute(message) => Some(message),
+            _ => None,
+        });
+        Ok(routes.collect())
     }
 
     /// Waits until an interface sends.
@@ -202,66 +220,61 @@ impl Netlink {
 
     /// Deletes an interface. Returns whether it was there.
     pub fn delete_link(&mut self, index: u32) -> Result<bool, LinkError> {
-        let request = self.handle.link().del(index).execute();
-        match self.run(request, || format!("delete interface {index}")) {
+        let request = RouteNetlinkMessage::DelLink(at(index));
+        match self.change(request, CHANGE, || format!("delete interface {index}")) {
             Ok(()) => Ok(true),
             Err(error) if error.errno() == Some(libc::ENODEV) => Ok(false),
             Err(error) => Err(error),
         }
     }
 
-    fn run(
-        &self,
-        request: impl Future<Output = Result<(), rtnetlink::Error>>,
+    fn change(
+        &mut self,
+        message: RouteNetlinkMessage,
+        flags: u16,
         action: impl Fn() -> String,
     ) -> Result<(), LinkError> {
-        self.runtime
-            .block_on(request)
-            .map_err(|error| refused(error, &action))
+        let done = self.socket.ask(message, flags);
+        done.map(drop).map_err(|source| refused(source, action))
     }
 
-    fn collect<T>(
-        &self,
-        messages: impl Stream<Item = Result<T, rtnetlink::Error>>,
+    fn list(
+        &mut self,
+        message: &RouteNetlinkMessage,
         action: impl Fn() -> String,
-    ) -> Result<Vec<T>, LinkError> {
-        let all = async {
-            messages
-                .collect::<Vec<_>>()
-                .await
-                .into_iter()
-                .collect::<Result<Vec<T>, _>>()
-        };
-        self.runtime
-            .block_on(all)
-            .map_err(|error| refused(error, &action))
+    ) -> Result<Vec<RouteNetlinkMessage>, LinkError> {
+        self.socket
+            .list(message)
+            .map_err(|source| refused(source, action))
     }
 
-    fn find(
-        &self,
-        messages: impl Stream<Item = Result<LinkMessage, rtnetlink::Error>>,
-        action: impl Fn() -> String,
-    ) -> Result<Option<Link>, LinkError> {
-        match self.collect(messages, action) {
-            Ok(messages) => Ok(messages.into_iter().next().map(link)),
-            Err(error) if error.errno() == Some(libc::ENODEV) => Ok(None),
-            Err(error) => Err(error),
+    fn find(&mut self, message: LinkMessage, action: impl Fn() -> String) -> Result<Option<Link>, LinkError> {
+        match self.socket.ask(RouteNetlinkMessage::GetLink(message), 0) {
+            Ok(messages) => Ok(messages.into_iter().find_map(link)),
+            Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
+            Err(error) => Err(refused(error, action)),
         }
     }
 }
 
-fn refused(error: rtnetlink::Error, action: &impl Fn() -> String) -> LinkError {
-    let source = match error {
-        rtnetlink::Error::NetlinkError(message) => message.to_io(),
-        other => io::Error::other(other),
-    };
+fn refused(source: io::Error, action: impl Fn() -> String) -> LinkError {
     LinkError::Refused {
         action: action(),
         source,
     }
 }
 
-fn link(message: LinkMessage) -> Link {
+/// A message about the interface with this index.
+fn at(index: u32) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message
+}
+
+fn link(message: RouteNetlinkMessage) -> Option<Link> {
+    let RouteNetlinkMessage::NewLink(message) = message else {
+        return None;
+    };
     let mut link = Link {
         index: message.header.index,
         name: String::new(),
@@ -284,7 +297,7 @@ fn link(message: LinkMessage) -> Link {
             _ => {}
         }
     }
-    link
+    Some(link)
 }
 
 fn address(message: &AddressMessage) -> Option<Address> {
@@ -361,11 +374,14 @@ mod tests {
     #[test]
     fn only_a_unicast_route_of_length_zero_in_the_main_table_is_a_default_route() {
         let gateway = Ipv4Addr::new(10, 240, 0, 1);
-        let message = rtnetlink::RouteMessageBuilder::<Ipv4Addr>::new()
-            .gateway(gateway)
-            .output_interface(7)
-            .priority(100)
-            .build();
+        let mut message = RouteMessage::default();
+        message.header.table = RouteHeader::RT_TABLE_MAIN;
+        message.header.kind = RouteType::Unicast;
+        message.attributes = vec![
+            RouteAttribute::Gateway(RouteAddress::Inet(gateway)),
+            RouteAttribute::Oif(7),
+            RouteAttribute::Priority(100),
+        ];
         let route = DefaultRoute {
             ifindex: 7,
             gateway: Some(gateway),

@@ -5,23 +5,26 @@
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr},
+    net::Ipv4Addr,
     os::fd::{AsRawFd as _, BorrowedFd},
     thread,
 };
 
-use rtnetlink::{
-    LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
-    packet_route::{
-        address::{AddressAttribute, AddressFlags},
-        link::{AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoVeth, LinkAttribute},
-        route::RouteScope,
-        rule::RuleAction,
+use ipnet::Ipv4Net;
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    address::{AddressAttribute, AddressFlags},
+    link::{
+        AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags,
+        LinkInfo, LinkMessage,
     },
+    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
+    route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType},
+    rule::{RuleAction, RuleAttribute, RuleMessage},
 };
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::{Link, LinkError, Netlink};
+use super::{CHANGE, Link, LinkError, NEW, Netlink, REPLACE, address, at};
 use crate::sysctl;
 
 /// The next hop of every pod. Link-local and never on the wire (RFC 3927): the veth's host end answers for it.
@@ -120,18 +123,14 @@ fn create_pair(
     mac: [u8; 6],
     host_mac: [u8; 6],
 ) -> Result<(), LinkError> {
-    let peer = LinkUnspec::new_with_name(&pod.if_name)
-        .mtu(pod.mtu)
-        .address(mac.to_vec())
-        .setns_by_fd(netns.as_raw_fd())
-        .build();
-    let pair = LinkMessageBuilder::<LinkVeth>::new(&pod.host_if, &pod.if_name)
-        .mtu(pod.mtu)
-        .address(host_mac.to_vec())
-        .set_info_data(InfoData::Veth(InfoVeth::Peer(peer)))
-        .build();
-    let request = host.handle.link().add(pair).execute();
-    let result = host.run(request, || {
+    let mut peer = half(&pod.if_name, pod.mtu, mac);
+    peer.attributes.push(LinkAttribute::NetNsFd(netns.as_raw_fd()));
+    let mut pair = half(&pod.host_if, pod.mtu, host_mac);
+    pair.attributes.push(LinkAttribute::LinkInfo(vec![
+        LinkInfo::Kind(InfoKind::Veth),
+        LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
+    ]));
+    let result = host.change(RouteNetlinkMessage::NewLink(pair), NEW, || {
         format!("make the veth pair {} and {}", pod.host_if, pod.if_name)
     });
     match result {
@@ -144,6 +143,17 @@ fn create_pair(
     }
 }
 
+/// One end of a pair.
+fn half(name: &str, mtu: u32, mac: [u8; 6]) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.attributes = vec![
+        LinkAttribute::IfName(name.to_owned()),
+        LinkAttribute::Mtu(mtu),
+        LinkAttribute::Address(mac.to_vec()),
+    ];
+    message
+}
+
 fn find_host_end(host: &mut Netlink, pod: &PodNetwork) -> Result<Link, LinkError> {
     host.link(&pod.host_if)?
         .ok_or_else(|| LinkError::Disappeared(pod.host_if.clone()))
@@ -153,14 +163,12 @@ fn set_up_host(host: &mut Netlink, link: &Link, pod: &PodNetwork, mac: [u8; 6]) 
     ignore_advertisements(&pod.host_if)?;
     host.refuse_ipv6_addresses(link)?;
     host.bring_up(link)?;
-    let route = RouteMessageBuilder::<Ipv4Addr>::new()
-        .destination_prefix(pod.addr, 32)
-        .output_interface(link.index)
-        .scope(RouteScope::Link)
-        .build();
+    let mut route = route_out_of(link);
+    lead_to(&mut route, pod.addr);
     // A pod that was not deleted cleanly may have left a route to another interface: the address has one owner.
-    let request = host.handle.route().add(route).replace().execute();
-    host.run(request, || format!("route {}/32 to {}", pod.addr, pod.host_if))?;
+    host.change(RouteNetlinkMessage::NewRoute(route), REPLACE, || {
+        format!("route {}/32 to {}", pod.addr, pod.host_if)
+    })?;
     host.set_neighbour(link, pod.addr, mac)
 }
 
@@ -183,17 +191,13 @@ fn set_up_pod(netlink: &mut Netlink, pod: &PodNetwork, host_mac: [u8; 6]) -> Res
     let link = netlink
         .link(&pod.if_name)?
         .ok_or_else(|| LinkError::Disappeared(pod.if_name.clone()))?;
-    let mut address = netlink
-        .handle
-        .address()
-        .add(link.index, IpAddr::V4(pod.addr), pod.prefix_len);
+    let net = Ipv4Net::new(pod.addr, pod.prefix_len).unwrap_or(pod.addr.into());
+    let mut own = address::of_interface(link.index, net);
     // With the subnet's route the pod would ARP for its neighbours, whom only the node can reach.
-    address
-        .message_mut()
-        .attributes
+    own.attributes
         .push(AddressAttribute::Flags(AddressFlags::Noprefixroute));
-    netlink.run(address.execute(), || {
-        format!("give {}/{} to {}", pod.addr, pod.prefix_len, link.name)
+    netlink.change(RouteNetlinkMessage::NewAddress(own), NEW, || {
+        format!("give {net} to {}", link.name)
     })?;
     netlink.bring_up(&link)?;
 
@@ -226,36 +230,44 @@ impl Netlink {
         table: Option<u32>,
         rank: Option<u32>,
     ) -> Result<(), LinkError> {
-        let mut route = RouteMessageBuilder::<Ipv4Addr>::new().output_interface(link.index);
-        route = match gateway {
-            Some(gateway) => route.gateway(gateway),
-            None => route.destination_prefix(GATEWAY, 32).scope(RouteScope::Link),
-        };
-        if let Some(table) = table {
-            route = route.table_id(LATER_TABLE + table);
-        } else if let Some(rank) = rank {
-            route = route.priority(LATER_METRIC + rank);
+        let mut route = route_out_of(link);
+        match gateway {
+            Some(gateway) => {
+                let gateway = RouteAttribute::Gateway(RouteAddress::Inet(gateway));
+                route.attributes.push(gateway);
+            }
+            None => lead_to(&mut route, GATEWAY),
         }
-        let request = self.handle.route().add(route.build()).execute();
+        if let Some(table) = table {
+            // With the attribute the header's field, too small for it, does not count.
+            route.header.table = RouteHeader::RT_TABLE_UNSPEC;
+            route.attributes.push(RouteAttribute::Table(LATER_TABLE + table));
+        } else if let Some(rank) = rank {
+            route
+                .attributes
+                .push(RouteAttribute::Priority(LATER_METRIC + rank));
+        }
         let what = if gateway.is_some() {
             "the default route"
         } else {
             "the route to the gateway"
         };
-        self.run(request, || format!("add {what} in the pod"))
+        self.change(RouteNetlinkMessage::NewRoute(route), NEW, || {
+            format!("add {what} in the pod")
+        })
     }
 
     /// Packets with the address of a further interface leave by it: on the first one they would be a stranger's.
     fn route_from(&mut self, address: Ipv4Addr, table: u32) -> Result<(), LinkError> {
-        let rule = self
-            .handle
-            .rule()
-            .add()
-            .v4()
-            .source_prefix(address, 32)
-            .table_id(LATER_TABLE + table);
-        let request = rule.action(RuleAction::ToTable).execute();
-        match self.run(request, || {
+        let mut rule = RuleMessage::default();
+        rule.header.family = AddressFamily::Inet;
+        rule.header.src_len = 32;
+        rule.header.action = RuleAction::ToTable;
+        rule.attributes = vec![
+            RuleAttribute::Source(address.into()),
+            RuleAttribute::Table(LATER_TABLE + table),
+        ];
+        match self.change(RouteNetlinkMessage::NewRule(rule), NEW, || {
             format!("add a rule for packets from {address} in the pod")
         }) {
             // Left by an interface that was here before.
@@ -268,11 +280,11 @@ impl Netlink {
     /// interfaces (`rtnl_trylock`, Linux 6.18).
     fn refuse_ipv6_addresses(&mut self, link: &Link) -> Result<(), LinkError> {
         let none = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
-        let message = LinkUnspec::new_with_index(link.index)
-            .append_extra_attribute(LinkAttribute::AfSpecUnspec(vec![none]))
-            .build();
-        let request = self.handle.link().set(message).execute();
-        match self.run(request, || format!("keep IPv6 addresses off {}", link.name)) {
+        let mut message = at(link.index);
+        message.attributes.push(LinkAttribute::AfSpecUnspec(vec![none]));
+        match self.change(RouteNetlinkMessage::SetLink(message), CHANGE, || {
+            format!("keep IPv6 addresses off {}", link.name)
+        }) {
             // Of a kernel without IPv6.
             Err(error) if error.errno() == Some(libc::EAFNOSUPPORT) => Ok(()),
             other => other,
@@ -280,19 +292,26 @@ impl Netlink {
     }
 
     fn bring_up(&mut self, link: &Link) -> Result<(), LinkError> {
-        let up = LinkUnspec::new_with_index(link.index).up().build();
-        let request = self.handle.link().set(up).execute();
-        self.run(request, || format!("bring {} up", link.name))
+        let mut up = at(link.index);
+        up.header.flags = LinkFlags::Up;
+        up.header.change_mask = LinkFlags::Up;
+        self.change(RouteNetlinkMessage::SetLink(up), CHANGE, || {
+            format!("bring {} up", link.name)
+        })
     }
 
     fn set_neighbour(&mut self, link: &Link, addr: Ipv4Addr, mac: [u8; 6]) -> Result<(), LinkError> {
-        let neighbours = self.handle.neighbours();
-        let request = neighbours
-            .add(link.index, IpAddr::V4(addr))
-            .link_layer_address(&mac)
-            .replace()
-            .execute();
-        self.run(request, || format!("set the neighbour {addr} on {}", link.name))
+        let mut neighbour = NeighbourMessage::default();
+        neighbour.header.family = AddressFamily::Inet;
+        neighbour.header.ifindex = link.index;
+        neighbour.header.state = NeighbourState::Permanent;
+        neighbour.attributes = vec![
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(addr)),
+            NeighbourAttribute::LinkLayerAddress(mac.to_vec()),
+        ];
+        self.change(RouteNetlinkMessage::NewNeighbour(neighbour), REPLACE, || {
+            format!("set the neighbour {addr} on {}", link.name)
+        })
     }
 }
 
@@ -312,6 +331,26 @@ impl Netlink {
             })
         })
     }
+}
+
+/// A unicast route of the main table by an interface, to everywhere.
+fn route_out_of(link: &Link) -> RouteMessage {
+    let mut route = RouteMessage::default();
+    route.header.address_family = AddressFamily::Inet;
+    route.header.table = RouteHeader::RT_TABLE_MAIN;
+    route.header.protocol = RouteProtocol::Static;
+    route.header.kind = RouteType::Unicast;
+    route.attributes.push(RouteAttribute::Oif(link.index));
+    route
+}
+
+/// Makes a route one to a single address on the interface's own wire.
+fn lead_to(route: &mut RouteMessage, address: Ipv4Addr) {
+    route.header.scope = RouteScope::Link;
+    route.header.destination_prefix_length = 32;
+    route
+        .attributes
+        .push(RouteAttribute::Destination(RouteAddress::Inet(address)));
 }
 
 /// A random unicast, locally administered MAC (IEEE 802 section 8.4). Given explicitly, it is left alone by

@@ -1,8 +1,11 @@
 //! Queueing disciplines and filters at the clsact hooks.
 
-use rtnetlink::packet_route::tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcMessage, TcOption};
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcMessage, TcOption},
+};
 
-use super::{LinkError, Netlink};
+use super::{CHANGE, LinkError, Netlink};
 
 /// A queueing discipline of the ingress kind: an interface has at most one of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,12 +29,16 @@ pub(crate) struct Filter {
 impl Netlink {
     /// The interface's clsact or ingress discipline.
     pub(crate) fn ingress_qdisc(&mut self, ifindex: u32) -> Result<Option<Qdisc>, LinkError> {
-        let request = self.handle.qdisc().get().index(ifindex.cast_signed()).execute();
-        let messages = self.collect(request, || format!("list the qdiscs of interface {ifindex}"))?;
-        let of_interface = messages
-            .iter()
-            .filter(|message| message.header.index == ifindex.cast_signed());
-        Ok(of_interface.into_iter().find_map(|message| match kind(message)? {
+        let all = RouteNetlinkMessage::GetQueueDiscipline(of_interface(ifindex));
+        let messages = self.list(&all, || format!("list the qdiscs of interface {ifindex}"))?;
+        let of_interface = messages.iter().filter_map(|message| match message {
+            RouteNetlinkMessage::NewQueueDiscipline(message) => Some(message),
+            _ => None,
+        });
+        let mut kinds = of_interface
+            .filter(|message| message.header.index == ifindex.cast_signed())
+            .filter_map(kind);
+        Ok(kinds.find_map(|kind| match kind {
             "clsact" => Some(Qdisc::Clsact),
             "ingress" => Some(Qdisc::Ingress),
             _ => None,
@@ -40,32 +47,38 @@ impl Netlink {
 
     /// Deletes the interface's clsact discipline, with all its filters.
     pub(crate) fn delete_clsact(&mut self, ifindex: u32) -> Result<(), LinkError> {
-        let mut request = self.handle.qdisc().del(ifindex.cast_signed());
-        let header = &mut request.message_mut().header;
-        header.parent = TcHandle::CLSACT;
-        header.handle = TcHandle {
+        let mut message = of_interface(ifindex);
+        message.header.parent = TcHandle::CLSACT;
+        message.header.handle = TcHandle {
             major: TcHandle::CLSACT.major,
             minor: 0,
         };
-        self.run(request.execute(), || {
+        self.change(RouteNetlinkMessage::DelQueueDiscipline(message), CHANGE, || {
             format!("delete the clsact qdisc of interface {ifindex}")
         })
     }
 
     /// The BPF filters of one direction, and how many filters there are in all.
     pub(crate) fn filters(&mut self, ifindex: u32, egress: bool) -> Result<(Vec<Filter>, usize), LinkError> {
-        let request = self.handle.traffic_filter(ifindex.cast_signed()).get();
-        let request = if egress {
-            request.egress()
-        } else {
-            request.ingress()
+        let mut all = of_interface(ifindex);
+        all.header.parent = TcHandle {
+            major: TcHandle::CLSACT.major,
+            minor: if egress {
+                TcHandle::MIN_EGRESS
+            } else {
+                TcHandle::MIN_INGRESS
+            },
         };
-        let messages = self.collect(request.execute(), || {
+        let messages = self.list(&RouteNetlinkMessage::GetTrafficFilter(all), || {
             format!("list the filters of interface {ifindex}")
         })?;
         // The dump holds a message for each filter and one, with handle 0, for each priority that has filters.
         let filters: Vec<_> = messages
             .iter()
+            .filter_map(|message| match message {
+                RouteNetlinkMessage::NewTrafficFilter(message) => Some(message),
+                _ => None,
+            })
             .filter(|message| u32::from(message.header.handle) != 0)
             .collect();
         Ok((
@@ -73,6 +86,12 @@ impl Netlink {
             filters.len(),
         ))
     }
+}
+
+fn of_interface(ifindex: u32) -> TcMessage {
+    let mut message = TcMessage::default();
+    message.header.index = ifindex.cast_signed();
+    message
 }
 
 fn kind(message: &TcMessage) -> Option<&str> {

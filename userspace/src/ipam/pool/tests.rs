@@ -408,7 +408,7 @@ fn keys_of_others_are_kept() {
         "Addresses":{"10.240.0.5":{"ID":"","Addr":"10.240.0.5","InUse":false,"More":true}}}}}"#;
     let space: Space = serde_json::from_str(text).unwrap();
     let again = serde_json::to_value(&space).unwrap();
-    assert_eq!(again, serde_json::from_str::<Value>(text).unwrap());
+    assert_eq!(again, serde_json::from_str::<serde_json::Value>(text).unwrap());
 }
 
 #[derive(Clone, Debug)]

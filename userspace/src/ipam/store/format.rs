@@ -1,0 +1,62 @@
+//! What stands in the file around the pools.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::{boot, go_json::null_default, ipam::pool::Space};
+
+/// The only address space there is.
+pub(super) const LOCAL: &str = "local";
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct File {
+    #[serde(default, rename = "IPAM", deserialize_with = "null_default")]
+    pub(super) ipam: Manager,
+    #[serde(flatten)]
+    extra: Map<String, Value>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(super) struct Manager {
+    #[serde(default)]
+    pub(super) version: String,
+    #[serde(default)]
+    pub(super) time_stamp: String,
+    /// The boot in which the leases were given, Causeway's own.
+    #[serde(default, rename = "BootID", skip_serializing_if = "String::is_empty")]
+    pub(super) boot: String,
+    #[serde(default, deserialize_with = "null_default")]
+    address_spaces: BTreeMap<String, Space>,
+    #[serde(flatten)]
+    extra: Map<String, Value>,
+}
+
+impl File {
+    /// `None` when there is nothing in it.
+    pub(super) fn parse(bytes: &[u8]) -> serde_json::Result<Option<Self>> {
+        if bytes.trim_ascii().is_empty() {
+            return Ok(None);
+        }
+        serde_json::from_slice(bytes).map(Some)
+    }
+}
+
+impl Manager {
+    pub(super) fn local(&mut self) -> &mut Space {
+        self.address_spaces.entry(LOCAL.to_owned()).or_default()
+    }
+
+    /// No pod outlives a boot, nor does its lease. What was released when is still known.
+    pub(super) fn end_earlier_boot(&mut self) {
+        if !boot::is_over(&self.boot, &self.time_stamp) {
+            return;
+        }
+        let freed = self.local().release_all();
+        if freed > 0 {
+            tracing::info!(freed, "leases of an earlier boot have ended");
+        }
+    }
+}
