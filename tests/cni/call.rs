@@ -271,7 +271,11 @@ impl Call<'_> {
 
     /// The result of a call that must succeed, `null` for an empty one.
     pub(crate) fn ok(&self) -> Result<Value> {
-        let output = self.output()?;
+        self.answer(self.spawn()?)
+    }
+
+    fn answer(&self, child: Child) -> Result<Value> {
+        let output = child.wait_with_output()?;
         let text = String::from_utf8(output.stdout)?;
         ensure!(output.status.success(), "{:?}: {text}", self.environment);
         if text.is_empty() {
@@ -304,6 +308,13 @@ impl Call<'_> {
             details: object["details"].as_str().unwrap_or_default().to_owned(),
         })
     }
+}
+
+/// Starts the calls side by side, each of which must succeed. Returns their results.
+pub(crate) fn side_by_side(calls: &[Call<'_>]) -> Result<Vec<Value>> {
+    let started: Vec<Child> = calls.iter().map(Call::spawn).collect::<Result<_>>()?;
+    let answers = calls.iter().zip(started);
+    answers.map(|(call, child)| call.answer(child)).collect()
 }
 
 /// The error object of the specification.

@@ -10,26 +10,18 @@ use std::{
 use anyhow::{Result, ensure};
 use causeway_tests::netns::Netns;
 
-use crate::call::{Call, World, address};
+use crate::call::{Call, World, address, side_by_side};
 
 #[test]
 fn twenty_pods_at_once() -> Result<()> {
     let world = World::new(20)?;
     let pods: Vec<Netns> = (0..20).map(|_| Netns::new()).collect::<Result<_>>()?;
-    let call = |verb, n: usize| world.network(verb, &format!("container-{n}"));
-    let adds: Vec<_> = (0..20)
-        .map(|n| call("ADD", n)?.netns(&pods[n]).spawn())
-        .collect::<Result<_>>()?;
-    let mut addresses = BTreeSet::new();
-    for add in adds {
-        let output = add.wait_with_output()?;
-        ensure!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stdout)
-        );
-        addresses.insert(address(&serde_json::from_slice(&output.stdout)?)?);
-    }
+    let calls = |verb| -> Result<Vec<Call<'_>>> {
+        let of = |(n, ns)| Ok(world.network(verb, &format!("container-{n}"))?.netns(ns));
+        pods.iter().enumerate().map(of).collect()
+    };
+    let given = side_by_side(&calls("ADD")?)?;
+    let addresses: BTreeSet<Ipv4Addr> = given.iter().map(address).collect::<Result<_>>()?;
     assert_eq!(addresses.len(), 20);
     assert_eq!(
         (
@@ -42,15 +34,7 @@ fn twenty_pods_at_once() -> Result<()> {
     for to in addresses.iter().skip(1) {
         pods[0].output("ping", &["-c1", "-i0.2", "-w5", &to.to_string()])?;
     }
-    let dels: Vec<_> = (0..20).map(|n| call("DEL", n)?.spawn()).collect::<Result<_>>()?;
-    for del in dels {
-        let output = del.wait_with_output()?;
-        ensure!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stdout)
-        );
-    }
+    side_by_side(&calls("DEL")?)?;
     world.assert_empty()
 }
 

@@ -117,32 +117,33 @@ impl Victim {
 
     /// The system calls that a call makes on its first thread, where everything happens, in order. Of some kinds, or `all`.
     fn points(&self, call: &Call<'_>, kinds: &str) -> Result<Vec<Point>> {
-        let log = self.world.node.root.join("/strace");
-        let mut strace = self.world.node.ns.command("strace");
-        strace
-            .args(["-qq", "-e", &format!("trace={kinds}"), "-o"])
-            .arg(&log);
-        let output = call.feed(call.run_by(strace))?.wait_with_output()?;
-        ensure!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stdout)
-        );
         let mut seen: BTreeMap<String, usize> = BTreeMap::new();
         let mut points = Vec::new();
-        for name in fs::read_to_string(&log)?
-            .lines()
-            .filter_map(|line| Some(line.split_once('(')?.0))
-        {
-            let nth = seen.entry(name.to_owned()).or_default();
+        for name in system_calls(&self.world, call, kinds)? {
+            let nth = seen.entry(name.clone()).or_default();
             *nth += 1;
-            points.push(Point {
-                name: name.to_owned(),
-                nth: *nth,
-            });
+            points.push(Point { name, nth: *nth });
         }
         Ok(points)
     }
+}
+
+/// The names of the system calls that a call makes on its first thread, in order. Of some kinds, or `all`.
+pub(crate) fn system_calls(world: &World, call: &Call<'_>, kinds: &str) -> Result<Vec<String>> {
+    let log = world.node.root.join("/strace");
+    let mut strace = world.node.ns.command("strace");
+    strace
+        .args(["-qq", "-e", &format!("trace={kinds}"), "-o"])
+        .arg(&log);
+    let output = call.feed(call.run_by(strace))?.wait_with_output()?;
+    ensure!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stdout)
+    );
+    let lines = fs::read_to_string(&log)?;
+    let names = lines.lines().filter_map(|line| Some(line.split_once('(')?.0));
+    Ok(names.map(str::to_owned).collect())
 }
 
 /// A system call of a run: the how manieth of its name. (So does `when=` of strace count.)

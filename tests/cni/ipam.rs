@@ -13,7 +13,7 @@ use rustix::{
 };
 use serde_json::{Value, json};
 
-use crate::call::{World, address};
+use crate::call::{Call, World, address, side_by_side};
 
 const STATE: &str = "/var/run/azure-vnet-ipam.json";
 
@@ -141,27 +141,11 @@ fn requested_addresses() -> Result<()> {
 #[test]
 fn twenty_at_once_get_twenty_addresses() -> Result<()> {
     let world = World::new(20)?;
-    let calls: Vec<_> = (0..20)
-        .map(|n| world.ipam("ADD", &format!("c{n}")).spawn())
-        .collect::<Result<_>>()?;
-    let mut addresses = BTreeSet::new();
-    for call in calls {
-        let output = call.wait_with_output()?;
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stdout)
-        );
-        addresses.insert(address(&serde_json::from_slice(&output.stdout)?)?);
-    }
-    assert_eq!(addresses.len(), 20);
-    assert_eq!(world.leases()?.len(), 20);
-    let calls: Vec<_> = (0..20)
-        .map(|n| world.ipam("DEL", &format!("c{n}")).spawn())
-        .collect::<Result<_>>()?;
-    for call in calls {
-        assert!(call.wait_with_output()?.status.success());
-    }
+    let calls = |verb| -> Vec<Call<'_>> { (0..20).map(|n| world.ipam(verb, &format!("c{n}"))).collect() };
+    let given = side_by_side(&calls("ADD"))?;
+    let addresses: BTreeSet<_> = given.iter().map(address).collect::<Result<_>>()?;
+    assert_eq!((addresses.len(), world.leases()?.len()), (20, 20));
+    side_by_side(&calls("DEL"))?;
     world.assert_empty()
 }
 

@@ -189,13 +189,42 @@ fn a_release_is_installed_only_if_its_checksum_is_right() -> Result<()> {
         Ok(())
     };
     refused("is missing")?;
-    shell(&format!("tar -C {dist} -czf {tarball} ."))?;
+    let pack = script("pack-release.sh");
+    shell(&format!("{} {dist} v0.1.0 .", pack.display()))?;
+    shell(&format!("mv {tarball}.sha256 right; cp {tarball} first"))?;
     refused(".sha256 is missing")?;
     shell(&format!("echo 0000 {tarball} > {tarball}.sha256"))?;
     refused("is damaged")?;
-    shell(&format!("sha256sum {tarball} > {tarball}.sha256"))?;
+    shell(&format!(
+        "cp right {tarball}.sha256; sha256sum -c {tarball}.sha256"
+    ))?;
     machine.run("install-cni-plugin.sh", &["v0.1.0"])?;
     assert!(machine.path(BIN).join("azure-vnet").is_file());
+    // The same tree makes the same release.
+    shell(&format!(
+        "{} {dist} v0.1.0 .; cmp first {tarball}",
+        pack.display()
+    ))?;
+    // Unpacked, a release installs itself: no other file of the repository is needed.
+    shell(&format!("mkdir unpacked; tar -xzf {tarball} -C unpacked"))?;
+    let elsewhere = Machine::new()?;
+    shell(&format!(
+        "unset CAUSEWAY_DIST; DESTDIR={} unpacked/scripts/install-cni-plugin.sh",
+        elsewhere.0.path().display()
+    ))?;
+    assert_eq!(elsewhere.list(BIN)?, machine.list(BIN)?);
+    assert_eq!(elsewhere.list(NET)?, machine.list(NET)?);
+    for needed in [
+        "uninstall-cni-plugin.sh",
+        "docker-run.sh",
+        "docker-del.sh",
+        "cni-chain.sh",
+    ] {
+        assert!(
+            machine.path("unpacked/scripts").join(needed).is_file(),
+            "{needed}"
+        );
+    }
     for bad in [&["--help"][..], &["a", "b", "c"]] {
         assert!(
             machine

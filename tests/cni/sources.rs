@@ -16,7 +16,7 @@ use causeway_tests::{fabric::WIRESERVER, netns::Netns};
 use rustix::net::{Shutdown, shutdown};
 use serde_json::{Value, json};
 
-use crate::call::{Call, World, address};
+use crate::call::{Call, World, address, side_by_side};
 
 /// The platform's host, answering with a list of addresses.
 struct Wireserver {
@@ -114,19 +114,8 @@ fn the_wireserver_is_asked_once_for_many_pods() -> Result<()> {
     let world = World::new(20)?;
     let server = Wireserver::start(&world)?;
     server.list(&world, &(5..25).collect::<Vec<u8>>())?;
-    let calls: Vec<_> = (0..20)
-        .map(|n| ipam(&world, &format!("c{n}"), 3600).spawn())
-        .collect::<Result<_>>()?;
-    let mut given = BTreeSet::new();
-    for call in calls {
-        let output = call.wait_with_output()?;
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stdout)
-        );
-        given.insert(address(&serde_json::from_slice(&output.stdout)?)?);
-    }
+    let calls: Vec<_> = (0..20).map(|n| ipam(&world, &format!("c{n}"), 3600)).collect();
+    let given: BTreeSet<_> = side_by_side(&calls)?.iter().map(address).collect::<Result<_>>()?;
     assert_eq!((given.len(), server.asked()), (20, 1));
     let failure = ipam(&world, "late", 3600).error()?;
     assert!(
