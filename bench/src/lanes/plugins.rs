@@ -21,8 +21,12 @@ const REFERENCE: &str = "/usr/lib/cni";
 pub(crate) enum Plugins<'a> {
     /// Causeway.
     Causeway(&'a Stand),
-    /// The reference plug-ins bridge (with its masquerade), host-local and portmap.
-    Reference { node: Box<Netns>, files: Scratch },
+    /// The reference plug-ins bridge and host-local; with bridge's masquerade and portmap if `translated`.
+    Reference {
+        node: Box<Netns>,
+        files: Scratch,
+        translated: bool,
+    },
 }
 
 /// What is timed.
@@ -43,27 +47,35 @@ pub(crate) struct PluginLane<'a> {
 }
 
 impl Plugins<'_> {
-    /// The reference plug-ins on a node of their own; `None` where they are not installed.
-    pub(crate) fn reference() -> Result<Option<Self>> {
+    /// The reference plug-ins on nodes of their own; none where they are not installed.
+    pub(crate) fn reference() -> Result<Vec<Self>> {
         let installed = ["bridge", "host-local", "portmap"]
             .iter()
             .all(|name| Path::new(REFERENCE).join(name).is_file());
         if !installed {
-            return Ok(None);
+            return Ok(Vec::new());
         }
-        Ok(Some(Self::Reference {
-            node: Box::new(Netns::new()?),
-            files: Scratch::new()?,
-        }))
+        let reference = |translated| {
+            Ok(Self::Reference {
+                node: Box::new(Netns::new()?),
+                files: Scratch::new()?,
+                translated,
+            })
+        };
+        [false, true].map(reference).into_iter().collect()
     }
 
     fn call(&self, verb: &str, pod: &str, netns: &str) -> Result<()> {
         match self {
             Self::Causeway(stand) => stand.node()?.plugin(verb, pod, netns).map(drop),
-            Self::Reference { node, files } => {
+            Self::Reference {
+                node,
+                files,
+                translated,
+            } => {
                 let bridge = json!({
                     "cniVersion": "0.4.0", "name": "bench", "type": "bridge", "bridge": "cni0",
-                    "isGateway": true, "ipMasq": true, "hairpinMode": true,
+                    "isGateway": true, "ipMasq": translated, "hairpinMode": true,
                     "ipam": { "type": "host-local", "subnet": "10.99.0.0/16", "dataDir": files.join("/ipam") },
                 });
                 let portmap = |result: Value| {
@@ -72,6 +84,9 @@ impl Plugins<'_> {
                         "capabilities": { "portMappings": true }, "prevResult": result,
                     })
                 };
+                if !translated {
+                    return reference(node, "bridge", verb, (pod, netns), &bridge).map(drop);
+                }
                 if verb == "DEL" {
                     reference(node, "portmap", verb, (pod, netns), &portmap(Value::Null))?;
                     return reference(node, "bridge", verb, (pod, netns), &bridge).map(drop);
@@ -123,7 +138,8 @@ impl Lane for PluginLane<'_> {
     fn label(&self) -> String {
         match &self.plugins {
             Plugins::Causeway(stand) => stand.peer.name().to_owned(),
-            Plugins::Reference { .. } => "bridge, host-local, portmap".to_owned(),
+            Plugins::Reference { translated: true, .. } => "bridge, host-local, portmap".to_owned(),
+            Plugins::Reference { .. } => "bridge, host-local".to_owned(),
         }
     }
 

@@ -157,13 +157,13 @@ pub(crate) const ALL: &[Measure] = &[
     },
     Measure {
         name: "cni-add",
-        title: "one ADD of the CNI plug-ins, from start to end of their processes",
+        title: "one ADD of the CNI plug-ins, from start to end of their processes, and the netlink requests that it needs",
         quick: false,
         run: plugins::add,
     },
     Measure {
         name: "cni-del",
-        title: "one DEL of the CNI plug-ins, from start to end of their processes",
+        title: "one DEL of the CNI plug-ins, from start to end of their processes, and the netlink requests that it needs",
         quick: false,
         run: plugins::del,
     },
@@ -172,6 +172,12 @@ pub(crate) const ALL: &[Measure] = &[
         title: "32 ADDs at once, until the last one is done",
         quick: false,
         run: plugins::storm,
+    },
+    Measure {
+        name: "cni-full",
+        title: "a node with 250 pods: their ADDs at once, their DELs at once, and STATUS",
+        quick: false,
+        run: plugins::full,
     },
     Measure {
         name: "load",

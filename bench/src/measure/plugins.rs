@@ -4,9 +4,13 @@ use anyhow::Result;
 
 use super::{Hall, Measure};
 use crate::{
-    lanes::plugins::{Call, LoadLane, PluginLane, Plugins},
-    peer::Kind,
-    rounds::{Lane, Outcome, Unit, run},
+    lanes::{
+        floor::FloorLane,
+        full::{FullLane, Question},
+        plugins::{Call, LoadLane, PluginLane, Plugins},
+    },
+    peer::{Kind, Peer},
+    rounds::{Lane, Outcome, Plan, Unit, run},
 };
 
 pub(super) fn add(measure: &Measure, hall: &Hall) -> Result<Outcome> {
@@ -32,13 +36,34 @@ pub(super) fn load(measure: &Measure, hall: &Hall) -> Result<Outcome> {
     )
 }
 
+pub(super) fn full(measure: &Measure, hall: &Hall) -> Result<Outcome> {
+    /// A round is five hundred calls.
+    const ROUNDS: usize = 5;
+    let mut lanes: Vec<Box<dyn Lane>> = Vec::new();
+    // STATUS is asked of what is installed.
+    for stand in hall.stands(|peer| peer == Peer::Causeway) {
+        for question in [Question::Adds, Question::Dels, Question::Status] {
+            lanes.push(Box::new(FullLane::new(stand, &hall.build, question)?));
+        }
+    }
+    let plan = Plan {
+        rounds: hall.plan.rounds.min(ROUNDS),
+        ..hall.plan
+    };
+    run((measure.name, measure.title, Unit::Milliseconds), lanes, &plan)
+}
+
 fn calls(measure: &Measure, hall: &Hall, call: Call) -> Result<Outcome> {
     let ours = hall.stands(|peer| peer.kind() == Kind::Ours);
     let plugins = ours.map(Plugins::Causeway).chain(Plugins::reference()?);
     let lanes = plugins.map(|plugins| Box::new(PluginLane::new(plugins, call)) as Box<dyn Lane>);
+    let mut lanes: Vec<_> = lanes.collect();
+    if matches!(call, Call::Add | Call::Del) {
+        lanes.push(Box::new(FloorLane::new(call)?));
+    }
     run(
         (measure.name, measure.title, Unit::Milliseconds),
-        lanes.collect(),
+        lanes,
         &hall.plan,
     )
 }
