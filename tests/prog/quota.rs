@@ -196,11 +196,7 @@ fn a_carried_flow_whose_port_another_flow_has_is_stopped() {
         ..bench.flow(&answer).unwrap()
     };
     bench.insert(answer, stolen);
-    let a_second_ago = Entry {
-        last_seen: bench.now() - 1,
-        ..bench.flow(&forward).unwrap()
-    };
-    bench.insert(forward, a_second_ago);
+    bench.idle(&forward, 1);
     let packet = udp(a.sends(), flow, 64, b"x");
     assert_eq!(
         bench.run(Hook::FromPod, a.ifindex, &packet).reason,
@@ -218,11 +214,7 @@ fn the_half_of_the_answers_comes_back_with_the_flows_next_second() {
     let (forward, answer) = bench.carry_translated(flow, TCP, 40_007);
     let whole = bench.flow(&answer).unwrap();
     bench.remove(&answer);
-    let a_second_ago = Entry {
-        last_seen: bench.now() - 1,
-        ..bench.flow(&forward).unwrap()
-    };
-    bench.insert(forward, a_second_ago);
+    bench.idle(&forward, 1);
     let packet = crate::packets::ack(a.sends(), flow);
     let ran = bench.run(Hook::FromPod, a.ifindex, &packet);
     assert_eq!(

@@ -1,5 +1,7 @@
 //! A full table and its limits.
 
+use std::net::Ipv4Addr;
+
 use causeway_common::{
     reason::Reason,
     tuple::{TCP, UDP},
@@ -10,16 +12,20 @@ use crate::{
     packets::{Ends, ack, syn, udp},
 };
 
+fn outwards(src: Ipv4Addr, src_port: u16) -> Ends {
+    Ends {
+        src,
+        src_port,
+        dst: INTERNET,
+        dst_port: 443,
+    }
+}
+
 #[test]
 fn a_full_table_refuses_new_flows_and_carries_the_old_ones() {
     let mut bench = Bench::with_flow_entries(64);
     let (a, b, uplink) = (bench.a, bench.b, bench.uplink_ifindex);
-    let old = Ends {
-        src: a.addr,
-        src_port: 40_000,
-        dst: INTERNET,
-        dst_port: 443,
-    };
+    let old = outwards(a.addr, 40_000);
     bench.carry_translated(old, TCP, 40_000);
     for port in 1.. {
         let ends = Ends {
@@ -33,12 +39,7 @@ fn a_full_table_refuses_new_flows_and_carries_the_old_ones() {
             break;
         }
     }
-    let new = Ends {
-        src: a.addr,
-        src_port: 41_000,
-        dst: INTERNET,
-        dst_port: 443,
-    };
+    let new = outwards(a.addr, 41_000);
     let packet = syn((bench.uplink_mac, ROUTER_MAC), new);
     let ran = bench.run(Hook::ToUplink, uplink, &packet);
     assert_eq!((ran.reason, ran.packet), (Reason::SnatTableFull, packet));
@@ -59,12 +60,7 @@ fn a_full_table_refuses_new_flows_and_carries_the_old_ones() {
 fn an_expired_mapping_gives_its_port_to_the_next() {
     let mut bench = Bench::new();
     let (a, b, uplink) = (bench.a, bench.b, bench.uplink_ifindex);
-    let old = Ends {
-        src: a.addr,
-        src_port: 40_000,
-        dst: INTERNET,
-        dst_port: 443,
-    };
+    let old = outwards(a.addr, 40_000);
     let (forward, answer) = bench.carry_translated(old, UDP, 40_000);
     let next = udp(
         (bench.uplink_mac, ROUTER_MAC),
@@ -74,25 +70,13 @@ fn an_expired_mapping_gives_its_port_to_the_next() {
     );
 
     // One half is still in use: the pair stays.
-    let long_ago = bench.now().saturating_sub(100_000);
-    let idle = Entry {
-        last_seen: long_ago,
-        ..bench.flow(&answer).unwrap()
-    };
-    bench.insert(answer, idle);
+    bench.idle(&answer, 100_000);
     let ran = bench.run(Hook::ToUplink, uplink, &next);
     assert_ne!(crate::packets::seen(&ran.packet, None).ports.0, 40_000);
 
     let mut bench = Bench::new();
     bench.carry_translated(old, UDP, 40_000);
-    let too_long = bench.now().wrapping_sub(100_000);
-    for key in [forward, answer] {
-        let idle = Entry {
-            last_seen: too_long,
-            ..bench.flow(&key).unwrap()
-        };
-        bench.insert(key, idle);
-    }
+    bench.age(&forward);
     let uplink = bench.uplink_ifindex;
     let next = udp(
         (bench.uplink_mac, ROUTER_MAC),

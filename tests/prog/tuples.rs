@@ -185,11 +185,7 @@ fn a_carried_flow_of_an_address_that_the_node_has_lost_is_forgotten_within_a_sec
     let mut bench = Bench::new();
     let (a, ends) = (bench.a, outwards(&bench, 40_000, 443));
     let (forward, answer) = bench.carry_translated(ends, UDP, 40_000);
-    let earlier = Entry {
-        last_seen: bench.now() - 1,
-        ..bench.flow(&forward).unwrap()
-    };
-    bench.insert(forward, earlier);
+    bench.idle(&forward, 1);
     bench.configure("10.240.0.77".parse().unwrap());
     let packet = udp(a.sends(), ends, 64, b"x");
     let ran = bench.run(Hook::FromPod, a.ifindex, &packet);

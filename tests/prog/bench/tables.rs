@@ -187,13 +187,22 @@ impl Bench {
         self.usages().get(&account.octets(), 0).unwrap().flows
     }
 
+    /// Makes a half of a flow look idle for so long.
+    pub(crate) fn idle(&mut self, key: &Key, seconds: u32) {
+        let entry = Entry {
+            last_seen: self.now().wrapping_sub(seconds),
+            ..self.flow(key).unwrap()
+        };
+        self.insert(*key, entry);
+    }
+
     /// Makes both halves of a flow look idle for longer than any lifetime.
     pub(crate) fn age(&mut self, key: &Key) {
+        const EVER: u32 = 1_000_000;
         let entry = self.flow(key).unwrap();
         for key in [*key, entry.peer_key(key)] {
-            if let Some(entry) = self.flow(&key) {
-                let last_seen = self.now().wrapping_sub(1_000_000);
-                self.insert(key, Entry { last_seen, ..entry });
+            if self.flow(&key).is_some() {
+                self.idle(&key, EVER);
             }
         }
     }
