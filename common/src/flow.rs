@@ -15,12 +15,14 @@
 
 use core::sync::atomic::{Ordering, compiler_fence};
 
-use crate::{
-    addr::Address,
-    decide::{Role, tcp_flags},
-    reason::Reason,
-    tuple::{self, FlowKey},
+mod progress;
+mod transition;
+
+pub use self::{
+    progress::Progress,
+    transition::{AtEgress, AtIngress, at_egress, at_ingress, completes, keeps_address},
 };
+use crate::{addr::Address, tuple::FlowKey};
 
 /// Values of [`FlowEntry::state`].
 #[derive(Debug)]
@@ -79,107 +81,6 @@ impl Flags {
     pub const FIXED_HOP: u8 = 16;
     /// The flow counts towards the quota of the pod that opened it, or of the wire ([`crate::maps::Usage`]).
     pub const COUNTED: u8 = 32;
-}
-
-/// What both directions of a flow have sent so far: four bits for this direction, four for its peer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Progress(u8);
-
-impl Progress {
-    /// Nothing yet.
-    pub const NONE: Self = Self(0);
-    /// A packet was seen.
-    pub const SPOKE: Self = Self(1);
-    /// TCP FIN was seen.
-    pub const FIN: Self = Self(2);
-    /// TCP RST was seen.
-    pub const RST: Self = Self(4);
-    /// A TCP packet without SYN was seen: the handshake is over, if the other side has spoken as well.
-    pub const PAST_SYN: Self = Self(8);
-
-    const PEER_SHIFT: u32 = 4;
-
-    /// From the bits of [`FlowEntry::progress`].
-    #[inline(always)]
-    pub const fn from_bits(bits: u8) -> Self {
-        Self(bits)
-    }
-
-    /// As stored in [`FlowEntry::progress`].
-    #[inline(always)]
-    pub const fn bits(self) -> u8 {
-        self.0
-    }
-
-    /// What one packet adds to its direction.
-    #[inline(always)]
-    pub const fn of_packet(protocol: u8, flags: u8) -> Self {
-        let mut bits = Self::SPOKE.0;
-        if protocol == tuple::TCP {
-            if flags & tcp_flags::FIN != 0 {
-                bits |= Self::FIN.0;
-            }
-            if flags & tcp_flags::RST != 0 {
-                bits |= Self::RST.0;
-            }
-            if flags & tcp_flags::SYN == 0 {
-                bits |= Self::PAST_SYN.0;
-            }
-        }
-        Self(bits)
-    }
-
-    /// With the bits of this direction added.
-    #[inline(always)]
-    #[must_use]
-    pub const fn with(self, bits: Self) -> Self {
-        Self(self.0 | bits.0)
-    }
-
-    /// With `bits` of this direction added on the peer's side.
-    #[inline(always)]
-    #[must_use]
-    pub const fn and_peer(self, bits: Self) -> Self {
-        Self(self.0 | ((bits.0 & 0x0f) << Self::PEER_SHIFT))
-    }
-
-    /// The same history as the other direction's entry stores it.
-    #[inline(always)]
-    #[must_use]
-    pub const fn swapped(self) -> Self {
-        Self(self.0.rotate_left(Self::PEER_SHIFT))
-    }
-
-    /// Whether this direction has all of `bits`.
-    #[inline(always)]
-    pub const fn has(self, bits: Self) -> bool {
-        self.0 & bits.0 == bits.0
-    }
-
-    /// Whether both directions have `bits`.
-    #[inline(always)]
-    pub const fn both(self, bits: Self) -> bool {
-        self.has(bits) && self.swapped().has(bits)
-    }
-
-    /// Without `bits` in either direction.
-    #[inline(always)]
-    #[must_use]
-    pub const fn without(self, bits: Self) -> Self {
-        Self(self.0 & !(bits.0 | bits.0 << Self::PEER_SHIFT))
-    }
-
-    /// Whether one direction has `bits`.
-    #[inline(always)]
-    pub const fn either(self, bits: Self) -> bool {
-        self.has(bits) || self.swapped().has(bits)
-    }
-
-    /// Whether a TCP connection has ended, so that a SYN opens a new one on the same tuple.
-    #[inline(always)]
-    pub const fn is_over(self) -> bool {
-        self.either(Self::RST) || self.both(Self::FIN)
-    }
 }
 
 /// Value of `cwy_flows`: one direction of a flow.
@@ -347,123 +248,6 @@ impl<A: Address> FlowEntry<A> {
     pub fn has(&self, flags: u8) -> bool {
         self.flags & flags == flags
     }
-}
-
-/// What an ingress hook does with a packet that is not carried.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AtIngress {
-    /// Write an offer, tag the packet, give it to the stack.
-    Offer,
-    /// Note on the entry that the packet went up, tag it, give it to the stack.
-    Continue,
-    /// The entry is carried: redirect.
-    Carry,
-    /// Give it to the stack untagged.
-    Stack(Reason),
-}
-
-/// Decides at an ingress hook. `ifindex` is the interface of arrival; `idle`: neither direction has seen a packet
-/// within its lifetime, so what the entry knows is about a flow that is over.
-#[inline(always)]
-pub fn at_ingress<A: Address>(
-    entry: Option<&FlowEntry<A>>,
-    role: Role,
-    protocol: u8,
-    ifindex: u32,
-    idle: bool,
-) -> AtIngress {
-    let Some(entry) = entry else {
-        return if role == Role::Opens {
-            AtIngress::Offer
-        } else {
-            AtIngress::Stack(Reason::MidFlow)
-        };
-    };
-    if idle && role == Role::Opens {
-        return AtIngress::Offer;
-    }
-    match entry.state {
-        State::CARRIED if entry.in_ifindex != ifindex => match role {
-            // The pod behind the address is another one now, or the route of the flow has changed.
-            Role::Opens => AtIngress::Offer,
-            Role::Answers | Role::Continues => AtIngress::Stack(Reason::MidFlow),
-        },
-        State::CARRIED if protocol == tuple::TCP && role == Role::Opens && entry.progress().is_over() => {
-            AtIngress::Offer
-        }
-        State::CARRIED => AtIngress::Carry,
-        State::OFFERED => AtIngress::Continue,
-        _ => AtIngress::Stack(Reason::KernelFlow),
-    }
-}
-
-/// What an egress hook does with a packet that the stack emitted and that needs no translation of ours.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AtEgress {
-    /// This direction is carried from now on.
-    Promote,
-    /// This direction is good; both are carried once the answer is, which is awaited under the reversed key.
-    AwaitAnswer,
-    /// The kernel changed or made this tuple: both directions stay with it.
-    Record,
-    /// As `Record`, but only if the question's entry is still an offer. An answer creates nothing by itself.
-    SettleQuestion,
-    /// The stack emits the tuple of a carried flow for another one. The stack wins.
-    Demote,
-    /// Nothing to learn.
-    Leave(Reason),
-}
-
-/// Decides at an egress hook. `unchanged`: the packet's tag fits its tuple, so it came out as it went in.
-#[inline(always)]
-pub fn at_egress<A: Address>(
-    entry: Option<&FlowEntry<A>>,
-    role: Role,
-    protocol: u8,
-    unchanged: bool,
-) -> AtEgress {
-    let Some(entry) = entry else {
-        return match role {
-            _ if unchanged => AtEgress::Leave(Reason::MidFlow),
-            Role::Opens => AtEgress::Record,
-            Role::Answers => AtEgress::SettleQuestion,
-            Role::Continues => AtEgress::Leave(Reason::MidFlow),
-        };
-    };
-    match entry.state {
-        State::OFFERED if unchanged && entry.has(Flags::WENT_UP) => match (protocol, role) {
-            (tuple::TCP, Role::Continues) => AtEgress::Leave(Reason::Offered),
-            (tuple::TCP, _) => AtEgress::AwaitAnswer,
-            _ => AtEgress::Promote,
-        },
-        State::OFFERED => match role {
-            Role::Opens => AtEgress::Record,
-            Role::Answers => AtEgress::SettleQuestion,
-            Role::Continues => AtEgress::Leave(Reason::Offered),
-        },
-        State::CARRIED if unchanged || role != Role::Opens => AtEgress::Leave(Reason::CarriedTakesStack),
-        State::CARRIED => AtEgress::Demote,
-        _ => AtEgress::Leave(Reason::KernelFlow),
-    }
-}
-
-/// Whether a pod's packet leaves the uplink with the pod's address because of what is known of its flow: it answers a
-/// flow from outside, or its flow left so before.
-///
-/// A TCP flow that a pod opens is no answer, whatever a stranger's SYN has written under its tuple.
-#[inline(always)]
-pub fn keeps_address<A: Address>(entry: &FlowEntry<A>, role: Role, protocol: u8) -> bool {
-    let opens_tcp = protocol == tuple::TCP && role == Role::Opens;
-    let left_before = entry.state != State::OFFERED && entry.has(Flags::CAME_OUT) && entry.nat == Nat::NONE;
-    !opens_tcp && (entry.has(Flags::ANSWER) || left_before)
-}
-
-/// Whether both directions of a TCP flow may be carried: `entry` has just come out unchanged, `answer` is the
-/// entry under the reversed key.
-#[inline(always)]
-pub fn completes<A: Address>(answer: Option<&FlowEntry<A>>) -> bool {
-    answer
-        .is_some_and(|answer| answer.state == State::OFFERED && answer.has(Flags::WENT_UP | Flags::CAME_OUT))
 }
 
 /// Seconds after which a packet of a carried flow without SNAT and without TCP's state goes up the stack, so that

@@ -3,7 +3,11 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::tuple::{ICMP, TCP, UDP};
+use crate::{
+    decide::Role,
+    reason::Reason,
+    tuple::{ICMP, TCP, UDP},
+};
 
 type Entry = FlowEntry<[u8; 4]>;
 
