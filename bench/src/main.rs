@@ -93,10 +93,19 @@ fn bench(arguments: &Arguments) -> Result<()> {
     let hall = arguments.hall()?;
     let mut results = Results::new(Machine::here());
     println!("{}\n", results.machine);
+    let mut failed = Vec::new();
     for measure in measures {
-        let outcome = measure.run(&hall)?;
-        println!("{}", table::outcome(&outcome));
-        results.outcomes.push(outcome);
+        // The figures of the others are none the worse.
+        match measure.run(&hall) {
+            Ok(outcome) => {
+                println!("{}", table::outcome(&outcome));
+                results.outcomes.push(outcome);
+            }
+            Err(error) => {
+                println!("{}: {error:#}\n", measure.name);
+                failed.push(measure.name);
+            }
+        }
     }
     results.facts = hall.facts()?;
     println!("{}", table::facts(&results.facts));
@@ -104,10 +113,11 @@ fn bench(arguments: &Arguments) -> Result<()> {
     if !results.goals.is_empty() {
         println!("{}", table::goals(&results.goals));
     }
-    match &arguments.save {
-        Some(directory) => results.save(directory),
-        None => Ok(()),
+    if let Some(directory) = &arguments.save {
+        results.save(directory)?;
     }
+    ensure!(failed.is_empty(), "no figures: {}", failed.join(", "));
+    Ok(())
 }
 
 impl Arguments {
