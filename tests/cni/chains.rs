@@ -1,12 +1,16 @@
 //! Cases 34 to 38: the reference's plug-ins before and after ours, doing their work.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::{
+    net::{Ipv4Addr, SocketAddrV4},
+    time::Duration,
+};
 
 use anyhow::{Context, Result};
 use causeway_tests::{
     echo::Echo,
     fabric::{INTERNET, NODE},
     netns::Netns,
+    stream::exchange,
     talk::{Tcp, Udp},
 };
 use serde_json::{Value, json};
@@ -186,6 +190,46 @@ fn bandwidth_finds_the_hosts_end() -> Result<()> {
     chain.check("container-1", &ns, &result)?;
     chain.del("container-1", &ns, &result)?;
     assert_eq!(links()?, before);
+    world.assert_empty()
+}
+
+/// Case 37: what is limited, and flows with it. Without limits the same flow is carried; with them every packet of it is
+/// seen by the queueing disciplines, and takes as long as they make it.
+#[test]
+fn limits_hold_for_flows_that_would_be_carried() -> Result<()> {
+    const RATE: u64 = 8_000_000;
+    const BURST: u64 = 800_000;
+    const BYTES: u64 = 1_500_000;
+    let (world, ns) = (World::new(1)?, Netns::new()?);
+    let bandwidth = json!({ "type": "bandwidth", "capabilities": { "bandwidth": true } });
+    let limits =
+        json!({ "ingressRate": RATE, "ingressBurst": BURST, "egressRate": RATE, "egressBurst": BURST });
+    for runtime in [None, Some(limits)] {
+        let mut chain = Chain::after_ours(&world, "1.0.0", [bandwidth.clone()])?;
+        let is_limited = runtime.is_some();
+        if let Some(limits) = runtime {
+            chain.runtime.insert("bandwidth", limits);
+        }
+        let result = chain.add("container-1", &ns)?;
+        let carried = || {
+            Ok::<_, anyhow::Error>(
+                world.node.count("carried_to_uplink")? + world.node.count("carried_to_pod")?,
+            )
+        };
+        let before = carried()?;
+        let server = SocketAddrV4::new(INTERNET, 9000);
+        let (took, _) = exchange(&ns, &world.fabric.internet, server, BYTES)?;
+        let carried = carried()? - before;
+        if is_limited {
+            // What the burst does not cover passes at the rate at best. A busy machine only takes longer.
+            let least = Duration::from_secs_f64((BYTES * 8 - BURST) as f64 / RATE as f64);
+            assert!(took > least, "{BYTES} bytes took {took:?}, not {least:?}");
+            assert_eq!(carried, 0, "a limited flow was carried");
+        } else {
+            assert!(carried > 50, "{carried} packets carried");
+        }
+        chain.del("container-1", &ns, &result)?;
+    }
     world.assert_empty()
 }
 

@@ -1,6 +1,12 @@
 //! Cases 13, 27, 32 and 33: other IPAM plug-ins, a recording one and those of the distribution.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::PathBuf};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::PathBuf,
+    process::Stdio,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result};
 use causeway_tests::netns::Netns;
@@ -293,5 +299,71 @@ fn static_gives_what_it_is_told() -> Result<()> {
         .context("no host interface")?;
     assert!(world.interfaces()?.contains(&host.to_owned()));
     call(&world, "DEL", &ns)?.with("ipam", ipam).ok()?;
+    world.assert_empty()
+}
+
+/// The distribution's dhcp asks on the pod's interface, which comes after the address here: it refuses, in its own words, and
+/// nothing is left.
+#[test]
+fn dhcp_has_no_interface_to_ask_on() -> Result<()> {
+    let (world, ns) = (World::new(1)?, Netns::new()?);
+    let program = reference("dhcp")?;
+    let socket = world.node.root.join("/run/dhcp.sock");
+    fs::create_dir_all(socket.parent().context("no directory")?)?;
+    let mut daemon = world.node.ns.command(program);
+    let daemon = daemon.arg("daemon").arg("-socketpath").arg(&socket);
+    let mut daemon = daemon.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+    let tried = (|| {
+        let end = Instant::now() + Duration::from_secs(20);
+        while !socket.exists() {
+            anyhow::ensure!(Instant::now() < end, "the daemon does not listen");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let ipam = json!({ "type": "dhcp", "daemonSocketPath": socket });
+        let failure = call(&world, "ADD", &ns)?.with("ipam", ipam.clone()).error()?;
+        let del = call(&world, "DEL", &ns)?.with("ipam", ipam).ok()?;
+        Ok((failure, del))
+    })();
+    daemon.kill()?;
+    daemon.wait()?;
+    let (failure, del) = tried?;
+    assert!(
+        failure.msg.contains("error calling DHCP.Allocate") && failure.msg.contains("eth0"),
+        "{failure:?}"
+    );
+    assert_eq!(del, Value::Null);
+    world.assert_empty()
+}
+
+/// Cases 10 to 12: pods get IPv4. Who asks for more is told so, and nothing is left.
+#[test]
+fn ipv6_is_refused_by_its_name() -> Result<()> {
+    let (world, ns) = (World::new(1)?, Netns::new()?);
+    reference("host-local")?;
+    let data: PathBuf = world.node.root.join("/var/lib/cni/networks");
+    let range = |subnet: &str| json!([{ "subnet": subnet }]);
+    for ranges in [
+        json!([range("fd00::/64")]),
+        json!([range("10.240.9.0/24"), range("fd00::/64")]),
+        json!([range("fd00::/64"), range("fd01::/64")]),
+    ] {
+        let ipam = json!({ "type": "host-local", "dataDir": data, "ranges": ranges });
+        let failure = call(&world, "ADD", &ns)?.with("ipam", ipam).error()?;
+        assert!(
+            failure.code == 100 && failure.msg.contains("IPv"),
+            "{ranges}: {failure:?}"
+        );
+        world.assert_empty()?;
+    }
+    let asked = call(&world, "ADD", &ns)?.env("CNI_ARGS", "IP=fd00::5").error()?;
+    assert!(asked.msg.contains("Address not found: fd00::5"), "{asked:?}");
+    let list = json!({ "Interfaces": [{ "MacAddress": "*", "IPSubnets": [{ "Prefix": "fd00::/64",
+        "IPAddresses": [{ "Address": "fd00::5", "IsPrimary": false }] }] }] });
+    world
+        .node
+        .root
+        .write("/etc/kubernetes/interfaces.json", &list.to_string())?;
+    let failure = call(&world, "ADD", &ns)?.error()?;
+    assert!(failure.msg.contains("no available address pools"), "{failure:?}");
     world.assert_empty()
 }
