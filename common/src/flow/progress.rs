@@ -20,13 +20,13 @@ impl Progress {
 
     const PEER_SHIFT: u32 = 4;
 
-    /// From the bits of [`FlowEntry::progress`].
+    /// From the bits of [`super::FlowEntry::progress`].
     #[inline(always)]
     pub const fn from_bits(bits: u8) -> Self {
         Self(bits)
     }
 
-    /// As stored in [`FlowEntry::progress`].
+    /// As stored in [`super::FlowEntry::progress`].
     #[inline(always)]
     pub const fn bits(self) -> u8 {
         self.0
