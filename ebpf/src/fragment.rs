@@ -66,6 +66,7 @@ extern "C" fn cwy_part_pod(buffer: *mut __sk_buff, ip: *const Ip) -> Reason {
         Some(entry)
             if entry.state == State::CARRIED
                 && entry.nat == Nat::SOURCE
+                && entry.is_for(transport.role(ip), ip.protocol)
                 && entry.in_ifindex == skb(ctx).ifindex
                 && ip.total_len <= entry.mtu =>
         {
@@ -104,7 +105,11 @@ extern "C" fn cwy_part_wire(buffer: *mut __sk_buff, ip: *const Ip, round: u32) -
     };
     let key = packet::key(ip, &transport);
     match flow(&key) {
-        Some(entry) if entry.state != State::OFFERED && entry.nat == Nat::DESTINATION => {
+        Some(entry)
+            if entry.state != State::OFFERED
+                && entry.nat == Nat::DESTINATION
+                && entry.is_for(transport.role(ip), ip.protocol) =>
+        {
             lead(ctx, ip, &key, &id, entry)
         }
         _ => {

@@ -62,7 +62,7 @@ extern "C" fn cwy_wire_flow(skb: *mut __sk_buff) -> Reason {
         return carry(ctx, &ip, &transport, &key, entry, nanoseconds);
     }
     if entry.state == State::KERNEL {
-        if entry.nat == Nat::DESTINATION {
+        if entry.nat == Nat::DESTINATION && entry.is_for(transport.role(&ip), ip.protocol) {
             return kernel_answer(ctx, &ip, &transport, &key, entry);
         }
         if entry.has(Flags::HOST) {

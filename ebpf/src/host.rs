@@ -58,6 +58,7 @@ fn translated_or_not(
     if let Some(entry) = flow(&key)
         && entry.nat == Nat::SOURCE
         && entry.has(Flags::HOST)
+        && entry.is_for(role, ip.protocol)
     {
         if ip.protocol != TCP || role != Role::Opens || !entry.progress().is_over() {
             let to = translation(entry);

@@ -11,7 +11,7 @@ use aya_ebpf::{
 };
 use causeway_common::{
     checksum,
-    decide::{icmp_query, is_icmp_error},
+    decide::{Role, icmp_query, is_icmp_error},
     flow::{Flags, Nat, State},
     reason::Reason,
     tuple::{ICMP, TCP, UDP},
@@ -34,7 +34,8 @@ struct Quoted {
     l4: u16,
     /// Checksum of its IPv4 header, as in memory.
     check: u16,
-    _pad: u16,
+    /// 1: it is a question of ICMP.
+    asks: u16,
 }
 
 impl Quoted {
@@ -50,7 +51,7 @@ impl Quoted {
         l3: 0,
         l4: 0,
         check: 0,
-        _pad: 0,
+        asks: 0,
     };
 
     #[inline(always)]
@@ -61,6 +62,17 @@ impl Quoted {
     #[inline(always)]
     fn l4(&self) -> usize {
         usize::from(self.l4)
+    }
+
+    /// The entry of the direction in which the error goes: the other one than that of the packet it is about.
+    #[inline(always)]
+    fn own_direction(&self) -> Option<&'static mut Entry> {
+        let role = if self.asks == 0 {
+            Role::Opens
+        } else {
+            Role::Answers
+        };
+        flow(&self.key.reversed()).filter(|entry| entry.is_for(role, self.key.protocol))
     }
 }
 
@@ -84,7 +96,7 @@ extern "C" fn cwy_icmp_pod(buffer: *mut __sk_buff, ip: *const Ip) -> Reason {
         return Reason::OtherProtocol;
     }
     // The pod speaks about what it received, so its own direction is the reverse of what it quotes.
-    let Some(own) = flow(&quoted.key.reversed()) else {
+    let Some(own) = quoted.own_direction() else {
         return Reason::IcmpError;
     };
     let is_own = quoted.key.dst == ip.src && quoted.key.src == ip.dst && own.in_ifindex == skb(ctx).ifindex;
@@ -114,7 +126,7 @@ extern "C" fn cwy_icmp_wire(buffer: *mut __sk_buff, ip: *const Ip) -> Reason {
     if !read_quoted(ctx, ip, &mut quoted) {
         return Reason::OtherProtocol;
     }
-    let Some(answer) = flow(&quoted.key.reversed()) else {
+    let Some(answer) = quoted.own_direction() else {
         return Reason::OtherProtocol;
     };
     if quoted.key.src != ip.dst {
@@ -158,7 +170,7 @@ extern "C" fn cwy_icmp_out(skb: *mut __sk_buff, ip: *const Ip) -> Reason {
     if quoted.key.src != ip.dst {
         return Reason::OtherProtocol;
     }
-    let Some(own) = flow(&quoted.key.reversed()) else {
+    let Some(own) = quoted.own_direction() else {
         return Reason::OtherProtocol;
     };
     if own.nat == Nat::SOURCE && own.nat_addr == config.node_addr {
@@ -352,11 +364,11 @@ fn parse(ctx: &TcContext, ip: &Ip) -> Option<Quoted> {
     let l4 = l3 + header_len;
     let start: [u8; 8] = load(ctx, l4)?;
     let protocol = header[9];
-    let (src_port, dst_port) = match protocol {
-        TCP | UDP => ([start[0], start[1]], [start[2], start[3]]),
+    let (src_port, dst_port, asks) = match protocol {
+        TCP | UDP => ([start[0], start[1]], [start[2], start[3]], false),
         ICMP => match icmp_query(start[0], start[1])? {
-            query if query.asks => ([start[4], start[5]], query.kind),
-            query => (query.kind, [start[4], start[5]]),
+            query if query.asks => ([start[4], start[5]], query.kind, true),
+            query => (query.kind, [start[4], start[5]], false),
         },
         _ => return None,
     };
@@ -373,7 +385,7 @@ fn parse(ctx: &TcContext, ip: &Ip) -> Option<Quoted> {
         l3: l3 as u16,
         l4: l4 as u16,
         check: u16::from_ne_bytes([header[10], header[11]]),
-        _pad: 0,
+        asks: u16::from(asks),
     })
 }
 

@@ -10,7 +10,7 @@ use causeway_common::{
     flow::{Flags, Hop, Nat, State, keeps_address},
     maps::{Config, PodEntry},
     reason::Reason,
-    tuple::{TAG_CARRIED, TAG_NONE, TCP, has_ports},
+    tuple::{ICMP, TAG_CARRIED, TAG_NONE, TCP, has_ports},
 };
 
 use crate::{
@@ -202,7 +202,11 @@ extern "C" fn cwy_known(
     if let Some(entry) = flow(&key) {
         // A SYN after the end opens a new connection: it claims its port anew.
         let reopens = ip.protocol == TCP && role == Role::Opens && entry.progress().is_over();
-        if entry.nat == Nat::SOURCE && entry.nat_addr == config.node_addr && !reopens {
+        let is_translated = entry.nat == Nat::SOURCE && entry.nat_addr == config.node_addr;
+        if is_translated && !entry.is_for(role, ip.protocol) {
+            return Reason::SnatNoMapping;
+        }
+        if is_translated && !reopens {
             return known(ctx, ip, transport, &key, role, unchanged, entry).unwrap_or_else(|reason| reason);
         }
         bits |= Seen::KNOWN;
@@ -267,6 +271,10 @@ fn not_known(
     }
     if !has(Seen::READY) || config.node_addr == Addr::UNSPECIFIED {
         return Err(Reason::SnatNotReady);
+    }
+    if ip.protocol == ICMP && role == Role::Answers {
+        // Only questions are translated.
+        return Err(Reason::SnatNoMapping);
     }
     let claim = Claim {
         of_pod: true,

@@ -104,6 +104,41 @@ fn echo_identifiers_are_translated_like_ports() {
     );
 }
 
+/// A key has an answer's code where it has a question's identifier. Which of the two a packet is, it says itself.
+#[test]
+fn a_ping_of_the_other_direction_is_not_taken_for_the_flows() {
+    let mut bench = Bench::new();
+    let ends = Ends {
+        src: bench.a.addr,
+        src_port: 80,
+        dst: INTERNET,
+        dst_port: 0,
+    };
+    bench.carry_translated(ends, ICMP, 81);
+    let (a, uplink) = (bench.a, bench.uplink_ifindex);
+    let with_code = |mut ping: Vec<u8>, code| {
+        ping[35] = code;
+        ping
+    };
+
+    let reply = with_code(echo(a.sends(), ends, false), 80);
+    let ran = bench.run(Hook::FromPod, a.ifindex, &reply);
+    assert_eq!((ran.reason, &ran.packet), (Reason::MidFlow, &reply));
+    let emitted = with_code(echo((bench.uplink_mac, ROUTER_MAC), ends, false), 80);
+    let ran = bench.run_forwarded(Hook::ToUplink, uplink, a.ifindex, &emitted);
+    assert_eq!((ran.reason, &ran.packet), (Reason::SnatNoMapping, &emitted));
+
+    let question = Ends {
+        src: INTERNET,
+        src_port: 0,
+        dst: NODE,
+        dst_port: 0,
+    };
+    let ping = with_code(echo((ROUTER_MAC, bench.uplink_mac), question, true), 81);
+    let ran = bench.run(Hook::FromUplink, uplink, &ping);
+    assert_eq!((ran.reason, &ran.packet), (Reason::NotToPod, &ping));
+}
+
 #[test]
 fn pods_talk_with_their_own_addresses() {
     let mut bench = Bench::new();

@@ -33,6 +33,9 @@ pub fn at_ingress<A: Address>(
             AtIngress::Stack(Reason::MidFlow)
         };
     };
+    if !entry.is_for(role, protocol) {
+        return AtIngress::Stack(Reason::MidFlow);
+    }
     if idle && role == Role::Opens {
         return AtIngress::Offer;
     }

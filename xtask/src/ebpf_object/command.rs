@@ -242,7 +242,7 @@ mod tests {
         assert_eq!(
             variable(&command, "CARGO_ENCODED_RUSTFLAGS").as_deref(),
             Some(
-                "--cfg=bpf_target_arch=\"x86_64\"\x1f-Cdebuginfo=2\x1f-Clink-arg=--btf\x1f-Clinker=/cache/bpf-linker"
+                "--cfg=bpf_target_arch=\"x86_64\"\x1f-Cdebuginfo=2\x1f-Clink-arg=--btf\x1f-Clink-arg=--disable-expand-memcpy-in-order\x1f-Clinker=/cache/bpf-linker"
             )
         );
     }
