@@ -7,7 +7,7 @@ use causeway_common::maps::SweepJob;
 
 use crate::{
     forget::{Look, forget_if_over},
-    maps::{Key, SWEEP_JOB, flow},
+    maps::{Entry, Key, SWEEP_JOB, config, flow},
     usage,
 };
 
@@ -17,7 +17,7 @@ pub struct MapElement {
     meta: *mut c_void,
     map: *mut c_void,
     key: *const Key,
-    value: *mut c_void,
+    value: *const Entry,
 }
 
 /// Looks at one element. Not at the end of the iteration, where there is none.
@@ -26,11 +26,25 @@ pub fn handle(element: &MapElement) {
     let Some(job) = SWEEP_JOB.get_ptr_mut(0) else {
         return;
     };
-    if element.key.is_null() {
+    if element.key.is_null() || element.value.is_null() {
         return;
     }
-    // SAFETY: a key of the map, which is not null; the job is an array's element. Both are valid until the program ends.
-    let (key, job): (Key, &mut SweepJob) = unsafe { (*element.key, &mut *job) };
+    // SAFETY: key and value of an element of the map, which are not null; the job is an array's element. All are valid
+    // until the program ends.
+    let (key, entry, job): (Key, &Entry, &mut SweepJob) =
+        unsafe { (*element.key, &*element.value, &mut *job) };
+    let Some(config) = config() else {
+        return;
+    };
+    // Most are in use: those take no lookup.
+    if !config
+        .timeouts
+        .expired(entry, key.protocol, entry.last_seen, job.now)
+    {
+        job.scanned += 1;
+        usage::swept(&key, entry);
+        return;
+    }
     let (scanned, deleted) = match forget_if_over(&key, job.now) {
         Look::Gone => (0, 0),
         Look::Kept => (1, 0),
