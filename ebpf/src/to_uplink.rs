@@ -186,13 +186,9 @@ extern "C" fn cwy_known(
     seen: *mut u32,
 ) -> Reason {
     let ctx = &TcContext::new(buffer);
-    // SAFETY: the caller's references.
-    let (Some(ip), Some(transport), Some(seen), Some(config)) = (
-        unsafe { ip.as_ref() },
-        unsafe { transport.as_ref() },
-        unsafe { seen.as_mut() },
-        config(),
-    ) else {
+    // SAFETY: the caller's references, null at worst; `seen` is the caller's own word, which nobody else holds.
+    let (ip, transport, seen) = unsafe { (ip.as_ref(), transport.as_ref(), seen.as_mut()) };
+    let (Some(ip), Some(transport), Some(seen), Some(config)) = (ip, transport, seen, config()) else {
         return Reason::SnatNotReady;
     };
     let key = packet::key(ip, transport);
