@@ -4,7 +4,7 @@
 use std::{fs::File, io, net::IpAddr, os::fd::AsFd};
 
 use causeway::{
-    datapath::{Datapath, Pod},
+    datapath::{Datapath, Expedited, Pod},
     endpoints::{self, Endpoint, Endpoints, EndpointsError, Key, NewEndpoint, State, UplinkRecord},
     go_json::mac_text,
     links::{self, Netlink, PodLink, PodNetwork},
@@ -123,7 +123,9 @@ impl Connection<'_> {
             });
             Ok(datapath.add_pod(&self.pod(link))?)
         };
+        let expedited = Expedited::begin(call.conf.expedite);
         let link = links::connect_pod(self.netns.as_fd(), &network, admit)?;
+        drop(expedited);
         undo.push("removing the interface", Safety::Always, || {
             links::disconnect_pod(&self.host_if).map(drop)
         });

@@ -8,7 +8,7 @@ use std::{
 };
 
 use causeway::{
-    datapath::{Datapath, DatapathError},
+    datapath::{Datapath, DatapathError, Expedited},
     endpoints::{self, EndpointsError, Key},
     ipam::{self, pool::Lease, store::StoreError},
     links::{self, Netlink},
@@ -36,7 +36,8 @@ pub(crate) fn run(call: &Call<'_>, summary: &mut Summary) -> Result<(), CniError
     let key = attachment::key(invocation, conf);
     {
         let _alone = attachment::lock(root, &key)?;
-        let addresses = disconnect(root, &key, &attachment::host_interface(invocation, conf))?;
+        let host_if = attachment::host_interface(invocation, conf);
+        let addresses = disconnect(root, &key, &host_if, conf.expedite)?;
         summary.ip = list(&addresses);
         if conf.delegates() {
             call.delegate().and_then(|delegate| delegate.call(Verb::Del))?;
@@ -47,8 +48,13 @@ pub(crate) fn run(call: &Call<'_>, summary: &mut Summary) -> Result<(), CniError
 }
 
 /// Removes everything of the attachment, its address last. `host_if` is the name of the host's end where the state does
-/// not say. Returns the addresses that it had. The caller holds the attachment's lock.
-pub(crate) fn disconnect(root: &Root, key: &Key, host_if: &str) -> Result<Vec<IpAddr>, CniError> {
+/// not say; `expedite` is the configuration's. Returns the addresses that it had. The caller holds the attachment's lock.
+pub(crate) fn disconnect(
+    root: &Root,
+    key: &Key,
+    host_if: &str,
+    expedite: bool,
+) -> Result<Vec<IpAddr>, CniError> {
     let state = add::known_endpoints(root)?;
     let endpoint = state.find(key);
     let host_if = match endpoint {
@@ -68,12 +74,14 @@ pub(crate) fn disconnect(root: &Root, key: &Key, host_if: &str) -> Result<Vec<Ip
     let mut failures = Failures::default();
     let datapath = Datapath::open(root);
     let datapath = failures.note("opening the datapath", datapath).flatten();
+    let expedited = Expedited::begin(expedite);
     let removed = forget_pods(datapath.as_ref(), &addresses, interface);
     let found = failures.note("removing the pod from the datapath", removed);
     addresses.extend(found.into_iter().flatten());
     if let Some(interface) = interface {
         failures.note("removing the interface", links::disconnect_pod(interface));
     }
+    drop(expedited);
     if endpoint.is_some() || is_damaged(root) {
         let forgotten = add::forget_endpoint(root, key, datapath.as_ref());
         failures.note("forgetting the endpoint", forgotten);

@@ -33,7 +33,7 @@ pub(crate) fn run(call: &Call<'_>) -> Result<(), CniError> {
     let mut failures = Vec::new();
     for (key, host_if) in attachments(call.root, &call.conf.name, &state)? {
         if !is_valid(&key, valid)
-            && let Err(error) = collect(call.root, &key, &host_if, delegate.as_ref())
+            && let Err(error) = collect(call, &key, &host_if, delegate.as_ref())
         {
             failures.push(format!("{} {}: {}", key.container, key.interface, error.msg));
         }
@@ -77,9 +77,14 @@ fn is_valid(key: &Key, valid: &[(String, String)]) -> bool {
         .any(|(container, interface)| *container == key.container && *interface == key.interface)
 }
 
-fn collect(root: &Root, key: &Key, host_if: &str, delegate: Option<&Delegate<'_>>) -> Result<(), CniError> {
-    let _alone = attachment::lock(root, key)?;
-    let freed = del::disconnect(root, key, host_if)?;
+fn collect(
+    call: &Call<'_>,
+    key: &Key,
+    host_if: &str,
+    delegate: Option<&Delegate<'_>>,
+) -> Result<(), CniError> {
+    let _alone = attachment::lock(call.root, key)?;
+    let freed = del::disconnect(call.root, key, host_if, call.conf.expedite)?;
     if let Some(delegate) = delegate {
         delegate.del(key)?;
     }

@@ -44,6 +44,8 @@ pub(crate) struct NetConf {
     pub(crate) host_ports: Vec<HostPort>,
     /// Whether somebody limits the pod's bandwidth.
     pub(crate) has_limits: bool,
+    /// Whether the kernel may be told not to be slow about changing a hook's programs.
+    pub(crate) expedite: bool,
     /// What the plug-ins before this one have made.
     pub(crate) prev_result: Option<CniResult>,
     /// The attachments that GC is to leave alone: container and interface.
@@ -108,6 +110,7 @@ impl NetConf {
             mtu: unless_leaving(strict, mtu(&fields))?,
             host_ports: unless_leaving(strict, capabilities::host_ports(&fields))?,
             has_limits: unless_leaving(strict, capabilities::limits_bandwidth(&fields))?,
+            expedite: unless_leaving(strict, expedite(&fields))?,
             prev_result: unless_leaving(strict, prev_result(&fields))?,
             valid: match invocation.verb {
                 Verb::Gc => valid_attachments(&fields)?,
@@ -192,6 +195,14 @@ fn mtu(fields: &Fields<'_>) -> Result<Option<u32>, CniError> {
                 ),
             )),
         },
+    }
+}
+
+/// True unless it says no.
+fn expedite(fields: &Fields<'_>) -> Result<bool, CniError> {
+    match fields.get("expediteRcu") {
+        None => Ok(true),
+        Some(_) => fields.flag("expediteRcu").map_err(|error| shape(&error)),
     }
 }
 
@@ -299,6 +310,7 @@ mod tests {
             (conf.ipam.kind.as_str(), conf.ipam.settings.environment.as_str()),
             (IPAM_KIND, "mas")
         );
+        assert!(conf.expedite);
         assert!(conf.dns.is_none() && conf.address.is_none() && conf.mac.is_none() && conf.master.is_none());
     }
 
@@ -348,6 +360,7 @@ mod tests {
             (with(&json!({ "prevResult": { "ips": [{ "address": "x" }] } })), 6),
             (with(&json!({ "bridge": "a/b" })), 7),
             (with(&json!({ "ipam": [] })), 6),
+            (with(&json!({ "expediteRcu": "no" })), 6),
             (with(&json!({ "ipam": { "addressSpace": "global" } })), 7),
             (with(&json!({ "dns": { "nameservers": "8.8.8.8" } })), 6),
         ] {

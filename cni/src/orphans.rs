@@ -66,6 +66,7 @@ fn disconnect(root: &Root, orphan: &Lease) -> Result<Option<String>, CniError> {
     if Netlink::new()?.link(&orphan.host_if)?.is_some() {
         return Ok(None);
     }
-    let addresses = del::disconnect(root, &orphan.key, &orphan.host_if)?;
+    // The hooks have gone with the interface: there is nothing to wait for.
+    let addresses = del::disconnect(root, &orphan.key, &orphan.host_if, false)?;
     Ok(Some(del::list(&addresses)))
 }

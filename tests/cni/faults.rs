@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use crate::{
     call::{Call, World},
     check::pins,
+    expedite::expect_put_back,
 };
 
 /// Points of a call that an ordinary run tries. The long one tries all.
@@ -198,7 +199,7 @@ fn kill_everywhere(sample: Option<usize>) -> Result<()> {
             victim.expect_only_the_neighbour(&what)?;
         }
     }
-    Ok(())
+    expect_put_back()
 }
 
 #[test]

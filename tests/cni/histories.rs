@@ -12,7 +12,10 @@ use anyhow::{Context, Result, ensure};
 use causeway_tests::netns::Netns;
 use serde_json::{Value, json};
 
-use crate::call::{Call, World, address};
+use crate::{
+    call::{Call, World, address},
+    expedite::expect_put_back,
+};
 
 /// xorshift64*: the same history for the same seed.
 struct Dice(u64);
@@ -278,6 +281,7 @@ fn a_full_node_comes_and_goes_at_once() -> Result<()> {
             );
             pods[0].output("ping", &["-c1", "-i0.2", "-w5", "10.240.0.4"])?;
         }
+        expect_put_back()?;
     }
     world.assert_empty()
 }

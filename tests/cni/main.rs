@@ -12,6 +12,7 @@ mod cost;
 mod crash;
 mod delegates;
 mod endings;
+mod expedite;
 mod faults;
 mod histories;
 mod ipam;

@@ -192,11 +192,10 @@ pub(crate) fn attached(pins: &PinTree, hook: &Hook<'_>) -> Result<Option<Mechani
     Ok(is_current(pins, hook, filter.as_ref())?.then_some(Mechanism::Clsact))
 }
 
-/// Gives up a hook of a pod whose interface is about to go. Of a tcx link only the pin is removed: the kernel detaches
-/// in its own time, which spares the caller an RCU grace period, and until then the program drops what it sees, since
-/// no pod is registered for the interface.
+/// Gives up a hook of a pod whose interface is about to go. A tcx link is detached before its pin is removed: with the pin
+/// alone gone, the kernel would detach in its own time, and whoever changes an interface next would wait for that.
 pub(crate) fn release(netlink: &mut Netlink, pins: &PinTree, hook: &Hook<'_>) -> Result<(), DatapathError> {
-    let was_pinned = pins::unpin(&pins.link(hook.owner, hook.direction))?;
+    let was_pinned = detach_pin(&pins.link(hook.owner, hook.direction))?;
     if !was_pinned {
         detach_filter(netlink, hook)?;
     }

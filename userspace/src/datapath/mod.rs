@@ -8,6 +8,7 @@ mod attach;
 mod bpf;
 mod error;
 mod events;
+mod expedite;
 mod inspect;
 mod layout;
 mod load;
@@ -29,6 +30,7 @@ use causeway_common::{
 };
 pub use error::{DatapathError, PinFailure};
 pub use events::Events;
+pub use expedite::Expedited;
 pub use inspect::{HookState, mechanisms};
 use ipnet::Ipv4Net;
 pub use layout::Layout;

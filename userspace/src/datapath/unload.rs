@@ -5,7 +5,7 @@ use std::fs;
 use causeway_common::maps::PROGRAM_NAMES;
 
 use super::{
-    DatapathError,
+    DatapathError, Expedited,
     attach::{self, Direction, Hook},
     load, lock,
     pins::{self, Owner, PinTree},
@@ -30,6 +30,7 @@ impl super::Datapath {
     /// are served by the kernel's routing alone, untranslated.
     pub fn unload(root: &Root) -> Result<Unloaded, DatapathError> {
         let lock = lock(root)?;
+        let expedited = Expedited::begin(true);
         let was_loaded = !pins::trees(root)?.is_empty();
         let restore = Restore::new(root);
         let mut errors = Vec::new();
@@ -37,6 +38,7 @@ impl super::Datapath {
         // Filters before trees: a filter is known by its name, also when its tree is lost.
         note(remove_filters(&restore));
         note(remove_trees(root));
+        drop(expedited);
         note(pins::unmount_bpffs(root));
         note(restore_forwarding(&restore));
         DatapathError::collect(|| "unloading".to_owned(), errors)?;
