@@ -206,7 +206,7 @@ impl Connection<'_> {
             pod: call.invocation.pod(),
             namespace: call.invocation.namespace(),
             host_ports: &call.conf.host_ports,
-        });
+        })?;
         endpoints.save()
     }
 }

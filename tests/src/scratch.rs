@@ -6,10 +6,23 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use rustix::mount::{UnmountFlags, unmount};
+use rustix::{
+    fs::{StatVfsMountFlags, statvfs},
+    mount::{UnmountFlags, unmount},
+};
 use tempfile::TempDir;
 
 const PREFIX: &str = "causeway-node-";
+
+/// Where the roots are: in memory, as the `/run` of a node is, of which most of a root consists. Programs are put there, too.
+fn place() -> PathBuf {
+    const MEMORY: &str = "/dev/shm";
+    let runs_programs = |flags: StatVfsMountFlags| !flags.contains(StatVfsMountFlags::NOEXEC);
+    match statvfs(MEMORY) {
+        Ok(memory) if runs_programs(memory.f_flag) => MEMORY.into(),
+        _ => tempfile::env::temp_dir(),
+    }
+}
 
 /// A temporary root. Dropped, its bpffs is unmounted, which takes the pins and with them the programs, and the directory is
 /// removed. What a killed process left is removed by the next one that makes a root.
@@ -21,7 +34,7 @@ impl Scratch {
     pub fn new() -> Result<Self> {
         sweep();
         let prefix = format!("{PREFIX}{}-", std::process::id());
-        let made = tempfile::Builder::new().prefix(&prefix).tempdir();
+        let made = tempfile::Builder::new().prefix(&prefix).tempdir_in(place());
         Ok(Self(made.context("cannot make a directory for a node")?))
     }
 
@@ -54,7 +67,7 @@ impl Drop for Scratch {
 }
 
 fn sweep() {
-    let Ok(entries) = fs::read_dir(tempfile::env::temp_dir()) else {
+    let Ok(entries) = fs::read_dir(place()) else {
         return;
     };
     for entry in entries.flatten() {

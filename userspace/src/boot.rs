@@ -2,15 +2,19 @@
 
 use std::{
     fs,
+    sync::LazyLock,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use crate::go_json::parse_rfc3339;
 
 /// The kernel's random name for this boot, empty where it does not say.
-pub(crate) fn id() -> String {
-    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-    id.trim().to_owned()
+pub(crate) fn id() -> &'static str {
+    static ID: LazyLock<String> = LazyLock::new(|| {
+        let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        id.trim().to_owned()
+    });
+    &ID
 }
 
 /// Whether a state file is of an earlier boot, by the boot's name in it. One without a name is the incumbent's, which
@@ -40,7 +44,7 @@ mod tests {
 
     #[test]
     fn a_name_decides_and_without_one_the_time() {
-        assert!(!is_over(&id(), "1970-01-02T00:00:00Z"));
+        assert!(!is_over(id(), "1970-01-02T00:00:00Z"));
         assert!(is_over("another", &rfc3339(SystemTime::now())));
         assert!(!is_over("", &rfc3339(SystemTime::now())));
         assert!(is_over("", "1970-01-02T00:00:00Z"));

@@ -72,9 +72,12 @@ impl Datapath {
         if let Some(before) = pods.get(&pod.addr.octets())?
             && before.ifindex != pod.ifindex
         {
-            // Its last owner was not deleted cleanly, or packets of it arrived late.
-            ifaces.remove(&before.ifindex)?;
-            attach::remove_defunct(&self.pins)?;
+            if before.flags & PodEntry::DEPARTED == 0 {
+                // Its last owner was not deleted cleanly.
+                ifaces.remove(&before.ifindex)?;
+                attach::remove_defunct(&self.pins)?;
+            }
+            // Packets of the last owner may have arrived late.
             self.purge(pod.addr)?;
             self.tables.usage()?.remove(&pod.addr.octets())?;
         }

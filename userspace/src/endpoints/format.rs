@@ -3,16 +3,16 @@
 //! Typed is what Causeway reads; the rest of the incumbent's fields are written for it, and kept when others have
 //! written them.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, ops::Deref};
 
 use ipnet::IpNet;
-use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use serde_json::{Map, Value, json, value::RawValue};
 
 use super::Key;
 use crate::{
     datapath::HostPort,
-    go_json::{base64, ip_net, no_ip_net, null_default, parse_base64, parse_ip_net},
+    go_json::{base64, ip_net, no_ip_net, null_default, parse_base64, parse_ip_net, to_vec},
 };
 
 /// The whole file.
@@ -70,10 +70,19 @@ pub(super) struct Network {
     extra: Map<String, Value>,
 }
 
-/// An interface of a pod.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "PascalCase")]
+/// An interface of a pod, as the file has it, and what is read of that.
+///
+/// A node has hundreds, and a call is about one of them: the others are kept as the text that they are.
+#[derive(Clone, Debug)]
 pub struct Endpoint {
+    known: Known,
+    text: Box<RawValue>,
+}
+
+/// What is read of an endpoint.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub struct Known {
     /// The key in the file.
     #[serde(default)]
     pub id: String,
@@ -95,10 +104,34 @@ pub struct Endpoint {
     #[serde(default, rename = "PODNameSpace")]
     pub namespace: String,
     /// Ports of the node that are the pod's, Causeway's own.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub host_ports: Vec<HostPort>,
-    #[serde(flatten)]
-    extra: Map<String, Value>,
+    #[serde(default)]
+    mac_address: Value,
+    #[serde(default)]
+    network_name_space: Value,
+}
+
+impl Deref for Endpoint {
+    type Target = Known;
+
+    fn deref(&self) -> &Known {
+        &self.known
+    }
+}
+
+impl Serialize for Endpoint {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.text.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Endpoint {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = Box::<RawValue>::deserialize(deserializer)?;
+        let known = serde_json::from_str(text.get()).map_err(D::Error::custom)?;
+        Ok(Self { known, text })
+    }
 }
 
 /// The uplink, as the file has it.
@@ -198,29 +231,30 @@ fn prefix(subnet: &Value) -> Option<IpNet> {
     subnet.get("Prefix").and_then(parse_ip_net)
 }
 
+/// How deep an endpoint stands in the file.
+const DEPTH: usize = 7;
+
 impl Endpoint {
-    pub(super) fn new(id: &str, new: &NewEndpoint<'_>) -> Self {
+    pub(super) fn new(id: &str, new: &NewEndpoint<'_>) -> serde_json::Result<Self> {
         let default_route = json!({
             "Dst": { "IP": "0.0.0.0", "Mask": base64(&[0; 4]) }, "Src": "", "Gw": new.gateway.to_string(),
             "Protocol": 0, "DevName": "", "Scope": 0, "Priority": 0, "Table": 0,
         });
-        Self {
-            id: id.to_owned(),
-            if_name: new.key.interface.clone(),
-            host_if_name: new.host_if.to_owned(),
-            container_id: new.key.container.clone(),
-            ip_addresses: vec![ip_net(new.address)],
-            pod: new.pod.to_owned(),
-            namespace: new.namespace.to_owned(),
-            host_ports: new.host_ports.to_vec(),
-            extra: members(json!({
-                "SandboxKey": "", "MacAddress": base64(&new.mac), "InfraVnetIP": no_ip_net(), "LocalIP": "",
-                "Gateways": [new.gateway.to_string()], "DNS": dns(new.nameservers), "Routes": [default_route], "VlanID": 0,
-                "EnableSnatOnHost": false, "EnableInfraVnet": false, "EnableMultitenancy": false,
-                "AllowInboundFromHostToNC": false, "AllowInboundFromNCToHost": false, "NetworkContainerID": "",
-                "NetworkNameSpace": new.netns, "SecondaryInterfaces": {},
-            })),
+        let mut endpoint = json!({
+            "Id": id, "IfName": new.key.interface, "HostIfName": new.host_if, "ContainerID": new.key.container,
+            "IPAddresses": [ip_net(new.address)], "PODName": new.pod, "PODNameSpace": new.namespace,
+            "SandboxKey": "", "MacAddress": base64(&new.mac), "InfraVnetIP": no_ip_net(), "LocalIP": "",
+            "Gateways": [new.gateway.to_string()], "DNS": dns(new.nameservers), "Routes": [default_route], "VlanID": 0,
+            "EnableSnatOnHost": false, "EnableInfraVnet": false, "EnableMultitenancy": false,
+            "AllowInboundFromHostToNC": false, "AllowInboundFromNCToHost": false, "NetworkContainerID": "",
+            "NetworkNameSpace": new.netns, "SecondaryInterfaces": {},
+        });
+        if !new.host_ports.is_empty() {
+            endpoint["HostPorts"] = serde_json::to_value(new.host_ports)?;
         }
+        let text =
+            String::from_utf8_lossy(&to_vec(&endpoint)?).replace('\n', &format!("\n{}", "\t".repeat(DEPTH)));
+        serde_json::from_str(&text)
     }
 
     pub(super) fn is(&self, key: &Key) -> bool {
@@ -229,17 +263,12 @@ impl Endpoint {
 
     /// MAC of the pod's end.
     pub fn mac(&self) -> Option<[u8; 6]> {
-        parse_base64(self.extra.get("MacAddress")?.as_str()?)?
-            .try_into()
-            .ok()
+        parse_base64(self.mac_address.as_str()?)?.try_into().ok()
     }
 
     /// Path of the pod's namespace, as it was given; empty where it is not known.
     pub fn netns(&self) -> &str {
-        self.extra
-            .get("NetworkNameSpace")
-            .and_then(Value::as_str)
-            .unwrap_or_default()
+        self.network_name_space.as_str().unwrap_or_default()
     }
 
     /// Its addresses with their subnets' masks; what cannot be read is left out.

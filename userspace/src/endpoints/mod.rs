@@ -108,7 +108,7 @@ impl Endpoints {
     }
 
     /// Notes an endpoint, in place of one with the same key.
-    pub fn insert(&mut self, endpoint: &NewEndpoint<'_>) {
+    pub fn insert(&mut self, endpoint: &NewEndpoint<'_>) -> Result<(), EndpointsError> {
         self.remove(endpoint.key);
         let uplink = endpoint.uplink;
         let interfaces = &mut self.file.network.external_interfaces;
@@ -122,7 +122,12 @@ impl Endpoints {
             .or_insert_with(|| Network::new(&endpoint.key.network));
         network.update(endpoint.subnet);
         let id = free_id(network, endpoint.key);
-        network.endpoints.insert(id.clone(), Endpoint::new(&id, endpoint));
+        let noted = Endpoint::new(&id, endpoint).map_err(|error| EndpointsError::Write {
+            path: self.path.clone(),
+            source: error.into(),
+        })?;
+        network.endpoints.insert(id, noted);
+        Ok(())
     }
 
     /// Forgets an endpoint and returns what was known of it.
@@ -156,7 +161,7 @@ impl Endpoints {
         };
         env!("CARGO_PKG_VERSION").clone_into(&mut self.file.network.version);
         self.file.network.time_stamp = rfc3339(SystemTime::now());
-        self.file.network.boot = boot::id();
+        boot::id().clone_into(&mut self.file.network.boot);
         let bytes = to_vec(&self.file).map_err(|error| failed(error.into()))?;
         durable::write(&self.path, &bytes).map_err(failed)
     }
@@ -222,26 +227,28 @@ mod tests {
 
     fn add(root: &Root, key: &Key, host: u8) {
         let mut endpoints = Endpoints::open(root, Duration::from_secs(1)).unwrap();
-        endpoints.insert(&NewEndpoint {
-            key,
-            uplink: &UplinkRecord {
-                name: "eth0",
-                mac: [0, 0x0d, 0x3a, 1, 2, 3],
-            },
-            host_if: "azv0123",
-            mac: [2, 0, 0, 0, 0, host],
-            address: IpNet::new(IpAddr::from([10, 240, 0, host]), 16).unwrap(),
-            subnet: "10.240.0.0/16".parse().unwrap(),
-            gateway: IpAddr::from([10, 240, 0, 1]),
-            nameservers: &["168.63.129.16".to_owned()],
-            netns: "/var/run/netns/x",
-            pod: "web",
-            namespace: "default",
-            host_ports: &[HostPort {
-                is_udp: true,
-                port: 5300,
-            }],
-        });
+        endpoints
+            .insert(&NewEndpoint {
+                key,
+                uplink: &UplinkRecord {
+                    name: "eth0",
+                    mac: [0, 0x0d, 0x3a, 1, 2, 3],
+                },
+                host_if: "azv0123",
+                mac: [2, 0, 0, 0, 0, host],
+                address: IpNet::new(IpAddr::from([10, 240, 0, host]), 16).unwrap(),
+                subnet: "10.240.0.0/16".parse().unwrap(),
+                gateway: IpAddr::from([10, 240, 0, 1]),
+                nameservers: &["168.63.129.16".to_owned()],
+                netns: "/var/run/netns/x",
+                pod: "web",
+                namespace: "default",
+                host_ports: &[HostPort {
+                    is_udp: true,
+                    port: 5300,
+                }],
+            })
+            .unwrap();
         endpoints.save().unwrap();
     }
 
@@ -348,7 +355,7 @@ mod tests {
         let root = Root::new(directory.path());
         add(&root, &key("3f813b02aabbccdd", "eth0"), 5);
         let text = fs::read_to_string(root.path(STATE)).unwrap();
-        fs::write(root.path(STATE), text.replace(&boot::id(), "an-earlier-one")).unwrap();
+        fs::write(root.path(STATE), text.replace(boot::id(), "an-earlier-one")).unwrap();
         let state = snapshot(&root).unwrap().unwrap();
         assert_eq!(state.endpoints().count(), 0);
         assert_eq!(state.subnet("azure").unwrap().to_string(), "10.240.0.0/16");

@@ -132,7 +132,7 @@ impl Store {
         if self.file == self.loaded {
             return Ok(());
         }
-        self.file.ipam.boot = boot::id();
+        boot::id().clone_into(&mut self.file.ipam.boot);
         let failed = |source| StoreError::Write {
             path: self.path.clone(),
             source,
@@ -272,7 +272,7 @@ mod tests {
         );
         let held = || snapshot(&root).unwrap().held().count();
         assert_eq!(held(), 2);
-        fs::write(root.path(STATE), text.replace(&boot::id(), "an-earlier-one")).unwrap();
+        fs::write(root.path(STATE), text.replace(boot::id(), "an-earlier-one")).unwrap();
         assert_eq!(held(), 0);
         assert_eq!(add(&root, "c"), "10.240.0.5");
         assert_eq!(held(), 1);

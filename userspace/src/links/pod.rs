@@ -4,10 +4,11 @@
 //! the host a /32 route leads to the pod, whose MAC is known too. So no ARP takes place on the pair at all.
 
 use std::{
+    fs::File,
     io,
     net::Ipv4Addr,
-    os::fd::{AsRawFd as _, BorrowedFd},
-    thread,
+    os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
+    process,
 };
 
 use ipnet::Ipv4Net;
@@ -316,21 +317,25 @@ impl Netlink {
 }
 
 impl Netlink {
-    /// Opens a socket in the network namespace `netns`, on a thread of its own: the caller's namespace is not touched.
+    /// Opens a socket in the network namespace `netns`. The calling thread is inside for as long as that takes.
     pub(super) fn inside(netns: BorrowedFd<'_>) -> Result<Self, LinkError> {
-        thread::scope(|scope| {
-            let inside = scope.spawn(|| {
-                move_into_link_name_space(netns, Some(LinkNameSpaceType::Network))
-                    .map_err(|errno| LinkError::Namespace(errno.into()))?;
-                Self::new()
-            });
-            inside.join().unwrap_or_else(|_| {
-                Err(LinkError::Namespace(io::Error::other(
-                    "the thread inside it panicked",
-                )))
-            })
-        })
+        let own = File::open("/proc/thread-self/ns/net").map_err(LinkError::Namespace)?;
+        enter(netns).map_err(LinkError::Namespace)?;
+        let opened = Self::new();
+        if let Err(error) = enter(own.as_fd()) {
+            tracing::error!(%error, "cannot leave the pod's network namespace");
+            // What would be taken back from here on is the pod's, not the node's. The next call takes back what is there.
+            process::abort();
+        }
+        opened
     }
+}
+
+fn enter(netns: BorrowedFd<'_>) -> io::Result<()> {
+    Ok(move_into_link_name_space(
+        netns,
+        Some(LinkNameSpaceType::Network),
+    )?)
 }
 
 /// A unicast route of the main table by an interface, to everywhere.

@@ -1,11 +1,12 @@
 //! Queueing disciplines and filters at the clsact hooks.
 
+use netlink_packet_core::NLM_F_ECHO;
 use netlink_packet_route::{
     RouteNetlinkMessage,
     tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcMessage, TcOption},
 };
 
-use super::{CHANGE, LinkError, Netlink};
+use super::{CHANGE, LinkError, Netlink, refused};
 
 /// A queueing discipline of the ingress kind: an interface has at most one of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,22 +28,22 @@ pub(crate) struct Filter {
 }
 
 impl Netlink {
-    /// The interface's clsact or ingress discipline.
+    /// The interface's clsact or ingress discipline: one question, not a list of those of every interface.
     pub(crate) fn ingress_qdisc(&mut self, ifindex: u32) -> Result<Option<Qdisc>, LinkError> {
-        let all = RouteNetlinkMessage::GetQueueDiscipline(of_interface(ifindex));
-        let messages = self.list(&all, || format!("list the qdiscs of interface {ifindex}"))?;
-        let of_interface = messages.iter().filter_map(|message| match message {
-            RouteNetlinkMessage::NewQueueDiscipline(message) => Some(message),
-            _ => None,
-        });
-        let mut kinds = of_interface
-            .filter(|message| message.header.index == ifindex.cast_signed())
-            .filter_map(kind);
-        Ok(kinds.find_map(|kind| match kind {
-            "clsact" => Some(Qdisc::Clsact),
-            "ingress" => Some(Qdisc::Ingress),
-            _ => None,
-        }))
+        let mut asked = of_interface(ifindex);
+        asked.header.parent = TcHandle::CLSACT;
+        // Before Linux 6.7 the answer goes to whoever asks for an echo.
+        match self
+            .socket
+            .ask(RouteNetlinkMessage::GetQueueDiscipline(asked), NLM_F_ECHO)
+        {
+            Ok(messages) => Ok(messages.iter().find_map(ingress)),
+            // Either it has none, or it is gone itself.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => Ok(None),
+            Err(error) => Err(refused(error, || {
+                format!("read the qdisc of interface {ifindex}")
+            })),
+        }
     }
 
     /// Deletes the interface's clsact discipline, with all its filters.
@@ -92,6 +93,17 @@ fn of_interface(ifindex: u32) -> TcMessage {
     let mut message = TcMessage::default();
     message.header.index = ifindex.cast_signed();
     message
+}
+
+fn ingress(message: &RouteNetlinkMessage) -> Option<Qdisc> {
+    let RouteNetlinkMessage::NewQueueDiscipline(message) = message else {
+        return None;
+    };
+    match kind(message) {
+        Some("clsact") => Some(Qdisc::Clsact),
+        Some("ingress") => Some(Qdisc::Ingress),
+        _ => None,
+    }
 }
 
 fn kind(message: &TcMessage) -> Option<&str> {
