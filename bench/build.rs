@@ -19,7 +19,7 @@ fn main() {
 
 /// By itself: it is static, unlike everything that cargo links.
 fn compile_floor(out: &Path) {
-    println!("cargo::rerun-if-changed=floor/floor.rs");
+    println!("cargo::rerun-if-changed=floor");
     let compiled = Command::new(env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
         .args(["--edition=2024", "-O", "-Cpanic=abort", "-Cstrip=symbols"])
         .args(["-Ctarget-feature=+crt-static", "floor/floor.rs", "-o"])

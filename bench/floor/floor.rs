@@ -2,10 +2,13 @@
 //! A static program of its own, because starting a process is a part of a plug-in's time.
 //!
 //! `floor add NETNS HOST_IF ADDRESS` makes what `azure-vnet` makes: a veth pair with one end in the namespace, the address, the
-//! routes and the neighbours at both ends. `floor del HOST_IF` takes it away. Numbers are those of `linux/rtnetlink.h`,
-//! `linux/if_link.h`, `linux/neighbour.h` and `linux/veth.h`.
+//! routes and the neighbours at both ends. `floor del HOST_IF` takes it away. With two directories of a bpffs more, that of
+//! pinned programs and one for links, programs are attached to the host's end and detached from it. Numbers are those of
+//! `linux/rtnetlink.h`, `linux/if_link.h`, `linux/neighbour.h` and `linux/veth.h`.
 
-use std::{env, fs::File, io, net::Ipv4Addr, os::fd::AsRawFd as _, process::ExitCode};
+mod hooks;
+
+use std::{env, fs::File, io, net::Ipv4Addr, os::fd::AsRawFd as _, path::Path, process::ExitCode};
 
 unsafe extern "C" {
     fn socket(domain: i32, kind: i32, protocol: i32) -> i32;
@@ -24,13 +27,14 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let done = match words[..] {
-        ["add", netns, host_if, address] => match address.parse::<Ipv4Addr>() {
-            Ok(address) => add(netns, host_if, address.octets()),
+        ["add", netns, host_if, address, ref hooks @ ..] => match address.parse::<Ipv4Addr>() {
+            Ok(address) => add(netns, host_if, address.octets(), hooks),
             Err(error) => Err(io::Error::other(error)),
         },
         ["del", host_if] => del(host_if),
+        ["del", host_if, _, links] => hooks::detach(Path::new(links)).and_then(|()| del(host_if)),
         _ => Err(io::Error::other(
-            "usage: floor add NETNS HOST_IF ADDRESS | floor del HOST_IF",
+            "usage: floor add NETNS HOST_IF ADDRESS [PROGRAMS LINKS] | floor del HOST_IF [PROGRAMS LINKS]",
         )),
     };
     match done {
@@ -42,12 +46,15 @@ fn main() -> ExitCode {
     }
 }
 
-fn add(netns: &str, host_if: &str, address: [u8; 4]) -> io::Result<()> {
+fn add(netns: &str, host_if: &str, address: [u8; 4], hooks: &[&str]) -> io::Result<()> {
     const CLONE_NEWNET: i32 = 0x4000_0000;
     let netns = File::open(netns)?;
     let host = Socket::open()?;
     host.ask(pair(host_if, netns.as_raw_fd().cast_unsigned()))?;
     let index = host.index(host_if)?;
+    if let [programs, links] = hooks {
+        hooks::attach(index, Path::new(programs), Path::new(links))?;
+    }
     host.ask(without_ipv6(index))?;
     host.ask(up(index))?;
     host.ask(route(index, Some(address), None))?;

@@ -1,15 +1,20 @@
 //! The floor under the CNI plug-ins: a static program that makes the netlink requests of a pod's connection (floor/floor.rs).
 
-use std::{fs, os::unix::fs::PermissionsExt as _, time::Instant};
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt as _,
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use causeway_tests::{
     netns::{Netns, stdout_of},
     scratch::Scratch,
 };
 
 use super::plugins::Call;
-use crate::rounds::Lane;
+use crate::{rounds::Lane, stand::Stand};
 
 static FLOOR: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/floor"));
 
@@ -18,6 +23,8 @@ pub(crate) struct FloorLane {
     node: Netns,
     files: Scratch,
     call: Call,
+    /// Directories of pinned programs that are attached as well, and of their links.
+    hooks: Option<[String; 2]>,
 }
 
 impl FloorLane {
@@ -28,22 +35,56 @@ impl FloorLane {
         fs::write(&program, FLOOR)?;
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
         let node = Netns::new()?;
-        Ok(Self { node, files, call })
+        Ok(Self {
+            node,
+            files,
+            call,
+            hooks: None,
+        })
+    }
+
+    /// The same, and the programs of a node that is up on both hooks of the interface.
+    pub(crate) fn with_hooks(call: Call, stand: &Stand) -> Result<Self> {
+        let bpffs = stand.node()?.root.join("/sys/fs/bpf");
+        let programs = find_programs(&bpffs.join("causeway"))?;
+        let links = bpffs.join("floor");
+        fs::create_dir_all(&links)?;
+        let hooks = [programs, links].map(|path| path.to_string_lossy().into_owned());
+        Ok(Self {
+            hooks: Some(hooks),
+            ..Self::new(call)?
+        })
     }
 
     /// Milliseconds of a run.
     fn run(&self, arguments: &[&str]) -> Result<f64> {
         let mut command = self.node.command(self.files.join("/floor"));
+        command.args(arguments).args(self.hooks.iter().flatten());
         let start = Instant::now();
-        let output = command.args(arguments).output();
+        let output = command.output();
         let took = start.elapsed().as_secs_f64() * 1e3;
         stdout_of(output, || format!("floor {}", arguments.join(" "))).map(|_| took)
     }
 }
 
+/// The programs of the datapath, of whichever schema.
+fn find_programs(trees: &Path) -> Result<PathBuf> {
+    let mut found = fs::read_dir(trees)?
+        .filter_map(Result::ok)
+        .map(|tree| tree.path().join("progs"));
+    found
+        .find(|programs| programs.is_dir())
+        .with_context(|| format!("no programs in {}", trees.display()))
+}
+
 impl Lane for FloorLane {
     fn label(&self) -> String {
-        "netlink alone".to_owned()
+        let label = if self.hooks.is_some() {
+            "netlink, two tcx links"
+        } else {
+            "netlink alone"
+        };
+        label.to_owned()
     }
 
     fn warm_up(&mut self) -> Result<()> {

@@ -60,6 +60,9 @@ fn calls(measure: &Measure, hall: &Hall, call: Call) -> Result<Outcome> {
     let mut lanes: Vec<_> = lanes.collect();
     if matches!(call, Call::Add | Call::Del) {
         lanes.push(Box::new(FloorLane::new(call)?));
+        for stand in hall.stands(|peer| peer == Peer::Causeway) {
+            lanes.push(Box::new(FloorLane::with_hooks(call, stand)?));
+        }
     }
     run(
         (measure.name, measure.title, Unit::Milliseconds),
