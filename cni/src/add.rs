@@ -115,13 +115,14 @@ impl Connection<'_> {
             host_if: self.host_if.clone(),
             mtu: self.mtu(),
             mac,
+            polls: datapath.has_xdp()?,
         };
         // Told while the link is still down: no packet of the pod finds the datapath unprepared.
         let admit = |link: &PodLink| -> Result<(), CniError> {
             undo.push("removing the pod from the datapath", Safety::Always, move || {
                 datapath.remove_pod(address).map(drop)
             });
-            Ok(datapath.add_pod(&self.pod(link))?)
+            Ok(datapath.add_pod(&self.pod(link, network.polls))?)
         };
         let expedited = Expedited::begin(call.conf.expedite);
         let link = links::connect_pod(self.netns.as_fd(), &network, admit)?;
@@ -134,7 +135,7 @@ impl Connection<'_> {
         result.to_json(call.conf.version)
     }
 
-    fn pod(&self, link: &PodLink) -> Pod {
+    fn pod(&self, link: &PodLink, takes_frames: bool) -> Pod {
         Pod {
             addr: self.ground.address.addr(),
             ifindex: link.host_ifindex,
@@ -144,6 +145,7 @@ impl Connection<'_> {
             mtu: u16::try_from(self.mtu()).unwrap_or(u16::MAX),
             // The limits are those of a queueing discipline, which sees what takes the stack.
             stack_only: self.call.conf.has_limits,
+            takes_frames,
         }
     }
 

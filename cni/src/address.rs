@@ -78,7 +78,7 @@ impl Ground {
         let ipam = open_ipam(root, conf, netlink)?
             .map_err(|error| ipam_failure(error, "Failed to allocate pool"))?;
         let (subnet, uplink) = choose_uplink(&ipam, &holder, conf, applicant.state, netlink)?;
-        let datapath = prepare(root, &uplink, netlink, applicant.host_if)?;
+        let datapath = prepare(call, &uplink, netlink, applicant.host_if)?;
         let request = Request {
             address: conf.address,
             quarantine: conf.ipam.quarantine,
@@ -114,7 +114,7 @@ impl Ground {
         netlink: &mut Netlink,
         undo: &mut Undo<'a>,
     ) -> Result<Self, CniError> {
-        let Call { root, conf, .. } = call;
+        let conf = call.conf;
         let delegate = call.delegate()?;
         let given = delegate.add()?;
         undo.push("the DEL of the IPAM plug-in", Safety::AfterSuccess, move || {
@@ -132,7 +132,7 @@ impl Ground {
             return Err(is_ipv6(&ip.address));
         };
         let uplink = node::find_uplink(netlink, conf.master.as_deref(), Some(address.trunc()))?;
-        let datapath = prepare(root, &uplink, netlink, applicant.host_if)?;
+        let datapath = prepare(call, &uplink, netlink, applicant.host_if)?;
         if answers(&datapath, address.addr().into()) {
             let msg = format!(
                 "the IPAM plug-in {:?} gave {}, to which another pod of this node answers",
@@ -242,9 +242,17 @@ fn choose_uplink(
     ))
 }
 
-fn prepare(root: &Root, uplink: &Uplink, netlink: &mut Netlink, host_if: &str) -> Result<Datapath, CniError> {
-    let datapath = Datapath::ensure(root, uplink)?;
-    node::enable_forwarding(root)?;
+fn prepare(
+    call: &Call<'_>,
+    uplink: &Uplink,
+    netlink: &mut Netlink,
+    host_if: &str,
+) -> Result<Datapath, CniError> {
+    let datapath = Datapath::ensure(call.root, uplink)?;
+    if let Some(wanted) = call.conf.uplink_xdp {
+        datapath.set_xdp(uplink, wanted)?;
+    }
+    node::enable_forwarding(call.root)?;
     clear_remnants(&datapath, netlink, host_if)?;
     Ok(datapath)
 }

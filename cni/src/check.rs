@@ -175,6 +175,7 @@ fn inspect_datapath(
         host_mac: host.mac.unwrap_or_default(),
         mtu: 0,
         stack_only: false,
+        takes_frames: false,
     };
     Ok(datapath.inspect_pod(&pod)?)
 }

@@ -46,6 +46,8 @@ pub(crate) struct NetConf {
     pub(crate) has_limits: bool,
     /// Whether the kernel may be told not to be slow about changing a hook's programs.
     pub(crate) expedite: bool,
+    /// Whether XDP is to carry at the uplink; `None` leaves it as it is.
+    pub(crate) uplink_xdp: Option<bool>,
     /// What the plug-ins before this one have made.
     pub(crate) prev_result: Option<CniResult>,
     /// The attachments that GC is to leave alone: container and interface.
@@ -110,7 +112,8 @@ impl NetConf {
             mtu: unless_leaving(strict, mtu(&fields))?,
             host_ports: unless_leaving(strict, capabilities::host_ports(&fields))?,
             has_limits: unless_leaving(strict, capabilities::limits_bandwidth(&fields))?,
-            expedite: unless_leaving(strict, expedite(&fields))?,
+            expedite: unless_leaving(strict, flag(&fields, "expediteRcu"))?.unwrap_or(true),
+            uplink_xdp: unless_leaving(strict, flag(&fields, "uplinkXdp"))?,
             prev_result: unless_leaving(strict, prev_result(&fields))?,
             valid: match invocation.verb {
                 Verb::Gc => valid_attachments(&fields)?,
@@ -198,12 +201,11 @@ fn mtu(fields: &Fields<'_>) -> Result<Option<u32>, CniError> {
     }
 }
 
-/// True unless it says no.
-fn expedite(fields: &Fields<'_>) -> Result<bool, CniError> {
-    match fields.get("expediteRcu") {
-        None => Ok(true),
-        Some(_) => fields.flag("expediteRcu").map_err(|error| shape(&error)),
-    }
+/// Yes, no, or nothing said.
+fn flag(fields: &Fields<'_>, name: &str) -> Result<Option<bool>, CniError> {
+    let is_set = fields.get(name).is_some();
+    let value = fields.flag(name).map_err(|error| shape(&error))?;
+    Ok(is_set.then_some(value))
 }
 
 fn prev_result(fields: &Fields<'_>) -> Result<Option<CniResult>, CniError> {

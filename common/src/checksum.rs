@@ -3,8 +3,8 @@
 //! One's complement addition does not depend on byte order (RFC 1071 section 2 (B)): words are taken from the
 //! packet as they lie in memory and the result is stored the same way, so nothing here converts byte order.
 //!
-//! Only the IPv4 header's checksum is computed by hand. A transport checksum may hold just the sum of the pseudo
-//! header (`CHECKSUM_PARTIAL`), which only the kernel knows: it goes through `bpf_l4_csum_replace`.
+//! A transport checksum may hold just the sum of the pseudo header (`CHECKSUM_PARTIAL`), which of a packet only the kernel
+//! knows: there it goes through `bpf_l4_csum_replace`. Of a frame ([`may_be_partial`]) it is computed here, if it is whole.
 
 /// Updates `check` for one 16-bit word of the header that changed from `old` to `new`.
 ///
@@ -33,6 +33,15 @@ pub fn is_good(header: [u32; 5]) -> bool {
     let sum = (sum & 0xffff_ffff) + (sum >> 32);
     let sum = (sum & 0xffff) + (sum >> 16 & 0xffff) + (sum >> 32);
     fold(sum as u32) == 0xffff
+}
+
+/// Whether a TCP or UDP checksum is the sum of the pseudo header alone, as a sender leaves it that counts on its device for
+/// the rest (`CHECKSUM_PARTIAL`). A whole one looks so once in 65,535 times. `len`: bytes from the transport header on.
+#[inline(always)]
+pub fn may_be_partial(check: u16, src: [u8; 4], dst: [u8; 4], protocol: u8, len: u16) -> bool {
+    let half = |bytes: [u8; 4], i: usize| u32::from(u16::from_ne_bytes([bytes[i], bytes[i + 1]]));
+    let addresses = half(src, 0) + half(src, 2) + half(dst, 0) + half(dst, 2);
+    check == fold(addresses + u32::from(u16::from(protocol).to_be()) + u32::from(len.to_be()))
 }
 
 /// Adds the carries back in. Two rounds are enough for a sum of up to 65,537 words.
@@ -72,6 +81,29 @@ mod tests {
             prop_assume!(wrong % 0xffff != header.header_checksum % 0xffff);
             header.header_checksum = wrong;
             prop_assert!(!is_good(words(&header)));
+        }
+
+        /// The sum over header and payload continues that of the pseudo header: a partial checksum is where it starts.
+        #[test]
+        fn a_checksum_is_partial_if_the_rest_of_the_packet_completes_it(
+            src: [u8; 4], dst: [u8; 4], payload in proptest::collection::vec(any::<u8>(), 0..64),
+        ) {
+            let header = etherparse::UdpHeader::without_ipv4_checksum(7, 9, payload.len()).unwrap();
+            let len = 8 + payload.len() as u16;
+            let whole = header.calc_checksum_ipv4_raw(src, dst, &payload).unwrap();
+            let rest = etherparse::checksum::Sum16BitWords::new().add_slice(&header.to_bytes()).add_slice(&payload);
+            let partial = etherparse::checksum::Sum16BitWords::new()
+                .add_4bytes(src)
+                .add_4bytes(dst)
+                .add_2bytes([0, crate::tuple::UDP])
+                .add_2bytes(len.to_be_bytes());
+            let partial = !partial.ones_complement();
+            prop_assert!(may_be_partial(partial, src, dst, crate::tuple::UDP, len));
+            // As the device would end it, on top of what the header's field holds.
+            let ended = fold(u32::from(partial) + u32::from(!rest.ones_complement()));
+            prop_assert_eq!((!ended) % 0xffff, u16::from_ne_bytes(whole.to_be_bytes()) % 0xffff);
+            let whole = u16::from_ne_bytes(whole.to_be_bytes());
+            prop_assert_eq!(may_be_partial(whole, src, dst, crate::tuple::UDP, len), whole == partial);
         }
 
         #[test]

@@ -15,10 +15,12 @@
 
 use core::sync::atomic::{Ordering, compiler_fence};
 
+mod driver;
 mod progress;
 mod transition;
 
 pub use self::{
+    driver::{Frame, at_driver},
     progress::Progress,
     transition::{AtEgress, AtIngress, at_egress, at_ingress, completes, keeps_address},
 };
@@ -113,7 +115,8 @@ pub struct FlowEntry<A> {
     pub in_ifindex: u32,
     /// Interface to which this direction is redirected.
     pub out_ifindex: u32,
-    /// Source MAC with which this direction arrives from a pod.
+    /// From a pod: the source MAC with which this direction arrives. From the wire: zeros, or the destination MAC of the
+    /// frames that may be redirected before they become packets, renewed once a second ([`at_driver`]).
     pub in_mac: [u8; 6],
     /// Destination MAC of the redirected frame.
     pub out_dst_mac: [u8; 6],

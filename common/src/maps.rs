@@ -51,7 +51,7 @@ pub struct PodEntry {
     pub host_mac: [u8; 6],
     /// MTU of the pod's interface in bytes.
     pub mtu: u16,
-    /// [`PodEntry::READY`], [`PodEntry::DEPARTED`], [`PodEntry::STACK_ONLY`].
+    /// [`PodEntry::READY`], [`PodEntry::DEPARTED`], [`PodEntry::STACK_ONLY`], [`PodEntry::TAKES_FRAMES`].
     pub flags: u16,
     /// `CLOCK_MONOTONIC` seconds of the last change.
     pub changed: u32,
@@ -65,11 +65,25 @@ impl PodEntry {
     /// Every packet of the pod takes the stack: a queueing discipline of its interfaces has to see them all (the
     /// `bandwidth` plug-in's limits, say).
     pub const STACK_ONLY: u16 = 4;
+    /// The pod's interface takes frames that `cwy_xdp_uplink` redirects: it polls (NAPI), which a veth does once GRO has
+    /// been turned on (Linux 5.13).
+    pub const TAKES_FRAMES: u16 = 8;
 
     /// Whether flows of the pod may be translated.
     #[inline(always)]
     pub fn is_ready(&self) -> bool {
         self.flags & Self::READY != 0
+    }
+
+    /// The destination MAC of the pod's frames on the wire, `dst_mac`, if XDP may redirect them to the pod; else zeros,
+    /// which no frame is addressed to.
+    #[inline(always)]
+    pub fn frames_at(&self, dst_mac: [u8; 6]) -> [u8; 6] {
+        if self.flags & Self::TAKES_FRAMES != 0 && self.may_be_carried() {
+            dst_mac
+        } else {
+            [0; 6]
+        }
     }
 
     /// Whether flows of the pod may be carried.
@@ -245,6 +259,8 @@ pub const MAP_NAMES: [&str; 14] = [
 
 /// The names of the programs, as `bpftool` and the pin directory show them.
 pub const PROGRAM_NAMES: [&str; 4] = ["cwy_from_pod", "cwy_to_pod", "cwy_from_uplink", "cwy_to_uplink"];
+/// The name of the XDP program, and of its pin: there only where it is asked for.
+pub const XDP_PROGRAM: &str = "cwy_xdp_uplink";
 /// The name of the iterator program that sweeps, and of its pin.
 pub const SWEEP_PROGRAM: &str = "cwy_sweep";
 
@@ -262,6 +278,7 @@ const _: () = {
         assert!(PROGRAM_NAMES[i].len() <= NAME_MAX);
         i += 1;
     }
+    assert!(XDP_PROGRAM.len() <= NAME_MAX);
 };
 
 #[cfg(test)]

@@ -121,6 +121,9 @@ reasons! {
     Demoted, Noted, "demoted", "carried flow given back to the kernel: its tuple also came out of a translation";
     PortRetried, Noted, "port_retried", "a socket of the node holds the port, the next candidate was tried";
     NextHopMoved, Noted, "next_hop_moved", "the next hop's MAC or device changed under a carried flow";
+
+    // Behind the others, whose numbers older pins know.
+    CarriedByXdp, Carried, "carried_by_xdp", "redirected into the pod's namespace by XDP, before the frame became a packet";
 }
 
 /// Entries of `cwy_count`: room for reasons to come without a change of the layout.

@@ -19,7 +19,7 @@ use causeway_common::{
 use crate::{
     forget::forget,
     heal,
-    maps::{Entry, Key, config, flow, is_idle},
+    maps::{Entry, Key, config, flow, is_idle, pod},
     next_hop,
     packet::{self, Ip, Transport, skb},
     rewrite::{Macs, Translation, forward, translate},
@@ -138,11 +138,29 @@ fn turn(ctx: &TcContext, key: &Key, entry: &mut Entry, flags: u8, now: u32) -> T
     if entry.exit == Exit::UPLINK && !entry.has(Flags::FIXED_HOP) {
         next_hop::refresh(ctx, key, entry);
     }
+    show_to_xdp(ctx, key, entry);
     if entry.nat == Nat::NONE && key.protocol != TCP && now.wrapping_sub(entry.last_up) >= KEEPALIVE {
         entry.last_up = now;
         return Turn::Keepalive;
     }
     Turn::Carry
+}
+
+/// Frames of a flow from the wire to a pod may be redirected by XDP for this second, if the pod takes them.
+#[inline(always)]
+fn show_to_xdp(ctx: &TcContext, key: &Key, entry: &mut Entry) {
+    let from_wire = config().is_some_and(|config| config.uplink_ifindex == entry.in_ifindex);
+    if !from_wire || entry.exit != Exit::POD {
+        return;
+    }
+    let addr = if entry.nat == Nat::DESTINATION {
+        entry.nat_addr
+    } else {
+        key.dst
+    };
+    if let Some(pod) = pod(&addr) {
+        entry.in_mac = pod.frames_at(packet::dst_mac(ctx));
+    }
 }
 
 /// Sends a rewritten packet past the stack. Without flags the helpers cannot fail here: a device that is gone costs the

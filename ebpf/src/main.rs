@@ -6,6 +6,7 @@
 //! | `cwy_to_pod` | tc egress, host veth | [`to_pod`] |
 //! | `cwy_from_uplink` | tc ingress, uplink | [`from_uplink`] |
 //! | `cwy_to_uplink` | tc egress, uplink | [`to_uplink`] |
+//! | `cwy_xdp_uplink` | XDP, uplink, where it is asked for | [`xdp_uplink`] |
 //! | `cwy_sweep` | iterator over `cwy_flows`, run by userspace | [`sweep`] |
 //!
 //! The decisions are in `causeway-common`; here a packet is parsed, looked up, rewritten and counted. At ingress any
@@ -41,11 +42,12 @@ mod sweep;
 mod to_pod;
 mod to_uplink;
 mod usage;
+mod xdp_uplink;
 
 use aya_ebpf::{
     bindings::{TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC},
-    macros::classifier,
-    programs::TcContext,
+    macros::{classifier, xdp},
+    programs::{TcContext, XdpContext},
 };
 use causeway_common::reason::{Reason, Verdict};
 use count::Hook;
@@ -79,6 +81,12 @@ pub fn cwy_to_uplink(ctx: TcContext) -> i32 {
         Some(reason) => finish(&ctx, Hook::ToUplink, reclaim::or_begin_anew(&ctx, reason)),
         None => TC_ACT_UNSPEC,
     }
+}
+
+/// The wire to the node, before a frame becomes a packet: reverse SNAT and carry, for what needs nothing else.
+#[xdp]
+pub fn cwy_xdp_uplink(ctx: XdpContext) -> u32 {
+    xdp_uplink::handle(&ctx)
 }
 
 /// Userspace runs it over `cwy_flows`: forgets what is over.

@@ -2,7 +2,11 @@
 
 use core::mem::offset_of;
 
-use aya_ebpf::{EbpfContext as _, bindings::__sk_buff, programs::TcContext};
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::__sk_buff,
+    programs::{TcContext, XdpContext},
+};
 use causeway_common::{
     checksum,
     decide::{Role, icmp_query, role},
@@ -82,6 +86,62 @@ pub struct Transport {
     _pad: [u8; 2],
 }
 
+/// What the headers are read from: a packet, or a frame that is none yet.
+pub trait Frame {
+    /// Address of the first byte.
+    fn data(&self) -> usize;
+    /// Address behind the last byte that can be read.
+    fn data_end(&self) -> usize;
+    /// Length in bytes, with what cannot be read.
+    fn len(&self) -> u32;
+    /// Whether it is a GSO packet, which is cut into segments behind us.
+    fn is_gso(&self) -> bool;
+}
+
+impl Frame for TcContext {
+    #[inline(always)]
+    fn data(&self) -> usize {
+        TcContext::data(self)
+    }
+
+    #[inline(always)]
+    fn data_end(&self) -> usize {
+        TcContext::data_end(self)
+    }
+
+    #[inline(always)]
+    fn len(&self) -> u32 {
+        TcContext::len(self)
+    }
+
+    #[inline(always)]
+    fn is_gso(&self) -> bool {
+        skb(self).gso_size != 0
+    }
+}
+
+impl Frame for XdpContext {
+    #[inline(always)]
+    fn data(&self) -> usize {
+        XdpContext::data(self)
+    }
+
+    #[inline(always)]
+    fn data_end(&self) -> usize {
+        XdpContext::data_end(self)
+    }
+
+    #[inline(always)]
+    fn len(&self) -> u32 {
+        (XdpContext::data_end(self) - XdpContext::data(self)) as u32
+    }
+
+    #[inline(always)]
+    fn is_gso(&self) -> bool {
+        false
+    }
+}
+
 /// The context as the kernel's struct.
 #[inline(always)]
 pub fn skb(ctx: &TcContext) -> &__sk_buff {
@@ -127,7 +187,7 @@ pub fn linearise_headers(ctx: &TcContext) -> bool {
 
 /// The IPv4 header, or why there is none.
 #[inline(always)]
-pub fn ip(ctx: &TcContext) -> Result<Ip, Reason> {
+pub fn ip(ctx: &impl Frame) -> Result<Ip, Reason> {
     match u16_at(ctx, 12).map(u16::from_be_bytes) {
         Some(ETHERTYPE_IPV4) => {}
         Some(ETHERTYPE_ARP) => return Err(Reason::Arp),
@@ -149,7 +209,7 @@ pub fn ip(ctx: &TcContext) -> Result<Ip, Reason> {
     let header_len = usize::from(version_and_length & 0x0f) * 4;
     let total_len = match u16::from_be_bytes([length_high, length_low]) {
         // BIG TCP (Linux 6.3): the field cannot hold the length of a GSO packet above 64 KiB.
-        0 if is_gso(ctx) => (ctx.len() - ETH_LEN as u32).min(u32::from(u16::MAX)) as u16,
+        0 if ctx.is_gso() => (ctx.len() - ETH_LEN as u32).min(u32::from(u16::MAX)) as u16,
         total_len => total_len,
     };
     let fits = usize::from(total_len) >= header_len && u32::from(total_len) + ETH_LEN as u32 <= ctx.len();
@@ -173,7 +233,7 @@ pub fn ip(ctx: &TcContext) -> Result<Ip, Reason> {
 
 /// The transport header of a packet that belongs to a flow we know how to follow, or why there is none.
 #[inline(always)]
-pub fn transport(ctx: &TcContext, ip: &Ip) -> Result<Transport, Reason> {
+pub fn transport(ctx: &impl Frame, ip: &Ip) -> Result<Transport, Reason> {
     if ip.is_fragment && has_ports(ip.protocol) {
         return Err(Reason::Fragment);
     }
@@ -182,7 +242,7 @@ pub fn transport(ctx: &TcContext, ip: &Ip) -> Result<Transport, Reason> {
 
 /// As [`transport`], also for a first fragment.
 #[inline(always)]
-pub fn first_transport(ctx: &TcContext, ip: &Ip) -> Result<Transport, Reason> {
+pub fn first_transport(ctx: &impl Frame, ip: &Ip) -> Result<Transport, Reason> {
     let header_len = match ip.protocol {
         TCP => 20,
         UDP | ICMP => 8,
@@ -216,7 +276,7 @@ pub fn first_transport(ctx: &TcContext, ip: &Ip) -> Result<Transport, Reason> {
         }
         UDP => {
             let length = u16::from_be_bytes(word(4));
-            let is_whole = !ip.is_fragment && !is_gso(ctx);
+            let is_whole = !ip.is_fragment && !ctx.is_gso();
             if length < 8 || is_whole && usize::from(length) + ip.l4() > usize::from(ip.total_len) + ETH_LEN {
                 return Err(Reason::Malformed);
             }
@@ -283,12 +343,6 @@ impl Transport {
     }
 }
 
-/// Whether the buffer is a GSO packet, which is cut into segments behind us.
-#[inline(always)]
-pub fn is_gso(ctx: &TcContext) -> bool {
-    skb(ctx).gso_size != 0
-}
-
 /// Length in bytes of the largest IP packet that this buffer becomes on the link.
 #[inline(always)]
 pub fn largest_packet(ctx: &TcContext, ip: &Ip, transport: &Transport) -> u32 {
@@ -300,13 +354,13 @@ pub fn largest_packet(ctx: &TcContext, ip: &Ip, transport: &Transport) -> u32 {
 
 /// Source MAC of the frame.
 #[inline(always)]
-pub fn src_mac(ctx: &TcContext) -> Mac {
+pub fn src_mac(ctx: &impl Frame) -> Mac {
     mac_at(ctx, 6)
 }
 
 /// Destination MAC of the frame.
 #[inline(always)]
-pub fn dst_mac(ctx: &TcContext) -> Mac {
+pub fn dst_mac(ctx: &impl Frame) -> Mac {
     mac_at(ctx, 0)
 }
 
@@ -331,7 +385,7 @@ pub fn is_from(ctx: &TcContext, entry: &Entry) -> bool {
 
 /// Six bytes at `offset`, or zeros when the frame is shorter.
 #[inline(always)]
-pub fn mac_at(ctx: &TcContext, offset: usize) -> Mac {
+pub fn mac_at(ctx: &impl Frame, offset: usize) -> Mac {
     let (start, end) = (ctx.data() + offset, ctx.data_end());
     if start + 6 > end {
         return [0; 6];
@@ -344,14 +398,14 @@ pub fn mac_at(ctx: &TcContext, offset: usize) -> Mac {
 
 /// Four bytes at `offset`, or `None` when the frame is shorter.
 #[inline(always)]
-pub fn addr_at(ctx: &TcContext, offset: usize) -> Option<Addr> {
+pub fn addr_at(ctx: &impl Frame, offset: usize) -> Option<Addr> {
     let ([a, b], [c, d]) = (u16_at(ctx, offset)?, u16_at(ctx, offset + 2)?);
     Some([a, b, c, d])
 }
 
 /// Two bytes at an even `offset`, or `None` when the frame is shorter.
 #[inline(always)]
-pub fn u16_at(ctx: &TcContext, offset: usize) -> Option<[u8; 2]> {
+pub fn u16_at(ctx: &impl Frame, offset: usize) -> Option<[u8; 2]> {
     let start = ctx.data() + offset;
     if start + 2 > ctx.data_end() {
         return None;
@@ -361,7 +415,7 @@ pub fn u16_at(ctx: &TcContext, offset: usize) -> Option<[u8; 2]> {
 }
 
 #[inline(always)]
-fn byte(ctx: &TcContext, offset: usize) -> Option<u8> {
+fn byte(ctx: &impl Frame, offset: usize) -> Option<u8> {
     let start = ctx.data() + offset;
     if start + 1 > ctx.data_end() {
         return None;

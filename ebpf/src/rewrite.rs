@@ -20,7 +20,7 @@ use causeway_common::{
 
 use crate::{
     maps::{Addr, Entry, Key},
-    packet::{ETH_LEN, IP_CHECK, IP_DST, IP_END, IP_SRC, Ip, Mac, TTL},
+    packet::{ETH_LEN, Frame, IP_CHECK, IP_DST, IP_END, IP_SRC, Ip, Mac, TTL},
 };
 
 /// A rewrite that the kernel refused; the packet may be half changed and must be dropped.
@@ -133,7 +133,7 @@ pub fn translate_addr(ctx: &TcContext, ip: &Ip, to: &Translation) -> Result<(), 
 
 /// [`translate_addr`], then decrements the TTL and addresses the frame to the next hop.
 #[inline(always)]
-pub fn forward_addr(ctx: &TcContext, ip: &Ip, to: &Translation, macs: Macs) -> Result<(), Failed> {
+pub fn forward_addr(ctx: &impl Frame, ip: &Ip, to: &Translation, macs: Macs) -> Result<(), Failed> {
     let header = header(ctx)?;
     replace_addr(header, ip, to);
     let before = u16::from_ne_bytes([ip.ttl, ip.protocol]);
@@ -206,7 +206,7 @@ fn replace_addr(header: *mut u8, ip: &Ip, to: &Translation) {
 
 /// The frame's first [`IP_END`] bytes. Pointers from before a helper call are dead: the helper may move the buffer.
 #[inline(always)]
-fn header(ctx: &TcContext) -> Result<*mut u8, Failed> {
+fn header(ctx: &impl Frame) -> Result<*mut u8, Failed> {
     const { assert!(IP_END > ETH_LEN) };
     let start = ctx.data();
     if start + IP_END > ctx.data_end() {

@@ -2,6 +2,7 @@
 //! come from.
 
 mod tables;
+mod xdp;
 
 use std::{
     net::Ipv4Addr,
@@ -141,6 +142,7 @@ impl Bench {
                 .unwrap();
             program.load().unwrap();
         }
+        bench.load_xdp();
         bench.configure(NODE);
         for pod in [bench.a, bench.b] {
             bench.register(&pod, PodEntry::READY);

@@ -29,3 +29,4 @@ mod snat;
 mod stage;
 mod table;
 mod tuples;
+mod xdp;

@@ -13,7 +13,7 @@ use causeway::{
 };
 use causeway_common::{
     flow::State,
-    maps::{Count, FLOW_ENTRIES, POD_ENTRIES, PodEntry, SCHEMA},
+    maps::{Count, FLOW_ENTRIES, POD_ENTRIES, PodEntry, SCHEMA, XDP_PROGRAM},
     reason::Reason,
 };
 use serde::Serialize;
@@ -41,6 +41,8 @@ struct Loaded {
     pins: PathBuf,
     uplink: UplinkStatus,
     attached: &'static str,
+    /// Whether `cwy_xdp_uplink` is in the uplink's driver; null if nobody asked for it.
+    xdp: Option<bool>,
     hooks: Vec<HookStatus>,
     pods: PodCount,
     flows: FlowCount,
@@ -122,6 +124,7 @@ fn loaded(datapath: &Datapath, all: bool) -> Result<Loaded, Failure> {
             mtu: config.uplink_mtu,
         },
         attached: attached(&hooks),
+        xdp: datapath.xdp()?,
         hooks,
         pods: count_pods(&datapath.pods()?),
         flows: count_flows(datapath)?,
@@ -146,6 +149,7 @@ impl Report for Status {
             pins,
             uplink,
             attached,
+            xdp,
             hooks,
             pods,
             flows,
@@ -165,6 +169,10 @@ impl Report for Status {
             uplink.ifindex, uplink.address, uplink.mtu
         )?;
         writeln!(out, "attached  {attached}")?;
+        if let Some(attached) = xdp {
+            let place = if *attached { "in the uplink's driver" } else { "NOT ATTACHED" };
+            writeln!(out, "xdp       {XDP_PROGRAM}, {place}")?;
+        }
         write!(out, "pods      {} ready, {} departed", pods.ready, pods.departed)?;
         if pods.attaching > 0 {
             write!(out, ", {} attaching", pods.attaching)?;

@@ -12,7 +12,7 @@ use aya::programs::{
 
 use super::{
     DatapathError,
-    bpf::{self, TcxLink},
+    bpf::{self, AttachLink},
     pins::{self, Owner, PinTree},
 };
 use crate::{
@@ -204,7 +204,7 @@ pub(crate) fn release(netlink: &mut Netlink, pins: &PinTree, hook: &Hook<'_>) ->
 
 /// Detaches and unpins the tcx link at `path`. Returns whether it was there.
 pub(crate) fn detach_pin(path: &Path) -> Result<bool, DatapathError> {
-    let link = TcxLink::open(path).map_err(|source| DatapathError::file(path, source))?;
+    let link = AttachLink::open(path).map_err(|source| DatapathError::file(path, source))?;
     if let Some(link) = link {
         match link.detach() {
             // ENOLINK: its interface is gone.
@@ -220,7 +220,7 @@ pub(crate) fn detach_pin(path: &Path) -> Result<bool, DatapathError> {
 /// Removes the pins of links whose interface is gone.
 pub(crate) fn remove_defunct(pins: &PinTree) -> Result<(), DatapathError> {
     for path in pins.link_pins()? {
-        let ifindex = TcxLink::open(&path).and_then(|link| link.map(|link| link.ifindex()).transpose());
+        let ifindex = AttachLink::open(&path).and_then(|link| link.map(|link| link.ifindex()).transpose());
         if ifindex.map_err(|source| DatapathError::file(&path, source))? == Some(0) {
             pins::unpin(&path)?;
         }
@@ -242,7 +242,7 @@ pub(crate) fn detach_filter(netlink: &mut Netlink, hook: &Hook<'_>) -> Result<bo
 /// Whether the hook's pin is a link to its interface.
 fn is_linked(pins: &PinTree, hook: &Hook<'_>) -> Result<bool, DatapathError> {
     let path = pins.link(hook.owner, hook.direction);
-    let ifindex = TcxLink::open(&path).and_then(|link| link.map(|link| link.ifindex()).transpose());
+    let ifindex = AttachLink::open(&path).and_then(|link| link.map(|link| link.ifindex()).transpose());
     Ok(ifindex.map_err(|source| DatapathError::file(&path, source))? == Some(hook.ifindex))
 }
 
@@ -256,7 +256,7 @@ fn is_current(pins: &PinTree, hook: &Hook<'_>, filter: Option<&Filter>) -> Resul
 
 /// Returns `false` where the kernel has no tcx.
 fn attach_tcx(pins: &PinTree, hook: &Hook<'_>) -> Result<bool, DatapathError> {
-    let link = match TcxLink::create(&pins.program(hook.program()), hook.ifindex, hook.direction) {
+    let link = match AttachLink::tcx(&pins.program(hook.program()), hook.ifindex, hook.direction) {
         Ok(link) => link,
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => return Ok(false),
         Err(error) => return Err(failed(hook, error)),

@@ -1,5 +1,5 @@
 //! The calls of bpf(2) that aya 0.14 does not offer: hash maps in batches ([`batch`]); iterators over a map
-//! ([`iterate`]); tcx links by interface index
+//! ([`iterate`]); tcx and XDP links by interface index
 //! (aya takes a name, and probes the kernel's features first, which costs milliseconds), and where a link is attached.
 //!
 //! Commands and structures follow `include/uapi/linux/bpf.h` of Linux 6.18. All of the datapath's `unsafe` is here and
@@ -27,30 +27,50 @@ const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_DETACH: libc::c_long = 34;
 
+const BPF_LINK_TYPE_XDP: u32 = 6;
 const BPF_LINK_TYPE_TCX: u32 = 11;
+const BPF_XDP: u32 = 37;
 const BPF_TCX_INGRESS: u32 = 46;
 const BPF_TCX_EGRESS: u32 = 47;
 
-/// A tcx link. It lives as long as a descriptor or a pin holds it.
-#[derive(Debug)]
-pub(crate) struct TcxLink(OwnedFd);
+/// `XDP_FLAGS_DRV_MODE` of `linux/if_link.h`: in the driver, or not at all.
+const XDP_FLAGS_DRV_MODE: u32 = 4;
 
-impl TcxLink {
+/// A link to a hook of an interface. It lives as long as a descriptor or a pin holds it.
+#[derive(Debug)]
+pub(crate) struct AttachLink(OwnedFd);
+
+impl AttachLink {
     /// Attaches the program pinned at `program` to an interface, after the programs that are there already.
     ///
     /// # Errors
     ///
     /// `InvalidInput` where the kernel has no tcx (before 6.6, or built without).
-    pub(crate) fn create(program: &Path, ifindex: u32, direction: Direction) -> io::Result<Self> {
+    pub(crate) fn tcx(program: &Path, ifindex: u32, direction: Direction) -> io::Result<Self> {
+        let attach_type = match direction {
+            Direction::Ingress => BPF_TCX_INGRESS,
+            Direction::Egress => BPF_TCX_EGRESS,
+        };
+        Self::create(program, ifindex, attach_type, 0)
+    }
+
+    /// Attaches the XDP program pinned at `program` to the driver of an interface (Linux 5.9).
+    ///
+    /// # Errors
+    ///
+    /// `EOPNOTSUPP` where the driver runs no XDP, `EBUSY` where another program is attached, others by the driver: an MTU too
+    /// large, receive offloads that exclude it.
+    pub(crate) fn xdp(program: &Path, ifindex: u32) -> io::Result<Self> {
+        Self::create(program, ifindex, BPF_XDP, XDP_FLAGS_DRV_MODE)
+    }
+
+    fn create(program: &Path, ifindex: u32, attach_type: u32, flags: u32) -> io::Result<Self> {
         let program = open_pin(program)?;
         let mut attributes = LinkAttributes {
             program_fd: program.as_raw_fd().cast_unsigned(),
             ifindex,
-            attach_type: match direction {
-                Direction::Ingress => BPF_TCX_INGRESS,
-                Direction::Egress => BPF_TCX_EGRESS,
-            },
-            flags: 0,
+            attach_type,
+            flags,
             relative_fd: 0,
             _hole: 0,
             expected_revision: 0,
@@ -87,15 +107,15 @@ impl TcxLink {
     ///
     /// # Errors
     ///
-    /// `InvalidData` when the object is something else than a tcx link.
+    /// `InvalidData` when the object is something else than a tcx or an XDP link.
     pub(crate) fn ifindex(&self) -> io::Result<u32> {
         let mut info = LinkInfo::default();
         // SAFETY: any bytes are a value of `LinkInfo`, the head of what the kernel writes for a link.
         unsafe { read_info(&self.0, &mut info) }?;
-        if info.link_type != BPF_LINK_TYPE_TCX {
+        if !matches!(info.link_type, BPF_LINK_TYPE_TCX | BPF_LINK_TYPE_XDP) {
             return Err(io::Error::new(
                 ErrorKind::InvalidData,
-                "the pinned object is not a tcx link",
+                "the pinned object is neither a tcx nor an XDP link",
             ));
         }
         Ok(info.ifindex)
@@ -197,7 +217,7 @@ struct InfoAttributes {
     info: u64,
 }
 
-/// `link_create` of `union bpf_attr`, with its `tcx` member.
+/// `link_create` of `union bpf_attr`, with its `tcx` member, which is all zeros for XDP.
 #[repr(C)]
 struct LinkAttributes {
     program_fd: u32,
@@ -240,7 +260,7 @@ struct ProgramInfo {
     id: u32,
 }
 
-/// The head of `struct bpf_link_info` and the `tcx` member of its union.
+/// The head of `struct bpf_link_info` and the `tcx` member of its union; of `xdp` the index is in the same place.
 #[repr(C, align(8))]
 #[derive(Default)]
 struct LinkInfo {
@@ -258,7 +278,7 @@ mod tests {
 
     #[test]
     fn a_path_without_a_pin_has_no_link() {
-        assert!(TcxLink::open(Path::new("/nonexistent/link")).unwrap().is_none());
+        assert!(AttachLink::open(Path::new("/nonexistent/link")).unwrap().is_none());
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{io, path::PathBuf};
 use aya::{maps::MapError, programs::ProgramError};
 use thiserror::Error;
 
-use super::{AttachFailure, AttachMode, Layout};
+use super::{AttachFailure, AttachMode, Layout, XdpRefusal};
 use crate::{durable::LockError, links::LinkError, node::NodeError, restore::RestoreError};
 
 /// What can go wrong with the datapath.
@@ -109,6 +109,9 @@ pub enum DatapathError {
         /// What the kernel said.
         source: AttachFailure,
     },
+    /// XDP was asked for where it cannot be had.
+    #[error("{0}")]
+    Xdp(XdpRefusal),
     /// The environment names an unknown mode.
     #[error("{var}={0:?} is no way to attach: use auto, tcx or clsact", var = AttachMode::VARIABLE)]
     AttachMode(String),

@@ -100,7 +100,8 @@ impl Datapath {
         let index = self.config()?.uplink_ifindex;
         let link = Netlink::new()?.link_by_index(index)?;
         let hooks = self.states(index, link.as_ref().map(|link| link.name.as_str()), Hook::uplink)?;
-        Ok(hooks.iter().filter_map(HookState::missing).collect())
+        let missing = hooks.iter().filter_map(HookState::missing);
+        Ok(missing.chain(self.inspect_xdp()?).collect())
     }
 
     fn states<'a>(

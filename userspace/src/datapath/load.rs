@@ -5,11 +5,11 @@ use std::{path::PathBuf, thread};
 
 use aya::{
     Btf, Ebpf, EbpfLoader,
-    programs::{Iter, Program, SchedClassifier},
+    programs::{Iter, Program, ProgramError, SchedClassifier, Xdp},
 };
 use causeway_common::{
     decide::WIRESERVER,
-    maps::{Config, MAP_NAMES, POD_QUOTA, PROGRAM_NAMES, RangeClass, SWEEP_PROGRAM, Usage, WIRE_QUOTA},
+    maps::{Config, MAP_NAMES, POD_QUOTA, PROGRAM_NAMES, RangeClass, SWEEP_PROGRAM, Usage, WIRE_QUOTA, XDP_PROGRAM},
 };
 use ipnet::Ipv4Net;
 
@@ -90,24 +90,38 @@ fn open_object(pins: &PinTree) -> Result<Ebpf, DatapathError> {
         .map_err(|source| DatapathError::Load(Box::new(source)))
 }
 
-/// The pin of the sweep program of a tree, which is loaded when it is first asked for. The caller is the only one who
-/// asks.
+/// The pin of the sweep program of a tree, which is loaded when it is first asked for.
 pub(crate) fn sweep_program(pins: &PinTree) -> Result<PathBuf, DatapathError> {
-    let path = pins.program(SWEEP_PROGRAM);
+    on_demand(pins, SWEEP_PROGRAM, |program| {
+        let program: &mut Iter = program.try_into()?;
+        program.load("bpf_map_elem", &Btf::from_sys_fs()?)
+    })
+}
+
+/// The pin of the XDP program of a tree, which is loaded when it is first asked for.
+pub(crate) fn xdp_program(pins: &PinTree) -> Result<PathBuf, DatapathError> {
+    on_demand(pins, XDP_PROGRAM, |program| {
+        let program: &mut Xdp = program.try_into()?;
+        program.load()
+    })
+}
+
+/// The caller is the only one who asks.
+fn on_demand(
+    pins: &PinTree,
+    name: &'static str,
+    load: impl FnOnce(&mut Program) -> Result<(), ProgramError>,
+) -> Result<PathBuf, DatapathError> {
+    let path = pins.program(name);
     if path.exists() {
         return Ok(path);
     }
-    let failed = |source| DatapathError::Program {
-        name: SWEEP_PROGRAM,
-        source: Box::new(source),
-    };
-    let btf = Btf::from_sys_fs().map_err(|error| failed(error.into()))?;
     let mut object = open_object(pins)?;
-    let program: &mut Iter = object
-        .program_mut(SWEEP_PROGRAM)
-        .ok_or(DatapathError::UnknownProgram(SWEEP_PROGRAM))
-        .and_then(|program: &mut Program| program.try_into().map_err(failed))?;
-    program.load("bpf_map_elem", &btf).map_err(failed)?;
+    let program = object.program_mut(name).ok_or(DatapathError::UnknownProgram(name))?;
+    load(program).map_err(|source| DatapathError::Program {
+        name,
+        source: Box::new(source),
+    })?;
     program.pin(&path).map_err(|source| DatapathError::Pin {
         path: path.clone(),
         source: source.into(),

@@ -18,6 +18,7 @@ mod ports;
 mod sweep;
 mod tables;
 mod unload;
+mod xdp;
 
 use std::{net::Ipv4Addr, path::Path, time::Duration};
 
@@ -39,6 +40,7 @@ pub use pods::{Pod, Removed, now};
 pub use ports::HostPort;
 pub use sweep::{Occasion, Swept};
 pub use unload::Unloaded;
+pub use xdp::XdpRefusal;
 
 use self::{attach::Hook, pins::PinTree, tables::Tables};
 use crate::{durable::Lock, links::Netlink, node::Uplink, restore::Restore, root::Root};
@@ -151,7 +153,7 @@ impl Datapath {
                 return Ok(false);
             }
         }
-        Ok(true)
+        self.xdp_serves(uplink)
     }
 
     /// Tells the programs about the uplink and attaches them to it. The seed stays: live flows depend on it.
@@ -179,7 +181,7 @@ impl Datapath {
         for hook in Hook::uplink(&uplink.name, uplink.ifindex) {
             attach::attach(&mut netlink, &self.pins, &restore, &hook, mode)?;
         }
-        Ok(())
+        self.follow_xdp(uplink)
     }
 }
 

@@ -74,6 +74,11 @@ impl PinTree {
             .join(format!("{owner}_{}", direction.name()))
     }
 
+    /// The link of the XDP program.
+    pub(crate) fn xdp_link(&self) -> PathBuf {
+        self.directory.join("links").join("uplink_xdp")
+    }
+
     /// Every pinned link.
     pub(crate) fn link_pins(&self) -> Result<Vec<PathBuf>, DatapathError> {
         list(&self.directory.join("links"))

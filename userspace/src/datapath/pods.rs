@@ -31,6 +31,8 @@ pub struct Pod {
     pub mtu: u16,
     /// None of its flows is to be carried: every packet takes the stack.
     pub stack_only: bool,
+    /// Its interface takes frames that XDP redirects ([`PodEntry::TAKES_FRAMES`]).
+    pub takes_frames: bool,
 }
 
 /// What the removal of a pod found.
@@ -109,6 +111,9 @@ impl Datapath {
         entry.flags = PodEntry::READY;
         if pod.stack_only {
             entry.flags |= PodEntry::STACK_ONLY;
+        }
+        if pod.takes_frames {
+            entry.flags |= PodEntry::TAKES_FRAMES;
         }
         pods.insert(pod.addr.octets(), entry)
     }

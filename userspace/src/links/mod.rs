@@ -5,6 +5,7 @@
 mod address;
 mod inspect;
 mod pod;
+mod polling;
 mod socket;
 mod tc;
 

@@ -46,6 +46,8 @@ pub struct PodNetwork {
     pub mtu: u32,
     /// MAC of the pod's interface.
     pub mac: [u8; 6],
+    /// The pod's interface polls, so that it takes frames which XDP redirects.
+    pub polls: bool,
 }
 
 /// A connected pod.
@@ -200,6 +202,9 @@ fn set_up_pod(netlink: &mut Netlink, pod: &PodNetwork, host_mac: [u8; 6]) -> Res
     netlink.change(RouteNetlinkMessage::NewAddress(own), NEW, || {
         format!("give {net} to {}", link.name)
     })?;
+    if pod.polls {
+        netlink.make_poll(&link)?;
+    }
     netlink.bring_up(&link)?;
 
     let has_default = netlink.routes()?.iter().any(|route| route.to.prefix_len() == 0);
