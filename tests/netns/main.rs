@@ -23,3 +23,4 @@ mod sweep;
 mod table;
 mod trace;
 mod upheaval;
+mod xdp;

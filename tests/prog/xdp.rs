@@ -168,7 +168,10 @@ fn what_needs_more_than_a_rewrite_goes_on_as_it_came() {
             ("last hop", with(|frame| frame[22] = 1)),
             ("fragment", with(|frame| frame[20] = 0x20)),
             ("last fragment", with(|frame| frame[21] = 1)),
-            ("VLAN tag", with(|frame| frame.splice(12..12, [0x81, 0, 0, 7]).for_each(drop))),
+            (
+                "VLAN tag",
+                with(|frame| frame.splice(12..12, [0x81, 0, 0, 7]).for_each(drop)),
+            ),
             ("for another station", with(|frame| frame[5] ^= 1)),
             ("another remote", with(|frame| frame[29] ^= 1)),
             ("broken header checksum", {
@@ -205,7 +208,13 @@ fn a_checksum_of_the_pseudo_header_alone_is_left_to_the_packet() {
 fn beginning_and_end_of_a_connection_are_tcs_to_note() {
     let mut flow = Flow::of(TCP);
     let link = flow.link();
-    let fin = tcp(link, ANSWER, 64, |header| (header.ack, header.fin) = (true, true), &[]);
+    let fin = tcp(
+        link,
+        ANSWER,
+        64,
+        |header| (header.ack, header.fin) = (true, true),
+        &[],
+    );
     let rst = tcp(link, ANSWER, 64, |header| header.rst = true, &[]);
     let syn = tcp(link, ANSWER, 64, |header| header.syn = true, &[]);
     assert!(flow.run(&fin).is_none() && flow.run(&rst).is_none());
@@ -287,7 +296,10 @@ fn no_frame_is_redirected_that_tc_would_not_carry_as_it_is() {
             }
         }
         for length in 14..frame.len() {
-            assert!(flow.run(&frame[..length]).is_none(), "{length} bytes of {protocol}");
+            assert!(
+                flow.run(&frame[..length]).is_none(),
+                "{length} bytes of {protocol}"
+            );
         }
         // A few fields may have any value: the time to live, the type of service, the sequence numbers.
         assert!(redirected > 1000, "{redirected} of protocol {protocol}");

@@ -25,6 +25,8 @@ pub enum Datapath {
     Causeway,
     /// The same, attached as on kernels without tcx.
     CausewayClsact,
+    /// The same, with XDP on the uplink.
+    CausewayXdp,
     /// The kernel's routing, without translation.
     Routed,
     /// The kernel's routing and the MASQUERADE rule.
@@ -38,7 +40,7 @@ pub enum Datapath {
 impl Datapath {
     /// Whether pods are added by our plug-in.
     pub fn is_causeway(self) -> bool {
-        matches!(self, Self::Causeway | Self::CausewayClsact)
+        matches!(self, Self::Causeway | Self::CausewayClsact | Self::CausewayXdp)
     }
 
     /// Whether pods hang on a bridge.
@@ -248,7 +250,10 @@ impl Node {
     /// Calls the CNI plug-in for a pod. An empty answer is `null`; an error holds the plug-in's own.
     pub fn plugin(&self, verb: &str, pod: &str, netns: &str) -> Result<Value> {
         let dist = self.dist()?;
-        let config = dist.plugin_config()?.to_string();
+        let mut config = dist.plugin_config()?;
+        if self.datapath == Datapath::CausewayXdp {
+            config["uplinkXdp"] = true.into();
+        }
         let mut command = self.program(dist.plugin("azure-vnet").as_os_str());
         command
             .env("CNI_COMMAND", verb)
@@ -266,7 +271,7 @@ impl Node {
         let mut child = command.spawn().context("cannot run azure-vnet")?;
         if let Some(mut stdin) = child.stdin.take() {
             stdin
-                .write_all(config.as_bytes())
+                .write_all(config.to_string().as_bytes())
                 .context("writing the configuration")?;
         }
         let text = stdout_of(child.wait_with_output(), || format!("azure-vnet {verb} {pod}"))?;

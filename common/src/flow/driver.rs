@@ -67,7 +67,11 @@ mod tests {
 
     fn answer(protocol: u8) -> Frame {
         Frame {
-            role: if protocol == TCP { Role::Continues } else { Role::Opens },
+            role: if protocol == TCP {
+                Role::Continues
+            } else {
+                Role::Opens
+            },
             protocol,
             ifindex: UPLINK,
             dst_mac: MAC,
@@ -94,20 +98,42 @@ mod tests {
         let ends = Progress::of_packet(TCP, tcp_flags::FIN | tcp_flags::ACK);
         let frame = answer(TCP);
         let others = [
-            ("first of its second", Frame { is_fresh: false, ..frame }),
+            (
+                "first of its second",
+                Frame {
+                    is_fresh: false,
+                    ..frame
+                },
+            ),
             ("expiring", Frame { ttl: 1, ..frame }),
             ("too large", Frame { len: 1501, ..frame }),
             ("ends the connection", Frame { seen: ends, ..frame }),
-            ("for another station", Frame { dst_mac: [2, 0, 0, 0, 0, 5], ..frame }),
+            (
+                "for another station",
+                Frame {
+                    dst_mac: [2, 0, 0, 0, 0, 5],
+                    ..frame
+                },
+            ),
             ("from another interface", Frame { ifindex: 3, ..frame }),
-            ("opens a connection", Frame { role: Role::Opens, ..frame }),
+            (
+                "opens a connection",
+                Frame {
+                    role: Role::Opens,
+                    ..frame
+                },
+            ),
         ];
         let closed = FlowEntry {
             progress: carried(TCP).progress().with(Progress::RST).bits(),
             ..carried(TCP)
         };
         for (what, other) in others {
-            let entry = if what.starts_with("opens") { closed } else { carried(TCP) };
+            let entry = if what.starts_with("opens") {
+                closed
+            } else {
+                carried(TCP)
+            };
             assert!(!at_driver(&entry, &other), "{what}");
         }
     }
@@ -117,11 +143,26 @@ mod tests {
         let frame = answer(UDP);
         let entry = carried(UDP);
         let others = [
-            FlowEntry { in_mac: [0; 6], ..entry },
-            FlowEntry { state: State::KERNEL, ..entry },
-            FlowEntry { state: State::OFFERED, ..entry },
-            FlowEntry { exit: Exit::UPLINK, ..entry },
-            FlowEntry { exit: Exit::STACK, ..entry },
+            FlowEntry {
+                in_mac: [0; 6],
+                ..entry
+            },
+            FlowEntry {
+                state: State::KERNEL,
+                ..entry
+            },
+            FlowEntry {
+                state: State::OFFERED,
+                ..entry
+            },
+            FlowEntry {
+                exit: Exit::UPLINK,
+                ..entry
+            },
+            FlowEntry {
+                exit: Exit::STACK,
+                ..entry
+            },
         ];
         assert!(others.iter().all(|other| !at_driver(other, &frame)));
     }

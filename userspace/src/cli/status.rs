@@ -170,7 +170,11 @@ impl Report for Status {
         )?;
         writeln!(out, "attached  {attached}")?;
         if let Some(attached) = xdp {
-            let place = if *attached { "in the uplink's driver" } else { "NOT ATTACHED" };
+            let place = if *attached {
+                "in the uplink's driver"
+            } else {
+                "NOT ATTACHED"
+            };
             writeln!(out, "xdp       {XDP_PROGRAM}, {place}")?;
         }
         write!(out, "pods      {} ready, {} departed", pods.ready, pods.departed)?;

@@ -278,7 +278,11 @@ mod tests {
 
     #[test]
     fn a_path_without_a_pin_has_no_link() {
-        assert!(AttachLink::open(Path::new("/nonexistent/link")).unwrap().is_none());
+        assert!(
+            AttachLink::open(Path::new("/nonexistent/link"))
+                .unwrap()
+                .is_none()
+        );
     }
 
     #[test]

@@ -9,7 +9,10 @@ use aya::{
 };
 use causeway_common::{
     decide::WIRESERVER,
-    maps::{Config, MAP_NAMES, POD_QUOTA, PROGRAM_NAMES, RangeClass, SWEEP_PROGRAM, Usage, WIRE_QUOTA, XDP_PROGRAM},
+    maps::{
+        Config, MAP_NAMES, POD_QUOTA, PROGRAM_NAMES, RangeClass, SWEEP_PROGRAM, Usage, WIRE_QUOTA,
+        XDP_PROGRAM,
+    },
 };
 use ipnet::Ipv4Net;
 
@@ -117,7 +120,9 @@ fn on_demand(
         return Ok(path);
     }
     let mut object = open_object(pins)?;
-    let program = object.program_mut(name).ok_or(DatapathError::UnknownProgram(name))?;
+    let program = object
+        .program_mut(name)
+        .ok_or(DatapathError::UnknownProgram(name))?;
     load(program).map_err(|source| DatapathError::Program {
         name,
         source: Box::new(source),

@@ -156,6 +156,8 @@ mod tests {
         assert!(text(libc::EOPNOTSUPP).contains("eth0: its driver runs no XDP"));
         assert!(text(libc::EBUSY).contains("another XDP program"));
         assert!(text(libc::ERANGE).contains("an MTU of 9000"));
-        assert!(text(libc::EOPNOTSUPP).ends_with("remove \"uplinkXdp\" from the configuration to do without"));
+        assert!(
+            text(libc::EOPNOTSUPP).ends_with("remove \"uplinkXdp\" from the configuration to do without")
+        );
     }
 }

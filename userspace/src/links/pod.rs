@@ -202,10 +202,10 @@ fn set_up_pod(netlink: &mut Netlink, pod: &PodNetwork, host_mac: [u8; 6]) -> Res
     netlink.change(RouteNetlinkMessage::NewAddress(own), NEW, || {
         format!("give {net} to {}", link.name)
     })?;
+    netlink.bring_up(&link)?;
     if pod.polls {
         netlink.make_poll(&link)?;
     }
-    netlink.bring_up(&link)?;
 
     let has_default = netlink.routes()?.iter().any(|route| route.to.prefix_len() == 0);
     let rank = has_default.then_some(link.index);

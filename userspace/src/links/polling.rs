@@ -16,7 +16,8 @@ struct EthtoolValue {
 }
 
 impl Netlink {
-    /// Turns GRO on.
+    /// Turns GRO on. The interface must be up: only then does the kernel note at the other end, which is up already, that
+    /// frames may be redirected to it (`veth_set_features`, Linux 6.18).
     pub(super) fn make_poll(&mut self, link: &Link) -> Result<(), LinkError> {
         let mut value = EthtoolValue {
             command: ETHTOOL_SGRO,
@@ -35,7 +36,10 @@ impl Netlink {
             return Ok(());
         }
         Err(LinkError::Refused {
-            action: format!("turn GRO on for {}, so that it takes the frames of XDP", link.name),
+            action: format!(
+                "turn GRO on for {}, so that it takes the frames of XDP",
+                link.name
+            ),
             source: io::Error::last_os_error(),
         })
     }
