@@ -89,29 +89,29 @@ pub struct Transport {
 /// What the headers are read from: a packet, or a frame that is none yet.
 pub trait Frame {
     /// Address of the first byte.
-    fn data(&self) -> usize;
+    fn start(&self) -> usize;
     /// Address behind the last byte that can be read.
-    fn data_end(&self) -> usize;
+    fn end(&self) -> usize;
     /// Length in bytes, with what cannot be read.
-    fn len(&self) -> u32;
+    fn length(&self) -> u32;
     /// Whether it is a GSO packet, which is cut into segments behind us.
     fn is_gso(&self) -> bool;
 }
 
 impl Frame for TcContext {
     #[inline(always)]
-    fn data(&self) -> usize {
-        TcContext::data(self)
+    fn start(&self) -> usize {
+        self.data()
     }
 
     #[inline(always)]
-    fn data_end(&self) -> usize {
-        TcContext::data_end(self)
+    fn end(&self) -> usize {
+        self.data_end()
     }
 
     #[inline(always)]
-    fn len(&self) -> u32 {
-        TcContext::len(self)
+    fn length(&self) -> u32 {
+        self.len()
     }
 
     #[inline(always)]
@@ -122,18 +122,18 @@ impl Frame for TcContext {
 
 impl Frame for XdpContext {
     #[inline(always)]
-    fn data(&self) -> usize {
-        XdpContext::data(self)
+    fn start(&self) -> usize {
+        self.data()
     }
 
     #[inline(always)]
-    fn data_end(&self) -> usize {
-        XdpContext::data_end(self)
+    fn end(&self) -> usize {
+        self.data_end()
     }
 
     #[inline(always)]
-    fn len(&self) -> u32 {
-        (XdpContext::data_end(self) - XdpContext::data(self)) as u32
+    fn length(&self) -> u32 {
+        (self.data_end() - self.data()) as u32
     }
 
     #[inline(always)]
@@ -194,7 +194,7 @@ pub fn ip(ctx: &impl Frame) -> Result<Ip, Reason> {
         Some(ETHERTYPE_IPV6) => return Err(Reason::Ipv6),
         _ => return Err(Reason::NotIp),
     }
-    let (start, end) = (ctx.data(), ctx.data_end());
+    let (start, end) = (ctx.start(), ctx.end());
     if start + IP_END > end {
         return Err(Reason::Malformed);
     }
@@ -209,10 +209,10 @@ pub fn ip(ctx: &impl Frame) -> Result<Ip, Reason> {
     let header_len = usize::from(version_and_length & 0x0f) * 4;
     let total_len = match u16::from_be_bytes([length_high, length_low]) {
         // BIG TCP (Linux 6.3): the field cannot hold the length of a GSO packet above 64 KiB.
-        0 if ctx.is_gso() => (ctx.len() - ETH_LEN as u32).min(u32::from(u16::MAX)) as u16,
+        0 if ctx.is_gso() => (ctx.length() - ETH_LEN as u32).min(u32::from(u16::MAX)) as u16,
         total_len => total_len,
     };
-    let fits = usize::from(total_len) >= header_len && u32::from(total_len) + ETH_LEN as u32 <= ctx.len();
+    let fits = usize::from(total_len) >= header_len && u32::from(total_len) + ETH_LEN as u32 <= ctx.length();
     if version_and_length >> 4 != 4 || header_len < 20 || !fits {
         return Err(Reason::Malformed);
     }
@@ -248,7 +248,7 @@ pub fn first_transport(ctx: &impl Frame, ip: &Ip) -> Result<Transport, Reason> {
         UDP | ICMP => 8,
         _ => return Err(Reason::OtherProtocol),
     };
-    let (start, end) = (ctx.data() + ip.l4(), ctx.data_end());
+    let (start, end) = (ctx.start() + ip.l4(), ctx.end());
     if start + header_len > end || usize::from(ip.total_len) + ETH_LEN < ip.l4() + header_len {
         return Err(Reason::Malformed);
     }
@@ -386,7 +386,7 @@ pub fn is_from(ctx: &TcContext, entry: &Entry) -> bool {
 /// Six bytes at `offset`, or zeros when the frame is shorter.
 #[inline(always)]
 pub fn mac_at(ctx: &impl Frame, offset: usize) -> Mac {
-    let (start, end) = (ctx.data() + offset, ctx.data_end());
+    let (start, end) = (ctx.start() + offset, ctx.end());
     if start + 6 > end {
         return [0; 6];
     }
@@ -406,8 +406,8 @@ pub fn addr_at(ctx: &impl Frame, offset: usize) -> Option<Addr> {
 /// Two bytes at an even `offset`, or `None` when the frame is shorter.
 #[inline(always)]
 pub fn u16_at(ctx: &impl Frame, offset: usize) -> Option<[u8; 2]> {
-    let start = ctx.data() + offset;
-    if start + 2 > ctx.data_end() {
+    let start = ctx.start() + offset;
+    if start + 2 > ctx.end() {
         return None;
     }
     // SAFETY: two bytes were checked to be in the buffer, at an even offset.
@@ -416,8 +416,8 @@ pub fn u16_at(ctx: &impl Frame, offset: usize) -> Option<[u8; 2]> {
 
 #[inline(always)]
 fn byte(ctx: &impl Frame, offset: usize) -> Option<u8> {
-    let start = ctx.data() + offset;
-    if start + 1 > ctx.data_end() {
+    let start = ctx.start() + offset;
+    if start + 1 > ctx.end() {
         return None;
     }
     // SAFETY: the byte was checked to be in the buffer.

@@ -208,8 +208,8 @@ fn replace_addr(header: *mut u8, ip: &Ip, to: &Translation) {
 #[inline(always)]
 fn header(ctx: &impl Frame) -> Result<*mut u8, Failed> {
     const { assert!(IP_END > ETH_LEN) };
-    let start = ctx.data();
-    if start + IP_END > ctx.data_end() {
+    let start = ctx.start();
+    if start + IP_END > ctx.end() {
         return Err(Failed);
     }
     Ok(start as *mut u8)

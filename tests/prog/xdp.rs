@@ -224,11 +224,14 @@ fn beginning_and_end_of_a_connection_are_tcs_to_note() {
     assert!(flow.run(&fin).is_some(), "it has been noted");
 }
 
+/// What is changed, and how.
+type Change = (&'static str, fn(&mut Entry));
+
 #[test]
 fn flows_that_are_not_carried_to_a_pod_are_not_touched() {
     let mut flow = Flow::of(UDP);
     let frame = flow.answer();
-    let changes: [(&str, fn(&mut Entry)); 6] = [
+    let changes: [Change; 6] = [
         ("the kernel's", |entry| entry.state = State::KERNEL),
         ("offered", |entry| entry.state = State::OFFERED),
         ("out again", |entry| entry.exit = Exit::UPLINK),
