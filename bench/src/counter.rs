@@ -28,6 +28,8 @@ pub(crate) enum At {
     Xdp,
     /// At tc ingress: sees what `bpf_redirect_peer` delivers too, and does not copy a socket's packets first.
     Tc,
+    /// In the driver what arrives there as a frame, at tc ingress what `bpf_redirect_peer` delivers.
+    Either,
 }
 
 /// Which packets count: their addresses, by prefix.
@@ -46,15 +48,13 @@ impl Counter {
     pub(crate) fn new(ns: &Netns, interface: &str, at: At, wanted: Wanted) -> Result<Self> {
         let mut programs = Programs::load()?;
         programs.set("cwb_expect", wanted.expect())?;
-        match at {
-            At::Xdp => {
-                let program = programs.xdp("cwb_count_xdp")?;
-                ns.run(|| program.attach(interface, XdpMode::Driver))??;
-            }
-            At::Tc => {
-                let program = programs.tc("cwb_count_tc")?;
-                ns.run(|| program.attach(interface, TcAttachType::Ingress))??;
-            }
+        if at != At::Tc {
+            let program = programs.xdp("cwb_count_xdp")?;
+            ns.run(|| program.attach(interface, XdpMode::Driver))??;
+        }
+        if at != At::Xdp {
+            let program = programs.tc("cwb_count_tc")?;
+            ns.run(|| program.attach(interface, TcAttachType::Ingress))??;
         }
         Ok(Self(programs))
     }

@@ -126,6 +126,13 @@ const GOALS: &[Goal] = &[
         None,
     ),
     at_least(
+        "reverse SNAT, XDP on the uplink ≥ 5 × I",
+        ("reverse-xdp", "causeway-xdp"),
+        I,
+        5.0,
+        Some("blind-xdp"),
+    ),
+    at_least(
         "pod to pod ≥ 2.6 × bridge",
         ("pod-to-pod", CAUSEWAY),
         Other::Lane("bridge"),

@@ -5,6 +5,8 @@
 pub(crate) enum Peer {
     /// Causeway, brought up by its CNI plug-in.
     Causeway,
+    /// The same with XDP on the uplink; in one measure only.
+    CausewayXdp,
     /// Another build of it, to compare with.
     OtherBuild,
     /// What Causeway replaces: bridge, br_netfilter and the MASQUERADE rule, by iptables-nft.
@@ -44,8 +46,9 @@ pub(crate) enum Kind {
 
 impl Peer {
     /// All that can be built from the repository and the distribution, in the order of the tables.
-    pub(crate) const ALL: [Self; 11] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::Causeway,
+        Self::CausewayXdp,
         Self::BridgeNft,
         Self::BridgeLegacy,
         Self::RoutedMasquerade,
@@ -62,6 +65,7 @@ impl Peer {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Causeway => "causeway",
+            Self::CausewayXdp => "causeway-xdp",
             Self::OtherBuild => "other-build",
             Self::BridgeNft => "bridge-nft",
             Self::BridgeLegacy => "bridge-legacy",
@@ -80,6 +84,7 @@ impl Peer {
     pub(crate) fn description(self) -> &'static str {
         match self {
             Self::Causeway => "Causeway through its CNI plug-in",
+            Self::CausewayXdp => "the same with XDP on the uplink, for answers",
             Self::OtherBuild => "Causeway from the tree named with --other",
             Self::BridgeNft => "bridge, br_netfilter, the MASQUERADE rule by iptables-nft",
             Self::BridgeLegacy => "bridge, br_netfilter, the MASQUERADE rule by iptables-legacy",
@@ -97,7 +102,7 @@ impl Peer {
     /// What it is to a comparison.
     pub(crate) fn kind(self) -> Kind {
         match self {
-            Self::Causeway | Self::OtherBuild => Kind::Ours,
+            Self::Causeway | Self::CausewayXdp | Self::OtherBuild => Kind::Ours,
             Self::BridgeNft | Self::BridgeLegacy => Kind::Incumbent,
             Self::RoutedMasquerade | Self::NftMasquerade | Self::Routed | Self::Bridge | Self::Model => {
                 Kind::Neighbour
@@ -110,6 +115,7 @@ impl Peer {
     pub(crate) fn translates(self) -> bool {
         match self {
             Self::Causeway
+            | Self::CausewayXdp
             | Self::OtherBuild
             | Self::BridgeNft
             | Self::BridgeLegacy

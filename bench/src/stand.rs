@@ -75,7 +75,7 @@ impl Stand {
         fabric.plug_in(&ns, &pool)?;
         let dist = match (peer, &other.dist) {
             (Peer::OtherBuild, Some(path)) => Some(Dist::at(path)?),
-            (Peer::Causeway | Peer::OtherBuild, _) => Some(Dist::from_env()?),
+            (Peer::Causeway | Peer::CausewayXdp | Peer::OtherBuild, _) => Some(Dist::from_env()?),
             _ => None,
         };
         let node = Node::installed(ns, datapath(peer), pool, dist)?;
@@ -238,6 +238,7 @@ impl Stand {
 fn datapath(peer: Peer) -> Datapath {
     match peer {
         Peer::Causeway | Peer::OtherBuild => Datapath::Causeway,
+        Peer::CausewayXdp => Datapath::CausewayXdp,
         Peer::BridgeNft | Peer::BridgeLegacy | Peer::Bridge => Datapath::Bridge,
         _ => Datapath::Routed,
     }

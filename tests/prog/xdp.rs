@@ -140,10 +140,9 @@ fn a_udp_checksum_of_zero_stays_and_none_becomes_zero() {
     let mut ones = 0;
     for number in 0..=u16::MAX {
         let frame = udp(link, ANSWER, 64, &number.to_be_bytes());
-        if number % 4096 == 0 {
-            flow.change(|_| {});
-        }
-        if let Some(out) = flow.bench.run_xdp(&frame)
+        // One that is left to tc may have been the first of its second.
+        let out = flow.bench.run_xdp(&frame).or_else(|| flow.run(&frame));
+        if let Some(out) = out
             && out[40..42] == [0xff, 0xff]
         {
             assert_eq!(seen(&out, None).payload, number.to_be_bytes());

@@ -293,10 +293,10 @@ impl<'a> Sender<'a> {
 fn counter(stand: &Stand, way: Way) -> Result<Counter> {
     let pod = &stand.pods[0];
     // What the driver hands over as a frame never becomes a packet of the stack.
-    let inside = if stand.peer == Peer::BlindXdp {
-        At::Xdp
-    } else {
-        At::Tc
+    let inside = match stand.peer {
+        Peer::BlindXdp => At::Xdp,
+        Peer::CausewayXdp => At::Either,
+        _ => At::Tc,
     };
     let (ns, interface, at, src, dst) = match way {
         Way::Out(to) if stand.peer.translates() && to != VNET => {

@@ -54,6 +54,12 @@ pub(crate) const ALL: &[Measure] = &[
         run: paths::reverse,
     },
     Measure {
+        name: "reverse-xdp",
+        title: "answers that XDP on the uplink redirects: 60-byte UDP frames, 1024 flows, internet to pod, one CPU",
+        quick: true,
+        run: paths::reverse_xdp,
+    },
+    Measure {
         name: "pod-to-pod",
         title: "pod to pod on one node: 60-byte UDP frames, 1024 flows, one CPU",
         quick: true,
@@ -202,8 +208,13 @@ impl Hall {
         Ok(facts.concat())
     }
 
-    /// The peers that a measure is about.
+    /// The peers that a measure is about. What XDP does to the uplink is not an ordinary measure's.
     pub(crate) fn stands(&self, wanted: impl Fn(Peer) -> bool) -> impl Iterator<Item = &Stand> {
+        self.with_xdp(move |peer| peer != Peer::CausewayXdp && wanted(peer))
+    }
+
+    /// As [`Self::stands`], for the measure of XDP.
+    pub(crate) fn with_xdp(&self, wanted: impl Fn(Peer) -> bool) -> impl Iterator<Item = &Stand> {
         self.stands.iter().filter(move |stand| wanted(stand.peer))
     }
 }

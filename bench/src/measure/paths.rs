@@ -22,6 +22,13 @@ pub(super) fn reverse(measure: &Measure, hall: &Hall) -> Result<Outcome> {
     way(measure, hall, Way::Back, Load::PLAIN, |_| true)
 }
 
+/// What XDP redirects is counted as the pod's driver hands it over. First comes what is compared.
+pub(super) fn reverse_xdp(measure: &Measure, hall: &Hall) -> Result<Outcome> {
+    let xdp = hall.with_xdp(|peer| peer == Peer::CausewayXdp);
+    let others = hall.stands(|peer| peer.kind() != Kind::Neighbour);
+    lanes(measure, hall, xdp.chain(others), Way::Back, Load::PLAIN)
+}
+
 pub(super) fn pod_to_pod(measure: &Measure, hall: &Hall) -> Result<Outcome> {
     way(measure, hall, Way::Across, Load::PLAIN, |peer| {
         !matches!(peer, Peer::Model | Peer::DirectVeth)
