@@ -7,6 +7,7 @@ use causeway::{
     datapath::{Datapath, Expedited, Pod},
     endpoints::{self, Endpoint, Endpoints, EndpointsError, Key, NewEndpoint, State, UplinkRecord},
     go_json::mac_text,
+    ipam::store::{self, StoreError},
     links::{self, Netlink, PodLink, PodNetwork},
     root::Root,
 };
@@ -263,6 +264,9 @@ fn is_unfinished(call: &Call<'_>, endpoint: &Endpoint, netns: &File) -> Result<b
     let Some(address) = address.filter(|_| endpoint.netns() == call.invocation.netns) else {
         return Ok(false);
     };
+    if is_theirs(call.root, &endpoint.container_id)? {
+        return Ok(false);
+    }
     let interface = &call.invocation.interface;
     let faults = check::faults(
         call.root,
@@ -278,6 +282,16 @@ fn is_unfinished(call: &Call<'_>, endpoint: &Endpoint, netns: &File) -> Result<b
         );
     }
     Ok(!faults.is_empty())
+}
+
+/// Whether the incumbent has leased the container's address: its pods are wired otherwise, and that is no fault of theirs.
+fn is_theirs(root: &Root, container: &str) -> Result<bool, CniError> {
+    let space = match store::snapshot(root) {
+        Err(StoreError::Corrupt { .. }) => return Ok(false),
+        read => read?,
+    };
+    let mut held = space.held();
+    Ok(held.any(|held| held.holder.container == container && held.network.is_empty()))
 }
 
 /// Frees the endpoint's ports and takes it out of the state, if it is there.

@@ -74,6 +74,7 @@ impl Ground {
         undo: &mut Undo<'a>,
     ) -> Result<Self, CniError> {
         let Call { root, conf, .. } = call;
+        refuse_ipv6(conf)?;
         let holder = attachment::holder(applicant.key);
         let ipam = open_ipam(root, conf, netlink)?
             .map_err(|error| ipam_failure(error, "Failed to allocate pool"))?;
@@ -156,6 +157,18 @@ impl Ground {
             datapath,
         })
     }
+}
+
+fn refuse_ipv6(conf: &NetConf) -> Result<(), CniError> {
+    let Some(asked @ IpAddr::V6(_)) = conf.address else {
+        return Ok(());
+    };
+    let msg = format!(
+        "failed to allocate the requested address {asked}: it is IPv6, and pods get IPv4 addresses; ask for one of the \
+         address list, or for none"
+    );
+    let places = "ips in runtimeConfig or args.cni, IP in CNI_ARGS, ipam.ipAddress";
+    Err(CniError::new(code::CONFIGURATION, msg).with_details(places))
 }
 
 impl<'a> Call<'a> {

@@ -5,6 +5,7 @@ use causeway::{
     datapath::{Datapath, HookState},
     endpoints,
     ipam::{
+        self,
         pool::Space,
         source::{self, LocalNic, SourceError},
         store,
@@ -94,7 +95,11 @@ fn inspect_addresses(call: &Call<'_>, netlink: &mut Netlink) -> Result<(IpNet, S
                 Ok((prescribed_subnet(call.conf)?.unwrap_or_default(), String::new()))
             }
             Some(error) => Err(not_available(error)),
-            None => Err(unavailable("no available address pools".to_owned())),
+            None => {
+                let cause = ipam::only_ipv6(&space, &answer.origin).map(|cause| format!(": {cause}"));
+                let msg = format!("no available address pools{}", cause.unwrap_or_default());
+                Err(unavailable(msg))
+            }
         };
     }
     let prescribed = prescribed_subnet(call.conf)?;

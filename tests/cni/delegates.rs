@@ -356,14 +356,38 @@ fn ipv6_is_refused_by_its_name() -> Result<()> {
         world.assert_empty()?;
     }
     let asked = call(&world, "ADD", &ns)?.env("CNI_ARGS", "IP=fd00::5").error()?;
-    assert!(asked.msg.contains("Address not found: fd00::5"), "{asked:?}");
-    let list = json!({ "Interfaces": [{ "MacAddress": "*", "IPSubnets": [{ "Prefix": "fd00::/64",
+    assert!(
+        asked.code == 7 && asked.msg.contains("fd00::5: it is IPv6") && asked.details.contains("CNI_ARGS"),
+        "{asked:?}"
+    );
+    let mac = world
+        .node
+        .ns
+        .mac("eth0")?
+        .map(|byte| format!("{byte:02x}"))
+        .concat();
+    let list = json!({ "Interfaces": [{ "MacAddress": mac, "IPSubnets": [{ "Prefix": "fd00::/64",
         "IPAddresses": [{ "Address": "fd00::5", "IsPrimary": false }] }] }] });
     world
         .node
         .root
         .write("/etc/kubernetes/interfaces.json", &list.to_string())?;
     let failure = call(&world, "ADD", &ns)?.error()?;
-    assert!(failure.msg.contains("no available address pools"), "{failure:?}");
+    let says_why = |text: &str| {
+        [
+            "no available address pools",
+            "interfaces.json",
+            "fd00::/64",
+            "add a subnet of IPv4",
+        ]
+        .iter()
+        .all(|part| text.contains(part))
+    };
+    assert!(failure.code == 100 && says_why(&failure.msg), "{failure:?}");
+    let status = world
+        .network("STATUS", "")?
+        .with("cniVersion", json!("1.1.0"))
+        .error()?;
+    assert!(status.code == 50 && says_why(&status.msg), "{status:?}");
     world.assert_empty()
 }

@@ -22,3 +22,4 @@ mod protocol;
 mod scripts;
 mod sources;
 mod status;
+mod takeover;

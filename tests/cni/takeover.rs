@@ -3,7 +3,10 @@
 use std::{fs, net::Ipv4Addr};
 
 use anyhow::{Context, Result};
-use causeway_tests::netns::{Netns, connect};
+use causeway_tests::{
+    fabric::{GATEWAY, INTERNET, NODE, VNET},
+    netns::{Netns, connect},
+};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -15,26 +18,64 @@ use crate::{
 const ENDPOINTS: &str = "/var/run/azure-vnet.json";
 const LEASES: &str = "/var/run/azure-vnet-ipam.json";
 
-/// A pod of the incumbent in mode `transparent`, and its name for the host's end.
+/// A pod of the incumbent, and its name for the host's end.
 struct Theirs {
     ns: Netns,
     host_if: &'static str,
 }
 
 impl Theirs {
-    /// Wires a pod as the incumbent does.
+    /// Wires a pod as the incumbent does in mode `bridge`, where [`bridge`] has been made.
+    fn plug(world: &World, address: Ipv4Addr, host_if: &'static str) -> Result<Self> {
+        let ns = Netns::new()?;
+        connect(&world.node.ns, host_if, &ns, "eth0")?;
+        world.node.ns.ip(&format!(
+            "link set {host_if} master azure0\nlink set {host_if} type bridge_slave hairpin on"
+        ))?;
+        ns.ip(&format!(
+            "addr add {address}/16 dev eth0\nroute add default via {GATEWAY}"
+        ))?;
+        Ok(Self { ns, host_if })
+    }
+
+    /// Wires a pod as the incumbent does in mode `transparent`.
     fn wire(world: &World, address: Ipv4Addr, host_if: &'static str) -> Result<Self> {
         let ns = Netns::new()?;
         connect(&world.node.ns, host_if, &ns, "eth0")?;
-        let mac = world.node.ns.mac(host_if)?.map(|byte| format!("{byte:02x}")).join(":");
-        world.node.ns.ip(&format!("route add {address}/32 dev {host_if}"))?;
-        world.node.ns.sysctl(&format!("net/ipv4/conf/{host_if}/proxy_arp"), "1")?;
+        let mac = world
+            .node
+            .ns
+            .mac(host_if)?
+            .map(|byte| format!("{byte:02x}"))
+            .join(":");
+        world
+            .node
+            .ns
+            .ip(&format!("route add {address}/32 dev {host_if}"))?;
+        world
+            .node
+            .ns
+            .sysctl(&format!("net/ipv4/conf/{host_if}/proxy_arp"), "1")?;
         ns.ip(&format!(
             "addr add {address}/16 dev eth0 noprefixroute\nroute add 169.254.1.1/32 dev eth0 scope link\n\
              route add default via 169.254.1.1\nneigh add 169.254.1.1 lladdr {mac} dev eth0 nud permanent"
         ))?;
         Ok(Self { ns, host_if })
     }
+}
+
+/// The incumbent's bridge: the uplink is a port of it, and it has the uplink's MAC, addresses and routes.
+fn bridge(world: &World) -> Result<()> {
+    let mac = world
+        .node
+        .ns
+        .mac("eth0")?
+        .map(|byte| format!("{byte:02x}"))
+        .join(":");
+    world.node.ns.ip(&format!(
+        "link add azure0 address {mac} type bridge forward_delay 0\naddr del {NODE}/16 dev eth0\nlink set eth0 master azure0\n\
+         link set azure0 up\naddr add {NODE}/16 dev azure0\nroute add default via {GATEWAY}"
+    ))
 }
 
 /// What the incumbent writes about a pod, with the fields of its own that this does not depend on.
@@ -53,18 +94,21 @@ fn now() -> String {
 }
 
 /// The files of a node where the incumbent has one pod at 10.240.0.5.
-fn write_state(world: &World, container: &str, pod: &Theirs) -> Result<()> {
+fn write_state(world: &World, container: &str, pod: &Theirs, mode: &str) -> Result<()> {
     let endpoint = endpoint(container, pod.host_if, Ipv4Addr::new(10, 240, 0, 5), &pod.ns);
-    let network = json!({ "Id": "azure", "Mode": "transparent", "VlanId": 0,
+    let network = json!({ "Id": "azure", "Mode": mode, "VlanId": 0,
         "Subnets": [{ "Family": 2, "Prefix": { "IP": "10.240.0.0", "Mask": "//8AAA==" }, "Gateway": "", "PrimaryIP": "" }],
         "Endpoints": { format!("{}-eth0", &container[..8]): endpoint }, "DNS": { "Suffix": "", "Servers": null, "Options": null },
         "EnableSnatOnHost": false, "NetNs": "", "SnatBridgeIP": "" });
     let state = json!({ "Network": { "Version": "v1.4.20", "TimeStamp": now(), "ExternalInterfaces": { "eth0": {
-        "Name": "eth0", "Networks": { "azure": network }, "Subnets": ["10.240.0.0/16"], "BridgeName": "",
+        "Name": "eth0", "Networks": { "azure": network }, "Subnets": ["10.240.0.0/16"],
+        "BridgeName": if mode == "bridge" { "azure0" } else { "" },
         "DNSInfo": { "Suffix": "", "Servers": null, "Options": null }, "MacAddress": "AA06CgsM", "IPAddresses": null,
         "Routes": null, "IPv4Gateway": "0.0.0.0", "IPv6Gateway": "::" } } } });
     let free = |host: u8| json!({ "ID": "", "Addr": format!("10.240.0.{host}"), "InUse": false });
-    let mut addresses: Map<String, Value> = (6..9).map(|host| (format!("10.240.0.{host}"), free(host))).collect();
+    let mut addresses: Map<String, Value> = (6..9)
+        .map(|host| (format!("10.240.0.{host}"), free(host)))
+        .collect();
     addresses.insert(
         "10.240.0.5".to_owned(),
         json!({ "ID": container, "Addr": "10.240.0.5", "InUse": true }),
@@ -73,8 +117,14 @@ fn write_state(world: &World, container: &str, pod: &Theirs) -> Result<()> {
         "Gateway": "10.240.0.1", "Addresses": addresses, "IsIPv6": false, "Priority": 0, "RefCount": 1 });
     let leases = json!({ "IPAM": { "Version": "v1.4.20", "TimeStamp": now(), "AddressSpaces": { "local": {
         "Id": "local", "Scope": 0, "Pools": { "10.240.0.0/16": pool } } } } });
-    world.node.root.write(ENDPOINTS, &serde_json::to_string_pretty(&state)?)?;
-    world.node.root.write(LEASES, &serde_json::to_string_pretty(&leases)?)
+    world
+        .node
+        .root
+        .write(ENDPOINTS, &serde_json::to_string_pretty(&state)?)?;
+    world
+        .node
+        .root
+        .write(LEASES, &serde_json::to_string_pretty(&leases)?)
 }
 
 #[test]
@@ -82,16 +132,21 @@ fn the_incumbents_pods_keep_their_addresses_and_are_deleted_like_ours() -> Resul
     let world = World::new(4)?;
     let container = "3f813b02".repeat(8);
     let theirs = Theirs::wire(&world, Ipv4Addr::new(10, 240, 0, 5), "azv0123456789a")?;
-    write_state(&world, &container, &theirs)?;
+    write_state(&world, &container, &theirs, "transparent")?;
     let ours = Netns::new()?;
     let given = address(&add(&world, 1, &ours)?.ok()?)?;
     assert_eq!(given.octets()[3], 6, "the first that is free");
     // Neither has noticed anything of the other.
     ours.output("ping", &["-c1", "-i0.2", "-w5", "10.240.0.5"])?;
-    theirs.ns.output("ping", &["-c1", "-i0.2", "-w5", &given.to_string()])?;
+    theirs
+        .ns
+        .output("ping", &["-c1", "-i0.2", "-w5", &given.to_string()])?;
     theirs.ns.output("ping", &["-c1", "-i0.2", "-w5", "10.240.0.4"])?;
     let listed = world.network("GET_ENDPOINT_STATE", "")?.stdin("").ok()?;
-    assert_eq!(listed["ContainerInterfaces"]["3f813b02-eth0"]["ContainerID"], container);
+    assert_eq!(
+        listed["ContainerInterfaces"]["3f813b02-eth0"]["ContainerID"],
+        container
+    );
     // A second ADD of its pod harms it as little as one of ours.
     let again = world.network("ADD", &container)?.netns(&theirs.ns).error()?;
     assert!(again.msg.contains("already exists"), "{again:?}");
@@ -102,6 +157,54 @@ fn the_incumbents_pods_keep_their_addresses_and_are_deleted_like_ours() -> Resul
     assert_eq!(world.leases()?, [(given, id(1))]);
     assert!(!theirs.ns.output("ip", &["link"])?.contains("eth0"));
     del(&world, 1)?.ok()?;
+    world.assert_empty()
+}
+
+#[test]
+fn a_node_with_the_incumbents_bridge_is_taken_over_as_it_is() -> Result<()> {
+    let world = World::new(4)?;
+    let container = "3f813b02".repeat(8);
+    bridge(&world)?;
+    let theirs = Theirs::plug(&world, Ipv4Addr::new(10, 240, 0, 5), "azv0123456789a")?;
+    write_state(&world, &container, &theirs, "bridge")?;
+    let reach = |ns: &Netns, to: Ipv4Addr| ns.output("ping", &["-c1", "-i0.2", "-w5", &to.to_string()]);
+    reach(&theirs.ns, NODE)?;
+    let ours = [Netns::new()?, Netns::new()?];
+    let given = address(&add(&world, 1, &ours[0])?.ok()?)?;
+    assert_eq!(given.octets()[3], 6, "the first that is free");
+    add(&world, 2, &ours[1])?.ok()?;
+    // The bridge is the uplink: it has the node's address. Its interface's record has our pods, for the incumbent to find.
+    assert_eq!(
+        world.node.causeway_json("status")?["uplink"]["interface"],
+        "azure0"
+    );
+    assert_eq!(world.endpoints()?.len(), 3);
+    for to in [NODE, VNET, INTERNET] {
+        reach(&ours[0], to)?;
+    }
+    reach(&ours[1], given)?;
+    reach(&theirs.ns, NODE)?;
+    reach(&theirs.ns, VNET)?;
+    // A DEL takes its pod away, and leaves the bridge.
+    for _ in 0..2 {
+        world.network("DEL", &container)?.netns(&theirs.ns).ok()?;
+    }
+    assert!(!theirs.ns.output("ip", &["link"])?.contains("eth0"));
+    assert_eq!(world.leases()?.len(), 2);
+    reach(&ours[0], INTERNET)?;
+    for n in [1, 2] {
+        del(&world, n)?.ok()?;
+    }
+    world.node.causeway(&["unload"])?;
+    world
+        .node
+        .ns
+        .output("ping", &["-c1", "-i0.2", "-w5", &VNET.to_string()])?;
+    let ports = world
+        .node
+        .ns
+        .output("ip", &["link", "show", "master", "azure0"])?;
+    assert!(ports.contains("eth0"), "{ports}");
     world.assert_empty()
 }
 
@@ -152,7 +255,14 @@ struct GoDns {
 
 /// Reads both files with the incumbent's types, and writes them as it does: without the keys that are only ours.
 fn rewrite_as_the_incumbent(world: &World) -> Result<()> {
-    const OURS: [&str; 6] = ["BootID", "HolderIfName", "HolderNetwork", "LeasedAt", "ReleasedAt", "HostPorts"];
+    const OURS: [&str; 6] = [
+        "BootID",
+        "HolderIfName",
+        "HolderNetwork",
+        "LeasedAt",
+        "ReleasedAt",
+        "HostPorts",
+    ];
     fn forget(value: &mut Value, keys: &[&str]) {
         match value {
             Value::Object(members) => {
@@ -169,9 +279,11 @@ fn rewrite_as_the_incumbent(world: &World) -> Result<()> {
         let keys: Vec<&str> = OURS.into_iter().chain(more).collect();
         forget(&mut state, &keys);
         state[section]["TimeStamp"] = now().into();
-        let endpoints = state["Network"]["ExternalInterfaces"]["eth0"]["Networks"]["azure"]["Endpoints"].as_object();
+        let endpoints =
+            state["Network"]["ExternalInterfaces"]["eth0"]["Networks"]["azure"]["Endpoints"].as_object();
         for (key, endpoint) in endpoints.into_iter().flatten() {
-            let read: GoEndpoint = serde_json::from_value(endpoint.clone()).with_context(|| format!("{key}: {endpoint}"))?;
+            let read: GoEndpoint =
+                serde_json::from_value(endpoint.clone()).with_context(|| format!("{key}: {endpoint}"))?;
             assert_eq!(read.id, *key);
         }
         fs::write(&path, serde_json::to_string_pretty(&state)?)?;
@@ -197,7 +309,8 @@ fn our_pods_outlive_a_turn_of_the_incumbent() -> Result<()> {
     fs::write(&path, leases.to_string())?;
     let path = world.node.root.join(ENDPOINTS);
     let mut state: Value = serde_json::from_str(&fs::read_to_string(&path)?)?;
-    let endpoints = state["Network"]["ExternalInterfaces"]["eth0"]["Networks"]["azure"]["Endpoints"].as_object_mut();
+    let endpoints =
+        state["Network"]["ExternalInterfaces"]["eth0"]["Networks"]["azure"]["Endpoints"].as_object_mut();
     let endpoints = endpoints.context("no endpoints")?;
     endpoints.retain(|_, endpoint| endpoint["ContainerID"] != id(2));
     fs::write(&path, state.to_string())?;

@@ -191,6 +191,12 @@ impl ExternalInterface {
         }
     }
 
+    /// Whether it is another name of this one: in mode `bridge` the incumbent gives the addresses of the interface to a bridge
+    /// above it.
+    pub(super) fn is_below(&self, bridge: &str) -> bool {
+        self.extra.get("BridgeName").and_then(Value::as_str) == Some(bridge)
+    }
+
     pub(super) fn update(&mut self, uplink: &UplinkRecord<'_>, subnet: IpNet) {
         self.mac_address = base64(&uplink.mac).into();
         let subnet = subnet.to_string();

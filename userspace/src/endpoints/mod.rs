@@ -112,8 +112,12 @@ impl Endpoints {
         self.remove(endpoint.key);
         let uplink = endpoint.uplink;
         let interfaces = &mut self.file.network.external_interfaces;
+        let below = interfaces
+            .iter()
+            .find(|(_, interface)| interface.is_below(uplink.name));
+        let name = below.map_or(uplink.name, |(name, _)| name).to_owned();
         let interface = interfaces
-            .entry(uplink.name.to_owned())
+            .entry(name)
             .or_insert_with(|| ExternalInterface::new(uplink));
         interface.update(uplink, endpoint.subnet);
         let network = interface
@@ -347,6 +351,20 @@ mod tests {
         let pod = |file: &Value| eth0(file)["Networks"]["azure"]["Endpoints"]["11111111-eth0"].clone();
         assert_eq!(pod(&ours)["InfraVnetIP"], pod(&theirs)["InfraVnetIP"]);
         assert_eq!(eth0(&ours)["Networks"]["azure"]["Mode"], "bridge");
+    }
+
+    #[test]
+    fn the_incumbents_bridge_is_noted_as_the_interface_below_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = Root::new(directory.path());
+        fs::create_dir_all(root.path("/var/run")).unwrap();
+        let theirs = json!({ "Network": { "ExternalInterfaces": { "eth7": { "Name": "eth7", "BridgeName": "eth0" } } } });
+        fs::write(root.path(STATE), theirs.to_string()).unwrap();
+        add(&root, &key("3f813b02aabbccdd", "eth0"), 5);
+        let interfaces = &raw(&root)["Network"]["ExternalInterfaces"];
+        assert_eq!(interfaces.as_object().unwrap().len(), 1, "{interfaces}");
+        let network = &interfaces["eth7"]["Networks"]["azure"];
+        assert!(network["Endpoints"]["3f813b02-eth0"].is_object(), "{interfaces}");
     }
 
     #[test]

@@ -38,7 +38,7 @@ pub enum IpamError {
         /// The numbers behind it.
         details: String,
     },
-    /// There is no list, and no earlier one is known.
+    /// There is no list of any use, and no earlier one is known.
     #[error("{source}: {cause}")]
     NoList {
         /// The incumbent's words.
@@ -123,6 +123,9 @@ impl<'a> Ipam<'a> {
             Ok(Some(found)) => Ok(found),
             Ok(None) => Err(self.refuse(PoolError::NoAvailablePools, "")),
             Err(error) => {
+                if let Some(cause) = only_ipv6(&space, &self.answer.origin) {
+                    return Err(IpamError::NoList { source: error, cause });
+                }
                 let known: Vec<String> = space
                     .pools
                     .values()
@@ -225,6 +228,18 @@ pub fn release(
     let freed = store.space().release(holder, also, milliseconds());
     store.save()?;
     Ok(freed)
+}
+
+/// What to say of pools that are all IPv6; `origin` is the list that they are from. `None` if there are others, or none.
+pub fn only_ipv6(space: &Space, origin: &str) -> Option<String> {
+    let subnets: Vec<&str> = space.pools.keys().map(String::as_str).collect();
+    let all = !subnets.is_empty() && space.pools.values().all(|pool| pool.is_ipv6);
+    all.then(|| {
+        format!(
+            "{origin} has only subnets of IPv6 ({}), and pods get IPv4 addresses: add a subnet of IPv4 to it",
+            subnets.join(", ")
+        )
+    })
 }
 
 /// What the holder has at this moment.

@@ -49,12 +49,17 @@ fn interfaces(document: &Value) -> Result<Vec<ListedNic>, ShapeError> {
 }
 
 fn interface(fields: &Fields<'_>) -> Result<ListedNic, ShapeError> {
-    Ok(ListedNic {
-        mac: fields.parsed(
+    let mac = match fields.get("MacAddress").and_then(Value::as_str) {
+        // Any, as in the wireserver's lists.
+        Some("*") => None,
+        _ => fields.parsed(
             "MacAddress",
-            "six bytes in hexadecimal such as 000D3A0A0B0C",
+            "six bytes in hexadecimal such as 000D3A0A0B0C, or *",
             parse_mac,
         )?,
+    };
+    Ok(ListedNic {
+        mac,
         primary: fields.flag("IsPrimary")?,
         subnets: fields
             .objects("IPSubnets")?
@@ -146,10 +151,15 @@ mod tests {
     #[test]
     fn without_a_mac_the_subnet_decides() {
         let text = r#"{"Interfaces":[{"IPSubnets":[{"Prefix":"10.1.2.0/24","IPAddresses":[{"Address":"10.1.2.7"}]}]}]}"#;
-        assert_eq!(
-            list(text, &[nic("eth0", MAC, &["10.1.2.4"])]).unwrap().pools[0].interface,
-            "eth0"
-        );
+        for text in [
+            text,
+            &text.replace("[{\"IPSubnets", "[{\"MacAddress\":\"*\",\"IPSubnets"),
+        ] {
+            assert_eq!(
+                list(text, &[nic("eth0", MAC, &["10.1.2.4"])]).unwrap().pools[0].interface,
+                "eth0"
+            );
+        }
         assert!(
             list(text, &[nic("eth0", MAC, &["10.9.9.4"])])
                 .unwrap_err()
@@ -165,7 +175,7 @@ mod tests {
             ("[]", "the document: expected an object, found a list"),
             (r#"{"Interfaces":{}}"#, "Interfaces: expected a list"),
             (
-                r#"{"Interfaces":[{"MacAddress":"*"}]}"#,
+                r#"{"Interfaces":[{"MacAddress":"**"}]}"#,
                 "Interfaces[0].MacAddress: expected six bytes",
             ),
             (

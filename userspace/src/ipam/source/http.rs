@@ -26,12 +26,13 @@ pub(super) fn get(server: SocketAddr, path: &str) -> Result<String, String> {
 fn exchange(stream: &mut TcpStream, server: SocketAddr, path: &str) -> io::Result<String> {
     let end = Instant::now() + PATIENCE;
     stream.set_write_timeout(Some(PATIENCE))?;
-    write!(
-        stream,
+    let request = format!(
         "GET {path} HTTP/1.1\r\nHost: {}\r\nUser-Agent: causeway/{}\r\nAccept: */*\r\nConnection: close\r\n\r\n",
         server.ip(),
         env!("CARGO_PKG_VERSION")
-    )?;
+    );
+    // At once: a server that answers the first part and closes resets the connection when it gets another.
+    stream.write_all(request.as_bytes())?;
     let mut answer = BufReader::new(Until { stream, end }.take(LIMIT));
     let status = line(&mut answer)?;
     if status.split_ascii_whitespace().nth(1) != Some("200") {
