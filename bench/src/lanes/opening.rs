@@ -24,6 +24,10 @@ const FIRST_PORT: u16 = 1024;
 /// map of the remote's ports, which is forgotten with the pod of each block.
 const UNTIMED: u32 = 48;
 
+/// Flows of a block to a crowded remote: half of the ports that are left when ninety-nine of a hundred are in use. As many
+/// with fewer in use, because a block this short has its fixed costs in each flow.
+const CROWD_FLOWS: u32 = PORTS / 200;
+
 /// New flows a second, to many remotes or to one whose ports are nearly used up.
 pub(crate) struct OpeningLane<'a> {
     label: String,
@@ -90,8 +94,7 @@ impl<'a> OpeningLane<'a> {
             stand: self.stand,
             plan: self.plan,
             counter: Arc::clone(&self.counter),
-            // Half of what is left.
-            flows: ((PORTS - held) / 2).clamp(64, 4096),
+            flows: CROWD_FLOWS,
             crowd: Some(Crowd { holder, held, number }),
             blocks: u32::from(number) * 1000,
             asked: 0,
