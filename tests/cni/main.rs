@@ -23,3 +23,4 @@ mod scripts;
 mod sources;
 mod status;
 mod takeover;
+mod xdp;
