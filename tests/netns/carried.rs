@@ -3,7 +3,7 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use causeway_tests::{
     capture::Capture,
     fabric::{INTERNET, NODE, PARTNER, PEERED, VNET},
@@ -41,6 +41,27 @@ fn every_walk_on_a_node_without_tcx() -> Result<()> {
     let qdiscs = rig.node.ns.output("tc", &["qdisc", "show", "dev", "eth0"])?;
     ensure!(!qdiscs.contains("clsact"), "{qdiscs}");
     Ok(())
+}
+
+/// It has hooks for one direction only.
+#[test]
+fn an_ingress_qdisc_in_the_way_of_a_node_without_tcx_is_named_and_stays() -> Result<()> {
+    let rig = Rig::with(Datapath::CausewayClsact, 1)?;
+    let tc = |arguments: &str| {
+        let arguments: Vec<&str> = arguments.split(' ').collect();
+        rig.node.ns.output("tc", &arguments)
+    };
+    tc("qdisc add dev eth0 ingress")?;
+    let Err(refused) = rig.pod("a") else {
+        bail!("a pod was added");
+    };
+    let text = format!("{refused:#}");
+    ensure!(text.contains("interface eth0 has an ingress qdisc"), "{text}");
+    ensure!(tc("qdisc show dev eth0")?.contains("qdisc ingress"));
+    ensure!(tc("filter show dev eth0 ingress")?.trim().is_empty());
+    tc("qdisc del dev eth0 ingress")?;
+    let pod = rig.pod("a")?;
+    carried(&rig, &pod.ns, &rig.fabric.internet, INTERNET, NODE)
 }
 
 #[test]
