@@ -2,6 +2,8 @@
 
 /// An IP address in network byte order, usable as part of a map key.
 pub trait Address: Copy + Eq {
+    /// The family's name: `ipv4`, `ipv6`.
+    const FAMILY: &'static str;
     /// Length in bits: the longest prefix of the family.
     const BITS: u32;
     /// The unspecified address (`0.0.0.0`, `::`).
@@ -16,6 +18,7 @@ pub trait Address: Copy + Eq {
 }
 
 impl Address for [u8; 4] {
+    const FAMILY: &'static str = "ipv4";
     const BITS: u32 = 32;
     const UNSPECIFIED: Self = [0; 4];
 
@@ -32,6 +35,7 @@ impl Address for [u8; 4] {
 }
 
 impl Address for [u8; 16] {
+    const FAMILY: &'static str = "ipv6";
     const BITS: u32 = 128;
     const UNSPECIFIED: Self = [0; 16];
 

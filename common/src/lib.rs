@@ -23,8 +23,10 @@ pub mod flow;
 pub mod fragment;
 pub mod lifetime;
 pub mod maps;
+pub mod moved;
 pub mod ports;
 pub mod reason;
+pub mod schedule;
 pub mod tuple;
 #[cfg(feature = "user")]
 mod user;

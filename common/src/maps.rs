@@ -9,6 +9,7 @@
 //! | `cwy_ports` | word index | [`PortWord`] | CNI, agent | programs |
 //! | `cwy_frags` | [`FragmentKey`](crate::fragment::FragmentKey) | [`FragmentEntry`](crate::fragment::FragmentEntry) | programs | programs |
 //! | `cwy_crowds` | hash of the remote | [`Crowd`](crate::crowd::Crowd) | programs | programs |
+//! | `cwy_moved` | hash of the flow | [`Moved`](crate::moved::Moved) | programs | programs |
 //! | `cwy_usage` | pod address, 0.0.0.0 for the wire | [`Usage`] | programs; CNI adds and removes | programs |
 //! | `cwy_age_queue` | none | [`FlowKey`](crate::tuple::FlowKey) | programs | programs |
 //! | `cwy_budgets` | [`Reason`](crate::reason::Reason) | [`Budget`] per CPU | programs | programs |
@@ -199,6 +200,10 @@ impl Budget {
     }
 }
 
+/// Entries that `cwy_sweep` forgets in one pass over the table; one more if the last was half of a pair. What else is over
+/// stays for the next pass. It bounds what a pass costs: to forget an entry takes longer than to look at one that lives.
+pub const SWEEP_MOST: u32 = 1 << 17;
+
 /// What `cwy_sweep` is to do, and what it did. One sweep runs at a time.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -240,7 +245,7 @@ const _: () = assert!(size_of::<Budget>() == 4 + 4);
 const _: () = assert!(size_of::<SweepJob>() == 4 * 4);
 
 /// The names of the maps, as `bpftool` and the pin directory show them.
-pub const MAP_NAMES: [&str; 14] = [
+pub const MAP_NAMES: [&str; 15] = [
     "cwy_flows",
     "cwy_pods",
     "cwy_ifaces",
@@ -248,6 +253,7 @@ pub const MAP_NAMES: [&str; 14] = [
     "cwy_ports",
     "cwy_frags",
     "cwy_crowds",
+    "cwy_moved",
     "cwy_usage",
     "cwy_age_queue",
     "cwy_budgets",

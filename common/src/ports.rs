@@ -2,7 +2,8 @@
 //! nearly all are taken, what the remote's map of ports shows to be free ([`crate::crowd`]).
 //!
 //! The sequence is a pure function of the flow and the node's seed, so a mapping whose forward half was lost is
-//! found again by walking the same candidates. `BPF_NOEXIST` on the reverse entry decides who owns a port; nothing
+//! found again by walking the same candidates, or by the hint that is left by a flow with another port than its own
+//! ([`crate::moved`]). `BPF_NOEXIST` on the reverse entry decides who owns a port; nothing
 //! here looks at the table.
 
 use core::ops::RangeInclusive;

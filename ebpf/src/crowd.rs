@@ -62,28 +62,29 @@ extern "C" fn cwy_crowd_is(answer: *const Key) -> u32 {
 
 /// Notes that the port of an answer's key is free, if the remote has a map.
 #[inline(always)]
-pub fn mark_free(config: &Config<Addr>, answer: &Key) {
-    if let Some(crowd) = of(config, answer) {
-        crowd.mark_free(u16::from_be_bytes(answer.dst_port));
-    }
+pub fn mark_free(answer: &Key) {
+    cwy_crowd_mark(from_ref(answer), 0);
 }
 
 /// Notes that the port of an answer's key is taken, if the remote has a map.
 #[inline(always)]
 pub fn mark_taken(answer: &Key) {
-    cwy_crowd_mark(from_ref(answer));
+    cwy_crowd_mark(from_ref(answer), 1);
 }
 
 /// Verified by itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn cwy_crowd_mark(answer: *const Key) -> u32 {
+extern "C" fn cwy_crowd_mark(answer: *const Key, is_taken: u32) -> u32 {
     // SAFETY: the caller's reference.
     let (Some(answer), Some(config)) = (unsafe { answer.as_ref() }, config()) else {
         return 0;
     };
-    if let Some(crowd) = of(config, answer) {
-        crowd.mark_taken(u16::from_be_bytes(answer.dst_port));
+    let port = u16::from_be_bytes(answer.dst_port);
+    match of(config, answer) {
+        Some(crowd) if is_taken != 0 => crowd.mark_taken(port),
+        Some(crowd) => crowd.mark_free(port),
+        None => {}
     }
     0
 }

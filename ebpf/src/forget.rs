@@ -7,13 +7,13 @@ use core::ptr::from_ref;
 
 use causeway_common::{
     flow::{Flags, Nat, State},
-    lifetime::Timeouts,
+    maps::Config,
 };
 
 use crate::{
     crowd,
-    maps::{AGES, Entry, FLOWS, Key, config, flow},
-    usage,
+    maps::{AGES, Addr, Entry, FLOWS, Key, config, flow},
+    moved, usage,
 };
 
 /// Forgets the flow of which `key` is one direction.
@@ -59,17 +59,44 @@ pub fn forget_half(key: &Key) {
 #[inline(never)]
 extern "C" fn cwy_forget_half(key: *const Key) -> u32 {
     // SAFETY: the caller's reference.
-    let (Some(key), Some(config)) = (unsafe { key.as_ref() }, config()) else {
+    unsafe { key.as_ref() }.map_or(0, |key| flow(key).map_or(0, |entry| remove(key, entry)))
+}
+
+/// Removes the entry of a half. Who has removed it does what goes with it. Returns 1 if it was still there, else 0.
+#[inline(always)]
+fn remove(key: &Key, entry: &Entry) -> u32 {
+    cwy_remove(from_ref(key), from_ref(entry))
+}
+
+/// Verified by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn cwy_remove(key: *const Key, entry: *const Entry) -> u32 {
+    // SAFETY: the caller's references.
+    let (Some(key), Some(entry)) = (unsafe { key.as_ref() }, unsafe { entry.as_ref() }) else {
         return 0;
     };
-    if let Some(entry) = flow(key) {
-        usage::closed(key, entry);
-        if entry.nat == Nat::DESTINATION {
-            crowd::mark_free(config, key);
-        }
-        FLOWS.remove(key).ok();
+    let is_counted = entry.has(Flags::COUNTED);
+    let holds_port = entry.nat == Nat::DESTINATION;
+    let was_moved = holds_port && entry.nat_port != key.dst_port;
+    let inside = (entry.nat_addr, entry.nat_port);
+    if FLOWS.remove(key).is_err() {
+        return 0;
     }
-    0
+    if is_counted {
+        usage::closed(&key.src);
+    }
+    if holds_port {
+        crowd::mark_free(key);
+    }
+    if was_moved {
+        moved::forget(&Key {
+            src: inside.0,
+            src_port: inside.1,
+            ..key.reversed()
+        });
+    }
+    1
 }
 
 /// What became of a flow that was looked at.
@@ -109,33 +136,41 @@ extern "C" fn cwy_forget(key: *const Key, now: u32) -> u32 {
     let (Some(key), Some(config)) = (unsafe { key.as_ref() }, config()) else {
         return Look::Gone as u32;
     };
-    look(&config.timeouts, key, now) as u32
+    flow(key).map_or(Look::Gone, |entry| look(config, key, entry, now)) as u32
 }
 
+/// [`forget_if_over`] of an entry at hand. Each half is looked up once at most: a sweep has a million of them.
 #[inline(always)]
-fn look(timeouts: &Timeouts, key: &Key, now: u32) -> Look {
-    let Some(entry) = flow(key) else {
-        return Look::Gone;
-    };
+pub fn look(config: &Config<Addr>, key: &Key, entry: &Entry, now: u32) -> Look {
+    let timeouts = &config.timeouts;
     if !timeouts.expired(entry, key.protocol, entry.last_seen, now) {
         return Look::Kept;
     }
     let peer_key = entry.peer_key(key);
     let is_offer = entry.state == State::OFFERED;
-    match flow(&peer_key).filter(|peer| is_peer(key, &peer_key, peer)) {
-        None => forget_half(key),
+    let peer = flow(&peer_key).filter(|peer| is_peer(key, &peer_key, peer));
+    let halves = match peer {
+        None => remove(key, entry),
         Some(peer) if timeouts.expired(peer, key.protocol, peer.last_seen, now) => {
-            forget(key);
-            return Look::BothForgotten;
+            // The half that holds the port goes first.
+            if entry.nat == Nat::DESTINATION {
+                remove(key, entry) + remove(&peer_key, peer)
+            } else {
+                remove(&peer_key, peer) + remove(key, entry)
+            }
         }
         Some(_) if is_offer => {
-            forget_half(key);
             // The other direction is found in the queue under its own key from here on.
             AGES.push(peer_key, 0).ok();
+            remove(key, entry)
         }
         Some(_) => return Look::KeptByPeer,
+    };
+    match halves {
+        0 => Look::Gone,
+        1 => Look::Forgotten,
+        _ => Look::BothForgotten,
     }
-    Look::Forgotten
 }
 
 /// Copies what is to be kept of an entry that is overwritten: whether its opener pays for it.

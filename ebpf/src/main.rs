@@ -32,6 +32,7 @@ mod host;
 mod icmp;
 mod learn;
 mod maps;
+mod moved;
 mod next_hop;
 mod offer;
 mod packet;

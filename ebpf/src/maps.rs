@@ -17,6 +17,7 @@ use causeway_common::{
         AGE_ENTRIES, Budget, Config, Count, EVENT_BYTES, FLOW_ENTRIES, IfaceEntry, POD_ENTRIES, PodEntry,
         PortWord, RANGE_ENTRIES, RangeEntry, SweepJob, USAGE_ENTRIES, Usage,
     },
+    moved::{MOVED_ENTRIES, Moved},
     ports::RESERVED_ENTRIES,
     reason::COUNT_ENTRIES,
     tuple::FlowKey,
@@ -59,6 +60,10 @@ pub static FRAGS: LruHashMap<FragmentKey<Addr>, FragmentEntry<Addr>, FRAGMENT_EN
 /// Maps of the ports towards crowded remotes.
 #[btf_map(name = "cwy_crowds")]
 pub static CROWDS: Array<Crowd<Addr>, CROWD_SLOTS> = Array::new();
+
+/// Hints to the ports of flows that have another than their own.
+#[btf_map(name = "cwy_moved")]
+pub static MOVED: Array<Moved, MOVED_ENTRIES> = Array::new();
 
 /// How many flows each pod, and the wire, has opened.
 #[btf_map(name = "cwy_usage")]

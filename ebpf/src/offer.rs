@@ -18,6 +18,7 @@ use crate::{
     count::Hook,
     forget::kept_flags,
     maps::{Entry, FLOWS, Key, config, flow, is_idle, now},
+    moved,
     packet::{self, IP_END, Ip, Mac, Transport, skb},
     reclaim::remember,
     usage,
@@ -77,7 +78,9 @@ extern "C" fn cwy_give_up(
                 kept: kept_flags(before),
                 is_known: before.is_some(),
                 again: before.is_some_and(|earlier| earlier.nat == Nat::NONE),
-                _pad: [0; 2],
+                was_moved: before
+                    .is_some_and(|earlier| earlier.nat == Nat::SOURCE && earlier.nat_port != key.src_port),
+                _pad: 0,
             };
             if let Err(refused) = write_offer(key, &offer) {
                 return refused;
@@ -128,7 +131,9 @@ struct Offer {
     /// It is of an earlier flow without translation: both directions start again together, or an answer still carried
     /// would pass the kernel unseen.
     again: bool,
-    _pad: [u8; 2],
+    /// It is of an earlier flow that had another port than its own, which this one need not have.
+    was_moved: bool,
+    _pad: u8,
 }
 
 /// Writes the offer, or says why the flow is not offered.
@@ -175,6 +180,9 @@ extern "C" fn cwy_write_offer(key: *const Key, offer: *const Offer) -> u32 {
     entry.in_mac = offer.mac;
     if FLOWS.insert(key, &entry, u64::from(BPF_ANY)).is_err() {
         return NO_ROOM;
+    }
+    if offer.was_moved {
+        moved::forget(key);
     }
     if !is_counted {
         usage::opened(&key.src);

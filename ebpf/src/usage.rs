@@ -36,12 +36,10 @@ pub fn opened(opener: &Addr) {
     add(opener, 1);
 }
 
-/// Counts a flow that is forgotten no more, if it was counted. `key` and `entry` are the opener's direction.
+/// Counts a flow of the opener's no more, which was counted and is forgotten.
 #[inline(always)]
-pub fn closed(key: &Key, entry: &Entry) {
-    if entry.has(Flags::COUNTED) {
-        add(&key.src, -1);
-    }
+pub fn closed(opener: &Addr) {
+    add(opener, -1);
 }
 
 /// Counts a flow that the sweep keeps.

@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use causeway_common::tuple::{ICMP, TCP, UDP};
 use causeway_tests::{
     capture::Capture,
@@ -133,24 +133,91 @@ fn a_lost_half_of_a_ping_comes_back_with_its_identifier() -> Result<()> {
     Ok(())
 }
 
+/// A port, or an identifier, that two pods want.
+const WANTED: u16 = 45_000;
+
+/// A pod that has what it wants, and one that does not, with the flow that it has instead.
+struct Rivals<S> {
+    first: (Pod, S),
+    second: (Pod, S),
+    pair: Pair,
+}
+
+impl<S> Rivals<S> {
+    /// `chats` opens a flow of a pod with [`WANTED`].
+    fn meet(rig: &Rig, protocol: u8, chats: impl Fn(&Pod) -> Result<S>) -> Result<(Self, Table)> {
+        let meet = |name| {
+            let pod = rig.pod(name)?;
+            let socket = chats(&pod)?;
+            anyhow::Ok((pod, socket))
+        };
+        let (first, second) = (meet("first")?, meet("second")?);
+        let table = Table::of(rig)?;
+        let pair = table.pair(&second.0, protocol, WANTED)?;
+        ensure!(pair.outside().port() != WANTED, "it was free");
+        Ok((Self { first, second, pair }, table))
+    }
+
+    /// The flow of the second pod keeps its port when it loses its forward half and what it wanted is free.
+    fn part(self, table: &mut Table, chat: impl Fn(&S) -> Result<()>) -> Result<()> {
+        let (second, socket) = &self.second;
+        let pair = table.pair(&self.first.0, self.pair.forward.protocol, WANTED)?;
+        lose(table, &pair, Half::Forward)?;
+        lose(table, &pair, Half::Reverse)?;
+        for round in 0..3 {
+            lose(table, &self.pair, Half::Forward)?;
+            chat(socket).with_context(|| format!("round {round}"))?;
+            is_whole(table, second, &self.pair)?;
+        }
+        chat(&self.first.1)
+    }
+}
+
+fn udp_rivals(rig: &Rig) -> Result<(Rivals<Udp>, Table)> {
+    Rivals::meet(rig, UDP, |pod| {
+        let socket = Udp::connect_from(&pod.ns, SocketAddrV4::new(pod.addr, WANTED), SERVER)?;
+        socket.chat(5)?;
+        Ok(socket)
+    })
+}
+
+#[test]
+fn a_lost_forward_half_comes_back_with_its_port_though_its_own_is_free_again() -> Result<()> {
+    let rig = Rig::causeway()?;
+    let echo = Echo::start(&rig.fabric.internet, SERVER.port())?;
+    let (rivals, mut table) = udp_rivals(&rig)?;
+    let expected = [SocketAddrV4::new(NODE, WANTED), rivals.pair.outside()];
+    rivals.part(&mut table, |socket| socket.chat(3))?;
+    let seen = echo.seen();
+    ensure!(
+        seen.iter().all(|peer| expected.contains(peer)),
+        "the server saw {seen:?}, not {expected:?}"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_lost_forward_half_of_a_ping_comes_back_with_its_identifier_though_its_own_is_free_again() -> Result<()> {
+    let rig = Rig::causeway()?;
+    let (rivals, mut table) = Rivals::meet(&rig, ICMP, |pod| {
+        let pinger = Pinger::new(&pod.ns, WANTED)?;
+        pinger.chat(INTERNET, 3)?;
+        Ok(pinger)
+    })?;
+    rivals.part(&mut table, |pinger| pinger.chat(INTERNET, 3))
+}
+
 /// Nothing in its answers says whose a port is that the pod does not have itself. The flow's own packets say it, once a second.
 #[test]
 fn a_lost_reverse_half_of_a_flow_with_another_port_comes_back_within_a_second() -> Result<()> {
-    const WANTED: u16 = 45_000;
     let rig = Rig::causeway()?;
-    let (first, second) = (rig.pod("first")?, rig.pod("second")?);
     let echo = Echo::start(&rig.fabric.internet, SERVER.port())?;
-    let mut table = Table::of(&rig)?;
-    let sockets = [&first, &second].map(|pod| {
-        let socket = Udp::connect_from(&pod.ns, SocketAddrV4::new(pod.addr, WANTED), SERVER)?;
-        socket.chat(5)?;
-        anyhow::Ok(socket)
-    });
-    let [Ok(first_socket), Ok(socket)] = sockets else {
-        bail!("two pods with one port: {sockets:?}");
-    };
-    let pair = table.pair(&second, UDP, WANTED)?;
-    ensure!(pair.outside().port() != WANTED, "the port was free");
+    let (rivals, mut table) = udp_rivals(&rig)?;
+    let Rivals {
+        first: (_first, first_socket),
+        second: (second, socket),
+        pair,
+    } = rivals;
     echo.seen();
     for round in 0..3 {
         lose(&mut table, &pair, Half::Reverse)?;

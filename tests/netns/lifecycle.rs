@@ -1,6 +1,7 @@
 //! Pods come and go, the datapath is loaded and unloaded, and nothing of one life reaches the next.
 
 use std::{
+    fs,
     io::Write,
     net::{SocketAddrV4, TcpListener, UdpSocket},
     path::Path,
@@ -20,6 +21,8 @@ use causeway_tests::{
     talk::{Tcp, Udp},
     walk::Walk,
 };
+
+use crate::table::pin;
 
 #[test]
 fn a_new_pod_with_the_old_address_gets_no_packet_of_the_old_ones_flows() -> Result<()> {
@@ -139,6 +142,23 @@ fn pods_come_and_go_beside_a_connection_that_stays() -> Result<()> {
     connection.chat(5)
 }
 
+/// A tree whose programs know nothing of the map is used as it is.
+#[test]
+fn a_datapath_that_keeps_no_hints_is_adopted() -> Result<()> {
+    let rig = Rig::causeway()?;
+    let stays = rig.pod("stays")?;
+    let _echo = Echo::start(&rig.fabric.internet, 7)?;
+    let mut connection = Tcp::connect(&stays.ns, SocketAddrV4::new(INTERNET, 7))?;
+    connection.chat(5)?;
+    fs::remove_file(pin(&rig, "cwy_moved"))?;
+    let guest = rig.pod("guest")?;
+    Udp::connect(&guest.ns, SocketAddrV4::new(INTERNET, 7))?.chat(5)?;
+    ensure!(rig.node.causeway_json("status")?["loaded"] == true);
+    rig.node.causeway(&["sweep"])?;
+    rig.node.remove(&guest)?;
+    connection.chat(5)
+}
+
 #[test]
 fn a_pod_whose_namespace_is_gone_can_be_removed() -> Result<()> {
     let rig = Rig::with(Datapath::Causeway, 1)?;
@@ -207,7 +227,7 @@ fn traces(rig: &Rig) -> Result<Vec<(&'static str, String)>> {
 }
 
 fn files_below(dir: &Path) -> String {
-    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     entries
         .map(|entry| entry.path().display().to_string() + "\n")
         .collect()
@@ -284,7 +304,7 @@ fn a_node_that_is_gone_leaves_no_file_no_mount_and_no_program() -> Result<()> {
     drop((pod, rig));
 
     ensure!(!root.exists(), "{} is still there", root.display());
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+    let mounts = fs::read_to_string("/proc/self/mountinfo")?;
     ensure!(
         !mounts.contains(&root.display().to_string()),
         "still mounted below {}",

@@ -55,6 +55,7 @@ fn bpftool_prints_every_map_with_named_fields() -> Result<()> {
                 "cwy_flows",
                 "cwy_frags",
                 "cwy_ifaces",
+                "cwy_moved",
                 "cwy_pods",
                 "cwy_ports",
                 "cwy_ranges",

@@ -18,7 +18,8 @@ use causeway_tests::{node::Pod, rig::Rig};
 type Key = FlowKey<[u8; 4]>;
 type Entry = FlowEntry<[u8; 4]>;
 
-fn pin(rig: &Rig, map: &str) -> PathBuf {
+/// Where a map of a rig's node is pinned.
+pub(crate) fn pin(rig: &Rig, map: &str) -> PathBuf {
     rig.node
         .root
         .join(&format!("/sys/fs/bpf/causeway/v{SCHEMA}/maps/{map}"))

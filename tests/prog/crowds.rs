@@ -18,6 +18,22 @@ impl Bench {
         self.crowds().iter().any(|slot| slot.unwrap().is_of(&remote))
     }
 
+    /// Shows a port to be free towards the remote of an answer's key, as the programs do when they forget a flow.
+    pub(crate) fn free_in_crowd(&mut self, answer: &Key) {
+        let remote = Key {
+            dst_port: [0; 2],
+            ..*answer
+        };
+        let mut slots = self.crowds();
+        for index in 0..CROWD_SLOTS as u32 {
+            let mut slot = slots.get(&index, 0).unwrap();
+            if slot.is_of(&remote) {
+                slot.mark_free(u16::from_be_bytes(answer.dst_port));
+                slots.set(index, slot, 0).unwrap();
+            }
+        }
+    }
+
     /// Forgets all maps of ports, as userspace does after it has deleted flows.
     pub(crate) fn clear_crowds(&mut self) {
         let mut slots = self.crowds();

@@ -21,6 +21,7 @@ mod kernel_log;
 mod known_bugs;
 mod malformed;
 mod model;
+mod moved;
 mod next_hop;
 mod packets;
 mod portless;

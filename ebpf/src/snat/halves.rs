@@ -9,6 +9,7 @@ use aya_ebpf::{
 use causeway_common::{
     flow::{Exit, Flags, Hop, Nat, Progress},
     reason::Reason,
+    tuple::has_ports,
 };
 
 use super::{Claim, Won, answer_key};
@@ -16,7 +17,7 @@ use crate::{
     count::{Hook, bump},
     forget::forget_half,
     maps::{Entry, FLOWS, Key, config, now, pod},
-    next_hop,
+    moved, next_hop,
     reclaim::remember,
     usage,
 };
@@ -53,6 +54,9 @@ pub extern "C" fn cwy_write_forward(skb: *mut __sk_buff, key: *const Key, claim:
     if FLOWS.insert(key, &forward, u64::from(BPF_ANY)).is_err() {
         forget_half(&answer_key(config, key, won.port()));
         return 1;
+    }
+    if has_ports(key.protocol) {
+        moved::note(key, won.port());
     }
     let is_new = won.has(Won::IS_NEW);
     if claim.of_pod && !claim.is_counted && is_new {

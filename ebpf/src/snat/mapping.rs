@@ -1,4 +1,4 @@
-//! Finds the mapping that a flow has already, by walking the candidates that it was chosen from.
+//! Finds the mapping that a flow has already, by the hint that it left or by walking the candidates that it was chosen from.
 
 use core::{ffi::c_void, ptr::from_ref};
 
@@ -12,6 +12,7 @@ use super::{Won, answer_key, is_ours};
 use crate::{
     crowd,
     maps::{Key, config, flow},
+    moved,
 };
 
 /// The mapping that the flow `key` has already, if any.
@@ -35,6 +36,11 @@ extern "C" fn cwy_find_mapping(key: *const Key) -> u32 {
         hash: key.hash(config.seed),
         found: 0,
     };
+    if let Some(port) = moved::port_of(search.hash)
+        && look_at(&mut search, port) != 0
+    {
+        return search.found;
+    }
     let state = (&raw mut search).cast();
     // SAFETY: the callback has the signature that the helper calls (Linux 5.17), and `search` outlives the call.
     unsafe { bpf_loop(PROBES, look_at_candidate as *mut c_void, state, 0) };

@@ -22,7 +22,7 @@ use super::{
 use crate::{
     crowd,
     maps::{EEXIST, Entry, FLOWS, Key, config, flow, now},
-    usage,
+    moved, usage,
 };
 
 /// `-EBUSY`: the bucket's lock is held on this CPU by a program that we interrupted.
@@ -111,9 +111,18 @@ const GO_ON: u32 = 0;
 const STOP: u32 = 1;
 
 impl Search {
-    /// Probes; and towards a crowded remote takes what its map of ports shows to be free.
+    /// Takes what the flow has already; or probes; and towards a crowded remote takes what its map of ports shows to be free.
     #[inline(always)]
     fn find(&mut self) {
+        self.walk.end = Reason::SnatNoPort as u8;
+        if let Some(port) = moved::port_of(self.walk.hash)
+            && self.has_already(port)
+        {
+            try_port(self, port);
+        }
+        if self.walk.end == OURS {
+            return;
+        }
         let is_crowded = crowd::has_map(&self.walk.answer);
         self.run(try_candidate, if is_crowded { CROWDED_PROBES } else { PROBES });
         if self.walk.end == OURS && is_crowded {
@@ -133,6 +142,17 @@ impl Search {
             // Every port is taken: perhaps by somebody who needs it no more.
             self.run(try_candidate, PROBES);
         }
+    }
+
+    /// Whether the flow goes on with a port that is not its own. Of TCP that has ended only the tuple is left, which begins
+    /// anew with its own port if that is free.
+    #[inline(always)]
+    fn has_already(&mut self, port: u16) -> bool {
+        let walk = &mut self.walk;
+        walk.answer.dst_port = port.to_be_bytes();
+        flow(&walk.answer).is_some_and(|owner| {
+            is_ours(&walk.key, owner) && !(walk.key.protocol == TCP && owner.progress().is_over())
+        })
     }
 
     #[inline(always)]

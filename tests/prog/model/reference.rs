@@ -71,6 +71,16 @@ struct Flow {
     released: u32,
     /// The table is read, not judged, after the next operation.
     unsure: bool,
+    /// The port that it was given in place of its own. Stays when the forward half is lost.
+    moved: Option<Moved>,
+}
+
+/// A port that a flow comes back with.
+#[derive(Clone, Copy, Debug)]
+struct Moved {
+    port: u16,
+    /// Otherwise it may have begun anew.
+    is_certain: bool,
 }
 
 /// Who gets what arrives at a port of the node.
@@ -80,6 +90,8 @@ struct Hold {
     stage: Stage,
     /// No packet of the server within the lifetime.
     is_idle: bool,
+    /// Perhaps it is not idle: it depends on whether the connection has ended.
+    is_doubtful: bool,
 }
 
 #[derive(Debug, Default)]
@@ -150,7 +162,7 @@ impl Model {
     /// An answer has come by a port of the node's.
     fn keep(&mut self, protocol: Protocol, server: Server, port: u16) {
         if let Some(hold) = self.holds.get_mut(&(protocol, server, port)) {
-            hold.is_idle = false;
+            (hold.is_idle, hold.is_doubtful) = (false, false);
         }
     }
 
@@ -171,9 +183,15 @@ impl Model {
 
     pub(crate) fn lost(&mut self, tuple: Tuple) {
         let flow = self.flows.entry(tuple).or_default();
+        // What the other half knows of the connection's end is not looked into.
+        let is_open = flow.ended == Ended::No && flow.fins == [false; 2];
         *flow = Flow {
             released: flow.released,
             by_service: flow.by_service,
+            moved: flow.moved.map(|moved| Moved {
+                is_certain: moved.is_certain && is_open,
+                ..moved
+            }),
             ..Flow::default()
         };
         if self.called.remove(&tuple) {
@@ -194,7 +212,7 @@ impl Model {
             && let Some(hold) = self.holds.get_mut(&(tuple.protocol, tuple.server, port))
             && hold.owner == tuple
         {
-            hold.is_idle = true;
+            (hold.is_idle, hold.is_doubtful) = (true, false);
         }
     }
 
@@ -209,8 +227,11 @@ impl Model {
     pub(crate) fn compare(&mut self, tuple: Tuple, (stage, port): (Stage, Option<u16>)) -> Verdict {
         // What is over may have been forgotten to make room, both halves.
         if stage == Stage::Absent && self.flow(tuple).stage != Stage::Absent && self.is_over(tuple) {
+            // Nobody looks for a half that was left behind by an earlier connection.
+            if let Some(port) = self.flow(tuple).port {
+                self.holds.remove(&(tuple.protocol, tuple.server, port));
+            }
             self.lost(tuple);
-            self.holds.retain(|_, hold| hold.owner != tuple || !hold.is_idle);
             self.released += 1;
             return Ok(());
         }
@@ -222,6 +243,9 @@ impl Model {
             (flow.stage, flow.port, flow.unsure) = (stage, port, false);
             if stage == Stage::Offered {
                 flow.port = None;
+            }
+            if let Some(moved) = &mut flow.moved {
+                moved.is_certain = false;
             }
             return Ok(());
         }

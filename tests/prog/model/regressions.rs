@@ -89,6 +89,48 @@ fn a_reset_that_policy_stops_is_heard() {
 }
 
 #[test]
+fn a_socket_of_the_node_gives_up_what_it_was_translated_to_when_its_port_is_free() {
+    let (pods, nodes) = (tuple(Tcp, PodB, 602), tuple(Tcp, Node, 602));
+    let after = super::operation::PORTS.map(|port| Send(tuple(Tcp, PodB, port), Open, Routes));
+    let before = [
+        Send(pods, Open, Routes),
+        Send(nodes, Open, Routes),
+        Send(nodes, Reset, Routes),
+        Replace,
+        Send(nodes, Open, Routes),
+    ];
+    run_one(&[before.as_slice(), &after[..2]].concat());
+}
+
+#[test]
+fn a_socket_of_the_node_that_needs_another_port_again_gives_up_the_one_it_had() {
+    let [first, second, nodes, next] =
+        [(PodA, 603), (PodB, 603), (Node, 603), (PodA, 600)].map(|(client, port)| tuple(Tcp, client, port));
+    run_one(&[
+        Send(first, Open, Routes),
+        Send(nodes, Open, Routes),
+        Send(nodes, Reset, Routes),
+        Send(second, Open, Routes),
+        Send(nodes, Open, Routes),
+        Send(next, Open, Routes),
+    ]);
+}
+
+#[test]
+fn a_half_that_is_idle_stays_so_while_its_connection_goes_on() {
+    let (a, b) = (tuple(Tcp, PodA, 602), tuple(Tcp, PodB, 602));
+    run_one(&[
+        Send(a, Open, Routes),
+        Age(a, false, true),
+        Lose(a),
+        Send(a, Continue, Routes),
+        Send(a, Open, Routes),
+        Lose(a),
+        Send(b, Open, Routes),
+    ]);
+}
+
+#[test]
 fn the_ports_run_out_and_the_flows_that_have_one_go_on() {
     let flows: Vec<Tuple> = super::operation::PORTS
         .iter()

@@ -11,6 +11,7 @@ use causeway_common::{
         AGE_ENTRIES, Budget, Config, Count, EVENT_BYTES, FLOW_ENTRIES, IfaceEntry, MAP_NAMES, POD_ENTRIES,
         PodEntry, PortWord, RANGE_ENTRIES, RangeEntry, SweepJob, USAGE_ENTRIES, Usage,
     },
+    moved::{MOVED_ENTRIES, Moved},
     ports::RESERVED_ENTRIES,
     reason::COUNT_ENTRIES,
     tuple::FlowKey,
@@ -99,6 +100,7 @@ pub(crate) fn expected(name: &str) -> Option<Layout> {
             0,
         ),
         "cwy_crowds" => layout(MapType::Array, index, size_of::<Crowd<Address>>(), CROWD_SLOTS, 0),
+        "cwy_moved" => layout(MapType::Array, index, size_of::<Moved>(), MOVED_ENTRIES, 0),
         "cwy_usage" => layout(
             MapType::Hash,
             size_of::<Address>(),
@@ -116,10 +118,16 @@ pub(crate) fn expected(name: &str) -> Option<Layout> {
     }
 }
 
+/// Maps that userspace does not touch, and that a tree may lack: its programs do without.
+const OPTIONAL: [&str; 1] = ["cwy_moved"];
+
 /// Compares every map of a tree with what the programs expect.
 pub(crate) fn check(pins: &PinTree) -> Result<(), DatapathError> {
     for name in MAP_NAMES {
         let path = pins.map(name);
+        if OPTIONAL.contains(&name) && !path.exists() {
+            continue;
+        }
         let info = MapInfo::from_pin(&path).map_err(|source| DatapathError::Pin {
             path: path.clone(),
             source: source.into(),

@@ -31,6 +31,10 @@ impl Model {
         let has_mapping = matches!(flow.stage, Stage::Carried | Stage::Kernel);
         let asks_again = opens && is_over && stack != Stack::Translates;
         let is_settled = has_mapping && !asks_again && !reopens;
+        if has_mapping && asks_again {
+            self.flows.entry(tuple).or_default().moved = None;
+        }
+        let kept = self.kept(tuple).filter(|kept| kept.is_certain);
         match went {
             Went::Stopped => {
                 if is_settled && flow.stage == Stage::Carried && stack != Stack::Translates {
@@ -87,6 +91,11 @@ impl Model {
                         "in mid-flow it left by port {port}, which is not its own"
                     ));
                 };
+                if let Some(kept) = kept
+                    && kept.port != port
+                {
+                    return wrong(format!("in mid-flow it left by port {port}, not {}", kept.port));
+                }
                 let flow = self.flows.entry(tuple).or_default();
                 (flow.port, flow.stage, flow.is_idle) = (Some(port), hold.stage, false);
                 // What the lost half knew of the connection's end is lost with it.
@@ -99,7 +108,7 @@ impl Model {
                 let is_refused = if is_settled {
                     collides
                 } else if opens {
-                    collides || !self.is_free(tuple, tuple.port)
+                    collides || kept.is_none() && !self.is_free(tuple, tuple.port)
                 } else {
                     !self.holds.values().any(|hold| hold.owner == tuple)
                 };
@@ -142,14 +151,17 @@ impl Model {
                 flow.port
             )),
             Went::AsNode { port, .. } if is_pods && opens => {
+                self.began_anew(tuple);
                 self.claimed(tuple, port, Stage::Kernel, is_crowded)
             }
             Went::AsNode { port, .. } if port == tuple.port => {
+                self.began_anew(tuple);
                 if tuple.protocol == Protocol::Icmp {
                     let hold = Hold {
                         owner: tuple,
                         stage: Stage::Offered,
                         is_idle: false,
+                        is_doubtful: false,
                     };
                     self.holds.entry(key).or_insert(hold);
                 }
