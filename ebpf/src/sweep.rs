@@ -3,11 +3,11 @@
 
 use core::ffi::c_void;
 
-use causeway_common::maps::SweepJob;
+use causeway_common::maps::{SWEEP_MOST, SweepJob};
 
 use crate::{
-    forget::{Look, forget_if_over},
-    maps::{Entry, Key, SWEEP_JOB, config, flow},
+    forget::{Look, look},
+    maps::{Entry, Key, SWEEP_JOB, config},
     usage,
 };
 
@@ -36,30 +36,23 @@ pub fn handle(element: &MapElement) {
     let Some(config) = config() else {
         return;
     };
-    // Most are in use: those take no lookup.
-    if !config
-        .timeouts
-        .expired(entry, key.protocol, entry.last_seen, job.now)
-    {
-        job.scanned += 1;
-        usage::swept(&key, entry);
-        return;
-    }
-    let (scanned, deleted) = match forget_if_over(&key, job.now) {
-        Look::Gone => (0, 0),
-        Look::Kept => (1, 0),
-        Look::KeptByPeer => {
-            job.kept_by_peer += 1;
-            (1, 0)
-        }
-        Look::Forgotten => (1, 1),
-        Look::BothForgotten => (2, 2),
+    let look = if job.deleted < SWEEP_MOST {
+        look(config, &key, entry, job.now)
+    } else {
+        Look::Kept
     };
-    job.scanned += scanned;
-    job.deleted += deleted;
-    if deleted == 0
-        && let Some(entry) = flow(&key)
-    {
-        usage::swept(&key, entry);
+    match look {
+        // Another one has forgotten it, or it went with the other direction.
+        Look::Gone => {}
+        Look::Forgotten | Look::BothForgotten => {
+            let halves = if look == Look::Forgotten { 1 } else { 2 };
+            job.scanned += halves;
+            job.deleted += halves;
+        }
+        Look::Kept | Look::KeptByPeer => {
+            job.scanned += 1;
+            job.kept_by_peer += u32::from(look == Look::KeptByPeer);
+            usage::swept(&key, entry);
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Flows that are over are forgotten, and nothing else is: with real traffic, and times of a second.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{Read, Write},
     net::{SocketAddrV4, TcpListener, UdpSocket},
     thread,
@@ -252,7 +252,8 @@ fn ping_with_ids(ids: std::ops::RangeInclusive<u16>) -> Result<()> {
     Ok(())
 }
 
-/// There is no daemon: DEL sweeps when a minute has passed. ADD leaves a table alone that has room.
+/// There is no daemon: DEL sweeps when the schedule says so, and what it finds changes the schedule. ADD leaves a table alone
+/// that has room.
 #[test]
 fn a_del_sweeps_when_it_is_due() -> Result<()> {
     let (rig, pod) = rig_with(SHORT)?;
@@ -265,12 +266,17 @@ fn a_del_sweeps_when_it_is_due() -> Result<()> {
     thread::sleep(OVER);
 
     rig.node.remove(&rig.pod("b")?)?;
-    ensure!(halves()? == 2, "swept within a minute of the last sweep");
+    ensure!(halves()? == 2, "swept right after the last sweep");
 
-    let mark = File::options()
-        .append(true)
-        .open(rig.node.root.join("/run/causeway/sweep"))?;
-    let long_ago = SystemTime::now() - Duration::from_secs(61);
+    let path = rig.node.root.join("/run/causeway/sweep-ipv4");
+    let schedule = || Ok::<u64, anyhow::Error>(fs::read_to_string(&path)?.trim().parse()?);
+    let seconds = schedule()?;
+    ensure!(
+        seconds == 120,
+        "after a sweep for nothing the next one is in {seconds} s"
+    );
+    let mark = File::options().append(true).open(&path)?;
+    let long_ago = SystemTime::now() - Duration::from_secs(seconds + 1);
     mark.set_modified(long_ago)?;
     let guest = rig.pod("c")?;
     ensure!(halves()? == 2, "an ADD swept a table that is nearly empty");
@@ -282,5 +288,10 @@ fn a_del_sweeps_when_it_is_due() -> Result<()> {
     rig.node.remove(&guest)?;
     ensure!(halves()? == 0, "a DEL that was due did not sweep");
     ensure!(mark.metadata()?.modified()? > long_ago, "the sweep is not noted");
+    ensure!(
+        schedule()? == 60,
+        "there was much to forget, and the next one is in {} s",
+        schedule()?
+    );
     Ok(())
 }

@@ -102,7 +102,7 @@ enum Command {
     },
     /// Forget the flows that have been idle for longer than their time
     ///
-    /// CNI calls do so too, once a minute at most; this is for a timer.
+    /// CNI calls do so too, as their schedule says; this is for a timer.
     Sweep {
         /// Print JSON
         #[arg(long)]

@@ -2,18 +2,21 @@
 //! alive. The program `cwy_sweep` judges each entry where it stands; this module decides when a sweep is due, and that
 //! there is one at a time.
 //!
-//! No daemon is needed: CNI calls sweep when a minute has passed, `causeway sweep` at any time. The programs reclaim
-//! what has expired themselves when they need a port or room.
+//! No daemon is needed: CNI calls sweep when the family's schedule says so ([`causeway_common::schedule`]), `causeway sweep`
+//! at any time. The programs reclaim what has expired themselves when they need a port or room.
 
-use std::{
-    fs::{self, File, TryLockError},
-    path::PathBuf,
-    time::{Duration, SystemTime},
+mod mark;
+
+use causeway_common::{
+    maps::{FLOW_ENTRIES, SWEEP_MOST, SweepJob, Usage},
+    schedule::Found,
 };
 
-use causeway_common::maps::{FLOW_ENTRIES, SweepJob, Usage};
-
+use self::mark::Mark;
 use super::{Datapath, DatapathError, load, now};
+
+/// The family whose flows are in `cwy_flows`.
+type Family = [u8; 4];
 
 /// What a sweep found and did. Entries; each flow has one for each direction.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,39 +38,39 @@ pub enum Occasion {
     Del,
 }
 
-/// Sweeps by the way are at least this far apart.
-const PERIOD: Duration = Duration::from_mins(1);
-/// Locked by whoever sweeps; its modification time is the end of the last sweep, or the time of the first call.
-const MARK: &str = "/run/causeway/sweep";
-
 impl Datapath {
     /// Forgets the flows that are over at `now` ([`now()`]), and counts anew how many flows each pod has. Waits for another
-    /// sweep to end.
+    /// sweep to end. As many passes over the table as it takes.
     pub fn sweep(&self, now: u32) -> Result<Swept, DatapathError> {
-        let mark = self.mark()?;
-        mark.file.lock().map_err(|source| mark.failed(source))?;
-        self.sweep_alone(now, &mark)
+        let mark = Mark::open(&self.root)?;
+        mark.lock()?;
+        let mut deleted = 0;
+        loop {
+            let pass = self.pass(now, &mark)?;
+            let all = pass.and_before(deleted);
+            if !pass.is_cut() {
+                return Ok(all);
+            }
+            deleted = all.deleted;
+        }
     }
 
-    /// Sweeps if that is due; `None` if it is not, or if somebody else is sweeping. Costs a system call or two then.
+    /// One pass over the table, if a sweep is due; `None` if it is not, or if somebody else is sweeping. Costs some system
+    /// calls then. If more than a pass forgets is over, the next sweep is due at once.
     pub fn sweep_if_needed(&self, occasion: Occasion) -> Result<Option<Swept>, DatapathError> {
-        let mark = self.mark()?;
+        let mark = Mark::open(&self.root)?;
         if !mark.is_due()? || occasion == Occasion::Add && !self.is_half_full()? {
             return Ok(None);
         }
-        match mark.file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Ok(None),
-            Err(TryLockError::Error(source)) => return Err(mark.failed(source)),
-        }
         // Whoever held the lock until now may have swept.
-        if !mark.is_due()? {
+        if !mark.try_lock()? || !mark.is_due()? {
             return Ok(None);
         }
-        self.sweep_alone(now(), &mark).map(Some)
+        self.pass(now(), &mark).map(Some)
     }
 
-    fn sweep_alone(&self, now: u32, mark: &Mark) -> Result<Swept, DatapathError> {
+    /// The caller holds the mark's lock.
+    fn pass(&self, now: u32, mark: &Mark<Family>) -> Result<Swept, DatapathError> {
         let program = load::sweep_program(&self.pins)?;
         let mut usage = self.tables.usage()?;
         for (account, before) in usage.all()? {
@@ -93,8 +96,9 @@ impl Datapath {
             deleted: job.deleted as usize,
             pairs_kept_by_peer: job.kept_by_peer as usize,
         };
-        mark.set()?;
-        tracing::debug!(?swept, "swept");
+        let next = mark.schedule()?.after(swept.found());
+        mark.set(next)?;
+        tracing::debug!(?swept, seconds_to_the_next = next.seconds(), "swept");
         Ok(swept)
     }
 
@@ -102,41 +106,29 @@ impl Datapath {
         let entries = self.tables.flows()?.estimate(FLOW_ENTRIES);
         Ok(entries.is_some_and(|entries| entries > FLOW_ENTRIES / 2))
     }
-
-    fn mark(&self) -> Result<Mark, DatapathError> {
-        let path = self.root.path(MARK);
-        let failed = |source| DatapathError::file(&path, source);
-        path.parent().map_or(Ok(()), fs::create_dir_all).map_err(failed)?;
-        let file = File::options()
-            .create(true)
-            .append(true)
-            .open(&path)
-            .map_err(failed)?;
-        Ok(Mark { path, file })
-    }
 }
 
-/// The file that says when the last sweep was.
-struct Mark {
-    path: PathBuf,
-    file: File,
-}
-
-impl Mark {
-    fn is_due(&self) -> Result<bool, DatapathError> {
-        let modified = self.file.metadata().and_then(|metadata| metadata.modified());
-        let modified = modified.map_err(|source| self.failed(source))?;
-        // A time to come is of a clock that has been set back.
-        Ok(modified.elapsed().map_or(true, |age| age > PERIOD))
+impl Swept {
+    /// Whether it forgot as much as a pass may.
+    fn is_cut(self) -> bool {
+        self.deleted >= SWEEP_MOST as usize
     }
 
-    fn set(&self) -> Result<(), DatapathError> {
-        let set = self.file.set_modified(SystemTime::now());
-        set.map_err(|source| self.failed(source))
+    fn found(self) -> Found {
+        Found {
+            scanned: self.scanned,
+            forgotten: self.deleted,
+            is_cut: self.is_cut(),
+        }
     }
 
-    fn failed(&self, source: std::io::Error) -> DatapathError {
-        DatapathError::file(&self.path, source)
+    /// The last pass with those before it, which have forgotten `deleted`: what they kept it has read again.
+    fn and_before(self, deleted: usize) -> Self {
+        Self {
+            scanned: self.scanned + deleted,
+            deleted: self.deleted + deleted,
+            ..self
+        }
     }
 }
 

@@ -204,6 +204,49 @@ fn a_half_that_was_left_behind_goes_alone() {
     assert!(!left.contains_key(&name(&left_behind)) && left.len() == 2);
 }
 
+/// What a pass leaves over is counted like what lives, and goes with the next one.
+#[test]
+fn a_pass_forgets_no_more_than_it_may() {
+    const OVER: u32 = SWEEP_MOST / 2 + 1000;
+    let dead = (0..OVER).flat_map(|n| pair(n, UDP, [LONG_AGO; 2]));
+    let mut node = Node::with(1 << 19, dead.chain(pair(OVER, UDP, [NOW; 2])));
+    let pod = key(0, UDP).src;
+    node.usage().insert(pod, Usage::default(), 0).unwrap();
+    let first = node.sweep();
+    assert!(
+        (SWEEP_MOST..=SWEEP_MOST + 1).contains(&first.deleted),
+        "{first:?}"
+    );
+    assert_eq!(first.scanned, 2 * OVER + 2);
+    let counted = |(key, entry): &&(Key, Entry)| key.src == pod && entry.has(Flags::COUNTED);
+    let kept = node.all().values().filter(counted).count();
+    let swept = node.usage().get(&pod, 0).unwrap().swept;
+    assert_eq!(usize::try_from(swept), Ok(kept));
+    let left = node.all().len();
+    assert_eq!(left, (first.scanned - first.deleted) as usize);
+    let second = node.sweep();
+    assert_eq!(
+        (second.scanned as usize, second.deleted as usize),
+        (left, left - 2)
+    );
+    assert_eq!(first.deleted + second.deleted, 2 * OVER);
+    assert_eq!(node.all().len(), 2);
+}
+
+#[test]
+fn passes_are_one_sweep_to_whoever_asked_for_it() {
+    let most = SWEEP_MOST as usize;
+    let pass = |scanned, deleted| Swept {
+        scanned,
+        deleted,
+        pairs_kept_by_peer: 0,
+    };
+    let passes = [pass(most + 10, most), pass(10, 4)];
+    assert_eq!(passes.map(|pass| pass.found().is_cut), [true, false]);
+    let first = passes[0].and_before(0);
+    assert_eq!(passes[1].and_before(first.deleted), pass(most + 10, most + 4));
+}
+
 #[test]
 fn flows_are_counted_anew_for_whoever_opened_them() {
     let flows = [
@@ -311,11 +354,20 @@ fn long_sweep_of_a_million() {
                 node.flows().insert(key, entry, 0).unwrap();
             }
         }
-        let (start, cpu) = (Instant::now(), cpu_time());
-        let job = node.sweep();
-        let (cpu, elapsed) = (cpu_time().checked_sub(cpu).unwrap(), start.elapsed());
-        println!("{idle_of_100:3} of 100 idle: {cpu:?} of CPU in {elapsed:?}; {job:?}");
-        assert_eq!((job.scanned, job.deleted), (2 * FLOWS, idle));
+        let (mut left, mut deleted) = (2 * FLOWS, 0);
+        for pass in 1.. {
+            let (start, cpu) = (Instant::now(), cpu_time());
+            let job = node.sweep();
+            let (cpu, elapsed) = (cpu_time().checked_sub(cpu).unwrap(), start.elapsed());
+            println!("{idle_of_100:3} of 100 idle, pass {pass}: {cpu:?} of CPU in {elapsed:?}; {job:?}");
+            assert_eq!(job.scanned, left);
+            left -= job.deleted;
+            deleted += job.deleted;
+            if job.deleted < SWEEP_MOST {
+                break;
+            }
+        }
+        assert_eq!(deleted, idle);
     }
 }
 

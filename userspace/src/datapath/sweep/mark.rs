@@ -1,0 +1,143 @@
+//! The mark of a family's sweeps: who sweeps locks it, its modification time is the end of the last sweep (or the time of the
+//! first call), and its content the seconds until the next one.
+
+use std::{
+    fs::{self, File, TryLockError},
+    io::{Read as _, Seek as _, Write as _},
+    marker::PhantomData,
+    path::PathBuf,
+    time::{Duration, SystemTime},
+};
+
+use causeway_common::{addr::Address, schedule::Schedule};
+
+use crate::{datapath::DatapathError, root::Root};
+
+#[derive(Debug)]
+pub(super) struct Mark<A> {
+    path: PathBuf,
+    file: File,
+    family: PhantomData<A>,
+}
+
+impl<A: Address> Mark<A> {
+    /// The mark of the family, which is made if there is none.
+    pub(super) fn open(root: &Root) -> Result<Self, DatapathError> {
+        let path = root.path(format!("/run/causeway/sweep-{}", A::FAMILY));
+        let failed = |source| DatapathError::file(&path, source);
+        path.parent().map_or(Ok(()), fs::create_dir_all).map_err(failed)?;
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .open(&path)
+            .map_err(failed)?;
+        Ok(Self {
+            path,
+            file,
+            family: PhantomData,
+        })
+    }
+
+    /// Waits until nobody else sweeps.
+    pub(super) fn lock(&self) -> Result<(), DatapathError> {
+        self.file.lock().map_err(|source| self.failed(source))
+    }
+
+    /// Whether nobody else is sweeping.
+    pub(super) fn try_lock(&self) -> Result<bool, DatapathError> {
+        match self.file.try_lock() {
+            Ok(()) => Ok(true),
+            Err(TryLockError::WouldBlock) => Ok(false),
+            Err(TryLockError::Error(source)) => Err(self.failed(source)),
+        }
+    }
+
+    pub(super) fn is_due(&self) -> Result<bool, DatapathError> {
+        let modified = self.file.metadata().and_then(|metadata| metadata.modified());
+        let modified = modified.map_err(|source| self.failed(source))?;
+        let period = Duration::from_secs(self.schedule()?.seconds().into());
+        // A time to come is of a clock that has been set back.
+        Ok(modified.elapsed().map_or(true, |age| age > period))
+    }
+
+    /// [`Schedule::FIRST`] before the first sweep; and if the content makes no sense.
+    pub(super) fn schedule(&self) -> Result<Schedule<A>, DatapathError> {
+        let mut text = String::new();
+        let mut file = &self.file;
+        match file.rewind().and_then(|()| file.read_to_string(&mut text)) {
+            Err(error) if error.kind() != std::io::ErrorKind::InvalidData => Err(self.failed(error)),
+            _ => Ok(text.trim().parse().map_or(Schedule::FIRST, Schedule::kept)),
+        }
+    }
+
+    /// Notes that a sweep has ended.
+    pub(super) fn set(&self, next: Schedule<A>) -> Result<(), DatapathError> {
+        let mut file = &self.file;
+        let written = file
+            .set_len(0)
+            .and_then(|()| file.rewind())
+            .and_then(|()| writeln!(file, "{}", next.seconds()))
+            .and_then(|()| file.set_modified(SystemTime::now()));
+        written.map_err(|source| self.failed(source))
+    }
+
+    fn failed(&self, source: std::io::Error) -> DatapathError {
+        DatapathError::file(&self.path, source)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use causeway_common::schedule::Found;
+
+    use super::*;
+
+    fn ago(seconds: u64) -> SystemTime {
+        SystemTime::now() - Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn the_next_call_keeps_to_the_schedule_that_the_last_sweep_left() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = Root::new(directory.path());
+        let mark = Mark::<[u8; 4]>::open(&root).unwrap();
+        assert_eq!(mark.schedule().unwrap(), Schedule::FIRST);
+        assert!(
+            !mark.is_due().unwrap(),
+            "nobody has swept, and nobody had the time to"
+        );
+        let nothing = Found {
+            scanned: 100,
+            forgotten: 0,
+            is_cut: false,
+        };
+        mark.set(mark.schedule().unwrap().after(nothing)).unwrap();
+
+        let next = Mark::<[u8; 4]>::open(&root).unwrap();
+        for (seconds, is_due) in [(100, false), (121, true)] {
+            next.file.set_modified(ago(seconds)).unwrap();
+            assert_eq!(next.is_due().unwrap(), is_due, "after {seconds} s");
+        }
+        next.set(Schedule::AT_ONCE).unwrap();
+        assert!(mark.is_due().unwrap(), "a pass was cut");
+        fs::write(&mark.path, b"\xff 7").unwrap();
+        assert_eq!(mark.schedule().unwrap(), Schedule::FIRST);
+    }
+
+    #[test]
+    fn families_keep_their_schedules_apart() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = Root::new(directory.path());
+        let (four, six) = (
+            Mark::<[u8; 4]>::open(&root).unwrap(),
+            Mark::<[u8; 16]>::open(&root).unwrap(),
+        );
+        four.set(Schedule::SHORTEST).unwrap();
+        assert_eq!(six.schedule().unwrap(), Schedule::FIRST);
+        four.lock().unwrap();
+        assert!(six.try_lock().unwrap());
+        assert!(!Mark::<[u8; 4]>::open(&root).unwrap().try_lock().unwrap());
+    }
+}
