@@ -17,7 +17,7 @@ use causeway_common::{
     tuple::FlowKey,
 };
 
-use super::{DatapathError, pins::PinTree};
+use super::{DatapathError, pins::PinTree, tables::errno};
 
 /// Type, sizes in bytes, capacity and flags of a map.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -125,13 +125,14 @@ const OPTIONAL: [&str; 1] = ["cwy_moved"];
 pub(crate) fn check(pins: &PinTree) -> Result<(), DatapathError> {
     for name in MAP_NAMES {
         let path = pins.map(name);
-        if OPTIONAL.contains(&name) && !path.exists() {
-            continue;
-        }
-        let info = MapInfo::from_pin(&path).map_err(|source| DatapathError::Pin {
-            path: path.clone(),
-            source: source.into(),
-        })?;
+        let info = match MapInfo::from_pin(&path) {
+            Ok(info) => info,
+            Err(error) if OPTIONAL.contains(&name) && errno(&error) == Some(libc::ENOENT) => continue,
+            Err(source) => {
+                let source = source.into();
+                return Err(DatapathError::Pin { path, source });
+            }
+        };
         let found = of(&info).map_err(|source| DatapathError::Pin {
             path: path.clone(),
             source: source.into(),

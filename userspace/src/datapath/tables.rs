@@ -282,7 +282,8 @@ fn failed(name: &'static str) -> impl Fn(MapError) -> DatapathError {
     move |source| DatapathError::Map { name, source }
 }
 
-fn errno(error: &MapError) -> Option<i32> {
+/// The number of the system call's error.
+pub(crate) fn errno(error: &MapError) -> Option<i32> {
     match error {
         MapError::SyscallError(call) => call.io_error.raw_os_error(),
         _ => None,

@@ -3,8 +3,8 @@
 
 use std::{
     fs::{self, File, TryLockError},
-    io::{Read as _, Seek as _, Write as _},
     marker::PhantomData,
+    os::unix::fs::FileExt as _,
     path::PathBuf,
     time::{Duration, SystemTime},
 };
@@ -64,22 +64,26 @@ impl<A: Address> Mark<A> {
 
     /// [`Schedule::FIRST`] before the first sweep; and if the content makes no sense.
     pub(super) fn schedule(&self) -> Result<Schedule<A>, DatapathError> {
-        let mut text = String::new();
-        let mut file = &self.file;
-        match file.rewind().and_then(|()| file.read_to_string(&mut text)) {
-            Err(error) if error.kind() != std::io::ErrorKind::InvalidData => Err(self.failed(error)),
-            _ => Ok(text.trim().parse().map_or(Schedule::FIRST, Schedule::kept)),
-        }
+        let mut text = [0; 16];
+        let length = self
+            .file
+            .read_at(&mut text, 0)
+            .map_err(|source| self.failed(source))?;
+        let seconds = str::from_utf8(&text[..length]).map(|text| text.trim().parse());
+        Ok(match seconds {
+            Ok(Ok(seconds)) => Schedule::kept(seconds),
+            _ => Schedule::FIRST,
+        })
     }
 
     /// Notes that a sweep has ended.
     pub(super) fn set(&self, next: Schedule<A>) -> Result<(), DatapathError> {
-        let mut file = &self.file;
-        let written = file
+        let text = format!("{}\n", next.seconds());
+        let written = self
+            .file
             .set_len(0)
-            .and_then(|()| file.rewind())
-            .and_then(|()| writeln!(file, "{}", next.seconds()))
-            .and_then(|()| file.set_modified(SystemTime::now()));
+            .and_then(|()| self.file.write_all_at(text.as_bytes(), 0))
+            .and_then(|()| self.file.set_modified(SystemTime::now()));
         written.map_err(|source| self.failed(source))
     }
 
