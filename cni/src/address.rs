@@ -261,7 +261,7 @@ fn prepare(
     netlink: &mut Netlink,
     host_if: &str,
 ) -> Result<Datapath, CniError> {
-    let datapath = Datapath::ensure(call.root, uplink)?;
+    let datapath = Datapath::ensure(call.root, uplink, call.conf.expedite)?;
     if let Some(wanted) = call.conf.uplink_xdp {
         datapath.set_xdp(uplink, wanted)?;
     }

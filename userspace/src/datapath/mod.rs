@@ -61,8 +61,8 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(30);
 
 impl Datapath {
     /// Adopts the pinned datapath; or loads it, pins it and attaches it to the uplink. Follows an uplink whose index,
-    /// address or MTU has changed.
-    pub fn ensure(root: &Root, uplink: &Uplink) -> Result<Self, DatapathError> {
+    /// address or MTU has changed. `expedite`: grace periods may be made short for it ([`Expedited`]).
+    pub fn ensure(root: &Root, uplink: &Uplink, expedite: bool) -> Result<Self, DatapathError> {
         if let Some(datapath) = Self::open(root)?
             && datapath.serves(uplink)?
         {
@@ -70,6 +70,7 @@ impl Datapath {
         }
         let _lock = lock(root)?;
         let mode = AttachMode::from_env()?;
+        let _expedited = Expedited::begin(expedite);
         match Self::open(root)? {
             Some(datapath) => datapath.follow(uplink, mode)?,
             None => load::load(root, uplink, mode)?,
