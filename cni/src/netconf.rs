@@ -2,6 +2,7 @@
 //! absent, unknown keys ignored.
 
 mod ipam;
+mod limits;
 
 use std::net::IpAddr;
 
@@ -12,11 +13,11 @@ use causeway::{
 use serde_json::{Map, Value};
 
 pub(crate) use self::ipam::{IPAM_KIND, IpamConf};
-
+use self::limits::{check_bridge, check_name, mtu};
 use crate::{
     accepted, capabilities,
     error::{CniError, code},
-    invocation::{Invocation, Verb, is_identifier},
+    invocation::{Invocation, Verb},
     result::CniResult,
     version::Version,
     wishes,
@@ -151,53 +152,6 @@ impl Mode {
                 Err(CniError::new(code::CONFIGURATION, msg))
             }
         }
-    }
-}
-
-fn check_name(name: &str) -> Result<(), CniError> {
-    if name.is_empty() {
-        return Err(CniError::new(
-            code::CONFIGURATION,
-            "missing network name: set \"name\" in the configuration",
-        ));
-    }
-    if !is_identifier(name) {
-        let msg = format!(
-            "invalid characters found in network name {name:?}: it must match ^[A-Za-z0-9][A-Za-z0-9_.-]*$"
-        );
-        return Err(CniError::new(code::CONFIGURATION, msg));
-    }
-    Ok(())
-}
-
-/// The incumbent's character set. No bridge is made, but a bad name is a mistake all the same.
-fn check_bridge(name: &str) -> Result<(), CniError> {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '(' | ')' | ' ');
-    if name.chars().all(allowed) {
-        return Ok(());
-    }
-    let msg =
-        format!("invalid args value: bridge {name:?} has a character other than letters, digits and ._-()");
-    Err(CniError::new(code::CONFIGURATION, msg))
-}
-
-fn mtu(fields: &Fields<'_>) -> Result<Option<u32>, CniError> {
-    /// Least MTU of IPv4 (RFC 791, section 3.2) and most of a veth.
-    const LIMITS: std::ops::RangeInclusive<u64> = 68..=65_535;
-    match fields.get("mtu") {
-        None => Ok(None),
-        Some(value) if value.as_u64() == Some(0) => Ok(None),
-        Some(value) => match value.as_u64().filter(|mtu| LIMITS.contains(mtu)) {
-            Some(mtu) => Ok(u32::try_from(mtu).ok()),
-            None => Err(CniError::new(
-                code::CONFIGURATION,
-                format!(
-                    "mtu {value} is not between {} and {}",
-                    LIMITS.start(),
-                    LIMITS.end()
-                ),
-            )),
-        },
     }
 }
 
@@ -363,6 +317,7 @@ mod tests {
             (with(&json!({ "bridge": "a/b" })), 7),
             (with(&json!({ "ipam": [] })), 6),
             (with(&json!({ "expediteRcu": "no" })), 6),
+            (with(&json!({ "uplinkXdp": "yes" })), 6),
             (with(&json!({ "ipam": { "addressSpace": "global" } })), 7),
             (with(&json!({ "dns": { "nameservers": "8.8.8.8" } })), 6),
         ] {
