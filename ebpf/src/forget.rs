@@ -154,9 +154,11 @@ pub fn look(config: &Config<Addr>, key: &Key, entry: &Entry, now: u32) -> Look {
         Some(peer) if timeouts.expired(peer, key.protocol, peer.last_seen, now) => {
             // The half that holds the port goes first.
             if entry.nat == Nat::DESTINATION {
-                remove(key, entry) + remove(&peer_key, peer)
+                let own = remove(key, entry);
+                own + remove(&peer_key, peer)
             } else {
-                remove(&peer_key, peer) + remove(key, entry)
+                let others = remove(&peer_key, peer);
+                others + remove(key, entry)
             }
         }
         Some(_) if is_offer => {

@@ -24,6 +24,7 @@ mod crowd;
 mod event;
 mod forget;
 mod fragment;
+mod frame;
 mod from_pod;
 mod from_uplink;
 mod guard;

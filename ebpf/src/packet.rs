@@ -2,11 +2,7 @@
 
 use core::mem::offset_of;
 
-use aya_ebpf::{
-    EbpfContext as _,
-    bindings::__sk_buff,
-    programs::{TcContext, XdpContext},
-};
+use aya_ebpf::{EbpfContext as _, bindings::__sk_buff, programs::TcContext};
 use causeway_common::{
     checksum,
     decide::{Role, icmp_query, role},
@@ -14,7 +10,10 @@ use causeway_common::{
     tuple::{FlowKey, ICMP, TCP, UDP, has_ports},
 };
 
-use crate::maps::{Addr, Entry, Key};
+use crate::{
+    frame::Frame,
+    maps::{Addr, Entry, Key},
+};
 
 /// Length of an Ethernet header without a tag.
 pub const ETH_LEN: usize = 14;
@@ -84,62 +83,6 @@ pub struct Transport {
     /// Length of the transport header, bytes.
     pub header_len: u8,
     _pad: [u8; 2],
-}
-
-/// What the headers are read from: a packet, or a frame that is none yet.
-pub trait Frame {
-    /// Address of the first byte.
-    fn start(&self) -> usize;
-    /// Address behind the last byte that can be read.
-    fn end(&self) -> usize;
-    /// Length in bytes, with what cannot be read.
-    fn length(&self) -> u32;
-    /// Whether it is a GSO packet, which is cut into segments behind us.
-    fn is_gso(&self) -> bool;
-}
-
-impl Frame for TcContext {
-    #[inline(always)]
-    fn start(&self) -> usize {
-        self.data()
-    }
-
-    #[inline(always)]
-    fn end(&self) -> usize {
-        self.data_end()
-    }
-
-    #[inline(always)]
-    fn length(&self) -> u32 {
-        self.len()
-    }
-
-    #[inline(always)]
-    fn is_gso(&self) -> bool {
-        skb(self).gso_size != 0
-    }
-}
-
-impl Frame for XdpContext {
-    #[inline(always)]
-    fn start(&self) -> usize {
-        self.data()
-    }
-
-    #[inline(always)]
-    fn end(&self) -> usize {
-        self.data_end()
-    }
-
-    #[inline(always)]
-    fn length(&self) -> u32 {
-        (self.data_end() - self.data()) as u32
-    }
-
-    #[inline(always)]
-    fn is_gso(&self) -> bool {
-        false
-    }
 }
 
 /// The context as the kernel's struct.

@@ -19,8 +19,9 @@ use causeway_common::{
 };
 
 use crate::{
+    frame::Frame,
     maps::{Addr, Entry, Key},
-    packet::{ETH_LEN, Frame, IP_CHECK, IP_DST, IP_END, IP_SRC, Ip, Mac, TTL},
+    packet::{ETH_LEN, IP_CHECK, IP_DST, IP_END, IP_SRC, Ip, Mac, TTL},
 };
 
 /// A rewrite that the kernel refused; the packet may be half changed and must be dropped.
