@@ -213,6 +213,12 @@ impl Hall {
         self.with_xdp(move |peer| peer != Peer::CausewayXdp && wanted(peer))
     }
 
+    /// The same peers, built anew: what other measures have left in their tables costs nothing, and counts towards no quota.
+    pub(crate) fn fresh(&self, pods: u8, wanted: impl Fn(Peer) -> bool) -> Result<Vec<Stand>> {
+        let peers = self.stands(wanted).map(|stand| stand.peer);
+        peers.map(|peer| Stand::build(peer, pods, &self.build)).collect()
+    }
+
     /// As [`Self::stands`], for the measure of XDP.
     pub(crate) fn with_xdp(&self, wanted: impl Fn(Peer) -> bool) -> impl Iterator<Item = &Stand> {
         self.stands.iter().filter(move |stand| wanted(stand.peer))

@@ -51,14 +51,10 @@ pub(super) fn snat_imix(measure: &Measure, hall: &Hall) -> Result<Outcome> {
 
 /// Peers of their own, with the rules of a ClusterIP: what netfilter does to one flow it would do to all.
 pub(super) fn kernel_flows(measure: &Measure, hall: &Hall) -> Result<Outcome> {
-    let peers = hall.stands(|peer| peer.translates() && peer != Peer::Model);
-    let stands: Vec<Stand> = peers
-        .map(|stand| {
-            let stand = Stand::build(stand.peer, 1, &hall.build)?;
-            rules::cluster_ip(&stand.node()?.ns, VIP, SocketAddrV4::new(INTERNET, DISCARD))?;
-            Ok(stand)
-        })
-        .collect::<Result<_>>()?;
+    let stands = hall.fresh(1, |peer| peer.translates() && peer != Peer::Model)?;
+    for stand in &stands {
+        rules::cluster_ip(&stand.node()?.ns, VIP, SocketAddrV4::new(INTERNET, DISCARD))?;
+    }
     lanes(measure, hall, stands.iter(), Way::Service, Load::PLAIN)
 }
 

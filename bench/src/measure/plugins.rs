@@ -54,13 +54,13 @@ pub(super) fn full(measure: &Measure, hall: &Hall) -> Result<Outcome> {
 }
 
 fn calls(measure: &Measure, hall: &Hall, call: Call) -> Result<Outcome> {
-    let ours = hall.stands(|peer| peer.kind() == Kind::Ours);
-    let plugins = ours.map(Plugins::Causeway).chain(Plugins::reference()?);
+    let stands = hall.fresh(1, |peer| peer.kind() == Kind::Ours)?;
+    let plugins = stands.iter().map(Plugins::Causeway).chain(Plugins::reference()?);
     let lanes = plugins.map(|plugins| Box::new(PluginLane::new(plugins, call)) as Box<dyn Lane>);
     let mut lanes: Vec<_> = lanes.collect();
     if matches!(call, Call::Add | Call::Del) {
         lanes.push(Box::new(FloorLane::new(call)?));
-        for stand in hall.stands(|peer| peer == Peer::Causeway) {
+        for stand in stands.iter().filter(|stand| stand.peer == Peer::Causeway) {
             lanes.push(Box::new(FloorLane::with_hooks(call, stand)?));
         }
     }
