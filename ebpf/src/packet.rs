@@ -11,7 +11,7 @@ use causeway_common::{
 };
 
 use crate::{
-    frame::Frame,
+    headers::Headers,
     maps::{Addr, Entry, Key},
 };
 
@@ -130,7 +130,7 @@ pub fn linearise_headers(ctx: &TcContext) -> bool {
 
 /// The IPv4 header, or why there is none.
 #[inline(always)]
-pub fn ip(ctx: &impl Frame) -> Result<Ip, Reason> {
+pub fn ip(ctx: &impl Headers) -> Result<Ip, Reason> {
     match u16_at(ctx, 12).map(u16::from_be_bytes) {
         Some(ETHERTYPE_IPV4) => {}
         Some(ETHERTYPE_ARP) => return Err(Reason::Arp),
@@ -176,7 +176,7 @@ pub fn ip(ctx: &impl Frame) -> Result<Ip, Reason> {
 
 /// The transport header of a packet that belongs to a flow we know how to follow, or why there is none.
 #[inline(always)]
-pub fn transport(ctx: &impl Frame, ip: &Ip) -> Result<Transport, Reason> {
+pub fn transport(ctx: &impl Headers, ip: &Ip) -> Result<Transport, Reason> {
     if ip.is_fragment && has_ports(ip.protocol) {
         return Err(Reason::Fragment);
     }
@@ -185,7 +185,7 @@ pub fn transport(ctx: &impl Frame, ip: &Ip) -> Result<Transport, Reason> {
 
 /// As [`transport`], also for a first fragment.
 #[inline(always)]
-pub fn first_transport(ctx: &impl Frame, ip: &Ip) -> Result<Transport, Reason> {
+pub fn first_transport(ctx: &impl Headers, ip: &Ip) -> Result<Transport, Reason> {
     let header_len = match ip.protocol {
         TCP => 20,
         UDP | ICMP => 8,
@@ -297,13 +297,13 @@ pub fn largest_packet(ctx: &TcContext, ip: &Ip, transport: &Transport) -> u32 {
 
 /// Source MAC of the frame.
 #[inline(always)]
-pub fn src_mac(ctx: &impl Frame) -> Mac {
+pub fn src_mac(ctx: &impl Headers) -> Mac {
     mac_at(ctx, 6)
 }
 
 /// Destination MAC of the frame.
 #[inline(always)]
-pub fn dst_mac(ctx: &impl Frame) -> Mac {
+pub fn dst_mac(ctx: &impl Headers) -> Mac {
     mac_at(ctx, 0)
 }
 
@@ -328,7 +328,7 @@ pub fn is_from(ctx: &TcContext, entry: &Entry) -> bool {
 
 /// Six bytes at `offset`, or zeros when the frame is shorter.
 #[inline(always)]
-pub fn mac_at(ctx: &impl Frame, offset: usize) -> Mac {
+pub fn mac_at(ctx: &impl Headers, offset: usize) -> Mac {
     let (start, end) = (ctx.start() + offset, ctx.end());
     if start + 6 > end {
         return [0; 6];
@@ -341,14 +341,14 @@ pub fn mac_at(ctx: &impl Frame, offset: usize) -> Mac {
 
 /// Four bytes at `offset`, or `None` when the frame is shorter.
 #[inline(always)]
-pub fn addr_at(ctx: &impl Frame, offset: usize) -> Option<Addr> {
+pub fn addr_at(ctx: &impl Headers, offset: usize) -> Option<Addr> {
     let ([a, b], [c, d]) = (u16_at(ctx, offset)?, u16_at(ctx, offset + 2)?);
     Some([a, b, c, d])
 }
 
 /// Two bytes at an even `offset`, or `None` when the frame is shorter.
 #[inline(always)]
-pub fn u16_at(ctx: &impl Frame, offset: usize) -> Option<[u8; 2]> {
+pub fn u16_at(ctx: &impl Headers, offset: usize) -> Option<[u8; 2]> {
     let start = ctx.start() + offset;
     if start + 2 > ctx.end() {
         return None;
@@ -358,7 +358,7 @@ pub fn u16_at(ctx: &impl Frame, offset: usize) -> Option<[u8; 2]> {
 }
 
 #[inline(always)]
-fn byte(ctx: &impl Frame, offset: usize) -> Option<u8> {
+fn byte(ctx: &impl Headers, offset: usize) -> Option<u8> {
     let start = ctx.start() + offset;
     if start + 1 > ctx.end() {
         return None;

@@ -19,7 +19,7 @@ use causeway_common::{
 };
 
 use crate::{
-    frame::Frame,
+    headers::Headers,
     maps::{Addr, Entry, Key},
     packet::{ETH_LEN, IP_CHECK, IP_DST, IP_END, IP_SRC, Ip, Mac, TTL},
 };
@@ -134,7 +134,7 @@ pub fn translate_addr(ctx: &TcContext, ip: &Ip, to: &Translation) -> Result<(), 
 
 /// [`translate_addr`], then decrements the TTL and addresses the frame to the next hop.
 #[inline(always)]
-pub fn forward_addr(ctx: &impl Frame, ip: &Ip, to: &Translation, macs: Macs) -> Result<(), Failed> {
+pub fn forward_addr(ctx: &impl Headers, ip: &Ip, to: &Translation, macs: Macs) -> Result<(), Failed> {
     let header = header(ctx)?;
     replace_addr(header, ip, to);
     let before = u16::from_ne_bytes([ip.ttl, ip.protocol]);
@@ -207,7 +207,7 @@ fn replace_addr(header: *mut u8, ip: &Ip, to: &Translation) {
 
 /// The frame's first [`IP_END`] bytes. Pointers from before a helper call are dead: the helper may move the buffer.
 #[inline(always)]
-fn header(ctx: &impl Frame) -> Result<*mut u8, Failed> {
+fn header(ctx: &impl Headers) -> Result<*mut u8, Failed> {
     const { assert!(IP_END > ETH_LEN) };
     let start = ctx.start();
     if start + IP_END > ctx.end() {

@@ -220,8 +220,7 @@ pub(crate) fn detach_pin(path: &Path) -> Result<bool, DatapathError> {
 /// Removes the pins of links whose interface is gone.
 pub(crate) fn remove_defunct(pins: &PinTree) -> Result<(), DatapathError> {
     for path in pins.link_pins()? {
-        let ifindex = AttachLink::open(&path).and_then(|link| link.map(|link| link.ifindex()).transpose());
-        if ifindex.map_err(|source| DatapathError::file(&path, source))? == Some(0) {
+        if linked_to(&path)? == Some(0) {
             pins::unpin(&path)?;
         }
     }
@@ -241,9 +240,13 @@ pub(crate) fn detach_filter(netlink: &mut Netlink, hook: &Hook<'_>) -> Result<bo
 
 /// Whether the hook's pin is a link to its interface.
 fn is_linked(pins: &PinTree, hook: &Hook<'_>) -> Result<bool, DatapathError> {
-    let path = pins.link(hook.owner, hook.direction);
-    let ifindex = AttachLink::open(&path).and_then(|link| link.map(|link| link.ifindex()).transpose());
-    Ok(ifindex.map_err(|source| DatapathError::file(&path, source))? == Some(hook.ifindex))
+    Ok(linked_to(&pins.link(hook.owner, hook.direction))? == Some(hook.ifindex))
+}
+
+/// Index of the interface to which the link pinned at `path` is attached, 0 if to none any more; `None` without a pin.
+pub(crate) fn linked_to(path: &Path) -> Result<Option<u32>, DatapathError> {
+    let link = AttachLink::open(path).and_then(|link| link.map(|link| link.ifindex()).transpose());
+    link.map_err(|source| DatapathError::file(path, source))
 }
 
 /// Whether the filter runs the program of this tree, not one of a tree that was lost.

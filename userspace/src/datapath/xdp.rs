@@ -77,9 +77,7 @@ impl Datapath {
 }
 
 fn is_attached(pins: &PinTree, ifindex: u32) -> Result<bool, DatapathError> {
-    let path = pins.xdp_link();
-    let attached = AttachLink::open(&path).and_then(|link| link.map(|link| link.ifindex()).transpose());
-    Ok(attached.map_err(|source| DatapathError::file(path, source))? == Some(ifindex))
+    Ok(attach::linked_to(&pins.xdp_link())? == Some(ifindex))
 }
 
 fn attach_to(pins: &PinTree, uplink: &Uplink) -> Result<(), DatapathError> {

@@ -5,7 +5,7 @@ use aya_ebpf::programs::{TcContext, XdpContext};
 use crate::packet::skb;
 
 /// Bytes from the Ethernet header on.
-pub trait Frame {
+pub trait Headers {
     /// Address of the first byte.
     fn start(&self) -> usize;
     /// Address behind the last byte that can be read.
@@ -16,7 +16,7 @@ pub trait Frame {
     fn is_gso(&self) -> bool;
 }
 
-impl Frame for TcContext {
+impl Headers for TcContext {
     #[inline(always)]
     fn start(&self) -> usize {
         self.data()
@@ -38,7 +38,7 @@ impl Frame for TcContext {
     }
 }
 
-impl Frame for XdpContext {
+impl Headers for XdpContext {
     #[inline(always)]
     fn start(&self) -> usize {
         self.data()
