@@ -5,7 +5,7 @@
 //! | `cwy_flows` | [`FlowKey`](crate::tuple::FlowKey) | [`FlowEntry`](crate::flow::FlowEntry) | programs; userspace deletes | programs |
 //! | `cwy_pods` | pod address | [`PodEntry`] | CNI | programs |
 //! | `cwy_ifaces` | ifindex of the host veth | [`IfaceEntry`] | CNI | programs |
-//! | `cwy_ranges` | prefix | [`RangeEntry`] | CNI, agent | programs |
+//! | `cwy_ranges` | list and prefix ([`RangeKey`]) | [`RangeEntry`] | CNI, agent | programs |
 //! | `cwy_ports` | word index | [`PortWord`] | CNI, agent | programs |
 //! | `cwy_frags` | [`FragmentKey`](crate::fragment::FragmentKey) | [`FragmentEntry`](crate::fragment::FragmentEntry) | programs | programs |
 //! | `cwy_crowds` | hash of the remote | [`Crowd`](crate::crowd::Crowd) | programs | programs |
@@ -21,7 +21,7 @@
 use crate::lifetime::Timeouts;
 
 /// Version of the layouts in this crate, part of the pin path. A change of any key or value increments it.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// Entries of `cwy_flows`: two a flow, so 262,144 flows, the kernel's default `nf_conntrack_max` on such nodes.
 pub const FLOW_ENTRIES: usize = 524_288;
@@ -37,8 +37,10 @@ pub const EVENT_BYTES: usize = 256 << 10;
 pub const POD_QUOTA: u32 = FLOW_ENTRIES as u32 / 8;
 /// Flows that all hosts outside may open towards the pods of the node: half of the table.
 pub const WIRE_QUOTA: u32 = FLOW_ENTRIES as u32 / 4;
-/// Entries of `cwy_ranges`.
-pub const RANGE_ENTRIES: usize = 16_384;
+/// Ranges that a list may have.
+pub const RANGES: usize = 16_384;
+/// Entries of `cwy_ranges`: the list in force, and the one that is being made.
+pub const RANGE_ENTRIES: usize = 2 * RANGES;
 
 /// A pod of this node. All zero but `flags` once it has departed.
 #[repr(C)]
@@ -106,6 +108,24 @@ pub struct IfaceEntry<A> {
     pub _pad: [u8; 2],
 }
 
+/// What is looked up in `cwy_ranges`, behind the length of the prefix in bits, which counts `list`, too.
+///
+/// A list is exchanged as a whole: the next one is made beside the one in force, and [`Config::range_list`] says
+/// which one that is. So every packet is judged by one list, the old one or the new one.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RangeKey<A> {
+    /// The list that the range is of.
+    pub list: u8,
+    /// The range's address.
+    pub addr: A,
+}
+
+impl<A> RangeKey<A> {
+    /// Bits of `list`.
+    pub const LIST_BITS: u32 = u8::BITS;
+}
+
 /// What a range of addresses is to the masquerade decision ([`crate::decide::masquerade`]).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -151,6 +171,8 @@ pub struct Config<A> {
     pub pod_quota: u32,
     /// Flows that all hosts outside may have towards pods at a time.
     pub wire_quota: u32,
+    /// The list of `cwy_ranges` in force: 0 or 1.
+    pub range_list: u32,
     /// Idle times in seconds.
     pub timeouts: Timeouts,
 }
@@ -238,7 +260,8 @@ const _: () = assert!(size_of::<IfaceEntry<[u8; 4]>>() == 4 + 6 + 2);
 const _: () = assert!(size_of::<RangeEntry>() == 4);
 const _: () = assert!(size_of::<PortWord>() == 8);
 const _: () = assert!(size_of::<Timeouts>() == 8 * 4);
-const _: () = assert!(size_of::<Config<[u8; 4]>>() == 4 + 4 + 4 + 4 + 4 + 4 + 32);
+const _: () = assert!(size_of::<RangeKey<[u8; 4]>>() == 1 + 4);
+const _: () = assert!(size_of::<Config<[u8; 4]>>() == 4 + 4 + 4 + 4 + 4 + 4 + 4 + 32);
 const _: () = assert!(size_of::<Count>() == 4 * 8);
 const _: () = assert!(size_of::<Usage>() == 4 + 4);
 const _: () = assert!(size_of::<Budget>() == 4 + 4);

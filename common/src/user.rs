@@ -5,7 +5,7 @@ use crate::{
     event::Event,
     flow::FlowEntry,
     fragment::{FragmentEntry, FragmentKey},
-    maps::{Budget, Config, Count, IfaceEntry, PodEntry, PortWord, RangeEntry, SweepJob, Usage},
+    maps::{Budget, Config, Count, IfaceEntry, PodEntry, PortWord, RangeEntry, RangeKey, SweepJob, Usage},
     tuple::FlowKey,
 };
 
@@ -28,6 +28,7 @@ plain_data!(
     Config<[u8; 4]>,
     PodEntry,
     RangeEntry,
+    RangeKey<[u8; 4]>,
     PortWord,
     Count,
     Crowd<[u8; 4]>,

@@ -15,7 +15,7 @@ use causeway_common::{
     lifetime::seconds,
     maps::{
         AGE_ENTRIES, Budget, Config, Count, EVENT_BYTES, FLOW_ENTRIES, IfaceEntry, POD_ENTRIES, PodEntry,
-        PortWord, RANGE_ENTRIES, RangeEntry, SweepJob, USAGE_ENTRIES, Usage,
+        PortWord, RANGE_ENTRIES, RangeEntry, RangeKey, SweepJob, USAGE_ENTRIES, Usage,
     },
     moved::{MOVED_ENTRIES, Moved},
     ports::RESERVED_ENTRIES,
@@ -45,9 +45,9 @@ pub static PODS: HashMap<Addr, PodEntry, POD_ENTRIES> = HashMap::new();
 #[btf_map(name = "cwy_ifaces")]
 pub static IFACES: HashMap<u32, IfaceEntry<Addr>, POD_ENTRIES> = HashMap::new();
 
-/// Ranges that are not masqueraded.
+/// Ranges that are not masqueraded, in two lists.
 #[btf_map(name = "cwy_ranges")]
-pub static RANGES: LpmTrie<Addr, RangeEntry, RANGE_ENTRIES> = LpmTrie::new();
+pub static RANGES: LpmTrie<RangeKey<Addr>, RangeEntry, RANGE_ENTRIES> = LpmTrie::new();
 
 /// Ports that no translated flow may take.
 #[btf_map(name = "cwy_ports")]

@@ -8,7 +8,7 @@ use causeway_common::{
     addr::Address,
     decide::{Role, is_guarded, masquerade},
     flow::{Flags, Hop, Nat, State, keeps_address},
-    maps::{Config, PodEntry},
+    maps::{Config, PodEntry, RangeKey},
     reason::Reason,
     tuple::{ICMP, TAG_CARRIED, TAG_NONE, TCP, has_ports},
 };
@@ -348,5 +348,11 @@ fn known(
 
 #[inline(always)]
 pub fn needs_snat(dst: &Addr) -> bool {
-    masquerade(RANGES.get(&lpm_trie::Key::new(<Addr as Address>::BITS, *dst)))
+    let Some(config) = config() else { return true };
+    let key = RangeKey {
+        list: config.range_list as u8,
+        addr: *dst,
+    };
+    let bits = RangeKey::<Addr>::LIST_BITS + <Addr as Address>::BITS;
+    masquerade(RANGES.get(&lpm_trie::Key::new(bits, key)))
 }

@@ -64,7 +64,7 @@ fn xdp_is_attached_where_it_is_wanted_and_stays_until_it_is_not() -> Result<()> 
     // Somebody takes it off: CHECK names it, the next ADD puts it back.
     let check = call(&world, "CHECK", with, json!(true))?.with("prevResult", result);
     check.ok()?;
-    fs::remove_file(world.node.root.join("/sys/fs/bpf/causeway/v1/links/uplink_xdp"))?;
+    fs::remove_file(world.node.root.join("/sys/fs/bpf/causeway/v2/links/uplink_xdp"))?;
     assert_eq!(status(&world)?, json!(false));
     let error = check.error()?;
     let text = error.msg;

@@ -250,7 +250,7 @@ pub(crate) fn what_the_tools_show(story: &mut Story, rig: &Rig, pods: &Pods) -> 
     let pin = rig
         .node
         .root
-        .join("/sys/fs/bpf/causeway/v1/maps/cwy_flows")
+        .join("/sys/fs/bpf/causeway/v2/maps/cwy_flows")
         .display()
         .to_string();
     let dump = rig.node.ns.output("bpftool", &["map", "dump", "pinned", &pin])?;

@@ -295,7 +295,7 @@ fn a_node_that_is_gone_leaves_no_file_no_mount_and_no_program() -> Result<()> {
         .udp(&rig)?
         .expect_carried(pod.addr)?;
     let root = rig.node.root.path().to_owned();
-    let pin = rig.node.root.join("/sys/fs/bpf/causeway/v1/progs/cwy_to_uplink");
+    let pin = rig.node.root.join("/sys/fs/bpf/causeway/v2/progs/cwy_to_uplink");
     let shown = rig.node.ns.json(
         "bpftool",
         &["-j", "prog", "show", "pinned", &pin.display().to_string()],

@@ -22,7 +22,7 @@ fn bpftool_prints_every_map_with_named_fields() -> Result<()> {
     // Fragments, for the map that holds them.
     let _echo = Echo::start(&rig.fabric.internet, 9)?;
     Udp::connect(&pod.ns, SocketAddrV4::new(INTERNET, 9))?.ask(3000)?;
-    let maps = rig.node.root.join("/sys/fs/bpf/causeway/v1/maps");
+    let maps = rig.node.root.join("/sys/fs/bpf/causeway/v2/maps");
     let mut names = Vec::new();
     for entry in std::fs::read_dir(&maps)? {
         let path = entry?.path();

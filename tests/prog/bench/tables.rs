@@ -6,7 +6,10 @@ use aya::maps::{Array, HashMap, MapData, lpm_trie};
 use causeway_common::{
     flow::{Exit, Flags, FlowEntry, Nat, Progress, State},
     lifetime::Timeouts,
-    maps::{Config, IfaceEntry, POD_QUOTA, PodEntry, PortWord, RangeClass, RangeEntry, Usage, WIRE_QUOTA},
+    maps::{
+        Config, IfaceEntry, POD_QUOTA, PodEntry, PortWord, RangeClass, RangeEntry, RangeKey, Usage,
+        WIRE_QUOTA,
+    },
     tuple::FlowKey,
 };
 
@@ -34,6 +37,7 @@ impl Bench {
             seed: 0x5eed_5eed,
             pod_quota,
             wire_quota,
+            range_list: 0,
             timeouts: Timeouts::DEFAULT,
         };
         Array::<_, Config<[u8; 4]>>::try_from(self.map("cwy_cfg"))
@@ -78,9 +82,10 @@ impl Bench {
             class: RangeClass::EXCLUDED,
             _pad: [0; 3],
         };
-        lpm_trie::LpmTrie::<_, [u8; 4], RangeEntry>::try_from(self.map("cwy_ranges"))
+        let bits = RangeKey::<[u8; 4]>::LIST_BITS + prefix_len;
+        lpm_trie::LpmTrie::<_, RangeKey<[u8; 4]>, RangeEntry>::try_from(self.map("cwy_ranges"))
             .unwrap()
-            .insert(&lpm_trie::Key::new(prefix_len, addr), entry, 0)
+            .insert(&lpm_trie::Key::new(bits, RangeKey { list: 0, addr }), entry, 0)
             .unwrap();
     }
 

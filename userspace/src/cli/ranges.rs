@@ -24,14 +24,12 @@ struct Range {
 }
 
 pub(crate) fn gather(datapath: &Datapath) -> Result<Ranges, Failure> {
-    let mut ranges: Vec<_> = datapath.ranges()?;
-    ranges.sort_unstable_by_key(|(prefix, _)| *prefix);
-    let range = |(prefix, entry): (Ipv4Net, causeway_common::maps::RangeEntry)| Range {
+    let range = |(prefix, class)| Range {
         prefix,
-        class: class(entry.class),
+        class: named(class),
     };
     Ok(Ranges {
-        ranges: ranges.into_iter().map(range).collect(),
+        ranges: datapath.ranges()?.into_iter().map(range).collect(),
     })
 }
 
@@ -47,7 +45,7 @@ impl Report for Ranges {
     }
 }
 
-fn class(class: u8) -> String {
+fn named(class: u8) -> String {
     match class {
         RangeClass::EXCLUDED => "excluded".to_owned(),
         RangeClass::MASQUERADED => "masqueraded".to_owned(),
@@ -61,8 +59,8 @@ mod tests {
 
     #[test]
     fn classes_have_names() {
-        assert_eq!(class(RangeClass::EXCLUDED), "excluded");
-        assert_eq!(class(RangeClass::MASQUERADED), "masqueraded");
-        assert_eq!(class(9), "class 9");
+        assert_eq!(named(RangeClass::EXCLUDED), "excluded");
+        assert_eq!(named(RangeClass::MASQUERADED), "masqueraded");
+        assert_eq!(named(9), "class 9");
     }
 }

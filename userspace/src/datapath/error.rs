@@ -99,6 +99,9 @@ pub enum DatapathError {
         "cwy_pods is full: the node has as many pods as it can have, or departed ones are not yet forgotten"
     )]
     TooManyPods,
+    /// More ranges than a list may have.
+    #[error("{0} ranges are more than the {limit} that cwy_ranges has room for: join neighbouring ones", limit = causeway_common::maps::RANGES)]
+    TooManyRanges(usize),
     /// A program cannot be attached or detached.
     #[error("{program} on {hook}: {}", chain(source))]
     Attach {

@@ -9,7 +9,7 @@ use causeway_common::{
     fragment::{FRAGMENT_ENTRIES, FragmentEntry, FragmentKey},
     maps::{
         AGE_ENTRIES, Budget, Config, Count, EVENT_BYTES, FLOW_ENTRIES, IfaceEntry, MAP_NAMES, POD_ENTRIES,
-        PodEntry, PortWord, RANGE_ENTRIES, RangeEntry, SweepJob, USAGE_ENTRIES, Usage,
+        PodEntry, PortWord, RANGE_ENTRIES, RangeEntry, RangeKey, SweepJob, USAGE_ENTRIES, Usage,
     },
     moved::{MOVED_ENTRIES, Moved},
     ports::RESERVED_ENTRIES,
@@ -51,7 +51,7 @@ const NO_PREALLOC: u32 = 1;
 /// What the programs expect of the map `name`.
 pub(crate) fn expected(name: &str) -> Option<Layout> {
     type Address = [u8; 4];
-    const LPM_KEY: usize = size_of::<u32>() + size_of::<Address>();
+    const LPM_KEY: usize = size_of::<u32>() + size_of::<RangeKey<Address>>();
     let layout = |map_type, key: usize, value: usize, entries: usize, flags| {
         Some(Layout {
             map_type,
@@ -177,7 +177,7 @@ mod tests {
     fn a_layout_reads_as_a_sentence() {
         assert_eq!(
             expected("cwy_ranges").unwrap().to_string(),
-            "LpmTrie with 8-byte keys, 4-byte values, 16384 entries, flags 0x1"
+            "LpmTrie with 9-byte keys, 4-byte values, 32768 entries, flags 0x1"
         );
     }
 }

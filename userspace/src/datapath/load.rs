@@ -191,10 +191,11 @@ fn configure(tables: &Tables, uplink: &Uplink) -> Result<(), DatapathError> {
         seed: random()?,
         pod_quota: POD_QUOTA,
         wire_quota: WIRE_QUOTA,
+        range_list: 0,
         timeouts: node::timeouts(),
     })?;
     tables.usage()?.insert([0; 4], Usage::default())?;
-    tables.set_ranges(&default_ranges())?;
+    tables.exchange_ranges(&default_ranges())?;
     tables.reserve_ports(&node::reserved_ports())
 }
 

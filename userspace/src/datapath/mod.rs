@@ -15,6 +15,7 @@ mod load;
 mod pins;
 mod pods;
 mod ports;
+mod ranges;
 mod sweep;
 mod tables;
 mod unload;
@@ -25,7 +26,7 @@ use std::{net::Ipv4Addr, path::Path, time::Duration};
 pub use attach::{AttachFailure, AttachMode, Direction, Mechanism};
 use causeway_common::{
     flow::FlowEntry,
-    maps::{Config, Count, PodEntry, RangeEntry},
+    maps::{Config, Count, PodEntry},
     reason::Reason,
     tuple::FlowKey,
 };
@@ -33,11 +34,11 @@ pub use error::{DatapathError, PinFailure};
 pub use events::Events;
 pub use expedite::Expedited;
 pub use inspect::{HookState, mechanisms};
-use ipnet::Ipv4Net;
 pub use layout::Layout;
 pub use load::OBJECT;
 pub use pods::{Pod, Removed, now};
 pub use ports::HostPort;
+pub use ranges::Range;
 pub use sweep::{Occasion, Swept};
 pub use unload::Unloaded;
 pub use xdp::XdpRefusal;
@@ -122,16 +123,6 @@ impl Datapath {
         each: impl FnMut(FlowKey<[u8; 4]>, FlowEntry<[u8; 4]>),
     ) -> Result<(), DatapathError> {
         self.tables.flows()?.for_each(each)
-    }
-
-    /// The ranges and what they are to the masquerade decision.
-    pub fn ranges(&self) -> Result<Vec<(Ipv4Net, RangeEntry)>, DatapathError> {
-        self.tables.ranges()
-    }
-
-    /// Replaces the ranges: prefix and [`RangeClass`](causeway_common::maps::RangeClass).
-    pub fn set_ranges(&self, ranges: &[(Ipv4Net, u8)]) -> Result<(), DatapathError> {
-        self.tables.set_ranges(ranges)
     }
 
     /// How often each reason was given, over all CPUs.

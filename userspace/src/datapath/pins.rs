@@ -224,7 +224,7 @@ mod tests {
     #[test]
     fn pins_are_named_by_schema_owner_and_direction() {
         let tree = PinTree::live(&Root::new("/tmp/node"));
-        let base = Path::new("/tmp/node/sys/fs/bpf/causeway/v1");
+        let base = Path::new("/tmp/node/sys/fs/bpf/causeway/v2");
         assert_eq!(tree.map("cwy_flows"), base.join("maps/cwy_flows"));
         assert_eq!(tree.program("cwy_to_pod"), base.join("progs/cwy_to_pod"));
         assert_eq!(

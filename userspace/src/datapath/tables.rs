@@ -1,24 +1,20 @@
 //! The maps with their types. A map is opened from its pin when it is used: that is two system calls, and no handle
 //! has to be shared or kept.
 
-use std::{fmt::Debug, net::Ipv4Addr, ops::RangeInclusive, os::fd::AsFd as _, path::Path};
+use std::{fmt::Debug, ops::RangeInclusive, os::fd::AsFd as _, path::Path};
 
 use aya::{
     Pod,
-    maps::{
-        Array, HashMap, IterableMap as _, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf,
-        lpm_trie::Key as PrefixKey,
-    },
+    maps::{Array, HashMap, IterableMap as _, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf},
 };
 use causeway_common::{
     crowd::{CROWD_SLOTS, Crowd},
     flow::FlowEntry,
-    maps::{Config, Count, IfaceEntry, PodEntry, PortWord, RangeEntry, SweepJob, Usage},
+    maps::{Config, Count, IfaceEntry, PodEntry, PortWord, RangeEntry, RangeKey, SweepJob, Usage},
     ports::{RESERVED_ENTRIES, reserved_bit},
     reason::Reason,
     tuple::FlowKey,
 };
-use ipnet::Ipv4Net;
 
 use super::{
     DatapathError,
@@ -110,35 +106,6 @@ impl Tables {
         Reason::ALL.iter().map(sum).collect()
     }
 
-    pub(crate) fn ranges(&self) -> Result<Vec<(Ipv4Net, RangeEntry)>, DatapathError> {
-        let range = |element: Result<(PrefixKey<[u8; 4]>, RangeEntry), MapError>| {
-            let (key, entry) = element.map_err(failed("cwy_ranges"))?;
-            Ok(prefix(key).map(|prefix| (prefix, entry)))
-        };
-        self.range_map()?
-            .iter()
-            .filter_map(|element| range(element).transpose())
-            .collect()
-    }
-
-    /// Makes `ranges` the whole content of the map. What stays is not touched, so no packet finds the map empty.
-    pub(crate) fn set_ranges(&self, ranges: &[(Ipv4Net, u8)]) -> Result<(), DatapathError> {
-        let mut map = self.range_map()?;
-        for (prefix, class) in ranges {
-            let entry = RangeEntry {
-                class: *class,
-                _pad: [0; 3],
-            };
-            map.insert(&range_key(*prefix), entry, 0)
-                .map_err(failed("cwy_ranges"))?;
-        }
-        let wanted = |prefix: &Ipv4Net| ranges.iter().any(|(range, _)| range.trunc() == *prefix);
-        for (prefix, _) in self.ranges()?.iter().filter(|(prefix, _)| !wanted(prefix)) {
-            map.remove(&range_key(*prefix)).map_err(failed("cwy_ranges"))?;
-        }
-        Ok(())
-    }
-
     /// Marks ports, of TCP and UDP alike, that no translated flow may take.
     pub(crate) fn reserve_ports(&self, ports: &[RangeInclusive<u16>]) -> Result<(), DatapathError> {
         let name = "cwy_ports";
@@ -177,7 +144,7 @@ impl Tables {
         Array::try_from(Map::Array(self.open(name)?)).map_err(failed(name))
     }
 
-    fn range_map(&self) -> Result<LpmTrie<MapData, [u8; 4], RangeEntry>, DatapathError> {
+    pub(crate) fn range_map(&self) -> Result<LpmTrie<MapData, RangeKey<[u8; 4]>, RangeEntry>, DatapathError> {
         LpmTrie::try_from(Map::LpmTrie(self.open("cwy_ranges")?)).map_err(failed("cwy_ranges"))
     }
 
@@ -278,7 +245,7 @@ impl<K: Pod + Debug, V: Pod> Table<K, V> {
     }
 }
 
-fn failed(name: &'static str) -> impl Fn(MapError) -> DatapathError {
+pub(crate) fn failed(name: &'static str) -> impl Fn(MapError) -> DatapathError {
     move |source| DatapathError::Map { name, source }
 }
 
@@ -297,14 +264,6 @@ fn add(left: Count, right: Count) -> Count {
         from_uplink: left.from_uplink.wrapping_add(right.from_uplink),
         to_uplink: left.to_uplink.wrapping_add(right.to_uplink),
     }
-}
-
-fn range_key(prefix: Ipv4Net) -> PrefixKey<[u8; 4]> {
-    PrefixKey::new(prefix.prefix_len().into(), prefix.network().octets())
-}
-
-fn prefix(key: PrefixKey<[u8; 4]>) -> Option<Ipv4Net> {
-    Ipv4Net::new(Ipv4Addr::from(key.data()), u8::try_from(key.prefix_len()).ok()?).ok()
 }
 
 fn reserved_words(ports: &[RangeInclusive<u16>]) -> Vec<PortWord> {
@@ -354,19 +313,6 @@ mod tests {
         assert_eq!(
             words.iter().map(|word| word.reserved.count_ones()).sum::<u32>(),
             2 * 2769
-        );
-    }
-
-    #[test]
-    fn a_prefix_survives_the_way_into_the_map_and_back() {
-        for text in ["10.0.0.0/8", "168.63.129.16/32", "0.0.0.0/0"] {
-            let net: Ipv4Net = text.parse().unwrap();
-            assert_eq!(prefix(range_key(net)), Some(net));
-        }
-        let with_host_bits: Ipv4Net = "10.240.0.5/16".parse().unwrap();
-        assert_eq!(
-            prefix(range_key(with_host_bits)),
-            Some("10.240.0.0/16".parse().unwrap())
         );
     }
 }

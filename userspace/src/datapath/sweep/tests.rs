@@ -96,6 +96,7 @@ impl Node {
             seed: 7,
             pod_quota: u32::MAX,
             wire_quota: u32::MAX,
+            range_list: 0,
             timeouts: T,
         };
         let map = node.0.map_mut("cwy_cfg").unwrap();
