@@ -3,7 +3,7 @@
 //!
 //! - [`datapath`]: the pinned programs and maps, and everything that is said to them;
 //! - [`links`]: interfaces, addresses, routes and neighbours, over rtnetlink;
-//! - [`node`]: what the node is: its uplink, its timeouts, the ports that are taken;
+//! - [`node`]: what the node is: its uplink, its timeouts; [`settings`]: what was chosen for it;
 //! - [`root`]: where all files are, so that several nodes can live on one machine;
 //! - [`ipam`], [`endpoints`] and [`leases`]: which addresses are given to whom, and who is still there;
 //! - [`durable`]: files that survive a power cut.
@@ -11,6 +11,8 @@
 //! Nothing here decides about a packet: that is in `causeway_common`.
 
 mod boot;
+#[cfg(feature = "cli")]
+pub mod config;
 pub mod datapath;
 pub mod durable;
 pub mod endpoints;
@@ -21,4 +23,5 @@ pub mod links;
 pub mod node;
 mod restore;
 pub mod root;
+pub mod settings;
 mod sysctl;

@@ -187,17 +187,15 @@ fn conntrack(names: &[&str], floor: u32, default: u32) -> u32 {
 }
 
 /// Default of kube-apiserver's `--service-node-port-range`.
-const NODE_PORTS: RangeInclusive<u16> = 30_000..=32_767;
+pub const NODE_PORTS: RangeInclusive<u16> = 30_000..=32_767;
 
-/// Ports that no translated flow may take: the NodePorts, and what `net.ipv4.ip_local_reserved_ports` lists.
-pub fn reserved_ports() -> Vec<RangeInclusive<u16>> {
+/// What `net.ipv4.ip_local_reserved_ports` lists.
+pub(crate) fn locally_reserved_ports() -> Vec<RangeInclusive<u16>> {
     let listed = sysctl::read("net/ipv4/ip_local_reserved_ports")
         .ok()
         .flatten()
         .unwrap_or_default();
-    let mut ports = vec![NODE_PORTS];
-    ports.extend(parse_ports(&listed));
-    ports
+    parse_ports(&listed).collect()
 }
 
 /// `8080,9148,30000-30010`: the format of the sysctl. What is not a port is left out.

@@ -7,7 +7,9 @@ use std::{env, fmt, io, mem, path::Path};
 
 use aya::programs::{
     Link as _, ProgramError, SchedClassifier, TcAttachType,
-    tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle, qdisc_add_clsact},
+    tc::{
+        NlOptions, SchedClassifierLink, SchedClassifierLinkId, TcAttachOptions, TcHandle, qdisc_add_clsact,
+    },
 };
 
 use super::{
@@ -229,13 +231,32 @@ pub(crate) fn remove_defunct(pins: &PinTree) -> Result<(), DatapathError> {
 
 /// Removes our filter from a clsact hook. Returns whether it was there.
 pub(crate) fn detach_filter(netlink: &mut Netlink, hook: &Hook<'_>) -> Result<bool, DatapathError> {
-    if our_filter(netlink, hook)?.is_none() {
+    if !has_filter(netlink, hook)? {
         return Ok(false);
     }
     clsact_link(hook)?
         .detach()
         .map_err(|source| failed(hook, source))?;
     Ok(true)
+}
+
+/// Puts the program pinned at `program` in the place of our filter's. Returns whether there is one.
+pub(crate) fn replace_filter(
+    netlink: &mut Netlink,
+    hook: &Hook<'_>,
+    program: &Path,
+) -> Result<bool, DatapathError> {
+    if !has_filter(netlink, hook)? {
+        return Ok(false);
+    }
+    let mut program = open_program(program)?;
+    let attached = program.attach_to_link(clsact_link(hook)?);
+    keep(&mut program, hook, attached).map(|()| true)
+}
+
+/// Whether our filter is on a clsact hook, of whichever tree.
+pub(crate) fn has_filter(netlink: &mut Netlink, hook: &Hook<'_>) -> Result<bool, DatapathError> {
+    Ok(our_filter(netlink, hook)?.is_some())
 }
 
 /// Whether the hook's pin is a link to its interface.
@@ -292,11 +313,7 @@ fn attach_clsact(
             qdisc_add_clsact(hook.interface).map_err(|source| failed(hook, source))?;
         }
     }
-    let path = pins.program(hook.program());
-    let mut program = SchedClassifier::from_pin(&path).map_err(|source| DatapathError::Pin {
-        path,
-        source: source.into(),
-    })?;
+    let mut program = open_program(&pins.program(hook.program()))?;
     let attached = match filter_in_place(netlink, hook)? {
         Some(filter) if filter.name == hook.program() => program.attach_to_link(clsact_link(hook)?),
         Some(filter) => {
@@ -318,10 +335,25 @@ fn attach_clsact(
             )
         }
     };
+    keep(&mut program, hook, attached)
+}
+
+fn open_program(path: &Path) -> Result<SchedClassifier, DatapathError> {
+    SchedClassifier::from_pin(path).map_err(|source| DatapathError::Pin {
+        path: path.to_owned(),
+        source: source.into(),
+    })
+}
+
+/// Lets a filter outlive the program object, which would remove it when it is dropped.
+fn keep(
+    program: &mut SchedClassifier,
+    hook: &Hook<'_>,
+    attached: Result<SchedClassifierLinkId, ProgramError>,
+) -> Result<(), DatapathError> {
     let link = attached
         .and_then(|id| program.take_link(id))
         .map_err(|source| failed(hook, source))?;
-    // The link object would remove the filter when it is dropped.
     mem::forget(link);
     Ok(())
 }

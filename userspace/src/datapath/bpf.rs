@@ -25,6 +25,7 @@ const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_LINK_CREATE: libc::c_long = 28;
+const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_LINK_DETACH: libc::c_long = 34;
 
 const BPF_LINK_TYPE_XDP: u32 = 6;
@@ -64,6 +65,11 @@ impl AttachLink {
         Self::create(program, ifindex, BPF_XDP, XDP_FLAGS_DRV_MODE)
     }
 
+    /// The link that a descriptor is of.
+    pub(crate) fn from_descriptor(descriptor: OwnedFd) -> Self {
+        Self(descriptor)
+    }
+
     fn create(program: &Path, ifindex: u32, attach_type: u32, flags: u32) -> io::Result<Self> {
         let program = open_pin(program)?;
         let mut attributes = LinkAttributes {
@@ -83,14 +89,20 @@ impl AttachLink {
 
     /// Pins the link at `path`.
     pub(crate) fn pin(&self, path: &Path) -> io::Result<()> {
-        let path = CString::new(path.as_os_str().as_bytes())?;
-        let mut attributes = PathAttributes {
-            path: path.as_ptr() as u64,
-            fd: self.0.as_raw_fd().cast_unsigned(),
+        pin(&self.0, path)
+    }
+
+    /// Puts the program pinned at `program` in the place of the link's, without a packet that meets neither.
+    pub(crate) fn update(&self, program: &Path) -> io::Result<()> {
+        let program = open_pin(program)?;
+        let mut attributes = UpdateAttributes {
+            link_fd: self.0.as_raw_fd().cast_unsigned(),
+            program_fd: program.as_raw_fd().cast_unsigned(),
             flags: 0,
+            old_program_fd: 0,
         };
-        // SAFETY: `path` is a terminated string that outlives the call.
-        unsafe { bpf(BPF_OBJ_PIN, &mut attributes) }?;
+        // SAFETY: the structure holds no pointer.
+        unsafe { bpf(BPF_LINK_UPDATE, &mut attributes) }?;
         Ok(())
     }
 
@@ -174,6 +186,19 @@ unsafe fn read_info<I>(object: &OwnedFd, info: &mut I) -> io::Result<()> {
     Ok(())
 }
 
+/// Pins an object at `path`.
+pub(crate) fn pin(object: &OwnedFd, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attributes = PathAttributes {
+        path: path.as_ptr() as u64,
+        fd: object.as_raw_fd().cast_unsigned(),
+        flags: 0,
+    };
+    // SAFETY: `path` is a terminated string that outlives the call.
+    unsafe { bpf(BPF_OBJ_PIN, &mut attributes) }?;
+    Ok(())
+}
+
 /// Opens what is pinned at `path`.
 pub(crate) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;
@@ -244,6 +269,15 @@ struct QueryAttributes {
     link_ids: u64,
     link_attach_flags: u64,
     revision: u64,
+}
+
+/// `link_update` of `union bpf_attr`.
+#[repr(C)]
+struct UpdateAttributes {
+    link_fd: u32,
+    program_fd: u32,
+    flags: u32,
+    old_program_fd: u32,
 }
 
 /// `link_detach` of `union bpf_attr`.

@@ -7,14 +7,7 @@ use aya::{
     Btf, Ebpf, EbpfLoader,
     programs::{Iter, Program, ProgramError, SchedClassifier, Xdp},
 };
-use causeway_common::{
-    decide::WIRESERVER,
-    maps::{
-        Config, MAP_NAMES, POD_QUOTA, PROGRAM_NAMES, RangeClass, SWEEP_PROGRAM, Usage, WIRE_QUOTA,
-        XDP_PROGRAM,
-    },
-};
-use ipnet::Ipv4Net;
+use causeway_common::maps::{Config, MAP_NAMES, PROGRAM_NAMES, SWEEP_PROGRAM, Usage, XDP_PROGRAM};
 
 use super::{
     DatapathError,
@@ -22,13 +15,9 @@ use super::{
     layout,
     pins::{self, PinTree},
     tables::Tables,
+    upgrade,
 };
-use crate::{
-    links::Netlink,
-    node::{self, Uplink},
-    restore::Restore,
-    root::Root,
-};
+use crate::{links::Netlink, node::Uplink, restore::Restore, root::Root, settings::Settings};
 
 /// The kernel programs, compiled by the build script.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/causeway.bpf.o"));
@@ -37,7 +26,7 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), 
 pub(crate) fn load(root: &Root, uplink: &Uplink, mode: AttachMode) -> Result<(), DatapathError> {
     pins::mount_bpffs(root)?;
     if let Some(path) = pins::foreign_trees(root)?.into_iter().next() {
-        return Err(DatapathError::ForeignTree(path));
+        return upgrade::take_over(root, &path).map(drop);
     }
     let staging = PinTree::staging(root);
     discard(&staging)?;
@@ -46,6 +35,9 @@ pub(crate) fn load(root: &Root, uplink: &Uplink, mode: AttachMode) -> Result<(),
         && let Err(error) = undo(&staging, uplink)
     {
         tracing::warn!(%error, "cannot undo the loading of a datapath that failed");
+    }
+    if loaded.is_ok() {
+        upgrade::note_build(root);
     }
     loaded
 }
@@ -71,7 +63,7 @@ fn fill(root: &Root, staging: &PinTree, uplink: &Uplink, mode: AttachMode) -> Re
     staging.create()?;
     load_object(staging)?;
     layout::check(staging)?;
-    configure(&Tables::new(staging.clone()), uplink)?;
+    configure(&Tables::new(staging.clone()), uplink, &Settings::noted(root))?;
     let (mut netlink, restore) = (Netlink::new()?, Restore::new(root));
     for hook in Hook::uplink(&uplink.name, uplink.ifindex) {
         let mechanism = attach::attach(&mut netlink, staging, &restore, &hook, mode)?;
@@ -135,17 +127,24 @@ fn on_demand(
     Ok(path)
 }
 
-fn load_object(pins: &PinTree) -> Result<(), DatapathError> {
-    let mut object = open_object(pins)?;
+/// Makes the maps that are not pinned yet, loads the programs and pins both.
+pub(crate) fn load_object(pins: &PinTree) -> Result<(), DatapathError> {
+    programs(pins, |name| pins.program(name))?;
     for name in MAP_NAMES {
         pins::restrict(&pins.map(name), 0o640)?;
     }
+    Ok(())
+}
+
+/// Loads the programs with the maps of a tree, and pins each at the path that `path` gives for its name.
+pub(crate) fn programs(pins: &PinTree, path: impl Fn(&str) -> PathBuf) -> Result<(), DatapathError> {
+    let mut object = open_object(pins)?;
     verify(&mut object)?;
     for name in PROGRAM_NAMES {
         let program = object
             .program_mut(name)
             .ok_or(DatapathError::UnknownProgram(name))?;
-        let path = pins.program(name);
+        let path = path(name);
         program.pin(&path).map_err(|source| DatapathError::Pin {
             path: path.clone(),
             source: source.into(),
@@ -183,27 +182,20 @@ fn load_program(name: &'static str, program: &mut Program) -> Result<(), Datapat
 }
 
 /// Fills what the programs read. Nothing is attached yet.
-fn configure(tables: &Tables, uplink: &Uplink) -> Result<(), DatapathError> {
+fn configure(tables: &Tables, uplink: &Uplink, settings: &Settings) -> Result<(), DatapathError> {
     tables.set_config(&Config {
         node_addr: uplink.addr.octets(),
         uplink_ifindex: uplink.ifindex,
         uplink_mtu: uplink.mtu,
         seed: random()?,
-        pod_quota: POD_QUOTA,
-        wire_quota: WIRE_QUOTA,
+        pod_quota: settings.pod_quota,
+        wire_quota: settings.outside_quota,
         range_list: 0,
-        timeouts: node::timeouts(),
+        timeouts: settings.timeouts(),
     })?;
     tables.usage()?.insert([0; 4], Usage::default())?;
-    tables.exchange_ranges(&default_ranges())?;
-    tables.reserve_ports(&node::reserved_ports())
-}
-
-/// What the rule that is replaced leaves alone: `! -d 10.0.0.0/8` and `! --dst-range 168.63.129.16`.
-fn default_ranges() -> [(Ipv4Net, u8); 2] {
-    let vnet = Ipv4Net::new_assert([10, 0, 0, 0].into(), 8);
-    let wireserver = Ipv4Net::new_assert(WIRESERVER.into(), 32);
-    [(vnet, RangeClass::EXCLUDED), (wireserver, RangeClass::EXCLUDED)]
+    tables.exchange_ranges(&settings.ranges())?;
+    tables.set_ports(&settings.reserved(), &[]).map(drop)
 }
 
 fn random() -> Result<u32, DatapathError> {

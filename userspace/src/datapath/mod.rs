@@ -4,11 +4,13 @@
 //! comes later adopts the pins, after comparing them with what this build expects. Changes that must not meet
 //! (loading, unloading, following a changed uplink) take the lock `<root>/run/causeway/datapath.lock`.
 
+mod apply;
 mod attach;
 mod bpf;
 mod error;
 mod events;
 mod expedite;
+mod hold;
 mod inspect;
 mod layout;
 mod load;
@@ -19,6 +21,7 @@ mod ranges;
 mod sweep;
 mod tables;
 mod unload;
+mod upgrade;
 mod xdp;
 
 use std::{net::Ipv4Addr, path::Path, time::Duration};
@@ -33,6 +36,7 @@ use causeway_common::{
 pub use error::{DatapathError, PinFailure};
 pub use events::Events;
 pub use expedite::Expedited;
+pub use hold::Hold;
 pub use inspect::{HookState, mechanisms};
 pub use layout::Layout;
 pub use load::OBJECT;
@@ -41,6 +45,7 @@ pub use ports::HostPort;
 pub use ranges::Range;
 pub use sweep::{Occasion, Swept};
 pub use unload::Unloaded;
+pub use upgrade::Upgraded;
 pub use xdp::XdpRefusal;
 
 use self::{attach::Hook, pins::PinTree, tables::Tables};

@@ -26,6 +26,9 @@ pub(crate) enum Owner<'a> {
     Pod { host_if: &'a str },
 }
 
+/// What a tree consists of.
+const DIRECTORIES: [&str; 3] = ["maps", "progs", "links"];
+
 /// One tree of pins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct PinTree {
@@ -69,19 +72,32 @@ impl PinTree {
             Owner::Uplink => "uplink",
             Owner::Pod { host_if } => host_if,
         };
-        self.directory
-            .join("links")
+        self.link_directory()
             .join(format!("{owner}_{}", direction.name()))
     }
 
     /// The link of the XDP program.
     pub(crate) fn xdp_link(&self) -> PathBuf {
-        self.directory.join("links").join("uplink_xdp")
+        self.link_directory().join("uplink_xdp")
     }
 
     /// Every pinned link.
     pub(crate) fn link_pins(&self) -> Result<Vec<PathBuf>, DatapathError> {
-        list(&self.directory.join("links"))
+        list(&self.link_directory())
+    }
+
+    /// Where links are pinned.
+    pub(crate) fn link_directory(&self) -> PathBuf {
+        self.directory.join("links")
+    }
+
+    /// Every pin.
+    pub(crate) fn all(&self) -> Result<Vec<PathBuf>, DatapathError> {
+        let mut all = Vec::new();
+        for name in DIRECTORIES {
+            all.extend(list(&self.directory.join(name))?);
+        }
+        Ok(all)
     }
 
     pub(crate) fn exists(&self) -> Result<bool, DatapathError> {
@@ -92,7 +108,7 @@ impl PinTree {
 
     /// Makes the empty directories.
     pub(crate) fn create(&self) -> Result<(), DatapathError> {
-        for name in ["maps", "progs", "links"] {
+        for name in DIRECTORIES {
             make_directory(&self.directory.join(name))?;
         }
         Ok(())

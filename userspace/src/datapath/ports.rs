@@ -6,7 +6,7 @@ use causeway_common::tuple::UDP;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _, ser::SerializeStruct as _};
 
 use super::{Datapath, DatapathError, tables::Key};
-use crate::node;
+use crate::{endpoints, settings::Settings};
 
 /// A port of the node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -60,7 +60,7 @@ impl Datapath {
 
     /// Lets translations have the ports again, except those that are `kept` by another pod or by the node itself.
     pub fn free_ports(&self, ports: &[HostPort], kept: &[HostPort]) -> Result<(), DatapathError> {
-        let by_node = node::reserved_ports();
+        let by_node = Settings::noted(&self.root).reserved();
         let is_free = |port: &&HostPort| {
             !kept.contains(port) && !by_node.iter().any(|range| range.contains(&port.port))
         };
@@ -69,13 +69,33 @@ impl Datapath {
         self.clear_udp(ports)
     }
 
+    /// Makes what the settings reserve and what the pods' endpoints have the whole of what no translated flow may take.
+    /// Returns whether anything had to be changed. Endpoints that cannot be read reserve nothing new and free nothing.
+    pub(crate) fn reserve_by(&self, settings: &Settings) -> Result<bool, DatapathError> {
+        let _changing = self.lock_ports()?;
+        // Read under the lock: a port is noted before it is reserved.
+        let Ok(state) = endpoints::snapshot(&self.root) else {
+            return Ok(false);
+        };
+        let state = state.unwrap_or_default();
+        let of_pods: Vec<HostPort> = state
+            .endpoints()
+            .flat_map(|(_, endpoint)| endpoint.host_ports.iter().copied())
+            .collect();
+        self.tables.set_ports(&settings.reserved(), &of_pods)
+    }
+
     fn change_ports(&self, ports: &[HostPort], reserved: bool) -> Result<(), DatapathError> {
         if ports.is_empty() {
             return Ok(());
         }
-        let path = self.root.path("/run/causeway/ports.lock");
-        let _changing = lock(&path).map_err(|source| DatapathError::file(&path, source))?;
+        let _changing = self.lock_ports()?;
         self.tables.change_ports(ports, reserved)
+    }
+
+    fn lock_ports(&self) -> Result<File, DatapathError> {
+        let path = self.root.path("/run/causeway/ports.lock");
+        lock(&path).map_err(|source| DatapathError::file(path, source))
     }
 
     /// Deletes the flow entries that have one of the UDP ports at the node's address, with their other halves.

@@ -106,17 +106,23 @@ impl Tables {
         Reason::ALL.iter().map(sum).collect()
     }
 
-    /// Marks ports, of TCP and UDP alike, that no translated flow may take.
-    pub(crate) fn reserve_ports(&self, ports: &[RangeInclusive<u16>]) -> Result<(), DatapathError> {
+    /// Makes `ports`, of TCP and UDP alike, and `single` ones the whole of what no translated flow may take. Returns
+    /// whether anything had to be changed. Not to be done by two at the same time.
+    pub(crate) fn set_ports(
+        &self,
+        ports: &[RangeInclusive<u16>],
+        single: &[HostPort],
+    ) -> Result<bool, DatapathError> {
         let name = "cwy_ports";
         let mut map: Array<_, PortWord> = self.array(name)?;
-        for (index, word) in (0..)
-            .zip(reserved_words(ports))
-            .filter(|(_, word)| word.reserved != 0)
-        {
-            map.set(index, word, 0).map_err(failed(name))?;
+        let mut changed = false;
+        for (index, word) in (0..).zip(reserved_words(ports, single)) {
+            if map.get(&index, 0).map_err(failed(name))? != word {
+                map.set(index, word, 0).map_err(failed(name))?;
+                changed = true;
+            }
         }
-        Ok(())
+        Ok(changed)
     }
 
     /// Marks single ports, or takes the marks away. Not to be done by two at the same time.
@@ -266,15 +272,20 @@ fn add(left: Count, right: Count) -> Count {
     }
 }
 
-fn reserved_words(ports: &[RangeInclusive<u16>]) -> Vec<PortWord> {
+fn reserved_words(ports: &[RangeInclusive<u16>], single: &[HostPort]) -> Vec<PortWord> {
     let mut words = vec![PortWord { reserved: 0 }; RESERVED_ENTRIES];
-    for port in ports.iter().cloned().flatten() {
-        for udp in [false, true] {
-            let (index, bit) = reserved_bit(udp, port);
-            if let Some(word) = words.get_mut(index as usize) {
-                word.reserved |= bit;
-            }
+    let mut reserve = |is_udp: bool, port: u16| {
+        let (index, bit) = reserved_bit(is_udp, port);
+        if let Some(word) = words.get_mut(index as usize) {
+            word.reserved |= bit;
         }
+    };
+    for port in ports.iter().cloned().flatten() {
+        reserve(false, port);
+        reserve(true, port);
+    }
+    for HostPort { is_udp, port } in single {
+        reserve(*is_udp, *port);
     }
     words
 }
@@ -296,8 +307,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reserved_ports_are_marked_for_both_protocols_ends_included() {
-        let words = reserved_words(&[30_000..=32_767, 80..=80]);
+    fn reserved_ports_are_marked_for_both_protocols_ends_included_and_single_ones_for_theirs() {
+        let single = HostPort {
+            is_udp: true,
+            port: 53,
+        };
+        let words = reserved_words(&[30_000..=32_767, 80..=80], &[single]);
         let is_reserved = |udp, port| {
             let (index, bit) = reserved_bit(udp, port);
             words[index as usize].reserved & bit != 0
@@ -309,10 +324,11 @@ mod tests {
             for port in [0, 79, 81, 29_999, 32_768, 65_535] {
                 assert!(!is_reserved(udp, port), "{port}");
             }
+            assert_eq!(is_reserved(udp, 53), udp);
         }
         assert_eq!(
             words.iter().map(|word| word.reserved.count_ones()).sum::<u32>(),
-            2 * 2769
+            2 * 2769 + 1
         );
     }
 }

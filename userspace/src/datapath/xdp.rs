@@ -98,6 +98,21 @@ fn attach_to(pins: &PinTree, uplink: &Uplink) -> Result<(), DatapathError> {
     pins::restrict(&path, 0o600)
 }
 
+/// Puts this build's program in the place of the one that is pinned, if one is.
+pub(super) fn exchange(pins: &PinTree) -> Result<(), DatapathError> {
+    let path = pins.program(XDP_PROGRAM);
+    if !pins::unpin(&path)? {
+        return Ok(());
+    }
+    load::xdp_program(pins)?;
+    let pin = pins.xdp_link();
+    let failed = |source| DatapathError::file(&pin, source);
+    match AttachLink::open(&pin).map_err(failed)? {
+        Some(link) => link.update(&path).map_err(failed),
+        None => Ok(()),
+    }
+}
+
 /// The program's pin goes last: while it is there, what it has to do is asked for.
 fn remove(pins: &PinTree) -> Result<(), DatapathError> {
     attach::detach_pin(&pins.xdp_link())?;

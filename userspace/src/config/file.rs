@@ -1,0 +1,220 @@
+//! `/etc/causeway/config.yaml`.
+
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+
+use causeway_common::maps::FLOW_ENTRIES;
+use serde::{Deserialize, Deserializer, de::Error as _};
+
+use super::{
+    Value,
+    range::{self, Cidr, Ports},
+};
+use crate::settings::{IdleTimes, Settings};
+
+/// A file that says everything, with the defaults and what each key means.
+pub const REFERENCE: &str = include_str!("../../../deploy/config.yaml");
+
+/// Where the agent answers unless told otherwise: below the ports of the kernel's own choice, and taken by none of the
+/// agents that nodes commonly have.
+const LISTEN: SocketAddr = SocketAddr::V4(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 61_690));
+
+/// The file. What it does not say has its default.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct File {
+    #[serde(default, deserialize_with = "interface")]
+    uplink: Option<String>,
+    pub(super) excluded_ranges: Option<Vec<Cidr>>,
+    masqueraded_ranges: Option<Vec<Cidr>>,
+    node_ports: Option<Ports>,
+    reserved_ports: Option<Vec<Ports>>,
+    #[serde(default, deserialize_with = "translation_ports")]
+    translation_ports: Option<Ports>,
+    #[serde(default, deserialize_with = "pod_quota")]
+    pod_quota: Option<u32>,
+    #[serde(default, deserialize_with = "outside_quota")]
+    outside_quota: Option<u32>,
+    #[serde(default, deserialize_with = "timeouts")]
+    timeouts: Option<IdleTimes>,
+    listen: Option<Listen>,
+}
+
+/// Where the agent answers over TCP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// Nowhere.
+    Nowhere,
+    /// Here, on a loopback address.
+    At(SocketAddr),
+}
+
+impl File {
+    /// Notes each value but the excluded ranges with its source: `path`, or the default.
+    pub(super) fn settings(&self, path: &str, values: &mut Vec<Value>) -> Settings {
+        let default = Settings::default();
+        let settings = Settings {
+            uplink: self.uplink.clone(),
+            excluded: default.excluded,
+            masqueraded: self
+                .masqueraded_ranges
+                .clone()
+                .map_or(default.masqueraded, range::v4),
+            node_ports: chosen(self.node_ports.as_ref(), default.node_ports),
+            reserved_ports: self
+                .reserved_ports
+                .iter()
+                .flatten()
+                .map(|ports| ports.0.clone())
+                .collect(),
+            translation_ports: chosen(self.translation_ports.as_ref(), default.translation_ports),
+            pod_quota: self.pod_quota.unwrap_or(default.pod_quota),
+            outside_quota: self.outside_quota.unwrap_or(default.outside_quota),
+            timeouts: self.timeouts.unwrap_or_default(),
+        };
+        let mut note = |key, value: String, is_chosen: bool| {
+            let source = if is_chosen { path } else { "default" };
+            values.push(Value {
+                key,
+                value,
+                source: source.to_owned(),
+            });
+        };
+        let uplink = settings
+            .uplink
+            .clone()
+            .unwrap_or_else(|| "(that of the default route)".to_owned());
+        note("uplink", uplink, self.uplink.is_some());
+        let list = |items: Vec<String>| format!("[{}]", items.join(", "));
+        let masqueraded = list(settings.masqueraded.iter().map(ToString::to_string).collect());
+        note(
+            "masqueradedRanges",
+            masqueraded,
+            self.masqueraded_ranges.is_some(),
+        );
+        let ports = |ports: &std::ops::RangeInclusive<u16>| Ports(ports.clone()).to_string();
+        note(
+            "nodePorts",
+            ports(&settings.node_ports),
+            self.node_ports.is_some(),
+        );
+        let reserved = list(settings.reserved_ports.iter().map(ports).collect());
+        note("reservedPorts", reserved, self.reserved_ports.is_some());
+        note(
+            "translationPorts",
+            ports(&settings.translation_ports),
+            self.translation_ports.is_some(),
+        );
+        note(
+            "podQuota",
+            settings.pod_quota.to_string(),
+            self.pod_quota.is_some(),
+        );
+        note(
+            "outsideQuota",
+            settings.outside_quota.to_string(),
+            self.outside_quota.is_some(),
+        );
+        let times = settings.timeouts.named();
+        for (key, seconds) in times {
+            let text = seconds.map_or_else(|| "(the kernel's)".to_owned(), |seconds| seconds.to_string());
+            note(key, text, seconds.is_some());
+        }
+        settings
+    }
+
+    pub(super) fn listen(&self, path: &str, values: &mut Vec<Value>) -> Option<SocketAddr> {
+        let source = self.listen.map_or("default", |_| path).to_owned();
+        let at = match self.listen {
+            None => Some(LISTEN),
+            Some(Listen::At(address)) => Some(address),
+            Some(Listen::Nowhere) => None,
+        };
+        values.push(Value {
+            key: "listen",
+            value: at.map_or_else(|| "none".to_owned(), |address| address.to_string()),
+            source,
+        });
+        at
+    }
+}
+
+fn chosen(ports: Option<&Ports>, default: std::ops::RangeInclusive<u16>) -> std::ops::RangeInclusive<u16> {
+    ports.map_or(default, |ports| ports.0.clone())
+}
+
+fn interface<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let name = Option::<String>::deserialize(deserializer)?;
+    // `IFNAMSIZ` with the closing zero, and what dev_valid_name() of Linux 6.18 refuses.
+    let is_name = |name: &String| {
+        !matches!(name.as_str(), "" | "." | "..")
+            && name.len() < 16
+            && !name.contains(|c: char| c == '/' || c == ':' || c.is_whitespace())
+    };
+    match name {
+        Some(name) if !is_name(&name) => Err(D::Error::custom(format!(
+            "uplink: {name:?} cannot be the name of an interface"
+        ))),
+        name => Ok(name),
+    }
+}
+
+fn translation_ports<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Ports>, D::Error> {
+    let ports = Option::<Ports>::deserialize(deserializer)?;
+    let node_ports = crate::node::NODE_PORTS;
+    match &ports {
+        Some(Ports(range)) if range.start() >= node_ports.start() && range.end() <= node_ports.end() => {
+            Err(D::Error::custom(
+                "translationPorts has only ports that are nodePorts by default: no translation could take any",
+            ))
+        }
+        _ => Ok(ports),
+    }
+}
+
+fn pod_quota<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+    quota("podQuota", deserializer)
+}
+
+fn outside_quota<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+    quota("outsideQuota", deserializer)
+}
+
+fn quota<'de, D: Deserializer<'de>>(key: &str, deserializer: D) -> Result<Option<u32>, D::Error> {
+    let most = FLOW_ENTRIES as u32 / 2;
+    match Option::<u32>::deserialize(deserializer)? {
+        Some(flows) if flows == 0 || flows > most => Err(D::Error::custom(format!(
+            "{key}: {flows} flows, and the table has room for 1 to {most}"
+        ))),
+        flows => Ok(flows),
+    }
+}
+
+fn timeouts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<IdleTimes>, D::Error> {
+    let times = Option::<IdleTimes>::deserialize(deserializer)?;
+    match times.and_then(IdleTimes::too_short) {
+        Some((name, least)) => Err(D::Error::custom(format!(
+            "timeouts: {name} is below {least} s, the least that the RFCs allow"
+        ))),
+        None => Ok(times),
+    }
+}
+
+impl<'de> Deserialize<'de> for Listen {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if text == "none" {
+            return Ok(Self::Nowhere);
+        }
+        let wrong = || {
+            D::Error::custom(format!(
+                "listen: {text:?}: write none, or a loopback address and a port, as 127.0.0.1:61690"
+            ))
+        };
+        let address: SocketAddr = text.parse().map_err(|_error| wrong())?;
+        if address.ip().is_loopback() {
+            Ok(Self::At(address))
+        } else {
+            Err(wrong())
+        }
+    }
+}
