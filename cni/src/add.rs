@@ -4,7 +4,8 @@
 use std::{fs::File, io, net::IpAddr, os::fd::AsFd};
 
 use causeway::{
-    datapath::{Datapath, Expedited, Pod},
+    attachments::{self, PATIENCE},
+    datapath::{Expedited, Pod},
     endpoints::{self, Endpoint, Endpoints, EndpointsError, Key, NewEndpoint, State, UplinkRecord},
     go_json::mac_text,
     ipam::store::{self, StoreError},
@@ -17,8 +18,7 @@ use serde_json::Value;
 use crate::{
     Call,
     address::{Applicant, Ground},
-    attachment::{self, PATIENCE},
-    check,
+    attachment, check,
     error::{CniError, code},
     netns, orphans,
     result::{CniResult, Interface, Ip},
@@ -50,7 +50,7 @@ fn attempt(
     let netns = netns::open(&invocation.netns, invocation.own_netns_allowed)?;
     let key = attachment::key(invocation, conf);
     let _alone = attachment::lock(root, &key)?;
-    let state = known_endpoints(root)?;
+    let state = endpoints::readable(root)?;
     let mut netlink = Netlink::new()?;
     refuse_existing(call, &state, &key, &netns, &mut netlink)?;
     let host_if = attachment::host_interface(invocation, conf);
@@ -105,7 +105,7 @@ impl Connection<'_> {
         let mac = call.conf.mac.map_or_else(links::random_mac, Ok)?;
         // Noted before it is made: whatever is made of it from here on is found by a DEL.
         undo.push("forgetting the endpoint", Safety::Always, || {
-            forget_endpoint(call.root, &self.key, Some(datapath)).map_err(|error| error.msg)
+            attachments::forget_endpoint(call.root, &self.key, Some(datapath))
         });
         self.note_endpoint(mac)?;
         datapath.reserve_ports(&call.conf.host_ports)?;
@@ -214,18 +214,6 @@ impl Connection<'_> {
     }
 }
 
-/// A damaged state hinders nobody: it is put aside when the endpoint is noted.
-pub(crate) fn known_endpoints(root: &Root) -> Result<State, CniError> {
-    match endpoints::snapshot(root) {
-        Ok(state) => Ok(state.unwrap_or_default()),
-        Err(error @ EndpointsError::Corrupt { .. }) => {
-            tracing::warn!(%error, "endpoints of before are not known");
-            Ok(State::default())
-        }
-        Err(error) => Err(error.into()),
-    }
-}
-
 /// The runtime must not ADD twice without DEL. What is there works for somebody and is left as it is. An endpoint whose
 /// interface is gone is replaced, and so is one that a killed ADD has left unfinished.
 fn refuse_existing(
@@ -292,21 +280,4 @@ fn is_theirs(root: &Root, container: &str) -> Result<bool, CniError> {
     };
     let mut held = space.held();
     Ok(held.any(|held| held.holder.container == container && held.network.is_empty()))
-}
-
-/// Frees the endpoint's ports and takes it out of the state, if it is there.
-pub(crate) fn forget_endpoint(root: &Root, key: &Key, datapath: Option<&Datapath>) -> Result<(), CniError> {
-    let mut endpoints = Endpoints::open(root, PATIENCE)?;
-    let Some(endpoint) = endpoints.remove(key) else {
-        return Ok(());
-    };
-    if let Some(datapath) = datapath {
-        // The lock is held: nobody else notes one of these ports meanwhile.
-        let others = endpoints.state().endpoints();
-        let kept: Vec<_> = others
-            .flat_map(|(_, endpoint)| endpoint.host_ports.iter().copied())
-            .collect();
-        datapath.free_ports(&endpoint.host_ports, &kept)?;
-    }
-    Ok(endpoints.save()?)
 }

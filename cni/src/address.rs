@@ -7,6 +7,7 @@ use std::{
 };
 
 use causeway::{
+    attachments::{self, PATIENCE},
     datapath::Datapath,
     endpoints::{Key, State},
     ipam::{
@@ -23,7 +24,6 @@ use serde_json::{Value, json};
 
 use crate::{
     Call,
-    attachment::{self, PATIENCE},
     delegate::Delegate,
     error::{CniError, code},
     invocation::Verb,
@@ -75,7 +75,7 @@ impl Ground {
     ) -> Result<Self, CniError> {
         let Call { root, conf, .. } = call;
         refuse_ipv6(conf)?;
-        let holder = attachment::holder(applicant.key);
+        let holder = attachments::holder(applicant.key);
         let ipam = open_ipam(root, conf, netlink)?
             .map_err(|error| ipam_failure(error, "Failed to allocate pool"))?;
         let (subnet, uplink) = choose_uplink(&ipam, &holder, conf, applicant.state, netlink)?;
@@ -315,15 +315,6 @@ pub(crate) fn take_off(lease: &Lease, address: Ipv4Net, undo: &mut Undo<'_>) -> 
         Safety::Always,
         move || links::put_address(&uplink, address),
     );
-    Ok(())
-}
-
-/// The inverse of [`take_off`], once nothing answers to the address any more.
-pub(crate) fn put_back(lease: &Lease) -> Result<(), CniError> {
-    if let (true, IpAddr::V4(address)) = (lease.on_interface, lease.address) {
-        let address = Ipv4Net::new(address, lease.subnet.prefix_len()).unwrap_or(address.into());
-        links::put_address(&lease.uplink, address)?;
-    }
     Ok(())
 }
 

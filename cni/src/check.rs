@@ -7,8 +7,9 @@ use std::{
 };
 
 use causeway::{
+    attachments,
     datapath::{Datapath, Pod},
-    endpoints::{Endpoint, Key},
+    endpoints::{self, Endpoint, Key},
     go_json::parse_mac,
     ipam,
     links::{self, Expected, Link},
@@ -17,7 +18,7 @@ use causeway::{
 use ipnet::{IpNet, Ipv4Net};
 
 use crate::{
-    Call, add, attachment,
+    Call, attachment,
     error::{CniError, code},
     invocation::{Invocation, Verb},
     netns,
@@ -36,7 +37,7 @@ pub(crate) fn run(call: &Call<'_>, summary: &mut Summary) -> Result<(), CniError
     let previous = required(conf.prev_result.as_ref())?;
     let netns = netns::open(&invocation.netns, invocation.own_netns_allowed)?;
     let key = attachment::key(invocation, conf);
-    let state = add::known_endpoints(root)?;
+    let state = endpoints::readable(root)?;
     let Some(endpoint) = state.find(&key) else {
         return Err(failure(&[format!(
             "container {} has no endpoint in the state",
@@ -90,7 +91,7 @@ pub(crate) fn faults(
 pub(crate) fn ipam(call: &Call<'_>, summary: &mut Summary) -> Result<(), CniError> {
     let previous = required(call.conf.prev_result.as_ref())?;
     let key = attachment::key(call.invocation, call.conf);
-    let held = ipam::leases(call.root, &attachment::holder(&key))?;
+    let held = ipam::leases(call.root, &attachments::holder(&key))?;
     let is_held = held
         .iter()
         .any(|lease| previous.ips.iter().any(|ip| ip.address.addr() == lease.address));
@@ -181,7 +182,7 @@ fn inspect_datapath(
 }
 
 fn inspect_lease(root: &Root, key: &Key, address: IpAddr) -> Result<Option<String>, CniError> {
-    let held = ipam::leases(root, &attachment::holder(key))?;
+    let held = ipam::leases(root, &attachments::holder(key))?;
     let is_held = held.iter().any(|lease| lease.address == address);
     let missing = || {
         format!(

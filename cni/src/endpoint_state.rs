@@ -1,13 +1,13 @@
 //! The incumbent's command `GET_ENDPOINT_STATE`: every endpoint, in its form.
 
-use causeway::{go_json::ip_net, root::Root};
+use causeway::{endpoints, go_json::ip_net, root::Root};
 use serde_json::{Map, Value, json};
 
-use crate::{add, error::CniError};
+use crate::error::CniError;
 
 /// The object to print.
 pub(crate) fn dump(root: &Root) -> Result<Value, CniError> {
-    let state = add::known_endpoints(root)?;
+    let state = endpoints::readable(root)?;
     let mut interfaces = Map::new();
     for (_, endpoint) in state.endpoints() {
         let addresses: Vec<Value> = endpoint.addresses().into_iter().map(ip_net).collect();

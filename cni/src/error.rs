@@ -1,6 +1,7 @@
 //! The one JSON object that a failed verb prints.
 
 use causeway::{
+    attachments::DisconnectError,
     datapath::DatapathError,
     durable::LockError,
     endpoints::EndpointsError,
@@ -123,6 +124,18 @@ impl From<EndpointsError> for CniError {
 impl From<LockError> for CniError {
     fn from(error: LockError) -> Self {
         Self::new(code::TRY_AGAIN, error.to_string())
+    }
+}
+
+impl From<DisconnectError> for CniError {
+    fn from(error: DisconnectError) -> Self {
+        match error {
+            DisconnectError::Store(error) => error.into(),
+            DisconnectError::Endpoints(error) => error.into(),
+            DisconnectError::Link(error) => error.into(),
+            DisconnectError::Datapath(error) => error.into(),
+            error @ DisconnectError::Incomplete(_) => Self::new(code::TRY_AGAIN, error.to_string()),
+        }
     }
 }
 

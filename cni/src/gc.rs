@@ -4,15 +4,14 @@
 //! unless an endpoint of another one says otherwise.
 
 use causeway::{
-    endpoints::{Key, State},
+    attachments::{self, PATIENCE},
+    endpoints::{self, Key, State},
     ipam::{self, pool::Held, store},
     root::Root,
 };
 
 use crate::{
-    Call, add,
-    attachment::{self, PATIENCE},
-    del,
+    Call, attachment, del,
     delegate::Delegate,
     error::{CniError, code},
     invocation::Verb,
@@ -29,7 +28,7 @@ pub(crate) fn run(call: &Call<'_>) -> Result<(), CniError> {
     } else {
         None
     };
-    let state = add::known_endpoints(call.root)?;
+    let state = endpoints::readable(call.root)?;
     let mut failures = Vec::new();
     for (key, host_if) in attachments(call.root, &call.conf.name, &state)? {
         if !is_valid(&key, valid)
@@ -59,7 +58,7 @@ pub(crate) fn ipam(call: &Call<'_>) -> Result<(), CniError> {
     let state = State::default();
     for (key, _) in attachments(call.root, &call.conf.name, &state)? {
         if !is_valid(&key, valid) {
-            let freed = ipam::release(call.root, PATIENCE, &attachment::holder(&key), &[])?;
+            let freed = ipam::release(call.root, PATIENCE, &attachments::holder(&key), &[])?;
             tracing::info!(
                 container = key.container,
                 addresses = del::list(&freed),
@@ -84,7 +83,7 @@ fn collect(
     delegate: Option<&Delegate<'_>>,
 ) -> Result<(), CniError> {
     let _alone = attachment::lock(call.root, key)?;
-    let freed = del::disconnect(call.root, key, host_if, call.conf.expedite)?;
+    let freed = attachments::disconnect(call.root, key, host_if, call.conf.expedite)?;
     if let Some(delegate) = delegate {
         delegate.del(key)?;
     }
@@ -110,7 +109,7 @@ fn attachments(root: &Root, network: &str, state: &State) -> Result<Vec<(Key, St
         };
         if is_of(&held, network, state) && !found.iter().any(|(known, _)| *known == key) {
             let host_if = match held.host_if.as_str() {
-                "" => attachment::interface_of(&key),
+                "" => attachments::interface_of(&key),
                 noted => noted.to_owned(),
             };
             found.push((key, host_if));

@@ -3,6 +3,7 @@
 use std::{io, net::IpAddr};
 
 use causeway::{
+    attachments::{self, PATIENCE},
     ipam::{
         self, NAMESERVER,
         pool::{PoolError, Request},
@@ -13,9 +14,7 @@ use ipnet::{IpNet, Ipv4Net};
 use serde_json::{Value, json};
 
 use crate::{
-    Call, address,
-    attachment::{self, PATIENCE},
-    del,
+    Call, address, attachment, del,
     error::{CniError, code},
     netconf::NetConf,
     orphans,
@@ -40,7 +39,7 @@ fn attempt(
     print: &impl Fn(&Value) -> io::Result<()>,
 ) -> Result<(), CniError> {
     let Call { root, conf, .. } = call;
-    let holder = attachment::holder(&attachment::key(call.invocation, conf));
+    let holder = attachments::holder(&attachment::key(call.invocation, conf));
     let failed = |step: &'static str| move |error| CniError::from(error).during(step);
     let pools = address::open_ipam(root, conf, &mut Netlink::new()?)?
         .map_err(failed("Failed to parse network configuration"))?;
@@ -97,10 +96,10 @@ fn attempt(
 
 /// Takes the address back. None to take back is success.
 pub(crate) fn del(call: &Call<'_>, summary: &mut Summary) -> Result<(), CniError> {
-    let holder = attachment::holder(&attachment::key(call.invocation, call.conf));
+    let holder = attachments::holder(&attachment::key(call.invocation, call.conf));
     let failed = |error: CniError| error.during("Failed to release address");
     for lease in ipam::leases(call.root, &holder).unwrap_or_default() {
-        address::put_back(&lease).map_err(failed)?;
+        attachments::put_back(&lease).map_err(|error| failed(error.into()))?;
     }
     let freed = ipam::release(call.root, PATIENCE, &holder, &[]).map_err(|error| failed(error.into()))?;
     summary.ip = del::list(&freed);

@@ -1,13 +1,12 @@
 //! Sweeping by the way: there is no daemon that would. Of flows the library decides whether it is due. No call fails for it.
 
 use causeway::{
+    attachments::orphans,
     datapath::{Datapath, DatapathError, Occasion, Swept},
     durable, endpoints,
     ipam::store,
     root::Root,
 };
-
-use crate::orphans;
 
 /// After a DEL that has done its work. Nobody waits for its pod. When the flows were due, so are the addresses of pods
 /// that are gone. Not to be called with an attachment's lock held.
@@ -17,7 +16,7 @@ pub(crate) fn after_del(root: &Root) {
         None => Ok(None),
     });
     if let Ok(Some(_)) = swept {
-        orphans::collect(root);
+        orphans::collect(root, |_| true);
     }
     log(swept);
     leftovers(root);

@@ -52,9 +52,10 @@ pub enum Standing {
     Unknown,
 }
 
-/// Every lease of this boot, in the order of the addresses.
+/// Every lease of this boot, in the order of the addresses. Without readable endpoints, leases of the incumbent are
+/// [`Standing::Unknown`].
 pub fn audit(root: &Root) -> Result<Vec<Lease>, LeasesError> {
-    let (space, state) = (store::snapshot(root)?, known(root)?);
+    let (space, state) = (store::snapshot(root)?, endpoints::readable(root)?);
     let names: BTreeSet<String> = Netlink::new()?
         .links()?
         .into_iter()
@@ -63,14 +64,6 @@ pub fn audit(root: &Root) -> Result<Vec<Lease>, LeasesError> {
     let mut leases = judge(&space, &state, &names);
     leases.sort_unstable_by_key(|lease| lease.held.address);
     Ok(leases)
-}
-
-/// Without readable endpoints, leases of the incumbent are [`Standing::Unknown`].
-fn known(root: &Root) -> Result<State, EndpointsError> {
-    match endpoints::snapshot(root) {
-        Err(EndpointsError::Corrupt { .. }) => Ok(State::default()),
-        read => Ok(read?.unwrap_or_default()),
-    }
 }
 
 fn judge(space: &Space, state: &State, interfaces: &BTreeSet<String>) -> Vec<Lease> {

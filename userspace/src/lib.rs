@@ -5,11 +5,13 @@
 //! - [`links`]: interfaces, addresses, routes and neighbours, over rtnetlink;
 //! - [`node`]: what the node is: its uplink, its timeouts; [`settings`]: what was chosen for it;
 //! - [`root`]: where all files are, so that several nodes can live on one machine;
-//! - [`ipam`], [`endpoints`] and [`leases`]: which addresses are given to whom, and who is still there;
+//! - [`ipam`], [`endpoints`] and [`leases`]: which addresses are given to whom, and who is still there; [`attachments`]: how
+//!   that ends;
 //! - [`durable`]: files that survive a power cut.
 //!
 //! Nothing here decides about a packet: that is in `causeway_common`.
 
+pub mod attachments;
 mod boot;
 #[cfg(feature = "cli")]
 pub mod config;

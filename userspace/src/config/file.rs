@@ -6,7 +6,7 @@ use causeway_common::maps::FLOW_ENTRIES;
 use serde::{Deserialize, Deserializer, de::Error as _};
 
 use super::{
-    Value,
+    Setting,
     range::{self, Cidr, Ports},
 };
 use crate::settings::{IdleTimes, Settings};
@@ -50,7 +50,7 @@ pub enum Listen {
 
 impl File {
     /// Notes each value but the excluded ranges with its source: `path`, or the default.
-    pub(super) fn settings(&self, path: &str, values: &mut Vec<Value>) -> Settings {
+    pub(super) fn settings(&self, path: &str, values: &mut Vec<Setting>) -> Settings {
         let default = Settings::default();
         let settings = Settings {
             uplink: self.uplink.clone(),
@@ -73,7 +73,7 @@ impl File {
         };
         let mut note = |key, value: String, is_chosen: bool| {
             let source = if is_chosen { path } else { "default" };
-            values.push(Value {
+            values.push(Setting {
                 key,
                 value,
                 source: source.to_owned(),
@@ -122,14 +122,14 @@ impl File {
         settings
     }
 
-    pub(super) fn listen(&self, path: &str, values: &mut Vec<Value>) -> Option<SocketAddr> {
+    pub(super) fn listen(&self, path: &str, values: &mut Vec<Setting>) -> Option<SocketAddr> {
         let source = self.listen.map_or("default", |_| path).to_owned();
         let at = match self.listen {
             None => Some(LISTEN),
             Some(Listen::At(address)) => Some(address),
             Some(Listen::Nowhere) => None,
         };
-        values.push(Value {
+        values.push(Setting {
             key: "listen",
             value: at.map_or_else(|| "none".to_owned(), |address| address.to_string()),
             source,

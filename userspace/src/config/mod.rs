@@ -34,12 +34,12 @@ pub struct Configuration {
     /// Where the agent answers over TCP; `None` for nowhere.
     pub listen: Option<SocketAddr>,
     /// Each value and where it comes from.
-    pub values: Vec<Value>,
+    pub values: Vec<Setting>,
 }
 
 /// One value.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Value {
+pub struct Setting {
     /// The key in [`FILE`].
     pub key: &'static str,
     /// The value as it would stand there.
@@ -139,7 +139,7 @@ fn merge(own: File, ip_masq: Option<ip_masq::List>, root: &Root) -> Configuratio
     excluded.sort();
     excluded.dedup_by_key(|(range, _)| *range);
     settings.excluded = excluded.iter().map(|(range, _)| *range).collect();
-    values.extend(excluded.into_iter().map(|(range, source)| Value {
+    values.extend(excluded.into_iter().map(|(range, source)| Setting {
         key: "excludedRanges",
         value: range.to_string(),
         source,

@@ -35,7 +35,7 @@ impl Tables {
     /// Every list by its number, in the order of the ranges.
     fn range_lists(&self) -> Result<BTreeMap<u32, Vec<Range>>, DatapathError> {
         let mut lists: BTreeMap<u32, Vec<Range>> = BTreeMap::new();
-        for element in self.range_map()?.iter() {
+        for element in &self.range_map()? {
             let (key, entry) = element.map_err(failed(MAP))?;
             if let Some((list, range)) = range(key) {
                 lists.entry(list).or_default().push((range, entry.class));

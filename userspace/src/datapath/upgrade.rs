@@ -107,7 +107,11 @@ fn is_of_this_build(root: &Root) -> bool {
 /// A name for this build's programs.
 fn build() -> String {
     let digest = Sha1::digest(OBJECT);
-    digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
+    let leading = digest
+        .iter()
+        .take(8)
+        .fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
+    format!("{leading:016x}")
 }
 
 /// Returns on how many hooks.

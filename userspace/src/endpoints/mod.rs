@@ -75,6 +75,18 @@ pub fn snapshot(root: &Root) -> Result<Option<State>, EndpointsError> {
     Ok(load(&root.path(STATE))?.map(|file| file.network))
 }
 
+/// As [`snapshot`], for those whom a damaged state must not hinder: it is put aside when the next endpoint is noted.
+pub fn readable(root: &Root) -> Result<State, EndpointsError> {
+    match snapshot(root) {
+        Ok(state) => Ok(state.unwrap_or_default()),
+        Err(error @ EndpointsError::Corrupt { .. }) => {
+            tracing::warn!(%error, "endpoints of before are not known");
+            Ok(State::default())
+        }
+        Err(error) => Err(error),
+    }
+}
+
 /// The state under its lock, to be changed and saved.
 #[derive(Debug)]
 pub struct Endpoints {
