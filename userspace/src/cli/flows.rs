@@ -13,7 +13,7 @@ use causeway_common::{
     flow::{Exit, Flags, FlowEntry, Nat, Progress, State},
     tuple::{self, FlowKey},
 };
-pub(crate) use filter::Filter;
+pub(crate) use filter::{Filter, parse_protocol};
 use serde::Serialize;
 
 use super::{
@@ -162,7 +162,7 @@ fn translation(entry: &FlowEntry<[u8; 4]>) -> Option<Translation> {
 const UNKNOWN: &str = "unknown";
 
 /// The word for a [`State`].
-fn state_name(state: u8) -> &'static str {
+pub(super) fn state_name(state: u8) -> &'static str {
     match state {
         State::OFFERED => "offered",
         State::CARRIED => "carried",
@@ -171,7 +171,7 @@ fn state_name(state: u8) -> &'static str {
     }
 }
 
-fn exit_name(exit: u8) -> &'static str {
+pub(super) fn exit_name(exit: u8) -> &'static str {
     match exit {
         Exit::STACK => "stack",
         Exit::UPLINK => "uplink",
@@ -224,7 +224,7 @@ fn directions(progress: Progress) -> Directions {
 }
 
 /// `10.240.0.9:443`; for ICMP, whose one identifier stands on the requester's side, `10.240.0.9 id 7`.
-fn endpoint(addr: Ipv4Addr, port: u16, is_icmp: bool) -> String {
+pub(super) fn endpoint(addr: Ipv4Addr, port: u16, is_icmp: bool) -> String {
     match (is_icmp, port) {
         (true, 0) => addr.to_string(),
         (true, id) => format!("{addr} id {id}"),

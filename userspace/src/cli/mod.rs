@@ -2,14 +2,19 @@
 //!
 //! Exit codes: 0 done, 1 failed, 2 wrong usage, 4 the datapath is not loaded.
 
+mod doctor;
+mod explain;
 mod flows;
 mod leases;
+mod maps;
 mod monitor;
+mod network;
 mod output;
 mod pods;
 mod ranges;
 mod status;
 mod sweep;
+mod tool;
 mod version;
 
 use std::{
@@ -57,11 +62,11 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// What is loaded and attached, how full it is, where packets went
+    /// Whether the node is right, what is attached, where packets went
     Status {
-        /// Also reasons that were never given
-        #[arg(long)]
-        all: bool,
+        /// Also reasons never given, timeouts, flows by pod
+        #[arg(short, long, alias = "all")]
+        verbose: bool,
         #[command(flatten)]
         shown: Shown,
     },
@@ -89,6 +94,30 @@ enum Command {
     Ranges {
         #[command(flatten)]
         shown: Shown,
+    },
+    /// What is wrong with the node, why, and what to type
+    ///
+    /// Exit codes: 0 nothing but warnings, 1 something is wrong, 4 no datapath, and
+    /// there are pods.
+    #[command(verbatim_doc_comment)]
+    Doctor {
+        #[command(flatten)]
+        shown: Shown,
+    },
+    /// What a code of the doctor means, or what becomes of a packet
+    ///
+    /// causeway explain CWY021
+    /// causeway explain 10.240.0.5:40000 203.0.113.9:443 tcp
+    ///
+    /// The port of an ICMP query is its identifier. Without a source port the packet
+    /// is one of a new flow. What the kernel's own rules do to it is not known here.
+    #[command(verbatim_doc_comment)]
+    Explain {
+        #[command(flatten)]
+        question: explain::Question,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
     },
     /// Packets that are dropped, as it happens
     ///
@@ -134,11 +163,13 @@ struct Shown {
 
 fn run(command: Command, root: &Root) -> Result<(), Failure> {
     match command {
-        Command::Status { all, shown } => show(&shown, || status::gather(root, all)),
+        Command::Status { verbose, shown } => show(&shown, || status::gather(root, verbose)),
         Command::Pods { shown } => show(&shown, || pods::gather(&open(root)?)),
         Command::Flows { filter, shown } => show(&shown, || flows::gather(&open(root)?, &filter)),
         Command::Leases { orphans, shown } => show(&shown, || leases::gather(root, orphans)),
         Command::Ranges { shown } => show(&shown, || ranges::gather(&open(root)?)),
+        Command::Doctor { shown } => show(&shown, || doctor::gather(root, doctor::Depth::Full)),
+        Command::Explain { question, json } => explain::run(root, &question, json),
         Command::Monitor { until, json } => monitor::run(&open(root)?, &until, json),
         Command::Sweep { json } => output::print(sweep::gather(&open(root)?)?, Format::new(json)),
         Command::Version { json } => output::print(version::gather(), Format::new(json)),
@@ -182,6 +213,12 @@ enum Failure {
     Datapath(#[from] DatapathError),
     #[error(transparent)]
     Leases(#[from] LeasesError),
+    #[error("{0} things are wrong")]
+    Unhealthy(usize),
+    #[error("{0}")]
+    Usage(String),
+    #[error("cannot read the input: {0}")]
+    Input(io::Error),
     #[error("cannot wait for events: {0}")]
     Events(io::Error),
     #[error("cannot write the output: {0}")]
@@ -192,7 +229,8 @@ impl Failure {
     fn exit_code(&self) -> ExitCode {
         match self {
             Self::NotLoaded(_) => ExitCode::from(4),
-            Self::Datapath(_) | Self::Leases(_) | Self::Events(_) | Self::Output(_) => ExitCode::FAILURE,
+            Self::Usage(_) => ExitCode::from(2),
+            _ => ExitCode::FAILURE,
         }
     }
 }

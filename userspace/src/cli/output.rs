@@ -55,6 +55,16 @@ pub(crate) fn print<R: Report>(report: R, format: Format) -> Result<(), Failure>
     report.failure().map_or(Ok(()), Err)
 }
 
+/// Shows one of many: JSON on one line, text with an empty line behind it.
+pub(crate) fn print_line<R: Report>(report: &R, format: Format) -> Result<(), Failure> {
+    let mut out = BufWriter::new(io::stdout().lock());
+    let written = match format {
+        Format::Text => report.write_text(&mut out).and_then(|()| writeln!(out)),
+        Format::Json => write_json(&mut out, report, false),
+    };
+    written.and_then(|()| out.flush()).map_err(Failure::Output)
+}
+
 /// Shows what `gather` finds every `seconds`, until the reader goes away or it fails. JSON is one document a line.
 pub(crate) fn watch<R: Report>(
     seconds: u32,

@@ -45,7 +45,8 @@ impl Report for Ranges {
     }
 }
 
-fn named(class: u8) -> String {
+/// The word for a [`RangeClass`].
+pub(super) fn named(class: u8) -> String {
     match class {
         RangeClass::EXCLUDED => "excluded".to_owned(),
         RangeClass::MASQUERADED => "masqueraded".to_owned(),

@@ -1,5 +1,7 @@
 //! `causeway status`.
 
+mod counts;
+
 use std::{
     collections::BTreeMap,
     io::{self, Write},
@@ -12,15 +14,17 @@ use causeway::{
     root::Root,
 };
 use causeway_common::{
-    flow::State,
-    maps::{Count, FLOW_ENTRIES, POD_ENTRIES, PodEntry, SCHEMA, XDP_PROGRAM},
+    maps::{Count, SCHEMA, XDP_PROGRAM},
     reason::Reason,
 };
 use serde::Serialize;
 
+pub(super) use self::counts::count_flows;
+use self::counts::{FlowCount, PodCount, Usages, count_pods, usages};
+
 use super::{
-    Failure,
-    output::{self, Report},
+    Failure, doctor,
+    output::{self, Report, duration},
     pods::interface_names,
 };
 
@@ -29,8 +33,16 @@ use super::{
 pub(crate) struct Status {
     loaded: bool,
     schema: u32,
+    healthy: bool,
+    /// Codes of what is wrong.
+    problems: Vec<&'static str>,
     #[serde(flatten)]
     datapath: Option<Loaded>,
+    /// What the doctor says in one line.
+    #[serde(skip)]
+    summary: String,
+    #[serde(skip)]
+    verbose: bool,
     #[serde(skip)]
     root: Root,
 }
@@ -47,6 +59,7 @@ struct Loaded {
     pods: PodCount,
     flows: FlowCount,
     timeouts: BTreeMap<&'static str, u32>,
+    usage: Usages,
     counters: Vec<Counter>,
 }
 
@@ -69,25 +82,6 @@ struct HookStatus {
 }
 
 #[derive(Serialize)]
-struct PodCount {
-    ready: usize,
-    attaching: usize,
-    departed: usize,
-    capacity: usize,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct FlowCount {
-    offered: usize,
-    carried: usize,
-    kernel: usize,
-    entries: usize,
-    capacity: usize,
-    fill_ratio: f64,
-}
-
-#[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Counter {
     reason: &'static str,
@@ -99,15 +93,20 @@ struct Counter {
     to_uplink: u64,
 }
 
-/// With `all`, also the reasons that were never given.
-pub(crate) fn gather(root: &Root, all: bool) -> Result<Status, Failure> {
+/// With `verbose`, also the reasons that were never given, the timeouts and who has how many flows.
+pub(crate) fn gather(root: &Root, verbose: bool) -> Result<Status, Failure> {
     let datapath = Datapath::open(root)?
-        .map(|datapath| loaded(&datapath, all))
+        .map(|datapath| loaded(&datapath, verbose))
         .transpose()?;
+    let diagnosis = doctor::gather(root, doctor::Depth::Quick)?;
     Ok(Status {
         loaded: datapath.is_some(),
         schema: SCHEMA,
+        healthy: diagnosis.is_healthy(),
+        problems: diagnosis.codes(),
         datapath,
+        summary: diagnosis.summary(),
+        verbose,
         root: root.clone(),
     })
 }
@@ -129,6 +128,7 @@ fn loaded(datapath: &Datapath, all: bool) -> Result<Loaded, Failure> {
         pods: count_pods(&datapath.pods()?),
         flows: count_flows(datapath)?,
         timeouts: BTreeMap::from(config.timeouts.named()),
+        usage: usages(datapath, &config)?,
         counters: datapath
             .counts()?
             .into_iter()
@@ -142,6 +142,7 @@ impl Report for Status {
     const KIND: &'static str = "Status";
 
     fn write_text(&self, out: &mut dyn Write) -> io::Result<()> {
+        writeln!(out, "node      {}", self.summary)?;
         let Some(loaded) = &self.datapath else {
             return Ok(());
         };
@@ -154,7 +155,8 @@ impl Report for Status {
             pods,
             flows,
             counters,
-            ..
+            timeouts,
+            usage,
         } = loaded;
         let interface = uplink.interface.as_deref().unwrap_or("GONE");
         writeln!(
@@ -192,6 +194,9 @@ impl Report for Status {
             flows.capacity,
             flows.fill_ratio * 100.0
         )?;
+        if self.verbose {
+            write_limits(out, timeouts, usage)?;
+        }
         writeln!(out)?;
         write_hooks(out, hooks)?;
         writeln!(out)?;
@@ -201,6 +206,28 @@ impl Report for Status {
     fn failure(self) -> Option<Failure> {
         (!self.loaded).then_some(Failure::NotLoaded(self.root))
     }
+}
+
+fn write_limits(out: &mut dyn Write, timeouts: &BTreeMap<&str, u32>, usage: &Usages) -> io::Result<()> {
+    let times: Vec<String> = timeouts
+        .iter()
+        .map(|(name, seconds)| format!("{name} {}", duration(*seconds)))
+        .collect();
+    writeln!(out, "timeouts  {}", times.join(", "))?;
+    let Usages {
+        pod_quota,
+        wire_quota,
+        wire,
+        pods,
+    } = usage;
+    writeln!(
+        out,
+        "quota     {pod_quota} flows a pod, {wire} of {wire_quota} opened from outside"
+    )?;
+    for (addr, flows) in pods {
+        writeln!(out, "usage     {addr} {flows}")?;
+    }
+    Ok(())
 }
 
 fn write_hooks(out: &mut dyn Write, hooks: &[HookStatus]) -> io::Result<()> {
@@ -269,42 +296,6 @@ fn attached(hooks: &[HookStatus]) -> &'static str {
     }
 }
 
-fn count_pods(pods: &[(Ipv4Addr, PodEntry)]) -> PodCount {
-    let count = |is: fn(&PodEntry) -> bool| pods.iter().filter(|(_, entry)| is(entry)).count();
-    let departed = count(|entry| entry.flags & PodEntry::DEPARTED != 0);
-    let ready = count(PodEntry::is_ready);
-    PodCount {
-        ready,
-        departed,
-        attaching: pods.len() - ready - departed,
-        capacity: POD_ENTRIES,
-    }
-}
-
-fn count_flows(datapath: &Datapath) -> Result<FlowCount, Failure> {
-    let mut count = FlowCount {
-        offered: 0,
-        carried: 0,
-        kernel: 0,
-        entries: 0,
-        capacity: FLOW_ENTRIES,
-        fill_ratio: 0.0,
-    };
-    datapath.for_each_flow(|_, entry| {
-        count.entries += 1;
-        match entry.state {
-            State::OFFERED => count.offered += 1,
-            State::CARRIED => count.carried += 1,
-            State::KERNEL => count.kernel += 1,
-            _ => {}
-        }
-    })?;
-    #[expect(clippy::cast_precision_loss, reason = "both are far below 2^52")]
-    let ratio = count.entries as f64 / count.capacity as f64;
-    count.fill_ratio = ratio;
-    Ok(count)
-}
-
 fn counter(reason: Reason, count: Count) -> Counter {
     Counter {
         reason: reason.name(),
@@ -345,29 +336,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let status = gather(&Root::new(directory.path()), false).unwrap();
         let json = serde_json::to_value(&status).unwrap();
-        assert_eq!(json, serde_json::json!({ "loaded": false, "schema": SCHEMA }));
+        assert_eq!(
+            (&json["loaded"], &json["schema"]),
+            (&false.into(), &SCHEMA.into())
+        );
+        assert_eq!(json["pins"], serde_json::Value::Null);
         assert!(matches!(status.failure(), Some(Failure::NotLoaded(_))));
-    }
-
-    #[test]
-    fn pods_are_counted_by_state() {
-        let pod = |flags| {
-            let entry = PodEntry {
-                ifindex: 3,
-                mac: [2; 6],
-                host_mac: [2; 6],
-                mtu: 1500,
-                flags,
-                changed: 0,
-            };
-            (Ipv4Addr::LOCALHOST, entry)
-        };
-        let count = count_pods(&[
-            pod(0),
-            pod(PodEntry::READY),
-            pod(PodEntry::READY),
-            pod(PodEntry::DEPARTED),
-        ]);
-        assert_eq!((count.attaching, count.ready, count.departed), (1, 2, 1));
     }
 }

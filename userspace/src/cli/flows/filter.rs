@@ -90,7 +90,8 @@ fn parse_prefix(text: &str) -> Option<Ipv4Net> {
         .or_else(|| text.parse::<Ipv4Addr>().ok().map(Ipv4Net::from))
 }
 
-fn parse_protocol(text: &str) -> Result<u8, String> {
+/// `tcp`, `udp`, `icmp` or a number.
+pub(crate) fn parse_protocol(text: &str) -> Result<u8, String> {
     match text.to_ascii_lowercase().as_str() {
         "tcp" => Ok(tuple::TCP),
         "udp" => Ok(tuple::UDP),

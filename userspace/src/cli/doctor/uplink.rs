@@ -1,0 +1,82 @@
+//! The uplink, compared with what the programs know of it.
+
+use std::net::Ipv4Addr;
+
+use causeway::datapath::Direction;
+
+use super::{Code, Finding, Snapshot, snapshot::Before};
+
+pub(super) fn check(snapshot: &Snapshot) -> Vec<Finding> {
+    let Some(loaded) = snapshot.loaded() else {
+        return Vec::new();
+    };
+    let config = &loaded.config;
+    let Some(uplink) = snapshot.uplink() else {
+        let about = format!("there is no interface with the index {}", config.uplink_ifindex);
+        return vec![Finding::new(Code::UplinkGone, about)];
+    };
+    let name = uplink.name.as_str();
+    let find = |code, about: String| Finding::new(code, about).with("INTERFACE", name);
+    let mut found = Vec::new();
+    if !uplink.is_up {
+        found.push(find(Code::UplinkDown, format!("{name} is down")));
+    }
+    let addr = Ipv4Addr::from(config.node_addr);
+    let has_it = |own: &causeway::links::Address| own.ifindex == uplink.index && own.addr == addr;
+    if !snapshot.addresses.iter().any(has_it) {
+        let about = format!("the programs translate to {addr}, and {name} does not have it");
+        found.push(find(Code::UplinkAddress, about).with("ADDRESS", addr));
+    }
+    if uplink.mtu != config.uplink_mtu {
+        let about = format!(
+            "{name} has an MTU of {}, the programs know {}",
+            uplink.mtu, config.uplink_mtu
+        );
+        found.push(find(Code::UplinkMtu, about).with("VALUE", config.uplink_mtu));
+    }
+    let hooks = loaded.hooks.iter().filter(|hook| hook.ifindex == uplink.index);
+    for hook in hooks {
+        let code = match hook.direction {
+            Direction::Ingress => Code::UplinkIngress,
+            Direction::Egress => Code::UplinkEgress,
+        };
+        found.extend(hook.missing().map(|about| find(code, about)));
+    }
+    if loaded.xdp == Some(false) {
+        let about = format!(
+            "{} is not in the driver of {name}",
+            causeway_common::maps::XDP_PROGRAM
+        );
+        found.push(find(Code::XdpMissing, about));
+    }
+    found.extend(loaded.before_ours.iter().map(other_first));
+    if let Some(route) = &snapshot.default_route
+        && route.ifindex != uplink.index
+    {
+        let other = snapshot
+            .link_by_index(route.ifindex)
+            .map_or_else(|| route.ifindex.to_string(), |link| link.name.clone());
+        let about = format!("the default route leaves by {other}, the uplink is {name}");
+        found.push(Finding::new(Code::DefaultRoute, about).with("INTERFACE", other));
+    }
+    found
+}
+
+fn other_first(before: &Before) -> Finding {
+    let Before {
+        interface,
+        direction,
+        program_id,
+        name,
+    } = before;
+    let id = program_id.map_or_else(String::new, |id| format!(" (program {id})"));
+    let about = format!(
+        "{name}{id} stands before ours on {interface} {}",
+        direction.name()
+    );
+    let finding = Finding::new(Code::OtherFirst, about).with("INTERFACE", interface);
+    match program_id {
+        Some(id) => finding.with("VALUE", id),
+        None => finding,
+    }
+}

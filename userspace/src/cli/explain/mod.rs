@@ -1,0 +1,261 @@
+//! `causeway explain`: what a code of the doctor means, or what becomes of a packet and which entry, range or rule decides it.
+
+mod code;
+mod judge;
+mod packet;
+mod view;
+
+use std::{
+    io::{self, BufRead as _, Write},
+    net::Ipv4Addr,
+};
+
+use causeway::{datapath, root::Root};
+use causeway_common::{
+    decide::{WIRESERVER, is_guarded},
+    flow::Nat,
+    maps::PodEntry,
+    reason::Verdict,
+    tuple::{ICMP, has_ports},
+};
+use clap::Args;
+use serde::Serialize;
+
+use self::{
+    judge::{Passage, judge},
+    packet::Packet,
+    view::{View, interface, is_local, is_masqueraded},
+};
+use super::{
+    Failure,
+    flows::{endpoint, exit_name, protocol_name, state_name},
+    open,
+    output::{self, Format, Report, duration, seconds_since},
+    ranges,
+};
+
+/// What is to be explained.
+#[derive(Args)]
+pub(crate) struct Question {
+    /// CODE, or SRC[:PORT] DST[:PORT] PROTO [opens|answers|continues]
+    #[arg(value_name = "WHAT", num_args = 0..=4, required_unless_present = "stdin")]
+    words: Vec<String>,
+    /// Read packets from standard input, one a line
+    #[arg(long, conflicts_with = "words")]
+    stdin: bool,
+}
+
+/// What becomes of a packet.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Fate {
+    protocol: String,
+    source: Ipv4Addr,
+    source_port: u16,
+    destination: Ipv4Addr,
+    destination_port: u16,
+    packet: &'static str,
+    /// What decides, in the order in which it is looked at.
+    steps: Vec<String>,
+    hooks: Vec<Hook>,
+    /// `carried`, `stack` or `dropped`.
+    outcome: &'static str,
+    translated: bool,
+}
+
+/// A program and what it says.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Hook {
+    program: &'static str,
+    reason: &'static str,
+    verdict: &'static str,
+    meaning: &'static str,
+    /// What replaces the source, or an answer's destination; null when the address stays.
+    translated_to: Option<String>,
+}
+
+/// Explains what was asked for.
+pub(crate) fn run(root: &Root, question: &Question, json: bool) -> Result<(), Failure> {
+    let format = Format::new(json);
+    let words: Vec<&str> = question.words.iter().map(String::as_str).collect();
+    if let [word] = words[..]
+        && let Some(code) = code::named(word)
+    {
+        return output::print(code::gather(code), format);
+    }
+    if question.stdin {
+        return answer_lines(root, format);
+    }
+    let packet = Packet::parse(&words).map_err(Failure::Usage)?;
+    let view = View::open(open(root)?)?;
+    output::print(explain(&view, &packet)?, format)
+}
+
+fn answer_lines(root: &Root, format: Format) -> Result<(), Failure> {
+    let view = View::open(open(root)?)?;
+    for line in io::stdin().lock().lines() {
+        let line = line.map_err(Failure::Input)?;
+        let words: Vec<&str> = line.split_whitespace().collect();
+        if words.is_empty() {
+            continue;
+        }
+        let packet = Packet::parse(&words).map_err(|error| Failure::Usage(format!("{line:?}: {error}")))?;
+        output::print_line(&explain(&view, &packet)?, format)?;
+    }
+    Ok(())
+}
+
+fn explain(view: &View, packet: &Packet) -> Result<Fate, Failure> {
+    let passages = judge(view, packet)?;
+    let key = &packet.key;
+    let is_icmp = key.protocol == ICMP;
+    let hook = |passage: &Passage| Hook {
+        program: passage.program,
+        reason: passage.reason.name(),
+        verdict: passage.reason.verdict().name(),
+        meaning: passage.reason.meaning(),
+        translated_to: passage
+            .translated
+            .map(|(addr, port)| match u16::from_be_bytes(port) {
+                0 if has_ports(key.protocol) => format!("{}, some free port", Ipv4Addr::from(addr)),
+                0 => Ipv4Addr::from(addr).to_string(),
+                port => endpoint(addr.into(), port, is_icmp),
+            }),
+    };
+    let outcome = passages
+        .last()
+        .map_or(Verdict::Stack, |last| last.reason.verdict());
+    Ok(Fate {
+        protocol: protocol_name(key.protocol),
+        source: key.src.into(),
+        source_port: u16::from_be_bytes(key.src_port),
+        destination: key.dst.into(),
+        destination_port: u16::from_be_bytes(key.dst_port),
+        packet: packet.role_name(),
+        steps: steps(view, packet)?,
+        hooks: passages.iter().map(hook).collect(),
+        outcome: outcome.name(),
+        translated: passages.iter().any(|passage| passage.translated.is_some()),
+    })
+}
+
+/// What is known of both ends, of the flow and of the destination.
+fn steps(view: &View, packet: &Packet) -> Result<Vec<String>, Failure> {
+    let key = &packet.key;
+    Ok(vec![
+        end(view, "source", key.src)?,
+        end(view, "destination", key.dst)?,
+        entry(view, packet)?,
+        guard(packet),
+        range(view, key.dst)?,
+    ])
+}
+
+fn end(view: &View, which: &str, addr: [u8; 4]) -> Result<String, Failure> {
+    let text = Ipv4Addr::from(addr);
+    Ok(match view.pod(addr)? {
+        Some(pod) if pod.flags & PodEntry::DEPARTED != 0 => {
+            format!("{which} {text} was a pod of this node until a short while ago")
+        }
+        Some(pod) => {
+            let interface = interface(pod.ifindex)?;
+            let state = match (pod.is_ready(), pod.may_be_carried()) {
+                (false, _) => "not ready: nothing of it is translated yet",
+                (true, false) => "ready, never carried: its link has a queueing discipline",
+                (true, true) => "ready",
+            };
+            format!("{which} {text} is a pod of this node on {interface}, {state}")
+        }
+        None if is_local(addr)? => format!("{which} {text} is this node itself"),
+        None => format!("{which} {text} is no pod of this node"),
+    })
+}
+
+fn entry(view: &View, packet: &Packet) -> Result<String, Failure> {
+    if !packet.is_whole {
+        return Ok("the source's port was not said: taken for a new flow".to_owned());
+    }
+    let Some(entry) = view.flow(&packet.key)? else {
+        return Ok("no entry in cwy_flows".to_owned());
+    };
+    let is_icmp = packet.key.protocol == ICMP;
+    let port = u16::from_be_bytes(entry.nat_port);
+    let nat = match entry.nat {
+        Nat::NONE => "not translated".to_owned(),
+        Nat::SOURCE => format!(
+            "source becomes {}",
+            endpoint(entry.nat_addr.into(), port, is_icmp)
+        ),
+        _ => format!(
+            "destination becomes {}",
+            endpoint(entry.nat_addr.into(), port, is_icmp)
+        ),
+    };
+    let other = match view.flow(&entry.peer_key(&packet.key))? {
+        Some(peer) => state_name(peer.state),
+        None => "none",
+    };
+    Ok(format!(
+        "entry in cwy_flows: {}, {nat}, exit {}, idle {}; of the other direction: {other}",
+        state_name(entry.state),
+        exit_name(entry.exit),
+        duration(seconds_since(entry.last_seen, datapath::now())),
+    ))
+}
+
+fn guard(packet: &Packet) -> String {
+    let key = &packet.key;
+    match (
+        key.dst == WIRESERVER,
+        is_guarded(key.dst, key.protocol, Some(key.dst_port)),
+    ) {
+        (true, true) => "the wireserver's TCP ports 80 and 32526 are not for pods".to_owned(),
+        (true, false) => "the wireserver: this port is open to pods".to_owned(),
+        (false, _) => "not the wireserver".to_owned(),
+    }
+}
+
+fn range(view: &View, addr: [u8; 4]) -> Result<String, Failure> {
+    let range = view.range(addr)?;
+    let becomes = if is_masqueraded(range.as_ref()) {
+        "a pod's new flow to it leaves with the node's address"
+    } else {
+        "a pod's flow to it keeps the pod's address"
+    };
+    Ok(match range {
+        Some((prefix, class)) => format!(
+            "destination is in range {prefix}, {}: {becomes}",
+            ranges::named(class)
+        ),
+        None => format!("destination is in no range: {becomes}"),
+    })
+}
+
+impl Report for Fate {
+    const KIND: &'static str = "Fate";
+
+    fn write_text(&self, out: &mut dyn Write) -> io::Result<()> {
+        for step in &self.steps {
+            writeln!(out, "- {step}")?;
+        }
+        for hook in &self.hooks {
+            let Hook {
+                program,
+                reason,
+                verdict,
+                meaning,
+                translated_to,
+            } = hook;
+            writeln!(out, "- {program} says {reason} ({verdict}): {meaning}")?;
+            if let Some(to) = translated_to {
+                writeln!(out, "  translated to {to}")?;
+            }
+        }
+        let translated = if self.translated { ", translated" } else { "" };
+        match self.outcome {
+            "stack" => writeln!(out, "=> the kernel has the last word{translated}"),
+            outcome => writeln!(out, "=> {outcome}{translated}"),
+        }
+    }
+}

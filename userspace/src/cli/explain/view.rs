@@ -1,0 +1,184 @@
+//! What the programs would read for a packet, read from the same maps at this moment.
+
+use std::net::Ipv4Addr;
+
+use aya::maps::{Array, HashMap, Map, MapData};
+use causeway::{
+    datapath::{self, Datapath, DatapathError, Range},
+    links::Netlink,
+};
+use causeway_common::{
+    decide::masquerade,
+    flow::{FlowEntry, Nat},
+    maps::{Config, IfaceEntry, PodEntry, PortWord, RangeEntry, Usage},
+    ports::{PROBES, candidate, candidate_id, reserved_bit},
+    tuple::{FlowKey, ICMP, TCP, UDP},
+};
+
+use crate::cli::maps;
+
+pub(super) type Key = FlowKey<[u8; 4]>;
+pub(super) type Entry = FlowEntry<[u8; 4]>;
+
+/// The maps of the node.
+pub(crate) struct View {
+    datapath: Datapath,
+    flows: HashMap<MapData, Key, Entry>,
+    ifaces: HashMap<MapData, u32, IfaceEntry<[u8; 4]>>,
+    usage: HashMap<MapData, [u8; 4], Usage>,
+    ports: Array<MapData, PortWord>,
+}
+
+type Read<T> = Result<T, DatapathError>;
+
+impl View {
+    pub(crate) fn open(datapath: Datapath) -> Read<Self> {
+        let ports = Array::try_from(Map::Array(maps::open(&datapath, "cwy_ports")?));
+        Ok(Self {
+            flows: maps::hash(&datapath, "cwy_flows")?,
+            ifaces: maps::hash(&datapath, "cwy_ifaces")?,
+            usage: maps::hash(&datapath, "cwy_usage")?,
+            ports: ports.map_err(|source| DatapathError::Map {
+                name: "cwy_ports",
+                source,
+            })?,
+            datapath,
+        })
+    }
+
+    pub(super) fn config(&self) -> Read<Config<[u8; 4]>> {
+        self.datapath.config()
+    }
+
+    pub(super) fn flow(&self, key: &Key) -> Read<Option<Entry>> {
+        maps::element(&self.flows, "cwy_flows", key)
+    }
+
+    pub(super) fn pod(&self, addr: [u8; 4]) -> Read<Option<PodEntry>> {
+        self.datapath.pod(addr.into())
+    }
+
+    /// The address that may send on an interface.
+    pub(super) fn sender(&self, ifindex: u32) -> Read<Option<[u8; 4]>> {
+        let entry = maps::element(&self.ifaces, "cwy_ifaces", &ifindex)?;
+        Ok(entry.map(|entry| entry.addr))
+    }
+
+    /// The narrowest range with this address.
+    pub(super) fn range(&self, addr: [u8; 4]) -> Read<Option<Range>> {
+        let ranges = self.datapath.ranges()?;
+        let around = ranges
+            .into_iter()
+            .filter(|(prefix, _)| prefix.contains(&Ipv4Addr::from(addr)));
+        Ok(around.max_by_key(|(prefix, _)| prefix.prefix_len()))
+    }
+
+    /// Whether the opener may have another flow.
+    pub(super) fn has_room(&self, opener: [u8; 4], config: &Config<[u8; 4]>) -> Read<bool> {
+        if let Some(usage) = maps::element(&self.usage, "cwy_usage", &opener)? {
+            return Ok(usage.has_room(config.pod_quota));
+        }
+        let wire = maps::element(&self.usage, "cwy_usage", &[0; 4])?;
+        Ok(wire.is_none_or(|usage| usage.has_room(config.wire_quota)))
+    }
+
+    /// Whether no translated flow may take the port.
+    pub(super) fn is_reserved(&self, protocol: u8, port: u16) -> Read<bool> {
+        if !matches!(protocol, TCP | UDP) {
+            return Ok(false);
+        }
+        let (index, bit) = reserved_bit(protocol == UDP, port);
+        match self.ports.get(&index, 0) {
+            Ok(word) => Ok(word.reserved & bit != 0),
+            Err(source) => Err(DatapathError::Map {
+                name: "cwy_ports",
+                source,
+            }),
+        }
+    }
+
+    /// Whether neither direction of a flow has seen a packet within its lifetime.
+    pub(super) fn is_idle(&self, key: &Key, entry: &Entry, config: &Config<[u8; 4]>) -> Read<bool> {
+        let over = |seen| {
+            config
+                .timeouts
+                .expired(entry, key.protocol, seen, datapath::now())
+        };
+        Ok(over(entry.last_seen)
+            && self
+                .flow(&entry.peer_key(key))?
+                .is_none_or(|peer| over(peer.last_seen)))
+    }
+
+    /// The mapping of a flow that has lost its own entry, found as the programs find it: among the ports it could have.
+    pub(super) fn mapping_of(&self, key: &Key, config: &Config<[u8; 4]>) -> Read<Option<Entry>> {
+        let (own, hash) = (u16::from_be_bytes(key.src_port), key.hash(config.seed));
+        for attempt in 0..PROBES {
+            let port = match key.protocol {
+                TCP | UDP => candidate(own, hash, attempt),
+                ICMP => candidate_id(own, hash, attempt),
+                _ if attempt == 0 => 0,
+                _ => break,
+            };
+            let answer = self.flow(&answer_key(key, config.node_addr, port))?;
+            if let Some(answer) = answer.filter(|answer| is_answer_to(answer, key)) {
+                return Ok(Some(answer));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether a pod's flow has lost the entry of its answers, `answer`, and has kept its port.
+    pub(super) fn has_lost(&self, answer: &Key) -> Read<bool> {
+        for (addr, _) in self.datapath.pods()? {
+            let forward_key = Key {
+                src: addr.octets(),
+                ..answer.reversed()
+            };
+            let is_its_own = |forward: Entry| {
+                forward.nat == Nat::SOURCE
+                    && forward.nat_addr == answer.dst
+                    && forward.nat_port == answer.dst_port
+            };
+            if self.flow(&forward_key)?.is_some_and(is_its_own) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// Whether the address is one of the node's own.
+pub(super) fn is_local(addr: [u8; 4]) -> Read<bool> {
+    let addresses = Netlink::new()?.addresses()?;
+    Ok(addresses.iter().any(|own| own.addr.octets() == addr))
+}
+
+/// The interface of an index.
+pub(super) fn interface(ifindex: u32) -> Read<String> {
+    let link = Netlink::new()?.link_by_index(ifindex)?;
+    Ok(link.map_or_else(|| format!("interface {ifindex}, which is gone"), |link| link.name))
+}
+
+/// Whether a pod's new flow to an address in this range leaves with the node's address.
+pub(super) fn is_masqueraded(range: Option<&Range>) -> bool {
+    let entry = range.map(|(_, class)| RangeEntry {
+        class: *class,
+        _pad: [0; 3],
+    });
+    masquerade(entry.as_ref())
+}
+
+/// The key under which the answer to a translated flow arrives.
+pub(super) fn answer_key(key: &Key, node_addr: [u8; 4], port: u16) -> Key {
+    Key {
+        dst: node_addr,
+        dst_port: port.to_be_bytes(),
+        ..key.reversed()
+    }
+}
+
+/// Whether an entry translates answers to this flow.
+pub(super) fn is_answer_to(answer: &Entry, key: &Key) -> bool {
+    answer.nat == Nat::DESTINATION && answer.nat_addr == key.src && answer.nat_port == key.src_port
+}

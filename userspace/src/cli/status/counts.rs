@@ -1,0 +1,119 @@
+//! What `causeway status` counts: pods and flows by state, flows by who opened them.
+
+use std::{collections::BTreeMap, net::Ipv4Addr};
+
+use causeway::datapath::{Datapath, DatapathError};
+use causeway_common::{
+    flow::State,
+    maps::{Config, FLOW_ENTRIES, POD_ENTRIES, PodEntry, Usage},
+};
+use serde::Serialize;
+
+use crate::cli::maps;
+
+#[derive(Serialize)]
+pub(super) struct PodCount {
+    pub(super) ready: usize,
+    pub(super) attaching: usize,
+    pub(super) departed: usize,
+    pub(super) capacity: usize,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct FlowCount {
+    pub(super) offered: usize,
+    pub(super) carried: usize,
+    pub(super) kernel: usize,
+    pub(crate) entries: usize,
+    pub(super) capacity: usize,
+    pub(super) fill_ratio: f64,
+}
+
+/// Flows by who opened them.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Usages {
+    pub(super) pod_quota: u32,
+    pub(super) wire_quota: u32,
+    /// Of hosts outside.
+    pub(super) wire: i32,
+    pub(super) pods: BTreeMap<Ipv4Addr, i32>,
+}
+
+pub(super) fn usages(datapath: &Datapath, config: &Config<[u8; 4]>) -> Result<Usages, DatapathError> {
+    let usage: Vec<([u8; 4], Usage)> = maps::elements(datapath, "cwy_usage")?;
+    let mut pods: BTreeMap<Ipv4Addr, i32> = usage
+        .into_iter()
+        .map(|(addr, usage)| (addr.into(), usage.flows))
+        .collect();
+    Ok(Usages {
+        pod_quota: config.pod_quota,
+        wire_quota: config.wire_quota,
+        wire: pods.remove(&Ipv4Addr::UNSPECIFIED).unwrap_or(0),
+        pods,
+    })
+}
+
+pub(super) fn count_pods(pods: &[(Ipv4Addr, PodEntry)]) -> PodCount {
+    let count = |is: fn(&PodEntry) -> bool| pods.iter().filter(|(_, entry)| is(entry)).count();
+    let departed = count(|entry| entry.flags & PodEntry::DEPARTED != 0);
+    let ready = count(PodEntry::is_ready);
+    PodCount {
+        ready,
+        departed,
+        attaching: pods.len() - ready - departed,
+        capacity: POD_ENTRIES,
+    }
+}
+
+pub(crate) fn count_flows(datapath: &Datapath) -> Result<FlowCount, DatapathError> {
+    let mut count = FlowCount {
+        offered: 0,
+        carried: 0,
+        kernel: 0,
+        entries: 0,
+        capacity: FLOW_ENTRIES,
+        fill_ratio: 0.0,
+    };
+    datapath.for_each_flow(|_, entry| {
+        count.entries += 1;
+        match entry.state {
+            State::OFFERED => count.offered += 1,
+            State::CARRIED => count.carried += 1,
+            State::KERNEL => count.kernel += 1,
+            _ => {}
+        }
+    })?;
+    #[expect(clippy::cast_precision_loss, reason = "both are far below 2^52")]
+    let ratio = count.entries as f64 / count.capacity as f64;
+    count.fill_ratio = ratio;
+    Ok(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pods_are_counted_by_state() {
+        let pod = |flags| {
+            let entry = PodEntry {
+                ifindex: 3,
+                mac: [2; 6],
+                host_mac: [2; 6],
+                mtu: 1500,
+                flags,
+                changed: 0,
+            };
+            (Ipv4Addr::LOCALHOST, entry)
+        };
+        let count = count_pods(&[
+            pod(0),
+            pod(PodEntry::READY),
+            pod(PodEntry::READY),
+            pod(PodEntry::DEPARTED),
+        ]);
+        assert_eq!((count.attaching, count.ready, count.departed), (1, 2, 1));
+    }
+}
