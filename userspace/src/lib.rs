@@ -23,6 +23,8 @@ pub mod ipam;
 pub mod leases;
 pub mod links;
 pub mod node;
+#[cfg(feature = "cli")]
+pub mod reconcile;
 mod restore;
 pub mod root;
 pub mod settings;

@@ -1,5 +1,6 @@
-//! The `causeway` command: shows what the datapath does, and takes it away.
+//! The `causeway` command: shows what the datapath does, keeps it right, and takes it away.
 
+mod agent;
 mod cli;
 
 use std::process::ExitCode;

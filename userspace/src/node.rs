@@ -103,14 +103,32 @@ pub fn find_uplink(
     let mac = link
         .mac
         .ok_or_else(|| NodeError::NotEthernet(link.name.clone()))?;
-    Ok(Uplink {
-        name: link.name,
+    Ok(uplink(&link, address, mac))
+}
+
+/// The uplink that has been in use, as it is; `None` if it is gone, down, or has that address no more.
+pub fn same_uplink(links: &mut Netlink, ifindex: u32, addr: Ipv4Addr) -> Result<Option<Uplink>, NodeError> {
+    let Some(link) = links.link_by_index(ifindex)?.filter(|link| link.is_up) else {
+        return Ok(None);
+    };
+    let addresses = links.addresses()?;
+    let address = addresses
+        .iter()
+        .find(|address| address.ifindex == ifindex && address.addr == addr);
+    Ok(address
+        .zip(link.mac)
+        .map(|(address, mac)| uplink(&link, address, mac)))
+}
+
+fn uplink(link: &Link, address: &Address, mac: [u8; 6]) -> Uplink {
+    Uplink {
+        name: link.name.clone(),
         ifindex: link.index,
         mac,
         mtu: link.mtu,
         addr: address.addr,
         prefix_len: address.prefix_len,
-    })
+    }
 }
 
 fn choose(

@@ -1,8 +1,10 @@
-//! The command line. Reads the pinned maps and prints them, and sweeps them; no daemon is asked.
+//! The command line. Reads the pinned maps and prints them, and sweeps them; the agent is not asked.
 //!
 //! Exit codes: 0 done, 1 failed, 2 wrong usage, 4 the datapath is not loaded.
 
+mod config;
 mod doctor;
+pub(crate) mod documents;
 mod explain;
 mod flows;
 mod leases;
@@ -15,6 +17,7 @@ mod ranges;
 mod status;
 mod sweep;
 mod tool;
+mod upgrade;
 mod version;
 
 use std::{
@@ -31,6 +34,7 @@ use clap::{Args, Parser, Subcommand};
 use thiserror::Error;
 
 use self::output::{Format, Report};
+use crate::agent;
 
 /// Parses the arguments, does what they say, and tells the shell how it went.
 pub(crate) fn main() -> ExitCode {
@@ -143,6 +147,27 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Keep the node right: live configuration, repairs, metrics
+    ///
+    /// Runs until SIGTERM; the datapath and its flows stay. SIGHUP reads the
+    /// configuration again. Pods and packets do without the agent.
+    Agent {
+        #[command(flatten)]
+        options: agent::Options,
+    },
+    /// The configuration: what is in force, from where, and is it right
+    Config {
+        #[command(subcommand)]
+        action: config::Action,
+    },
+    /// Exchange the pinned programs for this version's, under traffic
+    ///
+    /// The agent does so when it starts. Maps and flows stay.
+    Upgrade {
+        /// Also if they are this version's already
+        #[arg(long)]
+        again: bool,
+    },
     /// Take everything away and leave the node as it was found
     ///
     /// Pods that are still there lose masquerading: only the kernel routes them.
@@ -173,6 +198,9 @@ fn run(command: Command, root: &Root) -> Result<(), Failure> {
         Command::Monitor { until, json } => monitor::run(&open(root)?, &until, json),
         Command::Sweep { json } => output::print(sweep::gather(&open(root)?)?, Format::new(json)),
         Command::Version { json } => output::print(version::gather(), Format::new(json)),
+        Command::Agent { options } => Ok(agent::run(root, &options)?),
+        Command::Config { action } => config::run(&action, root),
+        Command::Upgrade { again } => upgrade::run(root, again),
         Command::Unload => unload(root),
     }
 }
@@ -201,7 +229,7 @@ fn open(root: &Root) -> Result<Datapath, Failure> {
 
 /// Why the command did not do what it was asked.
 #[derive(Debug, Error)]
-enum Failure {
+pub(crate) enum Failure {
     #[error(
         "the datapath is not loaded: there is no {}\n\
          hint: the first pod loads it (CNI ADD through azure-vnet); {}",
@@ -219,6 +247,10 @@ enum Failure {
     Usage(String),
     #[error("cannot read the input: {0}")]
     Input(io::Error),
+    #[error(transparent)]
+    Agent(#[from] agent::AgentError),
+    #[error("the configuration is wrong: {0}")]
+    Config(causeway::config::ConfigError),
     #[error("cannot wait for events: {0}")]
     Events(io::Error),
     #[error("cannot write the output: {0}")]

@@ -98,6 +98,13 @@ struct Document<'a, R> {
     report: &'a R,
 }
 
+/// The document.
+pub(crate) fn json<R: Report>(report: &R) -> Result<Vec<u8>, Failure> {
+    let mut document = Vec::new();
+    write_json(&mut document, report, true).map_err(Failure::Output)?;
+    Ok(document)
+}
+
 fn write_json<R: Report>(out: &mut dyn Write, report: &R, pretty: bool) -> io::Result<()> {
     let document = Document {
         api_version: API_VERSION,

@@ -14,6 +14,7 @@ mod hold;
 mod inspect;
 mod layout;
 mod load;
+mod mend;
 mod pins;
 mod pods;
 mod ports;
@@ -133,6 +134,20 @@ impl Datapath {
     /// How often each reason was given, over all CPUs.
     pub fn counts(&self) -> Result<Vec<(Reason, Count)>, DatapathError> {
         self.tables.counts()
+    }
+
+    /// How many flows the pods have opened, and how many all hosts outside have towards pods.
+    pub fn flow_counts(&self) -> Result<(i64, i64), DatapathError> {
+        let (mut pods, mut outside) = (0, 0);
+        for (account, usage) in self.tables.usage()?.all()? {
+            let flows = i64::from(usage.flows.max(0));
+            if account == [0; 4] {
+                outside += flows;
+            } else {
+                pods += flows;
+            }
+        }
+        Ok((pods, outside))
     }
 
     /// What the programs know of the node.

@@ -89,31 +89,18 @@ impl Datapath {
                 .insert(pod.addr.octets(), Usage::default())
                 .map_err(too_many)?;
         }
-        let mut entry = PodEntry {
-            ifindex: pod.ifindex,
-            mac: pod.mac,
-            host_mac: pod.host_mac,
-            mtu: pod.mtu,
-            flags: 0,
-            changed: now(),
-        };
+        let entry = pod.entry();
         let iface = IfaceEntry {
             addr: pod.addr.octets(),
             mac: pod.mac,
             _pad: [0; 2],
         };
         ifaces.insert(pod.ifindex, iface).map_err(too_many)?;
-        pods.insert(pod.addr.octets(), entry).map_err(too_many)?;
+        pods.insert(pod.addr.octets(), PodEntry { flags: 0, ..entry })
+            .map_err(too_many)?;
         let (mut netlink, restore) = (Netlink::new()?, Restore::new(&self.root));
         for hook in Hook::pod(&pod.host_if, pod.ifindex) {
             attach::attach(&mut netlink, &self.pins, &restore, &hook, mode)?;
-        }
-        entry.flags = PodEntry::READY;
-        if pod.stack_only {
-            entry.flags |= PodEntry::STACK_ONLY;
-        }
-        if pod.takes_frames {
-            entry.flags |= PodEntry::TAKES_FRAMES;
         }
         pods.insert(pod.addr.octets(), entry)
     }
@@ -226,7 +213,7 @@ impl Datapath {
     /// Pods may be added and removed side by side, each writes its own entries; but not while departed ones are
     /// being forgotten, or an address given anew could be forgotten too. `None` if [`Sharing::Alone`] is not to be
     /// had at once.
-    fn lock_pods(&self, sharing: Sharing) -> Result<Option<File>, DatapathError> {
+    pub(super) fn lock_pods(&self, sharing: Sharing) -> Result<Option<File>, DatapathError> {
         let path = self.root.path("/run/causeway/pods.lock");
         let failed = |source| DatapathError::file(&path, source);
         path.parent().map_or(Ok(()), fs::create_dir_all).map_err(failed)?;
@@ -256,7 +243,7 @@ fn too_many(error: DatapathError) -> DatapathError {
 }
 
 #[derive(Clone, Copy)]
-enum Sharing {
+pub(super) enum Sharing {
     WithOthers,
     Alone,
 }

@@ -183,6 +183,12 @@ impl Endpoints {
     }
 }
 
+/// Whether these bytes are a state.
+#[cfg(feature = "cli")]
+pub(crate) fn is_whole(bytes: &[u8]) -> bool {
+    matches!(parse(bytes, Path::new(STATE)), Ok(Some(_)))
+}
+
 fn load(path: &Path) -> Result<Option<File>, EndpointsError> {
     match durable::read(path) {
         Ok(bytes) => parse(&bytes.unwrap_or_default(), path),

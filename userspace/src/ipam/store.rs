@@ -70,6 +70,12 @@ pub fn snapshot(root: &Root) -> Result<Space, StoreError> {
     Ok(std::mem::take(file.ipam.local()))
 }
 
+/// Whether these bytes are such a state.
+#[cfg(feature = "cli")]
+pub(crate) fn is_whole(bytes: &[u8]) -> bool {
+    matches!(File::parse(bytes), Ok(Some(_)))
+}
+
 fn load(path: &Path) -> Result<Option<File>, StoreError> {
     let bytes = durable::read(path).map_err(|source| StoreError::Read {
         path: path.to_owned(),

@@ -5,7 +5,7 @@ use std::{net::Ipv4Addr, os::fd::BorrowedFd};
 use ipnet::Ipv4Net;
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
-    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage},
+    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
     route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType},
 };
 
@@ -122,6 +122,15 @@ pub(super) struct Route {
     pub(super) ifindex: u32,
 }
 
+/// A neighbour whose MAC is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Neighbour {
+    pub(super) ifindex: u32,
+    pub(super) address: Ipv4Addr,
+    pub(super) mac: [u8; 6],
+    pub(super) is_permanent: bool,
+}
+
 impl Netlink {
     /// The IPv4 unicast routes of the main table that leave by one interface.
     pub(super) fn routes(&mut self) -> Result<Vec<Route>, LinkError> {
@@ -129,16 +138,26 @@ impl Netlink {
         Ok(messages.iter().filter_map(route).collect())
     }
 
-    /// The MAC that is noted for a neighbour.
-    fn neighbour(&mut self, ifindex: u32, address: Ipv4Addr) -> Result<Option<[u8; 6]>, LinkError> {
+    /// Every IPv4 neighbour with a MAC.
+    pub(super) fn neighbours(&mut self) -> Result<Vec<Neighbour>, LinkError> {
         let mut of_ipv4 = NeighbourMessage::default();
         of_ipv4.header.family = AddressFamily::Inet;
         let everything = RouteNetlinkMessage::GetNeighbour(of_ipv4);
         let messages = self.list(&everything, || "list neighbours".to_owned())?;
-        Ok(messages.iter().find_map(|message| match message {
-            RouteNetlinkMessage::NewNeighbour(message) => neighbour_mac(message, ifindex, address),
+        let neighbours = messages.iter().filter_map(|message| match message {
+            RouteNetlinkMessage::NewNeighbour(message) => neighbour(message),
             _ => None,
-        }))
+        });
+        Ok(neighbours.collect())
+    }
+
+    /// The MAC that is noted for a neighbour.
+    fn neighbour(&mut self, ifindex: u32, address: Ipv4Addr) -> Result<Option<[u8; 6]>, LinkError> {
+        let of_link = self.neighbours()?;
+        let found = of_link
+            .into_iter()
+            .find(|neighbour| neighbour.ifindex == ifindex && neighbour.address == address);
+        Ok(found.map(|neighbour| neighbour.mac))
     }
 }
 
@@ -163,13 +182,19 @@ fn route(message: &RouteMessage) -> Option<Route> {
     })
 }
 
-fn neighbour_mac(message: &NeighbourMessage, ifindex: u32, address: Ipv4Addr) -> Option<[u8; 6]> {
-    let is_it = |attribute: &NeighbourAttribute| matches!(attribute, NeighbourAttribute::Destination(NeighbourAddress::Inet(found)) if *found == address);
-    if message.header.ifindex != ifindex || !message.attributes.iter().any(is_it) {
-        return None;
+fn neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
+    let (mut address, mut mac) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(found)) => address = Some(*found),
+            NeighbourAttribute::LinkLayerAddress(found) => mac = found.clone().try_into().ok(),
+            _ => {}
+        }
     }
-    message.attributes.iter().find_map(|attribute| match attribute {
-        NeighbourAttribute::LinkLayerAddress(mac) => mac.clone().try_into().ok(),
-        _ => None,
+    Some(Neighbour {
+        ifindex: message.header.ifindex,
+        address: address?,
+        mac: mac?,
+        is_permanent: message.header.state == NeighbourState::Permanent,
     })
 }

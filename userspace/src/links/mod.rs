@@ -4,6 +4,7 @@
 
 mod address;
 mod inspect;
+mod mend;
 mod pod;
 mod polling;
 mod socket;
@@ -18,6 +19,7 @@ use std::{
 
 pub use address::{put_address, take_address};
 pub use inspect::{Expected, inspect_pod};
+pub use mend::HostSide;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,

@@ -83,7 +83,7 @@ pub fn connect_pod<E: From<LinkError>>(
         mac,
     };
     admit(&link)?;
-    set_up_host(&mut host, &end, pod, mac)?;
+    set_up_host(&mut host, &end, pod.addr, mac)?;
     set_up_pod(&mut Netlink::inside(netns)?, pod, host_mac)?;
     // The end that came up first had no carrier then: what is sent to the pod is lost until it has.
     host.wait_until_operational(&end)?;
@@ -162,17 +162,23 @@ fn find_host_end(host: &mut Netlink, pod: &PodNetwork) -> Result<Link, LinkError
         .ok_or_else(|| LinkError::Disappeared(pod.host_if.clone()))
 }
 
-fn set_up_host(host: &mut Netlink, link: &Link, pod: &PodNetwork, mac: [u8; 6]) -> Result<(), LinkError> {
-    ignore_advertisements(&pod.host_if)?;
+/// Every step may be repeated.
+pub(super) fn set_up_host(
+    host: &mut Netlink,
+    link: &Link,
+    addr: Ipv4Addr,
+    mac: [u8; 6],
+) -> Result<(), LinkError> {
+    ignore_advertisements(&link.name)?;
     host.refuse_ipv6_addresses(link)?;
     host.bring_up(link)?;
     let mut route = route_out_of(link);
-    lead_to(&mut route, pod.addr);
+    lead_to(&mut route, addr);
     // A pod that was not deleted cleanly may have left a route to another interface: the address has one owner.
     host.change(RouteNetlinkMessage::NewRoute(route), REPLACE, || {
-        format!("route {}/32 to {}", pod.addr, pod.host_if)
+        format!("route {addr}/32 to {}", link.name)
     })?;
-    host.set_neighbour(link, pod.addr, mac)
+    host.set_neighbour(link, addr, mac)
 }
 
 /// The host's end listens to no router advertisement of a pod.

@@ -1,0 +1,206 @@
+//! Keeps a node right: looks at everything that Causeway has made, and puts right what is not as it should be.
+//!
+//! A [`Keeper`] makes one pass after the other. A pass reads, compares and mends, and each item that cannot be mended
+//! hinders none of the others. It waits for nobody: what a CNI call is at work on is left to that call.
+
+mod pods;
+mod state_files;
+
+use std::{collections::BTreeMap, net::Ipv4Addr, time::Instant};
+
+use causeway_common::maps::PodEntry;
+
+use self::state_files::StateFiles;
+use crate::{
+    attachments::orphans,
+    datapath::{Datapath, DatapathError, Hold, Occasion, Swept},
+    endpoints,
+    leases::Lease,
+    links::Netlink,
+    node::{self, NodeError, Uplink},
+    root::Root,
+    settings::Settings,
+};
+
+/// How long something must have been without an owner before it is collected. Its owner may be on the way. Seconds.
+const GRACE: u64 = 60;
+
+/// What a pass found and did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pass {
+    /// Whether a datapath is there.
+    pub loaded: bool,
+    /// What was put right, each item in words.
+    pub mended: Vec<String>,
+    /// What is wrong and could not be put right.
+    pub faults: Vec<String>,
+    /// Addresses whose pods were gone.
+    pub collected: usize,
+    /// What the sweep found, if one was due.
+    pub swept: Option<Swept>,
+}
+
+/// The memory of the one who keeps a node right.
+#[derive(Debug)]
+pub struct Keeper {
+    root: Root,
+    settings: Settings,
+    hold: Hold,
+    files: StateFiles,
+    /// Pods as they were last seen served: what the state files do not say of them is taken from here.
+    served: BTreeMap<Ipv4Addr, PodEntry>,
+    /// Since when something looks as if it had no owner.
+    suspects: BTreeMap<String, Instant>,
+    /// Whether the datapath has been there: who takes it away then means it.
+    was_loaded: bool,
+}
+
+impl Keeper {
+    /// The keeper of a node, which follows these settings.
+    pub fn new(root: &Root, settings: Settings) -> Self {
+        Self {
+            root: root.clone(),
+            settings,
+            hold: Hold::default(),
+            files: StateFiles::new(root),
+            served: BTreeMap::new(),
+            suspects: BTreeMap::new(),
+            was_loaded: false,
+        }
+    }
+
+    /// Follows other settings from here on. The programs know them when this returns, if the datapath is there.
+    /// Returns the maps that were changed.
+    pub fn follow(&mut self, settings: Settings) -> Result<Vec<&'static str>, DatapathError> {
+        self.settings = settings;
+        match Datapath::open(&self.root)? {
+            Some(datapath) => datapath.apply(&self.settings),
+            None => Ok(Vec::new()),
+        }
+    }
+
+    /// Looks at everything once.
+    pub fn pass(&mut self) -> Pass {
+        let mut pass = Pass::default();
+        let mut notes = Notes {
+            mended: &mut pass.mended,
+            faults: &mut pass.faults,
+        };
+        self.files.check(&mut notes);
+        let restored = self.hold.refresh(&self.root);
+        for path in notes.unless_failed(restored).unwrap_or_default() {
+            notes.mended(format!("{} was not pinned", path.display()));
+        }
+        let datapath = self.datapath(&mut notes);
+        if let Some(datapath) = notes.unless_failed(datapath).flatten() {
+            // What was loaded or attached by this pass is to be held from here on.
+            notes.unless_failed(self.hold.refresh(&self.root));
+            for map in notes
+                .unless_failed(datapath.apply(&self.settings))
+                .unwrap_or_default()
+            {
+                notes.mended(format!("{map} was not as configured"));
+            }
+            self.keep_pods(&datapath, &mut notes);
+            pass.loaded = true;
+            pass.swept = notes
+                .unless_failed(datapath.sweep_if_needed(Occasion::Del))
+                .flatten();
+        }
+        pass.collected = self.collect();
+        pass
+    }
+
+    /// The datapath, attached to the uplink as it is. One that somebody has unloaded stays so until the next ADD.
+    fn datapath(&mut self, notes: &mut Notes<'_>) -> Result<Option<Datapath>, KeepError> {
+        let mut netlink = Netlink::new().map_err(NodeError::from)?;
+        let before = Datapath::open(&self.root)?;
+        if before.is_none() && self.was_loaded {
+            return Ok(None);
+        }
+        let uplink = self.uplink(&mut netlink, before.as_ref())?;
+        let missing = before.as_ref().map(Datapath::inspect_uplink).transpose()?;
+        if node::enable_forwarding(&self.root)? && before.is_some() {
+            notes.mended("net.ipv4.ip_forward was 0".to_owned());
+        }
+        let datapath = Datapath::ensure(&self.root, &uplink, true)?;
+        for item in missing.into_iter().flatten() {
+            notes.mended(item);
+        }
+        self.was_loaded = true;
+        Ok(Some(datapath))
+    }
+
+    /// The one that was chosen; else the one in use, as long as it is there; else that of the default route.
+    fn uplink(&self, netlink: &mut Netlink, datapath: Option<&Datapath>) -> Result<Uplink, KeepError> {
+        let chosen = self.settings.uplink.as_deref();
+        if let Some(datapath) = datapath {
+            let config = datapath.config()?;
+            let same = node::same_uplink(netlink, config.uplink_ifindex, config.node_addr.into())?;
+            let suits = |uplink: &Uplink| chosen.is_none_or(|name| uplink.name == name);
+            if let Some(uplink) = same.filter(suits) {
+                return Ok(uplink);
+            }
+        }
+        Ok(node::find_uplink(netlink, chosen, None)?)
+    }
+
+    /// Ends attachments whose interface has been gone for a while.
+    fn collect(&mut self) -> usize {
+        let suspects = &mut self.suspects;
+        let mut seen = Vec::new();
+        let collected = orphans::collect(&self.root, |lease: &Lease| {
+            let name = format!("lease {}", lease.held.address);
+            let is_due = is_overdue(suspects, &name);
+            seen.push(name);
+            is_due
+        });
+        suspects.retain(|name, _| !name.starts_with("lease ") || seen.contains(name));
+        collected
+    }
+}
+
+/// Notes a suspect. Returns whether it has been one for long enough.
+fn is_overdue(suspects: &mut BTreeMap<String, Instant>, name: &str) -> bool {
+    let since = suspects.entry(name.to_owned()).or_insert_with(Instant::now);
+    since.elapsed().as_secs() >= GRACE
+}
+
+/// Where a pass notes what it does.
+#[derive(Debug)]
+struct Notes<'a> {
+    mended: &'a mut Vec<String>,
+    faults: &'a mut Vec<String>,
+}
+
+impl Notes<'_> {
+    fn mended(&mut self, item: String) {
+        tracing::warn!(item, "put right");
+        self.mended.push(item);
+    }
+
+    fn unless_failed<T, E: std::fmt::Display>(&mut self, result: Result<T, E>) -> Option<T> {
+        result.map_err(|error| self.faults.push(error.to_string())).ok()
+    }
+}
+
+/// Why a part of a pass was given up.
+#[derive(Debug, thiserror::Error)]
+enum KeepError {
+    #[error(transparent)]
+    Datapath(#[from] DatapathError),
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    #[error(transparent)]
+    Link(#[from] crate::links::LinkError),
+    #[error(transparent)]
+    Endpoints(#[from] endpoints::EndpointsError),
+    #[error(transparent)]
+    Store(#[from] crate::ipam::store::StoreError),
+    #[error("the network namespace {path} of container {container} cannot be opened: {source}")]
+    Netns {
+        path: String,
+        container: String,
+        source: std::io::Error,
+    },
+}

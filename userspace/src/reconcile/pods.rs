@@ -1,0 +1,312 @@
+//! The pods: each endpoint of the state beside its interface, its routes and what the programs know of it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+    net::Ipv4Addr,
+    os::fd::AsFd as _,
+    path::Path,
+    time::Duration,
+};
+
+use causeway_common::maps::PodEntry;
+use ipnet::{IpNet, Ipv4Net};
+
+use super::{KeepError, Keeper, Notes, is_overdue};
+use crate::{
+    attachments,
+    datapath::{Datapath, Expedited, Pod},
+    endpoints::{self, Endpoint, Key, State},
+    ipam::store,
+    links::{self, HostSide, Link, Netlink, PodNetwork},
+};
+
+impl Keeper {
+    pub(super) fn keep_pods(&mut self, datapath: &Datapath, notes: &mut Notes<'_>) {
+        let Some(mut sight) = notes.unless_failed(Sight::read(self, datapath)) else {
+            return;
+        };
+        let state = std::mem::take(&mut sight.state);
+        let mut missing = BTreeSet::new();
+        for (key, endpoint) in state.keys() {
+            let Some(net) = v4(endpoint).filter(|_| !sight.theirs.contains(&key.container)) else {
+                continue;
+            };
+            let place = Place {
+                key: &key,
+                endpoint,
+                net,
+            };
+            let kept = if let Some(link) = sight.host.link(&endpoint.host_if_name) {
+                self.keep_pod(&sight, &place, link, notes)
+            } else {
+                missing.insert(format!("interface {}", endpoint.host_if_name));
+                self.reconnect(&sight, &place, notes)
+            };
+            notes.unless_failed(kept);
+        }
+        let forgotten = self.forget_strangers(&sight, &state, &mut missing, notes);
+        notes.unless_failed(forgotten);
+        self.suspects
+            .retain(|name, _| name.starts_with("lease ") || missing.contains(name));
+        self.remember(datapath, notes);
+    }
+
+    /// What the programs know of pods that are served is what they are to know tomorrow.
+    fn remember(&mut self, datapath: &Datapath, notes: &mut Notes<'_>) {
+        let pods = notes.unless_failed(datapath.pods()).unwrap_or_default();
+        self.served = pods.into_iter().filter(|(_, entry)| entry.is_ready()).collect();
+    }
+
+    fn keep_pod(
+        &self,
+        sight: &Sight<'_>,
+        place: &Place<'_>,
+        link: &Link,
+        notes: &mut Notes<'_>,
+    ) -> Result<(), KeepError> {
+        let address = place.net.addr();
+        let (Some(mac), Some(host_mac)) = (place.endpoint.mac(), link.mac) else {
+            return Ok(());
+        };
+        let pod = self.pod(sight, place, link.index, mac, host_mac, link.mtu);
+        let wrong = sight.host.wrong_with(link, address, mac);
+        if wrong.is_empty() && sight.datapath.inspect_pod(&pod)?.is_empty() {
+            return Ok(());
+        }
+        // A call for it is under way: it is that call's to finish.
+        let Ok(_alone) = attachments::lock(&self.root, place.key, Duration::ZERO) else {
+            return Ok(());
+        };
+        let is_there = endpoints::readable(&self.root)?.find(place.key).is_some();
+        let mut netlink = Netlink::new()?;
+        let Some(link) = netlink.link_by_index(link.index)?.filter(|_| is_there) else {
+            return Ok(());
+        };
+        for item in sight.datapath.mend_pod(&pod)? {
+            notes.mended(format!("{item} (pod {address})"));
+        }
+        if !wrong.is_empty() {
+            netlink.mend_host(&link, address, mac)?;
+            for item in wrong {
+                notes.mended(format!("{item} (pod {address})"));
+            }
+        }
+        Ok(())
+    }
+
+    /// A pod whose interface was deleted under it gets another one, with the address and the MAC that it had.
+    fn reconnect(
+        &mut self,
+        sight: &Sight<'_>,
+        place: &Place<'_>,
+        notes: &mut Notes<'_>,
+    ) -> Result<(), KeepError> {
+        let Place { key, endpoint, net } = *place;
+        // The second look: a runtime that ends a pod takes its interface first.
+        let name = format!("interface {}", endpoint.host_if_name);
+        if self.suspects.insert(name, std::time::Instant::now()).is_none() {
+            return Ok(());
+        }
+        let (Some(netns), Some(mac)) = (named_netns(endpoint)?, endpoint.mac()) else {
+            return Ok(());
+        };
+        let Ok(_alone) = attachments::lock(&self.root, key, Duration::ZERO) else {
+            return Ok(());
+        };
+        if endpoints::readable(&self.root)?.find(key).is_none() {
+            return Ok(());
+        }
+        let network = PodNetwork {
+            addr: net.addr(),
+            prefix_len: net.prefix_len(),
+            if_name: endpoint.if_name.clone(),
+            host_if: endpoint.host_if_name.clone(),
+            mtu: self
+                .served
+                .get(&net.addr())
+                .map_or(sight.uplink_mtu, |entry| entry.mtu.into()),
+            mac,
+            polls: sight.datapath.has_xdp()?,
+        };
+        let _expedited = Expedited::begin(true);
+        links::connect_pod(netns.as_fd(), &network, |link| -> Result<(), KeepError> {
+            let pod = self.pod(
+                sight,
+                place,
+                link.host_ifindex,
+                link.mac,
+                link.host_mac,
+                network.mtu,
+            );
+            Ok(sight.datapath.add_pod(&pod)?)
+        })?;
+        notes.mended(format!(
+            "interface {} of pod {} was gone",
+            network.host_if, network.addr
+        ));
+        Ok(())
+    }
+
+    fn pod(
+        &self,
+        sight: &Sight<'_>,
+        place: &Place<'_>,
+        ifindex: u32,
+        mac: [u8; 6],
+        host_mac: [u8; 6],
+        mtu: u32,
+    ) -> Pod {
+        let addr = place.net.addr();
+        let known = sight.entries.get(&addr).or_else(|| self.served.get(&addr));
+        let has = |flag: u16| known.is_some_and(|entry| entry.flags & flag != 0);
+        Pod {
+            addr,
+            ifindex,
+            host_if: place.endpoint.host_if_name.clone(),
+            mac,
+            host_mac,
+            mtu: known.map_or_else(|| u16::try_from(mtu).unwrap_or(u16::MAX), |entry| entry.mtu),
+            stack_only: has(PodEntry::STACK_ONLY),
+            takes_frames: has(PodEntry::TAKES_FRAMES),
+        }
+    }
+
+    /// What belongs to nobody for a while: entries whose interface is gone, host interfaces without an endpoint.
+    fn forget_strangers(
+        &mut self,
+        sight: &Sight<'_>,
+        state: &State,
+        missing: &mut BTreeSet<String>,
+        notes: &mut Notes<'_>,
+    ) -> Result<(), KeepError> {
+        let addresses: BTreeSet<Ipv4Addr> = state
+            .endpoints()
+            .filter_map(|(_, endpoint)| Some(v4(endpoint)?.addr()))
+            .collect();
+        for (addr, entry) in &sight.entries {
+            let is_there = sight.host.links.iter().any(|link| link.index == entry.ifindex);
+            if is_there || addresses.contains(addr) {
+                continue;
+            }
+            let name = format!("entry {addr}");
+            if is_overdue(&mut self.suspects, &name) {
+                sight.datapath.remove_pod(*addr)?;
+                notes.mended(format!(
+                    "entry {addr} of cwy_pods had neither interface nor endpoint"
+                ));
+            }
+            missing.insert(name);
+        }
+        if !sight.is_state_readable {
+            return Ok(());
+        }
+        for link in sight.host.links.iter().filter(|link| is_ours(link)) {
+            let is_known = state
+                .endpoints()
+                .any(|(_, endpoint)| endpoint.host_if_name == link.name)
+                || sight.entries.values().any(|entry| entry.ifindex == link.index);
+            if is_known {
+                continue;
+            }
+            let name = format!("veth {}", link.name);
+            if is_overdue(&mut self.suspects, &name) {
+                links::disconnect_pod(&link.name)?;
+                notes.mended(format!("interface {} belonged to no pod", link.name));
+            }
+            missing.insert(name);
+        }
+        Ok(())
+    }
+}
+
+/// An endpoint of the state.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    key: &'a Key,
+    endpoint: &'a Endpoint,
+    net: Ipv4Net,
+}
+
+/// The node at one moment.
+struct Sight<'a> {
+    datapath: &'a Datapath,
+    uplink_mtu: u32,
+    state: State,
+    /// Whether the state is more than nothing: without it nobody is a stranger.
+    is_state_readable: bool,
+    /// Containers of the incumbent, which are wired otherwise.
+    theirs: BTreeSet<String>,
+    host: HostSide,
+    /// Those of pods that are there.
+    entries: BTreeMap<Ipv4Addr, PodEntry>,
+}
+
+impl<'a> Sight<'a> {
+    fn read(keeper: &Keeper, datapath: &'a Datapath) -> Result<Self, KeepError> {
+        // The state first: a pod that is added while this is read is not missed, and one that is deleted is locked.
+        let state = endpoints::snapshot(&keeper.root);
+        let is_state_readable = matches!(state, Ok(Some(_)));
+        let theirs = store::snapshot(&keeper.root)?
+            .held()
+            .filter(|held| held.network.is_empty())
+            .map(|held| held.holder.container)
+            .collect();
+        Ok(Self {
+            datapath,
+            uplink_mtu: datapath.config()?.uplink_mtu,
+            state: state.ok().flatten().unwrap_or_default(),
+            is_state_readable,
+            theirs,
+            host: HostSide::read(&mut Netlink::new()?)?,
+            entries: datapath
+                .pods()?
+                .into_iter()
+                .filter(|(_, entry)| entry.flags & PodEntry::DEPARTED == 0)
+                .collect(),
+        })
+    }
+}
+
+fn v4(endpoint: &Endpoint) -> Option<Ipv4Net> {
+    endpoint
+        .addresses()
+        .into_iter()
+        .find_map(|address| match address {
+            IpNet::V4(address) => Some(address),
+            IpNet::V6(_) => None,
+        })
+}
+
+/// `azv` and eleven hexadecimal digits ([`attachments::veth_name`]).
+fn is_ours(link: &Link) -> bool {
+    let digits = link.name.strip_prefix("azv");
+    link.is_veth
+        && digits
+            .is_some_and(|digits| digits.len() == 11 && digits.bytes().all(|byte| byte.is_ascii_hexdigit()))
+}
+
+/// The pod's namespace, if it has a name of its own: a number below `/proc` may be another process's by now.
+fn named_netns(endpoint: &Endpoint) -> Result<Option<File>, KeepError> {
+    let path = endpoint.netns();
+    if path.is_empty() || Path::new(path).starts_with("/proc") {
+        return Ok(None);
+    }
+    match File::open(path) {
+        // What is left of a namespace that was unmounted is an ordinary file.
+        Ok(file) if is_namespace(&file) => Ok(Some(file)),
+        Ok(_) => Ok(None),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(KeepError::Netns {
+            path: path.to_owned(),
+            container: endpoint.container_id.clone(),
+            source,
+        }),
+    }
+}
+
+fn is_namespace(file: &File) -> bool {
+    /// `NSFS_MAGIC` of `linux/magic.h`.
+    const NSFS_MAGIC: i64 = 0x6e73_6673;
+    rustix::fs::fstatfs(file).is_ok_and(|stat| stat.f_type == NSFS_MAGIC)
+}
