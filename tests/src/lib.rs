@@ -3,6 +3,7 @@
 //! [`rig::Rig`] is the way in. It holds no opinion about the datapath: it speaks to the CNI plug-in and the command line as
 //! a node does, sends real traffic, and judges by what the wires and the receivers saw.
 
+pub mod agent;
 pub mod bpf;
 pub mod capture;
 pub mod conntrack;

@@ -205,10 +205,16 @@ impl Node {
 
     /// The Causeway command line, to be run on this node.
     pub fn causeway(&self, args: &[&str]) -> Result<String> {
-        let mut command = self.program(self.dist()?.cli().as_os_str());
-        stdout_of(command.args(args).output(), || {
+        stdout_of(self.causeway_command(args)?.output(), || {
             format!("causeway {}", args.join(" "))
         })
+    }
+
+    /// As [`Self::causeway`], not started yet.
+    pub fn causeway_command(&self, args: &[&str]) -> Result<Command> {
+        let mut command = self.program(self.dist()?.cli().as_os_str());
+        command.args(args);
+        Ok(command)
     }
 
     /// What the command line prints with `--json`.

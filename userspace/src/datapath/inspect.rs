@@ -88,6 +88,9 @@ impl Datapath {
             )),
             None => wrong.push(format!("the entry {} of map cwy_ifaces is missing", pod.ifindex)),
         }
+        if self.tables.usage()?.get(&pod.addr.octets())?.is_none() {
+            wrong.push(format!("the entry {} of map cwy_usage is missing", pod.addr));
+        }
         for hook in self.states(pod.ifindex, Some(&pod.host_if), Hook::pod)? {
             wrong.extend(hook.missing());
         }

@@ -1,6 +1,10 @@
 //! Leaves the node as it was found.
 
-use std::fs;
+use std::{
+    fs::{self, File},
+    io::{self, ErrorKind},
+    path::Path,
+};
 
 use causeway_common::maps::PROGRAM_NAMES;
 
@@ -24,6 +28,11 @@ pub struct Unloaded {
     pub was_loaded: bool,
 }
 
+/// The agent's lock: whoever runs holds it.
+const AGENT_LOCK: &str = "agent.lock";
+/// What an agent that runs has there.
+const AGENTS: [&str; 3] = [AGENT_LOCK, "causeway.sock", "settings.json"];
+
 impl super::Datapath {
     /// Detaches and unpins everything, and restores what loading and the first pod changed: bpffs, qdiscs,
     /// `net.ipv4.ip_forward`. Refuses nothing, does what can be done, and is idempotent: pods that are still there
@@ -44,10 +53,33 @@ impl super::Datapath {
         DatapathError::collect(|| "unloading".to_owned(), errors)?;
         restore.clear()?;
         let run = root.path("/run/causeway");
-        pins::ignore_missing(fs::remove_dir_all(&run)).map_err(|source| DatapathError::file(run, source))?;
+        clear(&run).map_err(|source| DatapathError::file(run, source))?;
         drop(lock);
         Ok(Unloaded { was_loaded })
     }
+}
+
+/// Removes what is noted for the time between two boots, but not under an agent that runs: its lock and its socket are
+/// how it is found.
+fn clear(run: &Path) -> io::Result<()> {
+    let agent = run.join(AGENT_LOCK);
+    let is_running = match File::open(&agent) {
+        Ok(lock) => lock.try_lock().is_err(),
+        Err(error) if error.kind() == ErrorKind::NotFound => false,
+        Err(error) => return Err(error),
+    };
+    if !is_running {
+        return pins::ignore_missing(fs::remove_dir_all(run));
+    }
+    for entry in fs::read_dir(run)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            fs::remove_dir_all(entry.path())?;
+        } else if !AGENTS.iter().any(|name| entry.file_name() == **name) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
 }
 
 /// Removes the trees of every version.

@@ -1,0 +1,7 @@
+//! The agent on a real node: what it mends, what it follows, what it says, and that nobody feels it come and go.
+
+mod bounds;
+mod config;
+mod healing;
+mod metrics;
+mod restart;
