@@ -23,7 +23,7 @@ fn the_agent_of_many_pods_has_room_in_twelve_mebibytes() -> Result<()> {
     let before = agent.metric("causeway_reconcile_passes_total")?;
     agent.wait_for("two more passes", |agent| {
         agent.get("/v1/status")?;
-        Ok(agent.metric("causeway_reconcile_passes_total")? >= before + 2.0)
+        Ok(agent.metric("causeway_reconcile_passes_total")? >= before + 2)
     })?;
     let resident = resident(&agent)?;
     ensure!(resident <= 12 << 20, "{} KiB are resident", resident >> 10);

@@ -91,7 +91,7 @@ fn a_wrong_file_changes_nothing_and_is_named_with_its_line() -> Result<()> {
         let (status, body) = agent.ask("GET /readyz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")?;
         Ok(status == 503 && body.contains("ip-masq-agent") && body.contains("line 3"))
     })?;
-    ensure!(agent.metric("causeway_config_last_reload_successful")? == 0.0);
+    ensure!(agent.metric("causeway_config_last_reload_successful")? == 0);
     ensure!(
         seen_from(&pod, &vnet, at)? == NODE,
         "the list of before is not in force"

@@ -26,8 +26,10 @@ fn map(rig: &Rig, name: &str) -> Result<MapData> {
     Ok(MapData::from_pin(pins(rig).join("maps").join(name))?)
 }
 
-/// Takes something away. Returns how it is told that it is there again.
-type Fault = fn(&Rig, &Pod) -> Result<Box<dyn Fn(&Rig, &Pod) -> Result<bool>>>;
+/// How it is told that something is there again.
+type Repaired = Box<dyn Fn(&Rig, &Pod) -> Result<bool>>;
+/// Takes something away.
+type Fault = fn(&Rig, &Pod) -> Result<Repaired>;
 
 /// The connections live on, and others can be opened.
 fn is_mended(fault: Fault) -> Result<()> {
@@ -69,7 +71,7 @@ fn is_mended(fault: Fault) -> Result<()> {
 }
 
 /// A file that is to be there again.
-fn removed(path: PathBuf) -> Result<Box<dyn Fn(&Rig, &Pod) -> Result<bool>>> {
+fn removed(path: PathBuf) -> Result<Repaired> {
     fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
     Ok(Box::new(move |_, _| Ok(path.exists())))
 }
@@ -109,7 +111,7 @@ fn the_whole_tree_of_pins() -> Result<()> {
 }
 
 /// Detached as `bpftool link detach` does it: the pin stays, and nothing hangs on it.
-fn detached(rig: &Rig, link: &str) -> Result<Box<dyn Fn(&Rig, &Pod) -> Result<bool>>> {
+fn detached(rig: &Rig, link: &str) -> Result<Repaired> {
     let pin = pins(rig).join("links").join(link).display().to_string();
     rig.node
         .ns
@@ -260,7 +262,7 @@ fn the_quota_and_the_address_in_cwy_cfg() -> Result<()> {
 }
 
 /// The file has again what it had.
-fn damaged(rig: &Rig, path: &str, damage: Option<&str>) -> Result<Box<dyn Fn(&Rig, &Pod) -> Result<bool>>> {
+fn damaged(rig: &Rig, path: &str, damage: Option<&str>) -> Result<Repaired> {
     let file = rig.node.root.join(path);
     let before = fs::read(&file)?;
     match damage {
@@ -344,14 +346,14 @@ fn a_datapath_that_was_unloaded_stays_so_until_the_next_pod() -> Result<()> {
     rig.node.causeway(&["unload"])?;
     let before = agent.metric("causeway_reconcile_passes_total")?;
     agent.wait_for("three more passes", |agent| {
-        Ok(agent.metric("causeway_reconcile_passes_total")? >= before + 3.0)
+        Ok(agent.metric("causeway_reconcile_passes_total")? >= before + 3)
     })?;
     ensure!(!pins(&rig).exists(), "loaded again: {}", agent.log());
     let pod = rig.pod("b")?;
     let _echo = Echo::start(&rig.fabric.internet, 7)?;
     Tcp::connect(&pod.ns, SocketAddrV4::new(INTERNET, 7))?.chat(3)?;
     agent.wait_for("a loaded datapath", |agent| {
-        Ok(agent.metric("causeway_datapath_loaded")? > 0.0)
+        Ok(agent.metric("causeway_datapath_loaded")? > 0)
     })?;
     agent.end()
 }

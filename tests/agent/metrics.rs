@@ -57,11 +57,11 @@ fn every_metric_is_documented_and_every_documented_one_is_there() -> Result<()> 
 #[test]
 fn the_numbers_are_those_of_the_node() -> Result<()> {
     let (rig, agent) = node_with_traffic()?;
-    ensure!(agent.metric("causeway_pods{state=\"ready\"}")? == 1.0);
-    ensure!(agent.metric("causeway_flows{state=\"of_pods\"}")? == 1.0);
-    ensure!(agent.metric("causeway_datapath_loaded")? == 1.0);
+    ensure!(agent.metric("causeway_pods{state=\"ready\"}")? == 1);
+    ensure!(agent.metric("causeway_flows{state=\"of_pods\"}")? == 1);
+    ensure!(agent.metric("causeway_datapath_loaded")? == 1);
     let used = "causeway_ipam_addresses{pool=\"10.240.0.0/16\",state=\"used\"}";
-    ensure!(agent.metric(used)? == 1.0);
+    ensure!(agent.metric(used)? == 1);
     let carried = agent.get("/metrics")?;
     ensure!(carried.contains("verdict=\"carried\""), "{carried}");
     let status: serde_json::Value = serde_json::from_str(&agent.get("/v1/status")?)?;

@@ -82,15 +82,15 @@ impl Agent {
         Ok((status.context("no answer")?, body.to_owned()))
     }
 
-    /// A metric's value: of the line that begins with `name`, labels included.
-    pub fn metric(&self, name: &str) -> Result<f64> {
+    /// The whole part of a metric's value: of the line that begins with `name`, labels included.
+    pub fn metric(&self, name: &str) -> Result<u64> {
         let text = self.get("/metrics")?;
         let line = text
             .lines()
             .find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')));
         let value = line.and_then(|line| line.rsplit(' ').next());
         value
-            .and_then(|value| value.parse().ok())
+            .and_then(|value| value.split('.').next()?.parse().ok())
             .with_context(|| format!("no {name} in\n{text}"))
     }
 
