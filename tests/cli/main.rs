@@ -2,6 +2,9 @@
 //!
 //! Black box: the installed command on a real node, with real faults and real programs.
 
+mod bundle;
 mod doctor;
 mod explain;
 mod scene;
+mod shell;
+mod views;

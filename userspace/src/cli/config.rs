@@ -29,7 +29,7 @@ pub(crate) enum Action {
         #[arg(long)]
         json: bool,
     },
-    /// Whether the files are right: exit code 0, or 1 and what is wrong where
+    /// Whether the files are right, and if not what is wrong where
     Check,
     /// A file with every key, its default and what it means
     Reference,

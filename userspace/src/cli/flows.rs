@@ -25,15 +25,15 @@ use super::{
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Flows {
-    flows: Vec<Flow>,
+    pub(super) flows: Vec<Flow>,
     /// How many more match than are shown.
-    omitted: usize,
+    pub(super) omitted: usize,
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Flow {
-    protocol: String,
+pub(super) struct Flow {
+    pub(super) protocol: String,
     source: Ipv4Addr,
     source_port: u16,
     destination: Ipv4Addr,
@@ -72,9 +72,18 @@ struct Directions {
 }
 
 pub(crate) fn gather(datapath: &Datapath, filter: &Filter) -> Result<Flows, Failure> {
+    gather_only(datapath, filter, |_| true)
+}
+
+/// Those of them that are `wanted`.
+pub(super) fn gather_only(
+    datapath: &Datapath,
+    filter: &Filter,
+    wanted: impl Fn(&FlowEntry<[u8; 4]>) -> bool,
+) -> Result<Flows, Failure> {
     let mut matching = Vec::new();
     datapath.for_each_flow(|key, entry| {
-        if filter.matches(&key, &entry) {
+        if wanted(&entry) && filter.matches(&key, &entry) {
             matching.push((key, entry));
         }
     })?;
@@ -94,21 +103,19 @@ impl Report for Flows {
 
     fn write_text(&self, out: &mut dyn Write) -> io::Result<()> {
         let row = |flow: &Flow| {
-            let is_icmp = flow.protocol == "icmp";
+            let nat = flow.nat.as_ref().map(|nat| nat.kind);
+            let ([source, destination], [state, idle]) = (flow.ends(), flow.standing());
             [
                 flow.protocol.clone(),
-                endpoint(flow.source, flow.source_port, is_icmp),
-                endpoint(flow.destination, flow.destination_port, is_icmp),
-                flow.state.to_owned(),
-                flow.nat.as_ref().map_or_else(
-                    || "-".to_owned(),
-                    |nat| format!("{} {}", nat.kind, endpoint(nat.address, nat.port, is_icmp)),
-                ),
+                source,
+                destination,
+                state,
+                nat.map_or_else(|| "-".to_owned(), |kind| format!("{kind} {}", flow.translated())),
                 flow.exit
                     .interface
                     .clone()
                     .unwrap_or_else(|| flow.exit.kind.to_owned()),
-                duration(flow.idle_seconds),
+                idle,
             ]
         };
         let heading = ["PROTO", "SOURCE", "DESTINATION", "STATE", "NAT", "EXIT", "IDLE"];
@@ -117,6 +124,32 @@ impl Report for Flows {
             writeln!(out, "({} more)", self.omitted)?;
         }
         Ok(())
+    }
+}
+
+impl Flow {
+    /// Source and destination, in words.
+    pub(super) fn ends(&self) -> [String; 2] {
+        let is_icmp = self.is_icmp();
+        [
+            endpoint(self.source, self.source_port, is_icmp),
+            endpoint(self.destination, self.destination_port, is_icmp),
+        ]
+    }
+
+    /// What replaces the source or the destination, in words; nothing where nothing does.
+    pub(super) fn translated(&self) -> String {
+        let nat = self.nat.as_ref();
+        nat.map_or_else(String::new, |nat| endpoint(nat.address, nat.port, self.is_icmp()))
+    }
+
+    /// State and idle time, in words.
+    pub(super) fn standing(&self) -> [String; 2] {
+        [self.state.to_owned(), duration(self.idle_seconds)]
+    }
+
+    fn is_icmp(&self) -> bool {
+        self.protocol == "icmp"
     }
 }
 

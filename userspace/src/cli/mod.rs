@@ -2,37 +2,42 @@
 //!
 //! Exit codes: 0 done, 1 failed, 2 wrong usage, 4 the datapath is not loaded.
 
+mod bundle;
 mod config;
 mod doctor;
 pub(crate) mod documents;
 mod explain;
+mod failure;
 mod flows;
 mod leases;
 mod maps;
 mod monitor;
+mod nat;
 mod network;
 mod output;
 mod pods;
 mod ranges;
+mod shell;
 mod status;
 mod sweep;
 mod tool;
+mod top;
 mod upgrade;
 mod version;
 
 use std::{
     io::{self, Write as _},
+    path::PathBuf,
     process::ExitCode,
 };
 
 use causeway::{
-    datapath::{Datapath, DatapathError, Unloaded},
-    leases::LeasesError,
+    datapath::{Datapath, Unloaded},
     root::Root,
 };
-use clap::{Args, Parser, Subcommand};
-use thiserror::Error;
+use clap::{Args, CommandFactory as _, Parser, Subcommand};
 
+pub(crate) use self::failure::{Failure, permission_hint};
 use self::output::{Format, Report};
 use crate::agent;
 
@@ -85,6 +90,19 @@ enum Command {
         filter: flows::Filter,
         #[command(flatten)]
         shown: Shown,
+    },
+    /// Translations of addresses and ports
+    Nat {
+        #[command(subcommand)]
+        command: Nat,
+    },
+    /// The pods with the most flows
+    Top {
+        #[command(flatten)]
+        ranking: top::Ranking,
+        /// Print JSON, one document a line
+        #[arg(long)]
+        json: bool,
     },
     /// The addresses that pods have, by the state files
     Leases {
@@ -151,6 +169,7 @@ enum Command {
     ///
     /// Runs until SIGTERM; the datapath and its flows stay. SIGHUP reads the
     /// configuration again. Pods and packets do without the agent.
+    #[command(verbatim_doc_comment, mut_arg("log_format", |format| format.hide_possible_values(true).help("Log lines: text or json")))]
     Agent {
         #[command(flatten)]
         options: agent::Options,
@@ -168,10 +187,41 @@ enum Command {
         #[arg(long)]
         again: bool,
     },
+    /// Write a support archive: reports, maps, rules, state
+    ///
+    /// It has addresses and names of pods, and no traffic. What cannot be read is
+    /// named in its manifest.
+    #[command(verbatim_doc_comment)]
+    Bundle {
+        /// The archive; - for standard output
+        #[arg(short, long, value_name = "FILE")]
+        output: Option<PathBuf>,
+    },
+    /// Write a script that completes this command's words
+    Completion {
+        /// Whose
+        shell: shell::Shell,
+    },
+    /// Write the manual pages, one a command
+    Man {
+        /// Where to
+        directory: PathBuf,
+    },
     /// Take everything away and leave the node as it was found
     ///
     /// Pods that are still there lose masquerading: only the kernel routes them.
     Unload,
+}
+
+#[derive(Subcommand)]
+enum Nat {
+    /// The translated flows, one row for each
+    List {
+        #[command(flatten)]
+        filter: flows::Filter,
+        #[command(flatten)]
+        shown: Shown,
+    },
 }
 
 /// How a report is shown.
@@ -191,6 +241,10 @@ fn run(command: Command, root: &Root) -> Result<(), Failure> {
         Command::Status { verbose, shown } => show(&shown, || status::gather(root, verbose)),
         Command::Pods { shown } => show(&shown, || pods::gather(&open(root)?)),
         Command::Flows { filter, shown } => show(&shown, || flows::gather(&open(root)?, &filter)),
+        Command::Nat {
+            command: Nat::List { filter, shown },
+        } => show(&shown, || nat::gather(&open(root)?, &filter)),
+        Command::Top { ranking, json } => top::run(root, &ranking, json),
         Command::Leases { orphans, shown } => show(&shown, || leases::gather(root, orphans)),
         Command::Ranges { shown } => show(&shown, || ranges::gather(&open(root)?)),
         Command::Doctor { shown } => show(&shown, || doctor::gather(root, doctor::Depth::Full)),
@@ -201,6 +255,9 @@ fn run(command: Command, root: &Root) -> Result<(), Failure> {
         Command::Agent { options } => Ok(agent::run(root, &options)?),
         Command::Config { action } => config::run(&action, root),
         Command::Upgrade { again } => upgrade::run(root, again),
+        Command::Bundle { output } => bundle::run(root, output.as_deref()),
+        Command::Completion { shell } => shell::complete(&mut Cli::command(), shell),
+        Command::Man { directory } => shell::manual(Cli::command(), &directory),
         Command::Unload => unload(root),
     }
 }
@@ -227,77 +284,8 @@ fn open(root: &Root) -> Result<Datapath, Failure> {
     Datapath::open(root)?.ok_or_else(|| Failure::NotLoaded(root.clone()))
 }
 
-/// Why the command did not do what it was asked.
-#[derive(Debug, Error)]
-pub(crate) enum Failure {
-    #[error(
-        "the datapath is not loaded: there is no {}\n\
-         hint: the first pod loads it (CNI ADD through azure-vnet); {}",
-        .0.path("/sys/fs/bpf/causeway").display(),
-        root_hint(.0)
-    )]
-    NotLoaded(Root),
-    #[error("{0}{hint}", hint = permission_hint(.0))]
-    Datapath(#[from] DatapathError),
-    #[error(transparent)]
-    Leases(#[from] LeasesError),
-    #[error("{0} things are wrong")]
-    Unhealthy(usize),
-    #[error("{0}")]
-    Usage(String),
-    #[error("cannot read the input: {0}")]
-    Input(io::Error),
-    #[error(transparent)]
-    Agent(#[from] agent::AgentError),
-    #[error("the configuration is wrong: {0}")]
-    Config(causeway::config::ConfigError),
-    #[error("cannot wait for events: {0}")]
-    Events(io::Error),
-    #[error("cannot write the output: {0}")]
-    Output(io::Error),
-}
-
-impl Failure {
-    fn exit_code(&self) -> ExitCode {
-        match self {
-            Self::NotLoaded(_) => ExitCode::from(4),
-            Self::Usage(_) => ExitCode::from(2),
-            _ => ExitCode::FAILURE,
-        }
-    }
-}
-
-fn root_hint(root: &Root) -> String {
-    if root.is_system() {
-        format!(
-            "if this node has a root of its own, name it in {}",
-            Root::VARIABLE
-        )
-    } else {
-        format!(
-            "{} is {}: is that the node you mean?",
-            Root::VARIABLE,
-            root.path("/").display()
-        )
-    }
-}
-
-fn permission_hint(error: &DatapathError) -> &'static str {
-    let denied = |error: &io::Error| error.kind() == io::ErrorKind::PermissionDenied;
-    let mut source: Option<&dyn std::error::Error> = Some(error);
-    while let Some(error) = source {
-        if error.downcast_ref::<io::Error>().is_some_and(denied) {
-            return "\nhint: the pins are root's: run it as root";
-        }
-        source = error.source();
-    }
-    ""
-}
-
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory as _;
-
     use super::*;
 
     #[test]

@@ -69,7 +69,7 @@ pub(crate) fn print_line<R: Report>(report: &R, format: Format) -> Result<(), Fa
 pub(crate) fn watch<R: Report>(
     seconds: u32,
     format: Format,
-    gather: impl Fn() -> Result<R, Failure>,
+    mut gather: impl FnMut() -> Result<R, Failure>,
 ) -> Result<(), Failure> {
     let clear = io::stdout().is_terminal();
     loop {

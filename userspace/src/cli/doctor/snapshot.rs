@@ -32,6 +32,7 @@ use super::{
     super::{
         Failure, maps,
         network::{self, Network},
+        permission_hint,
         status::count_flows,
     },
     pins::{self, Pins},
@@ -393,5 +394,5 @@ fn hooked(root: &Root, links: &[Link]) -> Result<Vec<u32>, Failure> {
 
 /// Whether the command lacks the rights: then nothing is said about the node at all.
 fn is_denied(error: &DatapathError) -> bool {
-    !super::super::permission_hint(error).is_empty()
+    !permission_hint(error).is_empty()
 }

@@ -35,6 +35,14 @@ pub(crate) struct Filter {
 }
 
 impl Filter {
+    /// The first so many of all.
+    pub(crate) fn first(limit: usize) -> Self {
+        Self {
+            limit: Some(limit),
+            ..Self::default()
+        }
+    }
+
     /// Whether all of its parts match.
     pub(super) fn matches(&self, key: &FlowKey<[u8; 4]>, entry: &FlowEntry<[u8; 4]>) -> bool {
         let is = |filter: &Option<EndpointFilter>, addr, port| {
