@@ -22,6 +22,8 @@ pub mod go_json;
 pub mod ipam;
 pub mod leases;
 pub mod links;
+#[cfg(feature = "cli")]
+pub mod migrate;
 pub mod node;
 #[cfg(feature = "cli")]
 pub mod reconcile;

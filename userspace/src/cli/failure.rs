@@ -2,7 +2,9 @@
 
 use std::{io, path::PathBuf, process::ExitCode};
 
-use causeway::{config::ConfigError, datapath::DatapathError, leases::LeasesError, root::Root};
+use causeway::{
+    config::ConfigError, datapath::DatapathError, leases::LeasesError, migrate::MigrateError, root::Root,
+};
 use thiserror::Error;
 
 use crate::agent::AgentError;
@@ -33,6 +35,10 @@ pub(crate) enum Failure {
     Agent(#[from] AgentError),
     #[error("the configuration is wrong: {0}")]
     Config(ConfigError),
+    #[error("{0}{hint}", hint = permission_hint(.0))]
+    Migrate(#[from] MigrateError),
+    #[error("the node cannot be migrated as it is")]
+    NotPossible,
     #[error("cannot wait for events: {0}")]
     Events(io::Error),
     #[error("cannot write the output: {0}")]
@@ -66,9 +72,9 @@ fn root_hint(root: &Root) -> String {
 }
 
 /// What to say where the system refused.
-pub(crate) fn permission_hint(error: &DatapathError) -> &'static str {
+pub(crate) fn permission_hint(error: &(dyn std::error::Error + 'static)) -> &'static str {
     let denied = |error: &io::Error| error.kind() == io::ErrorKind::PermissionDenied;
-    let mut source: Option<&dyn std::error::Error> = Some(error);
+    let mut source = Some(error);
     while let Some(error) = source {
         if error.downcast_ref::<io::Error>().is_some_and(denied) {
             return "\nhint: the pins are root's: run it as root";

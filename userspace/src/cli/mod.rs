@@ -11,6 +11,7 @@ mod failure;
 mod flows;
 mod leases;
 mod maps;
+mod migrate;
 mod monitor;
 mod nat;
 mod network;
@@ -159,6 +160,13 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Take a node over from azure-vnet's bridge, or give it back
+    ///
+    /// Pods keep their addresses and their flows. See docs/migration.md.
+    Migrate {
+        #[command(flatten)]
+        what: migrate::What,
+    },
     /// Versions of the program, of the map layouts and of the kernel
     Version {
         /// Print JSON
@@ -251,6 +259,7 @@ fn run(command: Command, root: &Root) -> Result<(), Failure> {
         Command::Explain { question, json } => explain::run(root, &question, json),
         Command::Monitor { until, json } => monitor::run(&open(root)?, &until, json),
         Command::Sweep { json } => output::print(sweep::gather(&open(root)?)?, Format::new(json)),
+        Command::Migrate { what } => migrate::run(root, &what),
         Command::Version { json } => output::print(version::gather(), Format::new(json)),
         Command::Agent { options } => Ok(agent::run(root, &options)?),
         Command::Config { action } => config::run(&action, root),

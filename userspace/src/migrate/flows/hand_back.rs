@@ -1,0 +1,195 @@
+//! From Causeway to conntrack.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use causeway_common::{
+    flow::{Flags, FlowEntry, Nat, Progress, State},
+    tuple::{ICMP, TCP, UDP, has_ports},
+};
+
+use super::{
+    super::conntrack::{Connection, Conntrack, Tuple, tcp},
+    Entry, Exported, Flows, Key, Result,
+    entries::{held, key, tuple},
+    let_packets_pass,
+};
+use crate::{datapath::now, migrate::MigrateError};
+
+impl Flows {
+    /// Makes conntrack know the carried flows that are translated, so that it gives their ports to nobody else. They go on
+    /// being carried.
+    pub(crate) fn announce(&mut self, conntrack: &mut Conntrack) -> Result<()> {
+        let known = conntrack.by_tuple()?;
+        for (key, entry) in self.translated()? {
+            if entry.state == State::CARRIED {
+                self.make_known(&key, &entry, &known, conntrack)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives every flow to the kernel. The rule that translates new ones is in force already.
+    pub(crate) fn hand_back(&mut self, conntrack: &mut Conntrack) -> Result<Exported> {
+        let known = conntrack.by_tuple()?;
+        let mut exported = Exported::default();
+        for (key, entry) in self.translated()? {
+            let done = match entry.state {
+                State::CARRIED => self.give(&key, &entry, &known, conntrack)?,
+                _ => self.give_wholly(&key, &entry, &known, conntrack)?,
+            };
+            exported.flows += usize::from(done);
+            exported.lost += usize::from(!done);
+        }
+        exported.flows += self.refresh(&known, conntrack)?;
+        Ok(exported)
+    }
+
+    /// The forward entries of the pods' translated flows, without those that are over.
+    fn translated(&self) -> Result<Vec<(Key, Entry)>> {
+        let is_it = |key: &Key, entry: &Entry| {
+            let is_ours = entry.nat == Nat::SOURCE && !entry.has(Flags::HOST) && has_ports(key.protocol);
+            // Of ICMP only questions of a ping: conntrack knows no others by their identifier.
+            let is_known = key.protocol != ICMP || key.dst_port == [0; 2];
+            is_ours && is_known && !(key.protocol == TCP && entry.progress().is_over())
+        };
+        self.all(is_it)
+    }
+
+    fn all(&self, is_it: impl Fn(&Key, &Entry) -> bool) -> Result<Vec<(Key, Entry)>> {
+        let mut all = Vec::new();
+        for element in &self.entries {
+            match element {
+                Ok((key, entry)) if is_it(&key, &entry) => all.push((key, entry)),
+                Ok(_) | Err(aya::maps::MapError::KeyNotFound) => {}
+                Err(source) => {
+                    return Err(MigrateError::Map {
+                        name: "cwy_flows",
+                        source,
+                    });
+                }
+            }
+        }
+        Ok(all)
+    }
+
+    /// The connection of a flow that is translated at the uplink alone.
+    fn connection(&self, key: &Key, entry: &Entry) -> Connection {
+        let original = tuple(key);
+        let port = u16::from_be_bytes(entry.nat_port);
+        let mut reply = original.reversed();
+        reply.dst = (self.node(), port);
+        if key.protocol == ICMP {
+            reply.src.1 = port;
+        }
+        self.open_connection(original, reply, entry.progress())
+    }
+
+    fn open_connection(&self, original: Tuple, reply: Tuple, progress: Progress) -> Connection {
+        let timeouts = &self.config.timeouts;
+        let is_open = progress.either(Progress::PAST_SYN);
+        let (timeout, state) = match original.protocol {
+            TCP if is_open => (timeouts.tcp_established, tcp::ESTABLISHED),
+            TCP => (timeouts.tcp_opening, tcp::SYN_RECV),
+            UDP => (timeouts.udp_stream, 0),
+            _ => (timeouts.icmp, 0),
+        };
+        Connection::new(original, reply, timeout, state)
+    }
+
+    /// Conntrack may know the first packet of it, without its translation, or with it from an earlier call.
+    fn make_known(
+        &self,
+        key: &Key,
+        entry: &Entry,
+        known: &BTreeMap<Tuple, Connection>,
+        conntrack: &mut Conntrack,
+    ) -> Result<bool> {
+        let connection = self.connection(key, entry);
+        if let Some(first) = known.get(&connection.original) {
+            if first.reply == connection.reply {
+                return Ok(true);
+            }
+            conntrack.remove(first)?;
+        }
+        conntrack.create(&connection)
+    }
+
+    /// The answers go first: conntrack takes them without having seen what they answer.
+    fn give(
+        &mut self,
+        key: &Key,
+        entry: &Entry,
+        known: &BTreeMap<Tuple, Connection>,
+        conntrack: &mut Conntrack,
+    ) -> Result<bool> {
+        let is_known = self.make_known(key, entry, known, conntrack)?;
+        self.put(entry.peer_key(key), FlowEntry::kernel(Flags::HOST, now()))?;
+        self.put(*key, FlowEntry::kernel(0, now()))?;
+        Ok(is_known)
+    }
+
+    /// A flow of which the kernel translates the destination: its connection is made anew, with the source as well.
+    fn give_wholly(
+        &mut self,
+        forward: &Key,
+        entry: &Entry,
+        known: &BTreeMap<Tuple, Connection>,
+        conntrack: &mut Conntrack,
+    ) -> Result<bool> {
+        let translated = self.connection(forward, entry);
+        let Some(before) = known.get(&translated.original.reversed()) else {
+            return self.give(forward, entry, known, conntrack);
+        };
+        let original = key(&before.original, true);
+        let answer = entry.peer_key(forward);
+        self.put(original, held(*entry))?;
+        self.put(answer, held(self.get(&answer).unwrap_or(*entry)))?;
+        let_packets_pass();
+        conntrack.remove(before)?;
+        let mut whole = before.clone();
+        whole.reply = translated.reply;
+        let is_known = conntrack.create(&whole)?;
+        self.put(answer, FlowEntry::kernel(Flags::HOST, now()))?;
+        self.put(*forward, FlowEntry::kernel(0, now()))?;
+        self.put(original, FlowEntry::kernel(0, now()))?;
+        Ok(is_known)
+    }
+
+    /// Carried flows without translation: of TCP conntrack has seen the handshake only, of others perhaps nothing any more.
+    /// It must neither take them for invalid nor for new ones. Returns how many there are.
+    fn refresh(&mut self, known: &BTreeMap<Tuple, Connection>, conntrack: &mut Conntrack) -> Result<usize> {
+        let is_it = |key: &Key, entry: &Entry| {
+            let is_over = key.protocol == TCP && entry.progress().is_over();
+            entry.state == State::CARRIED
+                && entry.nat == Nat::NONE
+                && matches!(key.protocol, TCP | UDP)
+                && !is_over
+        };
+        let mut done = BTreeSet::new();
+        for (key, entry) in self.all(is_it)? {
+            let seen = tuple(&key);
+            let original = known.get(&seen).map_or_else(
+                || {
+                    if entry.has(Flags::ANSWER) {
+                        seen.reversed()
+                    } else {
+                        seen
+                    }
+                },
+                |connection| connection.original,
+            );
+            if !done.insert(original) || done.contains(&original.reversed()) {
+                continue;
+            }
+            // A translated connection is the kernel's, and was never carried.
+            if known
+                .get(&seen)
+                .is_some_and(|connection| connection.reply != connection.original.reversed())
+            {
+                continue;
+            }
+            conntrack.refresh(&self.open_connection(original, original.reversed(), entry.progress()))?;
+        }
+        Ok(done.len())
+    }
+}

@@ -1,0 +1,134 @@
+//! A node goes over from the incumbent's bridge to Causeway and back, with its pods and their flows.
+//!
+//! What the node was stands in a [`journal`] before anything is changed. Every step can be done twice, so a migration that
+//! was interrupted goes on, or back, from wherever it was. The order of the steps is such that at no moment a pod's packet
+//! can leave untranslated: the programs are on the uplink and know the pod before the rule that translates is taken away,
+//! and the other way round on the way back (`docs/migration.md`).
+//!
+//! The bridge stays, empty and without addresses, and so do the rules of ebtables, which concern what is bridged: so the
+//! way back ends with the same interface, not with one like it.
+
+mod apply;
+mod conntrack;
+mod flows;
+mod journal;
+mod kernel;
+mod masquerade;
+mod netlink;
+mod plan;
+mod pods;
+mod rollback;
+mod rules;
+mod survey;
+mod uplink;
+
+use std::{io, path::PathBuf, time::Duration};
+
+pub use self::{
+    apply::{Applied, apply},
+    journal::JOURNAL,
+    plan::{Plan, Step, plan},
+    rollback::{RolledBack, rollback},
+};
+use crate::{
+    datapath::DatapathError,
+    durable::{Lock, LockError},
+    endpoints::{self, EndpointsError},
+    ipam::store,
+    links::LinkError,
+    node::NodeError,
+    root::Root,
+};
+
+/// Why a node is not migrated.
+#[derive(Debug, thiserror::Error)]
+pub enum MigrateError {
+    /// It cannot be, and nothing was changed.
+    #[error("this node cannot be migrated:{}\nhint: `causeway migrate --dry-run` shows the whole plan", list(.0))]
+    Refused(Vec<String>),
+    /// There is nothing to go back to.
+    #[error("this node was not migrated: there is no {}", .0.display())]
+    NotMigrated(PathBuf),
+    /// The kernel refused.
+    #[error("cannot {action}: {source}")]
+    Kernel {
+        /// What was asked.
+        action: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// `iptables` or `ebtables` failed.
+    #[error("{program} failed: {said}")]
+    Program {
+        /// Its name.
+        program: String,
+        /// What it said.
+        said: String,
+    },
+    /// The journal cannot be read or written.
+    #[error("the journal {}: {what}", path.display())]
+    Journal {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
+    /// Another call holds a state file.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The endpoints cannot be read.
+    #[error(transparent)]
+    Endpoints(#[from] EndpointsError),
+    /// The datapath failed.
+    #[error(transparent)]
+    Datapath(#[from] DatapathError),
+    /// rtnetlink failed.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    /// The node could not be set up.
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    /// A map could not be changed.
+    #[error("cannot change the map {name}: {source}")]
+    Map {
+        /// Its name.
+        name: &'static str,
+        /// What went wrong.
+        source: aya::maps::MapError,
+    },
+    /// It failed and was undone.
+    #[error("{error}; everything that was done has been undone")]
+    Undone {
+        /// Why.
+        error: Box<Self>,
+    },
+    /// It failed, and so did undoing it.
+    #[error(
+        "{}\nhint: the journal {} has what the node was: remove the cause, then `causeway migrate --rollback` or --apply",
+        list(errors), journal.display()
+    )]
+    Stuck {
+        /// What failed.
+        errors: Vec<String>,
+        /// The journal.
+        journal: PathBuf,
+    },
+}
+
+fn list(lines: &[String]) -> String {
+    lines.iter().flat_map(|line| ["\n- ", line]).collect()
+}
+
+/// How long a call of a plug-in is waited for.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// No pod is added or deleted while this is held, by the incumbent or by Causeway, once its call has got to its state file.
+#[derive(Debug)]
+struct Alone(#[expect(dead_code, reason = "held until dropped")] [Lock; 2]);
+
+impl Alone {
+    fn wait(root: &Root) -> Result<Self, MigrateError> {
+        let network = Lock::acquire(&root.path(endpoints::LOCK), PATIENCE)?;
+        Ok(Self([network, Lock::acquire(&root.path(store::LOCK), PATIENCE)?]))
+    }
+}
