@@ -224,6 +224,15 @@ pub(super) const FAULTS: &[Fault] = &[
             "neigh replace {addr} lladdr 02:00:00:00:00:99 dev {host_if} nud permanent"
         ))
     }),
+    fault("CWY039", "a neighbour entry that may age", |scene| {
+        let (addr, host_if) = (scene.pods[0].addr, scene.host_if()?);
+        let mac = scene.pods[0].macs()?[0]
+            .map(|byte| format!("{byte:02x}"))
+            .join(":");
+        scene.rig.node.ns.ip(&format!(
+            "neigh replace {addr} lladdr {mac} dev {host_if} nud reachable"
+        ))
+    }),
     fault("CWY040", "the endpoint state cut off", |scene| {
         scene.rig.node.root.write(ENDPOINTS, "{\"Network\":")
     }),

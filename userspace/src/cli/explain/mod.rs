@@ -143,13 +143,17 @@ fn explain(view: &View, packet: &Packet) -> Result<Fate, Failure> {
 /// What is known of both ends, of the flow and of the destination.
 fn steps(view: &View, packet: &Packet) -> Result<Vec<String>, Failure> {
     let key = &packet.key;
-    Ok(vec![
+    let mut steps = vec![
         end(view, "source", key.src)?,
         end(view, "destination", key.dst)?,
         entry(view, packet)?,
-        guard(packet),
-        range(view, key.dst)?,
-    ])
+    ];
+    // What a pod may reach, and as whom, is nothing to what comes from elsewhere.
+    if view.pod(key.src)?.is_some() {
+        steps.extend(guard(packet));
+        steps.push(range(view, key.dst)?);
+    }
+    Ok(steps)
 }
 
 fn end(view: &View, which: &str, addr: [u8; 4]) -> Result<String, Failure> {
@@ -204,16 +208,14 @@ fn entry(view: &View, packet: &Packet) -> Result<String, Failure> {
     ))
 }
 
-fn guard(packet: &Packet) -> String {
+fn guard(packet: &Packet) -> Option<String> {
     let key = &packet.key;
-    match (
-        key.dst == WIRESERVER,
-        is_guarded(key.dst, key.protocol, Some(key.dst_port)),
-    ) {
-        (true, true) => "the wireserver's TCP ports 80 and 32526 are not for pods".to_owned(),
-        (true, false) => "the wireserver: this port is open to pods".to_owned(),
-        (false, _) => "not the wireserver".to_owned(),
-    }
+    let text = if is_guarded(key.dst, key.protocol, Some(key.dst_port)) {
+        "the wireserver's TCP ports 80 and 32526 are not for pods"
+    } else {
+        "the wireserver: this port is open to pods"
+    };
+    (key.dst == WIRESERVER).then(|| text.to_owned())
 }
 
 fn range(view: &View, addr: [u8; 4]) -> Result<String, Failure> {
