@@ -1,8 +1,15 @@
 //! There and back under traffic.
 
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddrV4},
+    os::unix::fs::PermissionsExt as _,
+};
+
 use anyhow::Result;
-use causeway_tests::{fabric::INTERNET, netns::Netns, talk::Tcp};
-use std::net::SocketAddrV4;
+use causeway::go_json;
+use causeway_tests::{echo::Echo, fabric::INTERNET, netns::Netns, talk::Tcp};
+use rustix::fs::{FlockOperation, flock};
 
 use crate::{
     incumbent::{PORT, Site},
@@ -84,34 +91,156 @@ fn a_node_that_was_taken_over_needs_neither_bridge_nor_rule() -> Result<()> {
 fn pods_that_come_and_go_meanwhile_are_on_the_bridge_afterwards_or_gone() -> Result<()> {
     let site = Site::new(3)?;
     site.migrate("--apply")?;
-    // One of theirs goes, and one of ours gets an address.
-    let theirs = &site.pods[0];
-    let ours = site.node.add("ours")?;
     let outside = SocketAddrV4::new(INTERNET, PORT);
-    let _server = causeway_tests::echo::Echo::start(&site.fabric.internet, PORT)?;
+    let _server = Echo::start(&site.fabric.internet, PORT)?;
+    // One of theirs is deleted by our plug-in, and ours take all addresses that are free.
+    let theirs = &site.pods[0];
+    site.node.remove(theirs)?;
+    assert!(!theirs.ns.output("ip", &["link"])?.contains("eth0"));
+    let [ours, another, third] = [
+        site.node.add("ours")?,
+        site.node.add("another")?,
+        site.node.add("third")?,
+    ];
+    assert!(
+        [&ours, &another, &third]
+            .iter()
+            .any(|pod| pod.addr == theirs.addr)
+    );
     let mut open = Tcp::connect(&ours.ns, outside)?;
     open.chat(3)?;
-    theirs.ns.ip("link del eth0")?;
     let back = site.migrate("--rollback")?;
-    assert_eq!(back["pods"], 3, "{back}");
+    assert_eq!(back["pods"], 5, "{back}");
     open.chat(3)?;
-    Tcp::connect(&ours.ns, outside)?.chat(3)?;
-    reach(&site.pods[1].ns, &ours.addr.to_string())?;
-    reach(&ours.ns, &site.pods[2].addr.to_string())?;
-    reach(&site.fabric.vnet, &ours.addr.to_string())?;
-    let host_if = site.node.host_interface(&ours)?;
-    let ports = site.node.ns.output("bridge", &["link", "show"])?;
-    assert!(ports.contains(&host_if), "{ports}");
-    let rules = site
-        .node
-        .ns
-        .output("ebtables", &["-t", "nat", "-L", "PREROUTING"])?;
-    assert!(rules.contains(&format!("--ip-dst {} ", ours.addr)), "{rules}");
-    assert!(!rules.contains(&format!("--ip-dst {} ", theirs.addr)), "{rules}");
+    Tcp::connect(&another.ns, outside)?.chat(3)?;
+    reach(&site.pods[1].ns, ours.addr)?;
+    reach(&ours.ns, site.pods[2].addr)?;
+    reach(&another.ns, ours.addr)?;
+    for pod in [&ours, &another, &third] {
+        reach(&site.fabric.vnet, pod.addr)?;
+        reach(&site.node.ns, pod.addr)?;
+        let ports = site.node.ns.output("bridge", &["link", "show"])?;
+        assert!(ports.contains(&site.node.host_interface(pod)?), "{ports}");
+        // What the incumbent would have made for it, and nothing of the pod that had its address.
+        let mac = go_json::mac_text(pod.ns.mac("eth0")?);
+        let rules = site.node.ns.output("ebtables-save", &[])?;
+        let about: Vec<&str> = rules
+            .lines()
+            .filter(|rule| rule.contains(&format!("{} ", pod.addr)))
+            .collect();
+        assert!(
+            about.len() == 2 && about.iter().all(|rule| rule.contains(&mac)),
+            "{rules}"
+        );
+        let neighbours = site
+            .node
+            .ns
+            .output("ip", &["neigh", "show", "nud", "permanent"])?;
+        assert!(
+            neighbours.contains(&format!("{} dev azure0 lladdr {mac}", pod.addr)),
+            "{neighbours}"
+        );
+    }
     site.assert_no_leak();
     Ok(())
 }
 
-fn reach(ns: &Netns, to: &str) -> Result<String> {
-    ns.output("ping", &["-c1", "-i0.2", "-w5", to])
+#[test]
+fn a_pod_that_the_incumbent_adds_to_the_empty_bridge_is_taken_over_by_another_call() -> Result<()> {
+    let mut site = Site::new(2)?;
+    site.migrate("--apply")?;
+    site.plug_another()?;
+    let plan = site.migrate("--dry-run")?;
+    assert_eq!(
+        plan["steps"][0]["what"], "pod default/pod7 10.240.0.7",
+        "{plan:#}"
+    );
+    assert_eq!(site.migrate("--apply")?["pods"], 3);
+    let _server = Echo::start(&site.fabric.internet, PORT)?;
+    let mut open = Tcp::connect(&site.pods[2].ns, SocketAddrV4::new(INTERNET, PORT))?;
+    open.chat(3)?;
+    assert_eq!(site.migrate("--rollback")?["pods"], 3);
+    open.chat(3)?;
+    reach(&site.pods[2].ns, site.pods[0].addr)?;
+    site.assert_no_leak();
+    Ok(())
+}
+
+#[test]
+fn a_step_that_fails_is_undone_with_all_before_it() -> Result<()> {
+    let site = Site::new(2)?;
+    let mut traffic = Traffic::open(&site)?;
+    let before = Snapshot::of(&site)?;
+    let broken = tempfile::tempdir()?;
+    let program = broken.path().join("iptables-nft-restore");
+    fs::write(&program, "#!/bin/sh\necho no such luck >&2\nexit 4\n")?;
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+    let (output, _) = traffic.during(|| {
+        let path = format!("{}:{}", broken.path().display(), std::env::var("PATH")?);
+        Ok(site
+            .command(&["migrate", "--apply"])?
+            .env("PATH", path)
+            .output()?)
+    })?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        !output.status.success() && said.contains("no such luck") && said.contains("undone"),
+        "{said}"
+    );
+    Snapshot::of(&site)?.assert_is(&before);
+    traffic.assert_works()?;
+    site.assert_no_leak();
+    Ok(())
+}
+
+#[test]
+fn the_agents_chain_gives_its_ranges_and_comes_back_to_its_place() -> Result<()> {
+    let site = Site::new(2)?;
+    site.use_agents_chain()?;
+    let mut traffic = Traffic::open(&site)?;
+    let before = Snapshot::of(&site)?;
+    traffic.during(|| site.migrate("--apply"))?;
+    let ranges = site.node.causeway_json("ranges")?["ranges"].to_string();
+    assert!(
+        ranges.contains("10.0.0.0/8") && ranges.contains("192.0.2.0/24") && !ranges.contains("168.63"),
+        "{ranges}"
+    );
+    traffic.during(|| site.migrate("--rollback"))?;
+    Snapshot::of(&site)?.assert_is(&before);
+    Ok(())
+}
+
+#[test]
+fn flows_live_on_where_the_kernel_checks_the_way_back() -> Result<()> {
+    let site = Site::new(2)?;
+    for interface in ["all", "azure0", "eth0"] {
+        site.node
+            .ns
+            .sysctl(&format!("net/ipv4/conf/{interface}/rp_filter"), "1")?;
+    }
+    let mut traffic = Traffic::open(&site)?;
+    traffic.during(|| site.migrate("--apply"))?;
+    traffic.assert_works()?;
+    traffic.during(|| site.migrate("--rollback"))?;
+    traffic.assert_works()?;
+    site.assert_no_leak();
+    Ok(())
+}
+
+#[test]
+fn a_running_agent_has_to_be_stopped() -> Result<()> {
+    let site = Site::new(1)?;
+    site.node.root.write("/run/causeway/agent.lock", "")?;
+    let lock = fs::File::open(site.node.root.join("/run/causeway/agent.lock"))?;
+    flock(&lock, FlockOperation::LockExclusive)?;
+    let output = site.command(&["migrate", "--apply"])?.output()?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success() && said.contains("agent"), "{said}");
+    drop(lock);
+    site.migrate("--apply")?;
+    Ok(())
+}
+
+fn reach(ns: &Netns, to: Ipv4Addr) -> Result<String> {
+    ns.output("ping", &["-c1", "-i0.2", "-w5", &to.to_string()])
 }

@@ -114,22 +114,7 @@ fn a_node_in_mode_transparent_has_nothing_to_be_taken_over() -> Result<()> {
 #[test]
 fn chains_that_stay_are_noted_and_the_agents_chain_is_taken_over() -> Result<()> {
     let site = Site::new(1)?;
-    let rule: Vec<&str> = causeway_tests::stock::MASQUERADE.split_whitespace().collect();
-    let deleted: Vec<&str> = rule
-        .iter()
-        .map(|word| if *word == "-A" { "-D" } else { *word })
-        .collect();
-    site.node.ns.output("iptables", &deleted)?;
-    for rule in [
-        "-N IP-MASQ-AGENT",
-        "-A IP-MASQ-AGENT -d 10.0.0.0/8 -j RETURN",
-        "-A IP-MASQ-AGENT -d 192.0.2.0/24 -j RETURN",
-        "-A IP-MASQ-AGENT -j MASQUERADE",
-        "-A POSTROUTING -m addrtype ! --dst-type LOCAL -j IP-MASQ-AGENT",
-    ] {
-        let words: Vec<&str> = ["-t", "nat"].into_iter().chain(rule.split(' ')).collect();
-        site.node.ns.output("iptables", &words)?;
-    }
+    site.use_agents_chain()?;
     site.node.ns.output("iptables", &["-N", "AZURE-NPM"])?;
     let plan = site.migrate("--dry-run")?;
     assert_eq!(plan["possible"], true, "{plan:#}");

@@ -1,14 +1,19 @@
 //! A node as azure-vnet leaves it in mode `bridge`: its bridge, its rules of ebtables and iptables, its pods and its files.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::{
+    net::{Ipv4Addr, SocketAddrV4},
+    ops::Deref,
+    process::Command,
+};
 
 use anyhow::{Context, Result};
 use causeway::go_json::base64;
 use causeway_tests::{
+    dist::Dist,
     fabric::{Fabric, GATEWAY, INTERNET, NODE, PARTNER, SUBNET_BITS},
     leak::LeakWatch,
     netns::{Netns, connect},
-    node::{Datapath, Node},
+    node::{Datapath, Node, Pod},
     rules, stock,
 };
 use serde_json::{Map, Value, json};
@@ -36,18 +41,26 @@ pub(crate) struct Site {
 
 /// A pod of the incumbent's.
 pub(crate) struct Theirs {
-    pub(crate) ns: Netns,
-    pub(crate) addr: Ipv4Addr,
-    pub(crate) container: String,
+    pub(crate) pod: Pod,
     host_if: String,
     mac: [u8; 6],
 }
 
+impl Deref for Theirs {
+    type Target = Pod;
+
+    fn deref(&self) -> &Pod {
+        &self.pod
+    }
+}
+
 impl Site {
-    /// A node with this many pods.
+    /// A node with this many pods, and two more addresses.
     pub(crate) fn new(pods: u8) -> Result<Self> {
         let (fabric, ns) = (Fabric::new()?, Netns::new()?);
-        let pool: Vec<Ipv4Addr> = (5..25).map(|host| Ipv4Addr::new(10, 240, 0, host)).collect();
+        let pool: Vec<Ipv4Addr> = (5..7 + pods)
+            .map(|host| Ipv4Addr::new(10, 240, 0, host))
+            .collect();
         fabric.plug_in(&ns, &pool)?;
         // Of the cloud's own, below all that the kernel makes up: so the bridge, which takes the lowest of its ports', has it.
         ns.ip("link set eth0 address 00:0d:3a:0a:0b:0c")?;
@@ -82,6 +95,39 @@ impl Site {
     pub(crate) fn migrate(&self, verb: &str) -> Result<Value> {
         let text = self.node.causeway(&["migrate", verb, "--json"])?;
         serde_json::from_str(&text).with_context(|| format!("migrate {verb} printed: {text}"))
+    }
+
+    /// Causeway's command line on this node.
+    pub(crate) fn command(&self, arguments: &[&str]) -> Result<Command> {
+        let mut command = self.node.ns.command(Dist::from_env()?.cli());
+        command
+            .args(arguments)
+            .env("CAUSEWAY_ROOT", self.node.root.path());
+        Ok(command)
+    }
+
+    /// Puts ip-masq-agent's chain in the place of the rule.
+    pub(crate) fn use_agents_chain(&self) -> Result<()> {
+        let deleted = stock::MASQUERADE.replace("-A", "-D");
+        for rule in [
+            deleted.as_str(),
+            "-t nat -N IP-MASQ-AGENT",
+            "-t nat -A IP-MASQ-AGENT -d 10.0.0.0/8 -j RETURN",
+            "-t nat -A IP-MASQ-AGENT -d 192.0.2.0/24 -j RETURN",
+            "-t nat -A IP-MASQ-AGENT -j MASQUERADE",
+            "-t nat -I POSTROUTING 1 -m addrtype ! --dst-type LOCAL -j IP-MASQ-AGENT",
+        ] {
+            let words: Vec<&str> = rule.split_whitespace().collect();
+            self.node.ns.output("iptables", &words)?;
+        }
+        Ok(())
+    }
+
+    /// The incumbent adds a pod, whatever its bridge leads to.
+    pub(crate) fn plug_another(&mut self) -> Result<()> {
+        let number = u8::try_from(self.pods.len())?;
+        self.pods.push(Theirs::plug(&self.node.ns, number)?);
+        write_state(&self.node, &self.pods)
     }
 
     /// The last pod: services lead to it.
@@ -150,21 +196,25 @@ impl Theirs {
             "neigh add {addr} lladdr {mac} dev {BRIDGE} nud permanent"
         ))?;
         Ok(Self {
-            ns,
-            addr,
-            container: format!("{n:02x}").repeat(32),
+            pod: Pod {
+                ns,
+                addr,
+                name: format!("pod{}", addr.octets()[3]),
+                result: Value::Null,
+            },
             host_if,
             mac: own,
         })
     }
 
     fn endpoint(&self) -> Value {
-        json!({ "Id": format!("{}-eth0", &self.container[..8]), "SandboxKey": "", "IfName": "eth0", "HostIfName": self.host_if,
+        let container = self.container_id();
+        json!({ "Id": format!("{}-eth0", &container[..8]), "SandboxKey": "", "IfName": "eth0", "HostIfName": self.host_if,
             "MacAddress": base64(&self.mac), "InfraVnetIP": { "IP": "", "Mask": null }, "LocalIP": "",
             "IPAddresses": [{ "IP": self.addr, "Mask": "//8AAA==" }], "Gateways": [GATEWAY],
             "DNS": { "Suffix": "", "Servers": ["168.63.129.16"], "Options": null }, "Routes": [], "VlanID": 0,
             "EnableSnatOnHost": false, "EnableInfraVnet": false, "EnableMultitenancy": false, "NetworkNameSpace": self.ns.path(),
-            "ContainerID": self.container, "PODName": format!("pod{}", self.addr.octets()[3]), "PODNameSpace": "default" })
+            "ContainerID": container, "PODName": self.name, "PODNameSpace": "default" })
     }
 }
 
@@ -172,7 +222,7 @@ fn write_state(node: &Node, pods: &[Theirs]) -> Result<()> {
     const NOW: &str = "2099-01-02T03:04:05.678901234+02:00";
     let endpoints: Map<String, Value> = pods
         .iter()
-        .map(|pod| (format!("{}-eth0", &pod.container[..8]), pod.endpoint()))
+        .map(|pod| (format!("{}-eth0", &pod.container_id()[..8]), pod.endpoint()))
         .collect();
     let dns = json!({ "Suffix": "", "Servers": null, "Options": null });
     let network = json!({ "Id": "azure", "Mode": "bridge", "VlanId": 0, "Endpoints": endpoints, "DNS": dns,
@@ -186,7 +236,8 @@ fn write_state(node: &Node, pods: &[Theirs]) -> Result<()> {
         let holder = pods
             .iter()
             .find(|pod| pod.addr == *addr)
-            .map_or("", |pod| &pod.container);
+            .map(|pod| pod.container_id())
+            .unwrap_or_default();
         (
             addr.to_string(),
             json!({ "ID": holder, "Addr": addr, "InUse": !holder.is_empty() }),

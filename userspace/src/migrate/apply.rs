@@ -1,10 +1,12 @@
 //! The way there.
 
+use std::{collections::BTreeSet, net::Ipv4Addr};
+
 use causeway_common::maps::RangeClass;
 use serde::Serialize;
 
 use super::{
-    Alone, MigrateError,
+    Agentless, Alone, MigrateError,
     conntrack::Conntrack,
     flows::{Flows, Imported},
     journal::{JOURNAL, Journal, Phase, Pod},
@@ -46,6 +48,13 @@ pub fn apply(root: &Root) -> Result<Applied, MigrateError> {
     let survey = survey::look(root, before.as_ref())?;
     if !survey.obstacles.is_empty() {
         return Err(MigrateError::Refused(survey.obstacles));
+    }
+    let _agentless = Agentless::wait(root)?;
+    if before
+        .as_ref()
+        .is_some_and(|journal| journal.phase == Phase::Unloading)
+    {
+        Datapath::unload(root)?;
     }
     let Some(mut journal) = noted(before, survey) else {
         return Err(MigrateError::Refused(vec!["it has no bridge".to_owned()]));
@@ -120,16 +129,16 @@ fn carry_out(root: &Root, journal: &Journal) -> Result<Applied, MigrateError> {
     let next_hop = uplink::next_hop(journal, &mut kernel, carrier(&pair))?;
     let open = || Flows::open(&datapath, pair.uplink.mac, next_hop);
     let mut conntrack = Conntrack::open()?;
-    let mut answers = 0;
+    // What others have opened before the programs know the pods: they would take the answers for the pods' own.
+    let addresses: BTreeSet<Ipv4Addr> = wires.iter().map(Wire::addr).collect();
+    let mut answers = open()?.note_answers(&addresses, &mut conntrack)?;
     for wire in &wires {
         datapath.add_pod(&wire.as_pod())?;
-        // What was open before the programs knew the pod, and they would take for the pod's own.
-        answers += open()?.note_answers(&mut conntrack)?;
     }
+    answers += open()?.note_answers(&addresses, &mut conntrack)?;
     for wire in &mut wires {
         wire.route(&mut kernel)?;
     }
-    answers += open()?.note_answers(&mut conntrack)?;
     // From here on new flows are translated by Causeway.
     rules::remove(&journal.rules)?;
     let mut flows = open()?;

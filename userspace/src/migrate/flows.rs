@@ -7,6 +7,7 @@
 
 mod entries;
 mod hand_back;
+mod held;
 mod take_over;
 
 use std::{collections::BTreeMap, io, net::Ipv4Addr, thread, time::Duration};

@@ -23,6 +23,8 @@ pub(super) enum Phase {
     Applied,
     /// Between Causeway and the bridge.
     RollingBack,
+    /// On the bridge, and its flows the kernel's; the programs are being taken away.
+    Unloading,
 }
 
 /// The node before it was changed.

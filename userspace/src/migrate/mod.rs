@@ -22,7 +22,7 @@ mod rules;
 mod survey;
 mod uplink;
 
-use std::{io, path::PathBuf, time::Duration};
+use std::{fs, io, path::PathBuf, time::Duration};
 
 pub use self::{
     apply::{Applied, apply},
@@ -73,6 +73,9 @@ pub enum MigrateError {
         /// What is wrong.
         what: String,
     },
+    /// The agent runs, and would mend what is being changed.
+    #[error("{0}\nhint: stop it for as long as this takes")]
+    AgentRuns(#[source] LockError),
     /// Another call holds a state file.
     #[error(transparent)]
     Lock(#[from] LockError),
@@ -121,6 +124,36 @@ fn list(lines: &[String]) -> String {
 
 /// How long a call of a plug-in is waited for.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The agent's own lock, which it holds while it runs.
+const AGENT_LOCK: &str = "/run/causeway/agent.lock";
+/// How long is waited for an agent that is about to end.
+const AGENT_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Keeps the agent away, which would put back what is taken away. Leaves no file behind.
+#[derive(Debug)]
+struct Agentless {
+    path: PathBuf,
+    _lock: Lock,
+}
+
+impl Agentless {
+    fn wait(root: &Root) -> Result<Self, MigrateError> {
+        let path = root.path(AGENT_LOCK);
+        let lock = Lock::acquire(&path, AGENT_PATIENCE).map_err(MigrateError::AgentRuns)?;
+        Ok(Self { path, _lock: lock })
+    }
+}
+
+impl Drop for Agentless {
+    fn drop(&mut self) {
+        // Held until after this: whoever waits for it sees that the name is gone, and makes it anew.
+        fs::remove_file(&self.path).ok();
+        if let Some(directory) = self.path.parent() {
+            fs::remove_dir(directory).ok();
+        }
+    }
+}
 
 /// No pod is added or deleted while this is held, by the incumbent or by Causeway, once its call has got to its state file.
 #[derive(Debug)]

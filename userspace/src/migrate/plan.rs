@@ -46,7 +46,7 @@ pub fn plan(root: &Root) -> Result<Plan, MigrateError> {
             None => "bridge",
             Some(Phase::Applying) => "applying",
             Some(Phase::Applied) => "causeway",
-            Some(Phase::RollingBack) => "rollingBack",
+            Some(Phase::RollingBack | Phase::Unloading) => "rollingBack",
         },
         possible: survey.obstacles.is_empty(),
         steps: match &survey.network {

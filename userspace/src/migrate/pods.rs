@@ -43,6 +43,11 @@ impl<'a> Wire<'a> {
         }))
     }
 
+    /// The pod's address.
+    pub(super) fn addr(&self) -> Ipv4Addr {
+        self.pod.addr()
+    }
+
     /// What the programs are told of the pod. One whose packets a queueing discipline has to see is not carried.
     pub(super) fn as_pod(&self) -> datapath::Pod {
         datapath::Pod {

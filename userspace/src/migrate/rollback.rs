@@ -1,11 +1,11 @@
 //! The way back.
 
-use std::net::Ipv4Addr;
+use std::{fs, io, net::Ipv4Addr};
 
 use serde::Serialize;
 
 use super::{
-    Alone, MigrateError,
+    Agentless, Alone, MigrateError,
     conntrack::Conntrack,
     flows::{Exported, Flows},
     journal::{JOURNAL, Journal, Phase, Pod},
@@ -38,6 +38,7 @@ pub fn rollback(root: &Root) -> Result<RolledBack, MigrateError> {
     let Some(mut journal) = Journal::load(root)? else {
         return Err(MigrateError::NotMigrated(root.path(JOURNAL)));
     };
+    let _agentless = Agentless::wait(root)?;
     let _expedited = Expedited::begin(true);
     carry_out(root, &mut journal).map_err(|error| MigrateError::Stuck {
         errors: vec![error.to_string()],
@@ -48,8 +49,11 @@ pub fn rollback(root: &Root) -> Result<RolledBack, MigrateError> {
 /// The steps of the way there, the other way round.
 pub(super) fn carry_out(root: &Root, journal: &mut Journal) -> Result<RolledBack, MigrateError> {
     let pods = pods_of(root, journal)?;
-    journal.phase = Phase::RollingBack;
-    journal.save(root)?;
+    let has_programs = journal.phase != Phase::Unloading;
+    if has_programs {
+        journal.phase = Phase::RollingBack;
+        journal.save(root)?;
+    }
     let mut kernel = Kernel::new()?;
     let pair = Pair::find(journal, &mut kernel)?;
     let mut wires = Vec::new();
@@ -63,23 +67,39 @@ pub(super) fn carry_out(root: &Root, journal: &mut Journal) -> Result<RolledBack
     }
     pair.join_bridge(journal, &mut kernel)?;
     kernel.set_forward_delay(pair.bridge.index, journal.bridge.forward_delay)?;
-    let mut exported = Exported::default();
-    if let Some(datapath) = Datapath::open(root)? {
-        exported = hand_back(journal, &pair, &datapath, &mut kernel)?;
-    } else {
-        rules::put_back(&journal.rules)?;
-    }
+    let datapath = if has_programs { Datapath::open(root)? } else { None };
+    let exported = match &datapath {
+        Some(datapath) => hand_back(journal, &pair, datapath, &mut kernel)?,
+        None => Exported::default(),
+    };
+    rules::put_back(&journal.rules)?;
     for wire in &mut wires {
         wire.unroute(&mut kernel)?;
     }
     restore_neighbours(journal, &pods, &pair, &mut kernel)?;
+    // What a kill would leave of the programs from here on could not be opened any more.
+    journal.phase = Phase::Unloading;
+    journal.save(root)?;
     Datapath::unload(root)?;
+    forget_run(root)?;
     Journal::remove(root)?;
     Ok(RolledBack {
         pods: wires.len(),
         flows: exported.flows,
         lost: exported.lost,
     })
+}
+
+/// Removes what `unload` leaves for an agent that runs: none does, its lock is ours.
+fn forget_run(root: &Root) -> Result<(), MigrateError> {
+    let path = root.path("/run/causeway");
+    match fs::remove_dir_all(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(MigrateError::Journal {
+            path,
+            what: error.to_string(),
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// First the kernel knows the ports that are taken, then its rule translates new flows, then it gets the old ones.

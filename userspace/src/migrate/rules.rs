@@ -168,14 +168,12 @@ pub(super) fn set_stations(uplink: &str, node: Ipv4Addr, pods: &[Station], gone:
     if !rules.iter().any(|rule| about(rule, node)) {
         return Ok(());
     }
-    let stale = |rule: &&Vec<&str>| gone.iter().any(|address| about(rule, *address));
-    for rule in rules.iter().filter(stale) {
-        ebtables("-D", rule)?;
-    }
-    for pod in pods
+    let (stale, kept): (Vec<_>, Vec<_>) = rules
         .iter()
-        .filter(|pod| !rules.iter().any(|rule| about(rule, pod.address)))
-    {
+        .partition(|rule| gone.iter().any(|address| about(rule, *address)));
+    stale.into_iter().try_for_each(|rule| ebtables("-D", rule))?;
+    let is_new = |pod: &&Station| !kept.iter().any(|rule| about(rule, pod.address));
+    for pod in pods.iter().filter(is_new) {
         let (address, mac) = (pod.address.to_string(), crate::go_json::mac_text(pod.mac));
         ebtables("-A", &format!(
             "-p ARP --arp-op Request --arp-ip-dst {address} -j arpreply --arpreply-mac {mac} --arpreply-target DROP"

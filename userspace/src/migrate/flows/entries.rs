@@ -12,9 +12,6 @@ use super::{
 };
 use crate::datapath::now;
 
-/// No interface has this index: what is redirected there is lost.
-const NOWHERE: u32 = 0x7fff_fffe;
-
 /// A direction of a translated flow: its key, and the source that it leaves with.
 pub(super) struct Direction {
     /// As it stands before it is translated.
@@ -90,14 +87,6 @@ impl Flows {
             State::KERNEL
         }
     }
-}
-
-/// The same entry while its flow is held: its packets are lost.
-pub(super) fn held(mut entry: Entry) -> Entry {
-    entry.state = State::CARRIED;
-    entry.nat = Nat::NONE;
-    entry.out_ifindex = NOWHERE;
-    entry
 }
 
 /// The key of a direction of a flow; of an ICMP query the question has the identifier as its source's port, the answer as

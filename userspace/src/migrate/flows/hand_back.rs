@@ -10,7 +10,8 @@ use causeway_common::{
 use super::{
     super::conntrack::{Connection, Conntrack, Tuple, tcp},
     Entry, Exported, Flows, Key, Result,
-    entries::{held, key, tuple},
+    entries::{key, tuple},
+    held::held,
     let_packets_pass,
 };
 use crate::{datapath::now, migrate::MigrateError};
@@ -19,6 +20,7 @@ impl Flows {
     /// Makes conntrack know the carried flows that are translated, so that it gives their ports to nobody else. They go on
     /// being carried.
     pub(crate) fn announce(&mut self, conntrack: &mut Conntrack) -> Result<()> {
+        self.release_held(conntrack)?;
         let known = conntrack.by_tuple()?;
         for (key, entry) in self.translated()? {
             if entry.state == State::CARRIED {
@@ -55,7 +57,7 @@ impl Flows {
         self.all(is_it)
     }
 
-    fn all(&self, is_it: impl Fn(&Key, &Entry) -> bool) -> Result<Vec<(Key, Entry)>> {
+    pub(super) fn all(&self, is_it: impl Fn(&Key, &Entry) -> bool) -> Result<Vec<(Key, Entry)>> {
         let mut all = Vec::new();
         for element in &self.entries {
             match element {
@@ -84,7 +86,7 @@ impl Flows {
         self.open_connection(original, reply, entry.progress())
     }
 
-    fn open_connection(&self, original: Tuple, reply: Tuple, progress: Progress) -> Connection {
+    pub(super) fn open_connection(&self, original: Tuple, reply: Tuple, progress: Progress) -> Connection {
         let timeouts = &self.config.timeouts;
         let is_open = progress.either(Progress::PAST_SYN);
         let (timeout, state) = match original.protocol {

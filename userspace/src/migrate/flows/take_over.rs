@@ -1,6 +1,6 @@
 //! From conntrack to Causeway.
 
-use std::net::Ipv4Addr;
+use std::{collections::BTreeSet, net::Ipv4Addr};
 
 use causeway_common::{
     flow::{Flags, FlowEntry, State},
@@ -11,7 +11,8 @@ use serde::Serialize;
 use super::{
     super::conntrack::{Connection, Conntrack, Tuple},
     Flows, Result,
-    entries::{Direction, held, key, progress},
+    entries::{Direction, key, progress},
+    held::held,
     let_packets_pass,
 };
 use crate::datapath::now;
@@ -33,12 +34,16 @@ struct Masqueraded {
 }
 
 impl Flows {
-    /// Notes the flows that others have opened towards pods: what the pods answer keeps their addresses. Returns how many.
-    pub(crate) fn note_answers(&mut self, conntrack: &mut Conntrack) -> Result<usize> {
+    /// Notes the flows that others have opened towards these pods: what the pods answer keeps their addresses. Returns how
+    /// many were not noted yet.
+    pub(crate) fn note_answers(
+        &mut self,
+        pods: &BTreeSet<Ipv4Addr>,
+        conntrack: &mut Conntrack,
+    ) -> Result<usize> {
         let mut noted = 0;
         for Connection { original, reply, .. } in conntrack.connections()? {
-            let is_inbound =
-                self.pods.contains_key(&original.dst.0) && !self.pods.contains_key(&original.src.0);
+            let is_inbound = pods.contains(&original.dst.0) && !pods.contains(&original.src.0);
             if !is_inbound || reply != original.reversed() || original.src.0 == self.node() {
                 continue;
             }
@@ -55,6 +60,7 @@ impl Flows {
     /// Makes the flows of pods that the kernel translates as they leave the node Causeway's. No new ones of that kind may
     /// come meanwhile.
     pub(crate) fn take_over(&mut self, conntrack: &mut Conntrack) -> Result<Imported> {
+        self.release_held(conntrack)?;
         let (mut once, mut twice, mut others) = (Vec::new(), Vec::new(), Vec::new());
         for connection in conntrack.connections()? {
             let Some(direction) = self.leaving(&connection) else {
@@ -164,16 +170,7 @@ impl Flows {
             direction,
         } in flows
         {
-            conntrack.remove(connection)?;
-            let mut kept = connection.clone();
-            kept.reply.dst = connection.original.src;
-            conntrack.create(&kept)?;
-            let progress = progress(connection);
-            self.put(direction.key, self.forward(direction, State::KERNEL, progress))?;
-            self.remove(&direction.answer.reversed())?;
-            self.put(direction.answer, self.reverse(direction, State::KERNEL, progress))?;
-            self.put(key(&connection.original, true), FlowEntry::kernel(0, now()))?;
-            self.remember(&direction.key, direction.port)?;
+            self.keep_service(connection, direction, conntrack)?;
         }
         Ok(())
     }
