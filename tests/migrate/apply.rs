@@ -211,6 +211,26 @@ fn the_agents_chain_gives_its_ranges_and_comes_back_to_its_place() -> Result<()>
 }
 
 #[test]
+fn a_rule_of_iptables_legacy_goes_and_comes_back_there() -> Result<()> {
+    let site = Site::new(2)?;
+    site.use_legacy_rule()?;
+    let mut traffic = Traffic::open(&site)?;
+    let before = Snapshot::of(&site)?;
+    traffic.during(|| site.migrate("--apply"))?;
+    assert!(
+        !site
+            .node
+            .ns
+            .output("iptables-legacy-save", &[])?
+            .contains("MASQUERADE")
+    );
+    traffic.during(|| site.migrate("--rollback"))?;
+    Snapshot::of(&site)?.assert_is(&before);
+    site.assert_no_leak();
+    Ok(())
+}
+
+#[test]
 fn flows_live_on_where_the_kernel_checks_the_way_back() -> Result<()> {
     let site = Site::new(2)?;
     for interface in ["all", "azure0", "eth0"] {

@@ -76,6 +76,9 @@ impl Site {
         rules::host_port(&node.ns, HOST_PORT, SocketAddrV4::new(last, PORT))?;
         let rule: Vec<&str> = stock::MASQUERADE.split_whitespace().collect();
         node.ns.output("iptables", &rule)?;
+        // The kernel's own: a port would wait for fifteen seconds.
+        node.ns
+            .ip(&format!("link set {BRIDGE} type bridge forward_delay 1500"))?;
         let watch = LeakWatch::start(&fabric.router, "node", NODE, node.mac()?, PARTNER)?;
         Ok(Self {
             node,
@@ -104,6 +107,18 @@ impl Site {
             .args(arguments)
             .env("CAUSEWAY_ROOT", self.node.root.path());
         Ok(command)
+    }
+
+    /// Puts the rule where the other program keeps its rules.
+    pub(crate) fn use_legacy_rule(&self) -> Result<()> {
+        for (program, rule) in [
+            ("iptables", stock::MASQUERADE.replace("-A", "-D")),
+            ("iptables-legacy", stock::MASQUERADE.to_owned()),
+        ] {
+            let words: Vec<&str> = rule.split_whitespace().collect();
+            self.node.ns.output(program, &words)?;
+        }
+        Ok(())
     }
 
     /// Puts ip-masq-agent's chain in the place of the rule.
@@ -139,7 +154,7 @@ impl Site {
 fn make_bridge(node: &Netns) -> Result<()> {
     node.sysctl("net/ipv4/ip_forward", "1")?;
     let mac = text(node.mac("eth0")?);
-    // Its ports take part at once here; the incumbent waits for them when it makes the bridge, and so may the node later.
+    // The ports of the first pods take part at once.
     node.ip(&format!(
         "link add {BRIDGE} type bridge forward_delay 0\naddr del {NODE}/{SUBNET_BITS} dev eth0\nlink set eth0 master {BRIDGE}\n\
          link set {BRIDGE} up\nlink set eth0 type bridge_slave hairpin on\naddr add {NODE}/{SUBNET_BITS} dev {BRIDGE}\n\

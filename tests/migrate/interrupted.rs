@@ -18,11 +18,6 @@ fn killed(site: &Site, verb: &str, after: Duration) -> Result<()> {
     Ok(())
 }
 
-/// Whether a migration has begun and not ended.
-fn is_under_way(site: &Site) -> bool {
-    site.node.root.join("/var/lib/causeway/migration.json").exists()
-}
-
 /// Kills `--apply`, and goes back.
 fn go_back(times: u32, seed: u64) -> Result<()> {
     let site = Site::new(3)?;
@@ -31,14 +26,13 @@ fn go_back(times: u32, seed: u64) -> Result<()> {
     let mut rng = Rng::new(seed);
     for _ in 0..times {
         let after = Duration::from_millis(rng.next() % 400);
-        traffic.during(|| killed(&site, "--apply", after))?;
-        if is_under_way(&site) {
-            traffic.during(|| site.migrate("--rollback"))?;
-        }
+        let attempt = || {
+            killed(&site, "--apply", after)?;
+            roll_back_if_begun(&site)
+        };
+        let done = traffic.during(attempt).and_then(|_| traffic.assert_works());
+        done.with_context(|| format!("killed after {after:?}"))?;
         Snapshot::of(&site)?.assert_is(&before);
-        traffic
-            .assert_works()
-            .with_context(|| format!("killed after {after:?}"))?;
     }
     site.assert_no_leak();
     Ok(())
@@ -52,28 +46,33 @@ fn go_on(times: u32, seed: u64) -> Result<()> {
     let mut rng = Rng::new(seed);
     for _ in 0..times {
         let mut after = || Duration::from_millis(rng.next() % 400);
-        let [first, second] = [after(), after()];
-        traffic.during(|| killed(&site, "--apply", first))?;
-        traffic.during(|| site.migrate("--apply"))?;
-        traffic
-            .assert_works()
-            .with_context(|| format!("killed after {first:?}"))?;
-        traffic.during(|| killed(&site, "--rollback", second))?;
-        if rng.one_in(2) {
-            traffic.during(|| site.migrate("--apply"))?;
-            traffic
-                .assert_works()
-                .with_context(|| format!("turned round after {second:?}"))?;
-        }
-        if is_under_way(&site) {
-            traffic.during(|| site.migrate("--rollback"))?;
-        }
+        let ([first, second], turns_round) = ([after(), after()], rng.one_in(2));
+        let there = || {
+            killed(&site, "--apply", first)?;
+            site.migrate("--apply")
+        };
+        let done = traffic.during(there).and_then(|_| traffic.assert_works());
+        done.with_context(|| format!("killed after {first:?}"))?;
+        let back = || {
+            killed(&site, "--rollback", second)?;
+            if turns_round {
+                site.migrate("--apply")?;
+            }
+            roll_back_if_begun(&site)
+        };
+        let done = traffic.during(back).and_then(|_| traffic.assert_works());
+        done.with_context(|| format!("killed after {first:?} and {second:?}, turned round: {turns_round}"))?;
         Snapshot::of(&site)?.assert_is(&before);
-        traffic
-            .assert_works()
-            .with_context(|| format!("killed after {first:?} and {second:?}"))?;
     }
     site.assert_no_leak();
+    Ok(())
+}
+
+/// A call that was killed early has begun nothing, and one that was killed late has ended.
+fn roll_back_if_begun(site: &Site) -> Result<()> {
+    if site.node.root.join("/var/lib/causeway/migration.json").exists() {
+        site.migrate("--rollback")?;
+    }
     Ok(())
 }
 

@@ -17,7 +17,8 @@ impl Snapshot {
         let mut lines = namespace("node", &site.node.ns)?;
         for (command, arguments) in [
             ("bridge", &["-d", "link", "show"][..]),
-            ("iptables-save", &[]),
+            ("iptables-nft-save", &[]),
+            ("iptables-legacy-save", &[]),
             ("ebtables-save", &[]),
             ("nft", &["list", "tables"]),
         ] {

@@ -41,7 +41,7 @@ pub struct Applied {
 ///
 /// # Errors
 ///
-/// What was done has been undone, unless the error says otherwise.
+/// What was done has been undone, unless the error says otherwise. A node that had been taken over before stays Causeway's.
 pub fn apply(root: &Root) -> Result<Applied, MigrateError> {
     let _alone = Alone::wait(root)?;
     let before = Journal::load(root)?;
@@ -56,6 +56,9 @@ pub fn apply(root: &Root) -> Result<Applied, MigrateError> {
     {
         Datapath::unload(root)?;
     }
+    let was_applied = before
+        .as_ref()
+        .is_some_and(|journal| journal.phase == Phase::Applied);
     let Some(mut journal) = noted(before, survey) else {
         return Err(MigrateError::Refused(vec!["it has no bridge".to_owned()]));
     };
@@ -69,14 +72,18 @@ pub fn apply(root: &Root) -> Result<Applied, MigrateError> {
         }
         Err(error) => error,
     };
+    let stuck = |errors| MigrateError::Stuck {
+        errors,
+        journal: root.path(JOURNAL),
+    };
+    if was_applied {
+        return Err(stuck(vec![failed.to_string()]));
+    }
     match rollback::carry_out(root, &mut journal) {
         Ok(_) => Err(MigrateError::Undone {
             error: Box::new(failed),
         }),
-        Err(second) => Err(MigrateError::Stuck {
-            errors: vec![failed.to_string(), second.to_string()],
-            journal: root.path(JOURNAL),
-        }),
+        Err(second) => Err(stuck(vec![failed.to_string(), second.to_string()])),
     }
 }
 

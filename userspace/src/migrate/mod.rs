@@ -105,9 +105,9 @@ pub enum MigrateError {
         /// Why.
         error: Box<Self>,
     },
-    /// It failed, and so did undoing it.
+    /// It failed, and so did undoing it, or there was nothing to go back to.
     #[error(
-        "{}\nhint: the journal {} has what the node was: remove the cause, then `causeway migrate --rollback` or --apply",
+        "the migration is not complete:{}\nhint: the journal {} has what the node was: remove the cause, then `causeway migrate --rollback` or --apply",
         list(errors), journal.display()
     )]
     Stuck {

@@ -62,8 +62,12 @@ pub(super) fn listings() -> Result<Vec<Listing>> {
         if backend == Backend::Legacy && !has_legacy {
             continue;
         }
-        if let Some(text) = run(&backend.program("save"), &[], "")? {
-            listings.push(Listing { backend, text });
+        match run(&backend.program("save"), &[], "") {
+            Ok(Some(text)) => listings.push(Listing { backend, text }),
+            Ok(None) => {}
+            // A kernel without nf_tables has its rules in the other place.
+            Err(error) if has_legacy && backend == Backend::Nft => tracing::debug!(%error, "no nf_tables"),
+            Err(error) => return Err(error),
         }
     }
     if listings.is_empty()
