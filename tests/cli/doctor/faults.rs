@@ -1,25 +1,29 @@
 //! The faults, in the order of their codes.
 
-use std::{fs, net::SocketAddrV4, os::unix::fs::PermissionsExt as _, sync::atomic::Ordering, time::Duration};
+use std::{fs, os::unix::fs::PermissionsExt as _, sync::atomic::Ordering};
 
-use anyhow::{Context, Result, ensure};
-use aya::programs::{
-    LinkOrder, SchedClassifier,
-    tc::{TcAttachOptions, TcAttachType},
+use anyhow::{Context, Result};
+use aya::{
+    EbpfLoader,
+    programs::{
+        LinkOrder, SchedClassifier, Xdp, XdpMode,
+        links::FdLink,
+        tc::{TcAttachOptions, TcAttachType},
+    },
 };
 use causeway_common::{
-    maps::{IfaceEntry, POD_QUOTA, Usage},
+    maps::{IfaceEntry, POD_QUOTA},
     reason::Reason,
 };
 use causeway_tests::{
-    fabric::{GATEWAY, INTERNET, NODE},
+    fabric::{GATEWAY, NODE},
     node::Datapath,
     stock,
-    talk::Udp,
 };
 use rustix::mount::{UnmountFlags, unmount};
-use serde_json::{Value, json};
+use serde_json::json;
 
+use super::deeds::{ENDPOINTS, endpoints, forget_endpoint, nft, speak, use_flows};
 use super::maps::{count, fill_flows, hash, remove_flows, reserve_every_port};
 use crate::scene::Scene;
 
@@ -48,7 +52,6 @@ pub(super) const NOT_MADE: [(&str, &str); 1] = [(
     "the kernel of the test can run the programs: nothing of this would run otherwise",
 )];
 
-const ENDPOINTS: &str = "/var/run/azure-vnet.json";
 const LEASES: &str = "/var/run/azure-vnet-ipam.json";
 const POOL: &str = "10.240.0.0/16";
 
@@ -140,7 +143,7 @@ pub(super) const FAULTS: &[Fault] = &[
             let name = scene.rig.node.root.join("/sys/fs/bpf/other");
             let first = TcAttachOptions::TcxOrder(LinkOrder::first());
             let link = program.attach_with_options("eth0", TcAttachType::Egress, first)?;
-            let link: aya::programs::links::FdLink = program.take_link(link)?.try_into()?;
+            let link: FdLink = program.take_link(link)?.try_into()?;
             link.pin(name)?;
             Ok(())
         };
@@ -155,6 +158,21 @@ pub(super) const FAULTS: &[Fault] = &[
             scene.rig.node.ns.output("tc", &words).map(drop)
         })
     },
+    fault("CWY026", "a program of others in the driver, XDP", |scene| {
+        let attach = || {
+            let mut object = EbpfLoader::new()
+                .map_max_entries("cwy_flows", 64)
+                .load(causeway::datapath::OBJECT)?;
+            let program = object.program_mut("cwy_xdp_uplink").context("no such program")?;
+            let program: &mut Xdp = program.try_into()?;
+            program.load()?;
+            let link = program.attach("eth0", XdpMode::Default)?;
+            let link: FdLink = program.take_link(link)?.try_into()?;
+            link.pin(scene.rig.node.root.join("/sys/fs/bpf/other"))?;
+            Ok(())
+        };
+        scene.rig.node.ns.run(attach)?
+    }),
     fault("CWY027", "the default route elsewhere", |scene| {
         scene.rig.node.ns.ip(
             "link add vpn type veth peer name vpn-peer\nlink set vpn up\nlink set vpn-peer up\n\
@@ -368,42 +386,3 @@ pub(super) const FAULTS: &[Fault] = &[
         )
     }),
 ];
-
-/// A datagram of the first pod to the internet, whatever becomes of it.
-fn speak(scene: &Scene) -> Result<()> {
-    let socket = Udp::connect(&scene.pods[0].ns, SocketAddrV4::new(INTERNET, 9))?;
-    ensure!(
-        socket.is_unanswered(1, Duration::from_millis(100))?,
-        "nobody is there to answer"
-    );
-    Ok(())
-}
-
-fn use_flows(scene: &Scene, flows: i32) -> Result<()> {
-    let addr = scene.pods[0].addr.octets();
-    let usage = Usage { flows, swept: 0 };
-    Ok(hash::<[u8; 4], Usage>(scene, "cwy_usage")?.insert(addr, usage, 0)?)
-}
-
-fn forget_endpoint(scene: &Scene) -> Result<()> {
-    let id = scene.pods[0].container_id();
-    scene.edit(ENDPOINTS, |state| {
-        endpoints(state)?.retain(|_, endpoint| endpoint["ContainerID"] != id.as_str());
-        Some(())
-    })
-}
-
-fn endpoints(state: &mut Value) -> Option<&mut serde_json::Map<String, Value>> {
-    let networks = &mut state["Network"]["ExternalInterfaces"]["eth0"]["Networks"];
-    networks["azure"]["Endpoints"].as_object_mut()
-}
-
-fn nft(scene: &Scene, command: &str) -> Result<()> {
-    scene
-        .rig
-        .node
-        .ns
-        .output("nft", &[command])
-        .map(drop)
-        .context("nftables")
-}

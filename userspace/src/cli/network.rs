@@ -1,4 +1,4 @@
-//! What the kernel has of routes, neighbours and filters, over rtnetlink: what the library does not ask for because no
+//! What the kernel has of routes, neighbours, filters and XDP, over rtnetlink: what the library does not ask for because no
 //! datapath needs it.
 
 use std::{io, net::Ipv4Addr};
@@ -7,6 +7,7 @@ use futures_util::{Stream, StreamExt as _};
 use ipnet::Ipv4Net;
 use netlink_packet_route::{
     AddressFamily,
+    link::{LinkAttribute, LinkMessage, LinkXdp},
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
     route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType},
     tc::{TcAttribute, TcFilterBpfOption, TcMessage, TcOption},
@@ -47,6 +48,8 @@ pub(crate) struct Network {
     pub(crate) routes: Vec<Route>,
     pub(crate) neighbours: Vec<Neighbour>,
     pub(crate) filters: Vec<Filter>,
+    /// Interfaces with an XDP program, and its id.
+    pub(crate) xdp: Vec<(u32, u32)>,
 }
 
 /// Reads the routes and neighbours, and the filters of these interfaces, in the caller's network namespace.
@@ -61,6 +64,7 @@ pub(crate) fn read(interfaces: &[u32]) -> io::Result<Network> {
             routes: routes(&handle).await?,
             neighbours: neighbours(&handle).await?,
             filters: Vec::new(),
+            xdp: xdp(&handle).await?,
         };
         for &ifindex in interfaces {
             for egress in [false, true] {
@@ -69,6 +73,24 @@ pub(crate) fn read(interfaces: &[u32]) -> io::Result<Network> {
         }
         Ok(network)
     })
+}
+
+async fn xdp(handle: &Handle) -> io::Result<Vec<(u32, u32)>> {
+    let messages = collect(handle.link().get().execute()).await?;
+    let program = |message: &LinkMessage| {
+        let attributes = message.attributes.iter();
+        let mut options = attributes.filter_map(|attribute| match attribute {
+            LinkAttribute::Xdp(options) => Some(options.iter()),
+            _ => None,
+        });
+        options.find_map(|mut options| {
+            options.find_map(|option| match option {
+                LinkXdp::ProgId(id) => Some((message.header.index, *id)),
+                _ => None,
+            })
+        })
+    };
+    Ok(messages.iter().filter_map(program).collect())
 }
 
 async fn routes(handle: &Handle) -> io::Result<Vec<Route>> {

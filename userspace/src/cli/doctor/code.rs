@@ -163,7 +163,7 @@ codes! {
         fix "add a pod: CNI ADD attaches it again; or remove \"uplinkXdp\" from the configuration"
     OtherFirst "CWY026" Warning
         what "another program sees packets before ours"
-        cause "It was put first on the hook (tcx), or at a lower priority than 50 (clsact): it can drop or redirect packets past us."
+        cause "It was put first on the hook (tcx), at a lower priority than 50 (clsact), or into the driver (XDP): it can drop or redirect packets past us."
         look "bpftool net show dev INTERFACE\ntc filter show dev INTERFACE ingress\ntc filter show dev INTERFACE egress"
         fix "bpftool prog show id VALUE  # whose is it? Attach it behind ours, or at a priority above 50"
     DefaultRoute "CWY027" Error

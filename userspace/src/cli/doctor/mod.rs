@@ -4,6 +4,7 @@
 //! found. A subject a module; what belongs to the agent or a migration has codes of its own (CWY08x, CWY09x).
 
 mod addresses;
+mod bypass;
 mod code;
 mod kernel;
 mod pins;

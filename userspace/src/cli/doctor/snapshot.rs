@@ -9,11 +9,11 @@ use std::{
 };
 
 use aya::{
-    programs::{ProgramInfo, ProgramType, SchedClassifier, tc::TcAttachType},
+    programs::ProgramType,
     sys::{BpfHelper, is_helper_supported},
 };
 use causeway::{
-    datapath::{Datapath, DatapathError, Direction, HookState, Mechanism},
+    datapath::{Datapath, DatapathError, HookState},
     endpoints::{self, EndpointsError},
     ipam::{
         pool::Space,
@@ -35,6 +35,7 @@ use super::{
         permission_hint,
         status::count_flows,
     },
+    bypass::{self, Before},
     pins::{self, Pins},
     plugins::Installed,
     rules::Rules,
@@ -98,14 +99,6 @@ pub(super) struct Loaded {
     /// How full the flow table is.
     pub(super) flow_entries: Option<usize>,
     pub(super) counts: Vec<(Reason, Count)>,
-}
-
-/// A program of somebody else before ours.
-pub(super) struct Before {
-    pub(super) interface: String,
-    pub(super) direction: Direction,
-    pub(super) program_id: Option<u32>,
-    pub(super) name: String,
 }
 
 /// What the state files say.
@@ -233,7 +226,7 @@ impl Loaded {
         skipped: &mut Vec<String>,
     ) -> Result<Self, DatapathError> {
         let hooks = datapath.hooks()?;
-        let before_ours = before_ours(&hooks, network, skipped);
+        let before_ours = bypass::find(datapath, &hooks, network, skipped);
         let usage: Vec<([u8; 4], Usage)> = maps::elements(datapath, "cwy_usage")?;
         Ok(Self {
             config: datapath.config()?,
@@ -253,65 +246,6 @@ impl Loaded {
             counts: datapath.counts()?,
         })
     }
-}
-
-/// Programs before ours: with tcx those before ours in the kernel's order, with clsact filters of a lower priority. Where a
-/// program of ours is tcx, no filter comes before it.
-fn before_ours(hooks: &[HookState], network: &Network, skipped: &mut Vec<String>) -> Vec<Before> {
-    let mut found = Vec::new();
-    for hook in hooks {
-        let (Some(interface), Some(attached)) = (&hook.interface, hook.attached) else {
-            continue;
-        };
-        let before = |program_id, name| Before {
-            interface: interface.clone(),
-            direction: hook.direction,
-            program_id,
-            name,
-        };
-        match first_programs(interface, hook, attached) {
-            Ok(programs) => found.extend(programs.into_iter().map(|(id, name)| before(Some(id), name))),
-            Err(error) => skipped.push(format!("programs on {interface}: {error}")),
-        }
-        if attached == Mechanism::Clsact {
-            let here = network.filters.iter().filter(|filter| {
-                let is_egress = hook.direction == Direction::Egress;
-                filter.ifindex == hook.ifindex && filter.egress == is_egress && filter.priority < PRIORITY
-            });
-            found.extend(here.map(|filter| {
-                let name = format!("{} filter of priority {}", filter.kind, filter.priority);
-                before(filter.program_id, name)
-            }));
-        }
-    }
-    found
-}
-
-/// Priority of our filters.
-const PRIORITY: u16 = 50;
-
-/// The tcx programs that are before ours; all of them, where ours is a filter.
-fn first_programs(
-    interface: &str,
-    hook: &HookState,
-    attached: Mechanism,
-) -> Result<Vec<(u32, String)>, aya::programs::ProgramError> {
-    let side = match hook.direction {
-        Direction::Ingress => TcAttachType::Ingress,
-        Direction::Egress => TcAttachType::Egress,
-    };
-    let programs = match SchedClassifier::query_tcx(interface, side) {
-        Ok((_, programs)) => programs,
-        // No tcx: no program either.
-        Err(_) if attached == Mechanism::Clsact => return Ok(Vec::new()),
-        Err(error) => return Err(error),
-    };
-    let name = |program: &ProgramInfo| program.name_as_str().unwrap_or("unnamed").to_owned();
-    Ok(programs
-        .iter()
-        .map(|program| (program.id(), name(program)))
-        .take_while(|(_, name)| name != hook.program)
-        .collect())
 }
 
 impl State {

@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use causeway::datapath::Direction;
 
-use super::{Code, Finding, Snapshot, snapshot::Before};
+use super::{Code, Finding, Snapshot, bypass::Before};
 
 pub(super) fn check(snapshot: &Snapshot) -> Vec<Finding> {
     let Some(loaded) = snapshot.loaded() else {

@@ -7,9 +7,10 @@ mod uplink;
 
 use causeway::datapath::{self, DatapathError};
 use causeway_common::{
-    decide::{Role, WIRESERVER, is_guarded, may_be_offered},
+    decide::{Role, WIRESERVER, is_guarded, may_be_offered, tcp_flags},
     flow::{
-        AtEgress, AtIngress, Exit, Flags, KEEPALIVE, Nat, Progress, State, at_egress, at_ingress, completes,
+        AtEgress, AtIngress, Exit, Flags, Frame, KEEPALIVE, Nat, Progress, State, at_driver, at_egress,
+        at_ingress, completes,
     },
     maps::{Config, PodEntry},
     reason::{Reason, Verdict},
@@ -18,7 +19,7 @@ use causeway_common::{
 
 use super::{
     packet::Packet,
-    view::{Entry, Key, View, is_local},
+    view::{Entry, Key, View, is_local, mac},
 };
 
 /// A program and what it says of the packet.
@@ -233,6 +234,11 @@ impl Walk<'_> {
 
     fn enter_node(&mut self) -> Judged<()> {
         const PROGRAM: &str = "cwy_from_uplink";
+        if self.view.has_xdp()? && self.may_be_redirected()? {
+            self.pass("cwy_xdp_uplink", Reason::CarriedByXdp);
+            self.note_translation();
+            return Ok(());
+        }
         let answers_kernel_flow = self.entry.is_some_and(|entry| {
             entry.state == State::KERNEL
                 && entry.nat == Nat::DESTINATION
@@ -266,6 +272,29 @@ impl Walk<'_> {
         } else {
             Ok(())
         }
+    }
+
+    /// Whether the frame is one for XDP: an ordinary one of a flow that tc has seen in this second.
+    fn may_be_redirected(&self) -> Judged<bool> {
+        let Some(entry) = self.entry.filter(|_| has_ports(self.key.protocol)) else {
+            return Ok(false);
+        };
+        let flags = match self.role {
+            Role::Opens => tcp_flags::SYN,
+            Role::Answers => tcp_flags::SYN | tcp_flags::ACK,
+            Role::Continues => tcp_flags::ACK,
+        };
+        let frame = Frame {
+            role: self.role,
+            protocol: self.key.protocol,
+            ifindex: self.config.uplink_ifindex,
+            dst_mac: mac(self.config.uplink_ifindex)?,
+            ttl: 64,
+            len: 0,
+            seen: Progress::of_packet(self.key.protocol, flags),
+            is_fresh: entry.last_seen == datapath::now(),
+        };
+        Ok(at_driver(&entry, &frame))
     }
 
     /// What the uplink says of a packet that belongs to no translated flow.

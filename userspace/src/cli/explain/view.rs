@@ -50,6 +50,11 @@ impl View {
         self.datapath.config()
     }
 
+    /// Whether XDP is in the uplink's driver.
+    pub(super) fn has_xdp(&self) -> Read<bool> {
+        Ok(self.datapath.xdp()? == Some(true))
+    }
+
     pub(super) fn flow(&self, key: &Key) -> Read<Option<Entry>> {
         maps::element(&self.flows, "cwy_flows", key)
     }
@@ -152,6 +157,12 @@ impl View {
 pub(super) fn is_local(addr: [u8; 4]) -> Read<bool> {
     let addresses = Netlink::new()?.addresses()?;
     Ok(addresses.iter().any(|own| own.addr.octets() == addr))
+}
+
+/// The MAC of an interface; zeros when it is gone.
+pub(super) fn mac(ifindex: u32) -> Read<[u8; 6]> {
+    let link = Netlink::new()?.link_by_index(ifindex)?;
+    Ok(link.and_then(|link| link.mac).unwrap_or_default())
 }
 
 /// The interface of an index.
