@@ -2,6 +2,7 @@
 
 mod bounds;
 mod config;
+mod deploy;
 mod healing;
 mod metrics;
 mod restart;

@@ -28,17 +28,26 @@ pub struct Agent {
 impl Agent {
     /// Starts the agent of a node and waits until it answers.
     pub fn start(node: &Node) -> Result<Self> {
-        let mut agent = Self::spawn(node)?;
+        Self::start_through(node, &[])
+    }
+
+    /// As [`Self::start`], by a program that becomes the agent, with its arguments.
+    pub fn start_through(node: &Node, through: &[&str]) -> Result<Self> {
+        let mut agent = Self::spawn_through(node, through)?;
         agent.wait_for("an answer", |agent| Ok(agent.get("/livez").is_ok()))?;
         Ok(agent)
     }
 
     /// Starts the agent of a node.
     pub fn spawn(node: &Node) -> Result<Self> {
+        Self::spawn_through(node, &[])
+    }
+
+    fn spawn_through(node: &Node, through: &[&str]) -> Result<Self> {
         let log = node.root.join("agent.log");
         let file = fs::OpenOptions::new().create(true).append(true).open(&log)?;
         let process = node
-            .causeway_command(&["agent"])?
+            .causeway_through(through, &["agent"])?
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(file)

@@ -212,8 +212,15 @@ impl Node {
 
     /// As [`Self::causeway`], not started yet.
     pub fn causeway_command(&self, args: &[&str]) -> Result<Command> {
-        let mut command = self.program(self.dist()?.cli().as_os_str());
-        command.args(args);
+        self.causeway_through(&[], args)
+    }
+
+    /// As [`Self::causeway_command`], by a program that becomes the command, with its arguments.
+    pub fn causeway_through(&self, through: &[&str], args: &[&str]) -> Result<Command> {
+        let cli = self.dist()?.cli();
+        let mut words = through.iter().map(std::ffi::OsStr::new).chain([cli.as_os_str()]);
+        let mut command = self.program(words.next().unwrap_or(cli.as_os_str()));
+        command.args(words).args(args);
         Ok(command)
     }
 

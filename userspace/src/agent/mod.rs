@@ -67,6 +67,7 @@ pub(crate) enum AgentError {
 pub(crate) fn run(root: &Root, options: &Options) -> Result<(), AgentError> {
     log::start(options.log_format);
     let started = Instant::now();
+    allow_descriptors();
     let _alone = Lock::acquire(&root.path(LOCK), Duration::from_secs(2))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -75,6 +76,16 @@ pub(crate) fn run(root: &Root, options: &Options) -> Result<(), AgentError> {
         .build()
         .map_err(failed("start"))?;
     runtime.block_on(serve(root, started))
+}
+
+/// Two links a pod are held open, and the ordinary limit is a thousand.
+fn allow_descriptors() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "cannot raise the limit of open descriptors");
+    }
 }
 
 fn failed(action: &'static str) -> impl Fn(io::Error) -> AgentError {
