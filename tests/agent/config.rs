@@ -21,7 +21,7 @@ use causeway_tests::{
 const MASQ: &str = "/etc/config/ip-masq-agent";
 
 /// The address that a server sees of the pod, in a flow of its own.
-fn seen_from(pod: &Pod, server: &UdpSocket, at: SocketAddrV4) -> Result<Ipv4Addr> {
+pub(crate) fn seen_from(pod: &Pod, server: &UdpSocket, at: SocketAddrV4) -> Result<Ipv4Addr> {
     let client = pod.ns.bind(|| UdpSocket::bind("0.0.0.0:0"))?;
     client.send_to(b"who am I", at)?;
     let (_, from) = server.recv_from(&mut [0; 64]).context("nothing arrived")?;

@@ -8,6 +8,8 @@ use std::{
 use causeway::{config, endpoints, ipam::store, root::Root};
 use futures_util::StreamExt as _;
 use inotify::{EventStream, Inotify, WatchDescriptor, WatchMask, Watches};
+use netlink_packet_core::NetlinkPayload;
+use netlink_packet_route::RouteNetlinkMessage;
 use rtnetlink::{MulticastGroup, new_multicast_connection};
 use tokio::sync::mpsc;
 
@@ -150,19 +152,31 @@ fn is_state(name: &str) -> bool {
         .any(|path| Path::new(path).file_name().is_some_and(|state| state == name))
 }
 
-/// A word for every message of the groups.
+/// Neighbours change all the time, filters with every pod: of these only what goes is of interest.
+fn matters(payload: &NetlinkPayload<RouteNetlinkMessage>) -> bool {
+    use RouteNetlinkMessage::{NewNeighbour, NewTrafficFilter};
+    let comes = matches!(
+        payload,
+        NetlinkPayload::InnerMessage(NewNeighbour(_) | NewTrafficFilter(_))
+    );
+    !comes
+}
+
+/// A word for every message of the groups that matters.
 fn netlink() -> io::Result<mpsc::UnboundedReceiver<()>> {
     let groups = [
         MulticastGroup::Link,
         MulticastGroup::Ipv4Ifaddr,
         MulticastGroup::Ipv4Route,
+        MulticastGroup::Neigh,
+        MulticastGroup::Tc,
     ];
     let (connection, _handle, mut messages) = new_multicast_connection(&groups)?;
     let (sender, receiver) = mpsc::unbounded_channel();
     tokio::spawn(connection);
     tokio::spawn(async move {
-        while messages.next().await.is_some() {
-            if sender.send(()).is_err() {
+        while let Some((message, _)) = messages.next().await {
+            if matters(&message.payload) && sender.send(()).is_err() {
                 break;
             }
         }

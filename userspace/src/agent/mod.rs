@@ -20,7 +20,7 @@ use causeway::{
     config::{self, Configuration},
     datapath::{Datapath, DatapathError, Upgraded},
     durable::{Lock, LockError},
-    reconcile::Keeper,
+    reconcile::{Depth, Keeper},
     root::Root,
     settings::Settings,
 };
@@ -38,7 +38,9 @@ use self::{
 };
 
 /// Between two passes when nothing seems to happen: what makes no event is found after this time.
-const PERIOD: Duration = Duration::from_secs(3);
+const PERIOD: Duration = Duration::from_secs(4);
+/// Every how many of them one looks at everything, in case an event was lost.
+const WHOLE: u32 = 10;
 /// Events that come together are looked at together.
 const QUIET: Duration = Duration::from_millis(30);
 /// There is one agent.
@@ -68,10 +70,11 @@ pub(crate) fn run(root: &Root, options: &Options) -> Result<(), AgentError> {
     log::start(options.log_format);
     let started = Instant::now();
     allow_descriptors();
+    keep_memory_small();
     let _alone = Lock::acquire(&root.path(LOCK), Duration::from_secs(2))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .max_blocking_threads(4)
+        .max_blocking_threads(2)
         .thread_keep_alive(Duration::from_mins(1))
         .build()
         .map_err(failed("start"))?;
@@ -85,6 +88,26 @@ fn allow_descriptors() {
     limit.current = limit.maximum;
     if let Err(error) = setrlimit(Resource::Nofile, limit) {
         tracing::warn!(%error, "cannot raise the limit of open descriptors");
+    }
+}
+
+/// glibc gives each thread a heap of its own, of megabytes, and gives little back: for three threads that hardly ever work
+/// at the same time that is most of what the agent would take.
+fn keep_memory_small() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: mallopt(3) takes two integers; no other thread runs yet.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 128 << 10);
+    }
+}
+
+/// What a look at everything took is not needed before the next one.
+fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim(3) takes an integer and may be called by any thread at any time.
+    unsafe {
+        libc::malloc_trim(0);
     }
 }
 
@@ -105,7 +128,7 @@ async fn serve(root: &Root, started: Instant) -> Result<(), AgentError> {
         keeper: Some(Keeper::new(root, settings)),
         shared: Arc::clone(&shared),
     };
-    agent.pass().await;
+    agent.pass(Depth::Whole).await;
     let mut servers = server::Servers::start(&shared).map_err(failed("listen"))?;
     tell_systemd(&[NotifyState::Ready]);
     tracing::info!(
@@ -116,6 +139,7 @@ async fn serve(root: &Root, started: Instant) -> Result<(), AgentError> {
     let mut clock = interval(PERIOD);
     clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
     clock.reset();
+    let mut quick = 0_u32;
     loop {
         let trigger = tokio::select! {
             _ = clock.tick() => Trigger::Clock,
@@ -132,7 +156,13 @@ async fn serve(root: &Root, started: Instant) -> Result<(), AgentError> {
             agent.reload().await;
             servers.follow(&shared);
         }
-        agent.pass().await;
+        quick = if asked == Trigger::Clock { quick + 1 } else { 0 };
+        let depth = if asked == Trigger::Clock && !quick.is_multiple_of(WHOLE) {
+            Depth::Quick
+        } else {
+            Depth::Whole
+        };
+        agent.pass(depth).await;
         tell_systemd(&[NotifyState::Watchdog]);
     }
     tell_systemd(&[NotifyState::Stopping]);
@@ -201,15 +231,18 @@ struct Agent {
 }
 
 impl Agent {
-    async fn pass(&mut self) {
+    async fn pass(&mut self, depth: Depth) {
         let Some(mut keeper) = self.keeper.take() else {
             return;
         };
         let shared = Arc::clone(&self.shared);
         let work = spawn_blocking(move || {
             let started = Instant::now();
-            let pass = keeper.pass();
+            let pass = keeper.pass(depth);
             shared.note_pass(&pass, started.elapsed());
+            if depth == Depth::Whole {
+                give_memory_back();
+            }
             keeper
         });
         self.keeper = self.after(work.await.ok());

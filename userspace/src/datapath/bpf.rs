@@ -65,11 +65,6 @@ impl AttachLink {
         Self::create(program, ifindex, BPF_XDP, XDP_FLAGS_DRV_MODE)
     }
 
-    /// The link that a descriptor is of.
-    pub(crate) fn from_descriptor(descriptor: OwnedFd) -> Self {
-        Self(descriptor)
-    }
-
     fn create(program: &Path, ifindex: u32, attach_type: u32, flags: u32) -> io::Result<Self> {
         let program = open_pin(program)?;
         let mut attributes = LinkAttributes {
@@ -121,16 +116,7 @@ impl AttachLink {
     ///
     /// `InvalidData` when the object is something else than a tcx or an XDP link.
     pub(crate) fn ifindex(&self) -> io::Result<u32> {
-        let mut info = LinkInfo::default();
-        // SAFETY: any bytes are a value of `LinkInfo`, the head of what the kernel writes for a link.
-        unsafe { read_info(&self.0, &mut info) }?;
-        if !matches!(info.link_type, BPF_LINK_TYPE_TCX | BPF_LINK_TYPE_XDP) {
-            return Err(io::Error::new(
-                ErrorKind::InvalidData,
-                "the pinned object is neither a tcx nor an XDP link",
-            ));
-        }
-        Ok(info.ifindex)
+        link_ifindex(&self.0)
     }
 
     /// Detaches the program at once. Removing the pin alone does so only after an RCU grace period.
@@ -142,6 +128,20 @@ impl AttachLink {
         unsafe { bpf(BPF_LINK_DETACH, &mut attributes) }?;
         Ok(())
     }
+}
+
+/// As [`AttachLink::ifindex`], of a descriptor.
+pub(crate) fn link_ifindex(link: &OwnedFd) -> io::Result<u32> {
+    let mut info = LinkInfo::default();
+    // SAFETY: any bytes are a value of `LinkInfo`, the head of what the kernel writes for a link.
+    unsafe { read_info(link, &mut info) }?;
+    if !matches!(info.link_type, BPF_LINK_TYPE_TCX | BPF_LINK_TYPE_XDP) {
+        return Err(io::Error::new(
+            ErrorKind::InvalidData,
+            "the pinned object is neither a tcx nor an XDP link",
+        ));
+    }
+    Ok(info.ifindex)
 }
 
 /// Whether the kernel has tcx: asks for the programs on a hook of the loopback interface, which changes nothing.

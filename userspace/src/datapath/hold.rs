@@ -6,20 +6,16 @@
 use std::{
     collections::BTreeMap,
     fs, io,
-    os::{
-        fd::{AsFd as _, OwnedFd},
-        unix::fs::MetadataExt as _,
-    },
+    os::{fd::OwnedFd, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
 };
 
 use causeway_common::maps::{MAP_NAMES, PROGRAM_NAMES};
 
 use super::{
-    Datapath, DatapathError,
+    Datapath, DatapathError, Pod,
     attach::{self, Hook},
-    bpf::{self, AttachLink},
-    lock,
+    bpf, lock,
     pins::{self, PinTree},
 };
 use crate::{links::Netlink, root::Root};
@@ -64,30 +60,49 @@ impl Hold {
 
     /// Opens pins that are not held. Returns the paths of objects whose pin is gone.
     fn adopt(&mut self, pins: &PinTree) -> Result<Vec<PathBuf>, DatapathError> {
-        for path in pins.all()? {
-            let failed = |source| DatapathError::file(&path, source);
-            let inode = match fs::symlink_metadata(&path) {
-                Ok(metadata) => metadata.ino(),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(failed(error)),
-            };
+        let there = pins.inodes()?;
+        for (path, inode) in &there {
             if self
                 .objects
-                .get(&path)
-                .is_some_and(|object| object.inode == inode)
+                .get(path)
+                .is_some_and(|object| object.inode == *inode)
             {
                 continue;
             }
-            match bpf::open_pin(&path) {
+            match bpf::open_pin(path) {
                 Ok(descriptor) => {
-                    self.objects.insert(path.clone(), Object { descriptor, inode });
+                    let object = Object {
+                        descriptor,
+                        inode: *inode,
+                    };
+                    self.objects.insert(path.clone(), object);
                 }
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(failed(error)),
+                Err(error) => return Err(DatapathError::file(path, error)),
             }
         }
-        let gone = self.objects.keys().filter(|path| !path.exists());
+        let gone = self.objects.keys().filter(|path| !there.contains_key(*path));
         Ok(gone.cloned().collect())
+    }
+
+    /// Whether every link that is held is attached. One of a pod that is just being deleted is not.
+    pub fn is_whole(&self, root: &Root) -> bool {
+        let pins = PinTree::live(root);
+        let mut links = self.objects.keys().filter(|path| is_link(&pins, path));
+        links.all(|path| self.ifindex(path).is_some_and(|ifindex| ifindex != 0))
+    }
+
+    /// Whether both programs are on the interface of a pod.
+    pub fn serves(&self, datapath: &Datapath, pod: &Pod) -> Result<bool, DatapathError> {
+        for hook in Hook::pod(&pod.host_if, pod.ifindex) {
+            let path = datapath.pins.link(hook.owner, hook.direction);
+            let is_attached = self.ifindex(&path) == Some(pod.ifindex)
+                || attach::attached(&datapath.pins, &hook)?.is_some();
+            if !is_attached {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Whether the programs still stand on the uplink although the tree is gone.
@@ -134,9 +149,7 @@ impl Hold {
     }
 
     fn ifindex(&self, path: &Path) -> Option<u32> {
-        let descriptor = self.objects.get(path)?.descriptor.as_fd();
-        let link = AttachLink::from_descriptor(descriptor.try_clone_to_owned().ok()?);
-        link.ifindex().ok()
+        bpf::link_ifindex(&self.objects.get(path)?.descriptor).ok()
     }
 }
 

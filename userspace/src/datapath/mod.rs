@@ -41,6 +41,7 @@ pub use hold::Hold;
 pub use inspect::{HookState, mechanisms};
 pub use layout::Layout;
 pub use load::OBJECT;
+pub use mend::PodMaps;
 pub use pods::{Pod, Removed, now};
 pub use ports::HostPort;
 pub use ranges::Range;

@@ -4,9 +4,10 @@
 //! never half made. Names hold no dots, which bpffs keeps for itself.
 
 use std::{
-    fs::{self, DirBuilder, Permissions},
+    collections::BTreeMap,
+    fs::{self, DirBuilder, DirEntry, Permissions},
     io::{self, ErrorKind},
-    os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, DirEntryExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -91,13 +92,15 @@ impl PinTree {
         self.directory.join("links")
     }
 
-    /// Every pin.
-    pub(crate) fn all(&self) -> Result<Vec<PathBuf>, DatapathError> {
-        let mut all = Vec::new();
+    /// Every pin, with the number of its inode.
+    pub(crate) fn inodes(&self) -> Result<BTreeMap<PathBuf, u64>, DatapathError> {
+        let mut inodes = BTreeMap::new();
         for name in DIRECTORIES {
-            all.extend(list(&self.directory.join(name))?);
+            let directory = self.directory.join(name);
+            let found = entries(&directory)?;
+            inodes.extend(found.into_iter().map(|entry| (entry.path(), entry.ino())));
         }
-        Ok(all)
+        Ok(inodes)
     }
 
     pub(crate) fn exists(&self) -> Result<bool, DatapathError> {
@@ -204,11 +207,18 @@ pub(crate) fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// What is in a directory; nothing when it is not there.
 fn list(directory: &Path) -> Result<Vec<PathBuf>, DatapathError> {
+    Ok(entries(directory)?
+        .into_iter()
+        .map(|entry| entry.path())
+        .collect())
+}
+
+/// What is in a directory; nothing when it is not there.
+fn entries(directory: &Path) -> Result<Vec<DirEntry>, DatapathError> {
     let failed = |source| DatapathError::file(directory, source);
     match fs::read_dir(directory) {
-        Ok(entries) => entries.map(|entry| Ok(entry.map_err(failed)?.path())).collect(),
+        Ok(entries) => entries.map(|entry| entry.map_err(failed)).collect(),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(failed(error)),
     }

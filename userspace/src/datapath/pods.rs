@@ -5,7 +5,7 @@ use std::{
     net::Ipv4Addr,
 };
 
-use causeway_common::maps::{IfaceEntry, PodEntry, Usage};
+use causeway_common::maps::{PodEntry, Usage};
 
 use super::{
     Datapath, DatapathError,
@@ -90,12 +90,7 @@ impl Datapath {
                 .map_err(too_many)?;
         }
         let entry = pod.entry();
-        let iface = IfaceEntry {
-            addr: pod.addr.octets(),
-            mac: pod.mac,
-            _pad: [0; 2],
-        };
-        ifaces.insert(pod.ifindex, iface).map_err(too_many)?;
+        ifaces.insert(pod.ifindex, pod.iface()).map_err(too_many)?;
         pods.insert(pod.addr.octets(), PodEntry { flags: 0, ..entry })
             .map_err(too_many)?;
         let (mut netlink, restore) = (Netlink::new()?, Restore::new(&self.root));

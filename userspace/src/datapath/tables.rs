@@ -115,9 +115,16 @@ impl Tables {
     ) -> Result<bool, DatapathError> {
         let name = "cwy_ports";
         let mut map: Array<_, PortWord> = self.array(name)?;
+        let mut before = vec![PortWord { reserved: 0 }; RESERVED_ENTRIES];
+        batch::for_each(map.map().fd().as_fd(), |index: u32, word: PortWord| {
+            if let Some(known) = before.get_mut(index as usize) {
+                *known = word;
+            }
+        })
+        .map_err(|source| DatapathError::Batch { name, source })?;
         let mut changed = false;
-        for (index, word) in (0..).zip(reserved_words(ports, single)) {
-            if map.get(&index, 0).map_err(failed(name))? != word {
+        for (index, (before, word)) in (0..).zip(before.into_iter().zip(reserved_words(ports, single))) {
+            if before != word {
                 map.set(index, word, 0).map_err(failed(name))?;
                 changed = true;
             }

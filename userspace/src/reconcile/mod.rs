@@ -13,7 +13,7 @@ use causeway_common::maps::PodEntry;
 use self::state_files::StateFiles;
 use crate::{
     attachments::orphans,
-    datapath::{Datapath, DatapathError, Hold, Occasion, Swept},
+    datapath::{Datapath, DatapathError, Hold, Occasion, PodMaps, Swept},
     endpoints,
     leases::Lease,
     links::Netlink,
@@ -24,6 +24,15 @@ use crate::{
 
 /// How long something must have been without an owner before it is collected. Its owner may be on the way. Seconds.
 const GRACE: u64 = 60;
+
+/// How closely a pass looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Depth {
+    /// At what nobody tells of: pins, maps, links of programs. At everything if something of that has changed.
+    Quick,
+    /// At everything.
+    Whole,
+}
 
 /// What a pass found and did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -51,6 +60,10 @@ pub struct Keeper {
     served: BTreeMap<Ipv4Addr, PodEntry>,
     /// Since when something looks as if it had no owner.
     suspects: BTreeMap<String, Instant>,
+    /// What was wrong with pods then.
+    faults: Vec<String>,
+    /// What the programs knew of the pods after the last whole pass.
+    known: PodMaps,
     /// Whether the datapath has been there: who takes it away then means it.
     was_loaded: bool,
 }
@@ -64,6 +77,8 @@ impl Keeper {
             hold: Hold::default(),
             files: StateFiles::new(root),
             served: BTreeMap::new(),
+            faults: Vec::new(),
+            known: PodMaps::default(),
             suspects: BTreeMap::new(),
             was_loaded: false,
         }
@@ -79,40 +94,42 @@ impl Keeper {
         }
     }
 
-    /// Looks at everything once.
-    pub fn pass(&mut self) -> Pass {
-        let mut pass = Pass::default();
-        let mut notes = Notes {
-            mended: &mut pass.mended,
-            faults: &mut pass.faults,
-        };
-        self.files.check(&mut notes);
+    /// Looks once.
+    pub fn pass(&mut self, depth: Depth) -> Pass {
+        let mut notes = Pass::default();
+        let files_changed = self.files.check(&mut notes);
         let restored = self.hold.refresh(&self.root);
         for path in notes.unless_failed(restored).unwrap_or_default() {
-            notes.mended(format!("{} was not pinned", path.display()));
+            notes.note_mended(format!("{} was not pinned", path.display()));
         }
         let datapath = self.datapath(&mut notes);
         if let Some(datapath) = notes.unless_failed(datapath).flatten() {
             // What was loaded or attached by this pass is to be held from here on.
             notes.unless_failed(self.hold.refresh(&self.root));
-            for map in notes
-                .unless_failed(datapath.apply(&self.settings))
-                .unwrap_or_default()
-            {
-                notes.mended(format!("{map} was not as configured"));
+            let applied = datapath.apply(&self.settings);
+            for map in notes.unless_failed(applied).unwrap_or_default() {
+                notes.note_mended(format!("{map} was not as configured"));
             }
-            self.keep_pods(&datapath, &mut notes);
-            pass.loaded = true;
-            pass.swept = notes
-                .unless_failed(datapath.sweep_if_needed(Occasion::Del))
-                .flatten();
+            if depth == Depth::Whole || files_changed || !self.is_quiet(&datapath) {
+                self.keep_pods(&datapath, &mut notes);
+                notes.collected = self.collect();
+            } else {
+                notes.faults.extend_from_slice(&self.faults);
+            }
+            notes.loaded = true;
+            let swept = datapath.sweep_if_needed(Occasion::Del);
+            notes.swept = notes.unless_failed(swept).flatten();
         }
-        pass.collected = self.collect();
-        pass
+        notes
+    }
+
+    /// Whether the programs know the pods as they did after the last whole pass, and are attached.
+    fn is_quiet(&self, datapath: &Datapath) -> bool {
+        datapath.pod_maps().is_ok_and(|maps| maps == self.known) && self.hold.is_whole(&self.root)
     }
 
     /// The datapath, attached to the uplink as it is. One that somebody has unloaded stays so until the next ADD.
-    fn datapath(&mut self, notes: &mut Notes<'_>) -> Result<Option<Datapath>, KeepError> {
+    fn datapath(&mut self, notes: &mut Pass) -> Result<Option<Datapath>, KeepError> {
         let mut netlink = Netlink::new().map_err(NodeError::from)?;
         let before = Datapath::open(&self.root)?;
         if before.is_none() && self.was_loaded {
@@ -121,11 +138,11 @@ impl Keeper {
         let uplink = self.uplink(&mut netlink, before.as_ref())?;
         let missing = before.as_ref().map(Datapath::inspect_uplink).transpose()?;
         if node::enable_forwarding(&self.root)? && before.is_some() {
-            notes.mended("net.ipv4.ip_forward was 0".to_owned());
+            notes.note_mended("net.ipv4.ip_forward was 0".to_owned());
         }
         let datapath = Datapath::ensure(&self.root, &uplink, true)?;
         for item in missing.into_iter().flatten() {
-            notes.mended(item);
+            notes.note_mended(item);
         }
         self.was_loaded = true;
         Ok(Some(datapath))
@@ -166,15 +183,8 @@ fn is_overdue(suspects: &mut BTreeMap<String, Instant>, name: &str) -> bool {
     since.elapsed().as_secs() >= GRACE
 }
 
-/// Where a pass notes what it does.
-#[derive(Debug)]
-struct Notes<'a> {
-    mended: &'a mut Vec<String>,
-    faults: &'a mut Vec<String>,
-}
-
-impl Notes<'_> {
-    fn mended(&mut self, item: String) {
+impl Pass {
+    fn note_mended(&mut self, item: String) {
         tracing::warn!(item, "put right");
         self.mended.push(item);
     }

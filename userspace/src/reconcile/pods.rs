@@ -1,28 +1,28 @@
 //! The pods: each endpoint of the state beside its interface, its routes and what the programs know of it.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fs::File,
-    net::Ipv4Addr,
-    os::fd::AsFd as _,
-    path::Path,
-    time::Duration,
-};
+use std::{collections::BTreeSet, fs::File, net::Ipv4Addr, os::fd::AsFd as _, path::Path, time::Duration};
 
 use causeway_common::maps::PodEntry;
 use ipnet::{IpNet, Ipv4Net};
 
-use super::{KeepError, Keeper, Notes, is_overdue};
+use super::{KeepError, Keeper, Pass, is_overdue};
 use crate::{
     attachments,
-    datapath::{Datapath, Expedited, Pod},
+    datapath::{Datapath, Expedited, Pod, PodMaps},
     endpoints::{self, Endpoint, Key, State},
     ipam::store,
     links::{self, HostSide, Link, Netlink, PodNetwork},
 };
 
 impl Keeper {
-    pub(super) fn keep_pods(&mut self, datapath: &Datapath, notes: &mut Notes<'_>) {
+    pub(super) fn keep_pods(&mut self, datapath: &Datapath, notes: &mut Pass) {
+        let before = notes.faults.len();
+        self.look_at_pods(datapath, notes);
+        self.faults = notes.faults.split_off(before);
+        notes.faults.extend_from_slice(&self.faults);
+    }
+
+    fn look_at_pods(&mut self, datapath: &Datapath, notes: &mut Pass) {
         let Some(mut sight) = notes.unless_failed(Sight::read(self, datapath)) else {
             return;
         };
@@ -53,9 +53,10 @@ impl Keeper {
     }
 
     /// What the programs know of pods that are served is what they are to know tomorrow.
-    fn remember(&mut self, datapath: &Datapath, notes: &mut Notes<'_>) {
-        let pods = notes.unless_failed(datapath.pods()).unwrap_or_default();
-        self.served = pods.into_iter().filter(|(_, entry)| entry.is_ready()).collect();
+    fn remember(&mut self, datapath: &Datapath, notes: &mut Pass) {
+        self.known = notes.unless_failed(datapath.pod_maps()).unwrap_or_default();
+        let pods = self.known.pods();
+        self.served = pods.filter(|(_, entry)| entry.is_ready()).collect();
     }
 
     fn keep_pod(
@@ -63,7 +64,7 @@ impl Keeper {
         sight: &Sight<'_>,
         place: &Place<'_>,
         link: &Link,
-        notes: &mut Notes<'_>,
+        notes: &mut Pass,
     ) -> Result<(), KeepError> {
         let address = place.net.addr();
         let (Some(mac), Some(host_mac)) = (place.endpoint.mac(), link.mac) else {
@@ -71,7 +72,7 @@ impl Keeper {
         };
         let pod = self.pod(sight, place, link.index, mac, host_mac, link.mtu);
         let wrong = sight.host.wrong_with(link, address, mac);
-        if wrong.is_empty() && sight.datapath.inspect_pod(&pod)?.is_empty() {
+        if wrong.is_empty() && sight.maps.know(&pod) && self.hold.serves(sight.datapath, &pod)? {
             return Ok(());
         }
         // A call for it is under way: it is that call's to finish.
@@ -84,24 +85,19 @@ impl Keeper {
             return Ok(());
         };
         for item in sight.datapath.mend_pod(&pod)? {
-            notes.mended(format!("{item} (pod {address})"));
+            notes.note_mended(format!("{item} (pod {address})"));
         }
         if !wrong.is_empty() {
             netlink.mend_host(&link, address, mac)?;
             for item in wrong {
-                notes.mended(format!("{item} (pod {address})"));
+                notes.note_mended(format!("{item} (pod {address})"));
             }
         }
         Ok(())
     }
 
     /// A pod whose interface was deleted under it gets another one, with the address and the MAC that it had.
-    fn reconnect(
-        &mut self,
-        sight: &Sight<'_>,
-        place: &Place<'_>,
-        notes: &mut Notes<'_>,
-    ) -> Result<(), KeepError> {
+    fn reconnect(&mut self, sight: &Sight<'_>, place: &Place<'_>, notes: &mut Pass) -> Result<(), KeepError> {
         let Place { key, endpoint, net } = *place;
         // The second look: a runtime that ends a pod takes its interface first.
         let name = format!("interface {}", endpoint.host_if_name);
@@ -141,7 +137,7 @@ impl Keeper {
             );
             Ok(sight.datapath.add_pod(&pod)?)
         })?;
-        notes.mended(format!(
+        notes.note_mended(format!(
             "interface {} of pod {} was gone",
             network.host_if, network.addr
         ));
@@ -158,7 +154,7 @@ impl Keeper {
         mtu: u32,
     ) -> Pod {
         let addr = place.net.addr();
-        let known = sight.entries.get(&addr).or_else(|| self.served.get(&addr));
+        let known = sight.maps.pod(addr).or_else(|| self.served.get(&addr).copied());
         let has = |flag: u16| known.is_some_and(|entry| entry.flags & flag != 0);
         Pod {
             addr,
@@ -178,21 +174,21 @@ impl Keeper {
         sight: &Sight<'_>,
         state: &State,
         missing: &mut BTreeSet<String>,
-        notes: &mut Notes<'_>,
+        notes: &mut Pass,
     ) -> Result<(), KeepError> {
         let addresses: BTreeSet<Ipv4Addr> = state
             .endpoints()
             .filter_map(|(_, endpoint)| Some(v4(endpoint)?.addr()))
             .collect();
-        for (addr, entry) in &sight.entries {
+        for (addr, entry) in sight.maps.pods() {
             let is_there = sight.host.links.iter().any(|link| link.index == entry.ifindex);
-            if is_there || addresses.contains(addr) {
+            if is_there || addresses.contains(&addr) {
                 continue;
             }
             let name = format!("entry {addr}");
             if is_overdue(&mut self.suspects, &name) {
-                sight.datapath.remove_pod(*addr)?;
-                notes.mended(format!(
+                sight.datapath.remove_pod(addr)?;
+                notes.note_mended(format!(
                     "entry {addr} of cwy_pods had neither interface nor endpoint"
                 ));
             }
@@ -205,14 +201,14 @@ impl Keeper {
             let is_known = state
                 .endpoints()
                 .any(|(_, endpoint)| endpoint.host_if_name == link.name)
-                || sight.entries.values().any(|entry| entry.ifindex == link.index);
+                || sight.maps.pods().any(|(_, entry)| entry.ifindex == link.index);
             if is_known {
                 continue;
             }
             let name = format!("veth {}", link.name);
             if is_overdue(&mut self.suspects, &name) {
                 links::disconnect_pod(&link.name)?;
-                notes.mended(format!("interface {} belonged to no pod", link.name));
+                notes.note_mended(format!("interface {} belonged to no pod", link.name));
             }
             missing.insert(name);
         }
@@ -238,8 +234,7 @@ struct Sight<'a> {
     /// Containers of the incumbent, which are wired otherwise.
     theirs: BTreeSet<String>,
     host: HostSide,
-    /// Those of pods that are there.
-    entries: BTreeMap<Ipv4Addr, PodEntry>,
+    maps: PodMaps,
 }
 
 impl<'a> Sight<'a> {
@@ -259,11 +254,7 @@ impl<'a> Sight<'a> {
             is_state_readable,
             theirs,
             host: HostSide::read(&mut Netlink::new()?)?,
-            entries: datapath
-                .pods()?
-                .into_iter()
-                .filter(|(_, entry)| entry.flags & PodEntry::DEPARTED == 0)
-                .collect(),
+            maps: datapath.pod_maps()?,
         })
     }
 }
