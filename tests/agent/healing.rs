@@ -325,11 +325,10 @@ fn an_interface_that_was_deleted_is_made_again_with_address_and_mac() -> Result<
         .context("no host interface")?
         .to_owned();
     rig.node.ns.ip(&format!("link del {host_if}"))?;
-    agent.wait_for("interface", |_| {
-        Ok(ns.mac("eth0").is_ok_and(|again| again == mac))
-    })?;
-    agent.wait_for("readiness", |agent| Ok(agent.get("/readyz").is_ok()))?;
+    agent.wait_for("interface", |_| Ok(Tcp::connect(&ns, server).is_ok()))?;
     Tcp::connect(&ns, server)?.chat(3)?;
+    ensure!(ns.mac("eth0")? == mac, "another MAC");
+    agent.wait_for("readiness", |agent| Ok(agent.get("/readyz").is_ok()))?;
     rig.node.plugin("DEL", name, &place.display().to_string())?;
     ensure!(ns.mac("eth0").is_err(), "the DEL left the interface");
     rustix::mount::unmount(&place, rustix::mount::UnmountFlags::DETACH)?;
