@@ -72,7 +72,7 @@ fn long_what_the_agent_costs_on_a_full_node() -> Result<()> {
     let (cpu, since) = (cpu_ticks(&agent)?, Instant::now());
     thread::sleep(Duration::from_mins(1));
     // USER_HZ is 100 (times(2)).
-    let share = (cpu_ticks(&agent)? - cpu) as f64 / since.elapsed().as_secs_f64();
+    let share = (cpu_ticks(&agent)? - cpu) / since.elapsed().as_secs_f64();
     println!("idle: {share:.2} % of a CPU");
     let scrape = Instant::now();
     agent.get("/metrics")?;
@@ -137,9 +137,9 @@ fn fill(rig: &Rig, flows: u32) -> Result<()> {
 }
 
 /// User and system time of all threads, in hundredths of a second (proc_pid_stat(5)).
-fn cpu_ticks(agent: &Agent) -> Result<u64> {
+fn cpu_ticks(agent: &Agent) -> Result<f64> {
     let stat = fs::read_to_string(format!("/proc/{}/stat", agent.pid()))?;
     let (_, fields) = stat.rsplit_once(')').context("no name")?;
     let fields: Vec<&str> = fields.split_whitespace().collect();
-    Ok(fields[11].parse::<u64>()? + fields[12].parse::<u64>()?)
+    Ok(fields[11].parse::<f64>()? + fields[12].parse::<f64>()?)
 }

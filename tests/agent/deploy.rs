@@ -77,11 +77,11 @@ fn unit_and_daemon_set_ask_for_the_same_capabilities() -> Result<()> {
 /// A datapath that a pod has loaded is adopted, mended, configured and upgraded with these capabilities alone.
 #[test]
 fn the_agent_works_with_the_capabilities_of_the_unit() -> Result<()> {
-    let bounds: String = capabilities_of_the_unit()?
-        .iter()
-        .map(|name| format!(",+{name}"))
-        .collect();
-    let bounds = format!("--bounding-set=-all{bounds}");
+    let mut bounds = "--bounding-set=-all".to_owned();
+    for name in capabilities_of_the_unit()? {
+        bounds += ",+";
+        bounds += &name;
+    }
     let rig = Rig::causeway()?;
     let pod = rig.pod("a")?;
     let _echo = Echo::start(&rig.fabric.internet, 7)?;

@@ -186,3 +186,59 @@ fn there_is_one_agent() -> Result<()> {
     );
     first.end()
 }
+
+/// A datapath that an older release has loaded, whose tree is `v1`, is taken over under the traffic that it carries.
+///
+/// `CAUSEWAY_OLD_DIST` names the installed tree of such a release: commit f8b04a4 is the last one of schema 1.
+#[test]
+#[ignore = "needs an older release"]
+fn an_older_schema_is_taken_over_under_its_traffic() -> Result<()> {
+    let old = std::env::var_os("CAUSEWAY_OLD_DIST").context("CAUSEWAY_OLD_DIST is not set")?;
+    let old = causeway_tests::dist::Dist::at(old.as_ref())?;
+    let fabric = causeway_tests::fabric::Fabric::new()?;
+    let mut node = causeway_tests::node::Node::new(&fabric, Datapath::Causeway, 20)?;
+    let new = node.exchange_programs(old)?;
+    let pod = node.add("a")?;
+    let echoes = [Echo::start(&fabric.internet, 7)?, Echo::start(&fabric.vnet, 7)?];
+    let places = [INTERNET, VNET].map(|addr| SocketAddrV4::new(addr, 7));
+    let mut streams: Vec<Tcp> = (0..40)
+        .map(|n| Tcp::connect(&pod.ns, places[n % 2]))
+        .collect::<Result<_>>()?;
+    streams.iter_mut().try_for_each(|tcp| tcp.chat(3))?;
+    let before = node.causeway_json("status")?;
+    ensure!(before["schema"] == 1, "{before}");
+    node.exchange_programs(new)?;
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| -> Result<()> {
+        let chatting = scope.spawn(|| -> Result<()> {
+            while !stop.load(Ordering::Relaxed) {
+                streams.iter_mut().try_for_each(|tcp| tcp.chat(1))?;
+            }
+            Ok(())
+        });
+        let agent = Agent::start(&node);
+        thread::sleep(Duration::from_secs(1));
+        stop.store(true, Ordering::Relaxed);
+        chatting.join().expect("no panic")?;
+        let agent = agent?;
+        ensure!(
+            agent.log().contains("an older schema is taken over"),
+            "{}",
+            agent.log()
+        );
+        agent.get("/readyz")?;
+        agent.end()
+    })?;
+    let after = node.causeway_json("status")?;
+    ensure!(
+        after["schema"] == causeway_common::maps::SCHEMA && after["attached"] == "tcx",
+        "{after}"
+    );
+    ensure!(!node.root.join("/sys/fs/bpf/causeway/v1").exists());
+    Tcp::connect(&pod.ns, places[0])?.chat(3)?;
+    let seen: usize = echoes.iter().map(|echo| echo.seen().len()).sum();
+    ensure!(seen == 41, "{seen} connections");
+    node.remove(&pod)?;
+    node.causeway(&["unload"])?;
+    Ok(())
+}

@@ -143,6 +143,11 @@ impl Node {
         Ok(node)
     }
 
+    /// Runs other programs from here on, as after an upgrade. Returns those of before.
+    pub fn exchange_programs(&mut self, programs: Dist) -> Result<Dist> {
+        self.dist.replace(programs).context("this node runs no Causeway")
+    }
+
     /// Adds a pod as a container runtime does.
     pub fn add(&self, name: &str) -> Result<Pod> {
         let ns = Netns::new()?;
