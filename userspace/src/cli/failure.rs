@@ -7,6 +7,7 @@ use causeway::{
 };
 use thiserror::Error;
 
+use super::doctor::several;
 use crate::agent::AgentError;
 
 /// Why the command did not do what it was asked.
@@ -23,7 +24,7 @@ pub(crate) enum Failure {
     Datapath(#[from] DatapathError),
     #[error(transparent)]
     Leases(#[from] LeasesError),
-    #[error("{0} things are wrong")]
+    #[error("the doctor found {}", several(*.0, "error"))]
     Unhealthy(usize),
     #[error("{0}")]
     Usage(String),

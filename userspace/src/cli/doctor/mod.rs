@@ -168,7 +168,9 @@ impl Report for Diagnosis {
             (0, 0) => writeln!(out, "all is well: {} things were looked at", self.checks),
             (errors, warnings) => writeln!(
                 out,
-                "{errors} errors, {warnings} warnings; `causeway explain {}` tells more",
+                "{}, {}; `causeway explain {}` tells more",
+                several(errors, "error"),
+                several(warnings, "warning"),
                 self.findings[0].code.name()
             ),
         }
@@ -185,6 +187,12 @@ impl Report for Diagnosis {
         }
         (self.errors > 0).then_some(Failure::Unhealthy(self.errors))
     }
+}
+
+/// `1 error`, `2 errors`.
+pub(crate) fn several(count: usize, what: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {what}{plural}")
 }
 
 #[cfg(test)]
