@@ -106,6 +106,11 @@ for name in portmap loopback; do
 done
 
 place "$tree/usr/bin/causeway" "$destination/usr/bin" causeway 755
+# Beside it the unit of the agent, not enabled: `systemctl enable --now causeway-agent`.
+units=usr/lib/systemd/system
+if [ -d "$destination/$units" ] && [ -f "$tree/$units/causeway-agent.service" ]; then
+    place "$tree/$units/causeway-agent.service" "$destination/$units" causeway-agent.service 644
+fi
 for name in portmap loopback; do
     if [ -n "$others" ]; then
         place "$others/$name" "$bin" "$name" 755

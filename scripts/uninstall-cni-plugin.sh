@@ -40,9 +40,14 @@ restore() {
 if [ -e "$net/10-azure.conflist.bak" ] || [ ! -e "$bin/azure-vnet.bak" ]; then
     restore "$net" 10-azure.conflist
 fi
+unit=causeway-agent.service
+if [ -z "$destination" ] && [ -e "/usr/lib/systemd/system/$unit" ] && command -v systemctl >/dev/null; then
+    systemctl disable --now "$unit" 2>/dev/null || true
+fi
 if [ -x "$destination/usr/bin/causeway" ] && [ -z "$destination" ]; then
     "$destination/usr/bin/causeway" unload
 fi
+restore "$destination/usr/lib/systemd/system" "$unit"
 for name in azure-vnet azure-vnet-ipam; do
     restore "$bin" "$name"
 done

@@ -16,7 +16,14 @@ const BINARIES: &[(&str, &str)] = &[
     ("causeway-cni", "opt/cni/bin/azure-vnet-ipam"),
     ("causeway", "usr/bin/causeway"),
 ];
-const FILES: &[(&str, &str)] = &[("deploy/10-azure.conflist", "etc/cni/net.d/10-azure.conflist")];
+const FILES: &[(&str, &str)] = &[
+    ("deploy/10-azure.conflist", "etc/cni/net.d/10-azure.conflist"),
+    (
+        "deploy/systemd/causeway-agent.service",
+        "usr/lib/systemd/system/causeway-agent.service",
+    ),
+    ("deploy/config.yaml", "usr/share/doc/causeway/config.yaml"),
+];
 
 /// Compiles the kernel programs, then the workspace.
 pub(crate) fn build(workspace: &Workspace) -> Result<()> {
