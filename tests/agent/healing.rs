@@ -1,7 +1,7 @@
 //! Any one thing is taken away under a pod's connection. The agent puts it right, and no packet meanwhile is translated
 //! wrongly or not at all (the rig's watch on the wire).
 
-use std::{fs, net::SocketAddrV4, path::PathBuf};
+use std::{fs, net::SocketAddrV4, path::PathBuf, time::Instant};
 
 use anyhow::{Context, Result, ensure};
 use aya::maps::{Array, HashMap, Map, MapData};
@@ -55,9 +55,11 @@ fn is_mended(fault: Fault) -> Result<()> {
     let mut agent = Agent::start(&rig.node)?;
     let before = agent.metric("causeway_reconcile_mended_total")?;
     let is_there = fault(&rig, &pod)?;
+    let since = Instant::now();
     agent.wait_for("repair", |agent| {
         Ok(is_there(&rig, &pod)? && agent.metric("causeway_reconcile_mended_total")? > before)
     })?;
+    println!("put right after {:?}", since.elapsed());
     ensure!(agent.log().contains("put right"), "not logged: {}", agent.log());
     agent.wait_for("readiness", |agent| Ok(agent.get("/readyz").is_ok()))?;
     for (tcp, (_, addr)) in connections.iter_mut().zip(&servers) {

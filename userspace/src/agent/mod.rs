@@ -49,8 +49,8 @@ const LOCK: &str = "/run/causeway/agent.lock";
 /// How the agent runs.
 #[derive(Args)]
 pub(crate) struct Options {
-    /// How lines of the log are written to standard error
-    #[arg(long, value_enum, default_value_t = log::Format::Text)]
+    /// Lines of the log: text or json
+    #[arg(long, value_enum, default_value_t = log::Format::Text, hide_possible_values = true)]
     log_format: log::Format,
 }
 

@@ -177,7 +177,7 @@ enum Command {
     ///
     /// Runs until SIGTERM; the datapath and its flows stay. SIGHUP reads the
     /// configuration again. Pods and packets do without the agent.
-    #[command(verbatim_doc_comment, mut_arg("log_format", |format| format.hide_possible_values(true).help("Log lines: text or json")))]
+    #[command(verbatim_doc_comment)]
     Agent {
         #[command(flatten)]
         options: agent::Options,

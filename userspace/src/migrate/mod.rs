@@ -1,6 +1,6 @@
 //! A node goes over from the incumbent's bridge to Causeway and back, with its pods and their flows.
 //!
-//! What the node was stands in a [`journal`] before anything is changed. Every step can be done twice, so a migration that
+//! What the node was stands in a `journal` before anything is changed. Every step can be done twice, so a migration that
 //! was interrupted goes on, or back, from wherever it was. The order of the steps is such that at no moment a pod's packet
 //! can leave untranslated: the programs are on the uplink and know the pod before the rule that translates is taken away,
 //! and the other way round on the way back (`docs/migration.md`).
