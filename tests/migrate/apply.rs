@@ -27,12 +27,12 @@ fn round_trips(times: u32) -> Result<()> {
     let mut traffic = Traffic::open(&site)?;
     let before = Snapshot::of(&site)?;
     for trip in 0..times {
-        let (applied, lost) = traffic.during(|| site.migrate("--apply"))?;
+        let (applied, lost) = traffic.during(&site, || site.migrate("--apply"))?;
         println!("trip {trip}: {applied}, {lost:?}");
         assert_few(&lost);
         traffic.assert_works()?;
         assert_eq!(site.node.causeway_json("status")?["uplink"]["interface"], "eth0");
-        let (back, lost) = traffic.during(|| site.migrate("--rollback"))?;
+        let (back, lost) = traffic.during(&site, || site.migrate("--rollback"))?;
         println!("trip {trip}: {back}, {lost:?}");
         assert_few(&lost);
         traffic.assert_works()?;
@@ -175,7 +175,7 @@ fn a_step_that_fails_is_undone_with_all_before_it() -> Result<()> {
     let program = broken.path().join("iptables-nft-restore");
     fs::write(&program, "#!/bin/sh\necho no such luck >&2\nexit 4\n")?;
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
-    let (output, _) = traffic.during(|| {
+    let (output, _) = traffic.during(&site, || {
         let path = format!("{}:{}", broken.path().display(), std::env::var("PATH")?);
         Ok(site
             .command(&["migrate", "--apply"])?
@@ -199,13 +199,13 @@ fn the_agents_chain_gives_its_ranges_and_comes_back_to_its_place() -> Result<()>
     site.use_agents_chain()?;
     let mut traffic = Traffic::open(&site)?;
     let before = Snapshot::of(&site)?;
-    traffic.during(|| site.migrate("--apply"))?;
+    traffic.during(&site, || site.migrate("--apply"))?;
     let ranges = site.node.causeway_json("ranges")?["ranges"].to_string();
     assert!(
         ranges.contains("10.0.0.0/8") && ranges.contains("192.0.2.0/24") && !ranges.contains("168.63"),
         "{ranges}"
     );
-    traffic.during(|| site.migrate("--rollback"))?;
+    traffic.during(&site, || site.migrate("--rollback"))?;
     Snapshot::of(&site)?.assert_is(&before);
     Ok(())
 }
@@ -216,7 +216,7 @@ fn a_rule_of_iptables_legacy_goes_and_comes_back_there() -> Result<()> {
     site.use_legacy_rule()?;
     let mut traffic = Traffic::open(&site)?;
     let before = Snapshot::of(&site)?;
-    traffic.during(|| site.migrate("--apply"))?;
+    traffic.during(&site, || site.migrate("--apply"))?;
     assert!(
         !site
             .node
@@ -224,7 +224,7 @@ fn a_rule_of_iptables_legacy_goes_and_comes_back_there() -> Result<()> {
             .output("iptables-legacy-save", &[])?
             .contains("MASQUERADE")
     );
-    traffic.during(|| site.migrate("--rollback"))?;
+    traffic.during(&site, || site.migrate("--rollback"))?;
     Snapshot::of(&site)?.assert_is(&before);
     site.assert_no_leak();
     Ok(())
@@ -239,9 +239,9 @@ fn flows_live_on_where_the_kernel_checks_the_way_back() -> Result<()> {
             .sysctl(&format!("net/ipv4/conf/{interface}/rp_filter"), "1")?;
     }
     let mut traffic = Traffic::open(&site)?;
-    traffic.during(|| site.migrate("--apply"))?;
+    traffic.during(&site, || site.migrate("--apply"))?;
     traffic.assert_works()?;
-    traffic.during(|| site.migrate("--rollback"))?;
+    traffic.during(&site, || site.migrate("--rollback"))?;
     traffic.assert_works()?;
     site.assert_no_leak();
     Ok(())

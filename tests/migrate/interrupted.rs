@@ -30,7 +30,9 @@ fn go_back(times: u32, seed: u64) -> Result<()> {
             killed(&site, "--apply", after)?;
             roll_back_if_begun(&site)
         };
-        let done = traffic.during(attempt).and_then(|_| traffic.assert_works());
+        let done = traffic
+            .during(&site, attempt)
+            .and_then(|_| traffic.assert_works());
         done.with_context(|| format!("killed after {after:?}"))?;
         Snapshot::of(&site)?.assert_is(&before);
     }
@@ -51,7 +53,7 @@ fn go_on(times: u32, seed: u64) -> Result<()> {
             killed(&site, "--apply", first)?;
             site.migrate("--apply")
         };
-        let done = traffic.during(there).and_then(|_| traffic.assert_works());
+        let done = traffic.during(&site, there).and_then(|_| traffic.assert_works());
         done.with_context(|| format!("killed after {first:?}"))?;
         let back = || {
             killed(&site, "--rollback", second)?;
@@ -60,7 +62,7 @@ fn go_on(times: u32, seed: u64) -> Result<()> {
             }
             roll_back_if_begun(&site)
         };
-        let done = traffic.during(back).and_then(|_| traffic.assert_works());
+        let done = traffic.during(&site, back).and_then(|_| traffic.assert_works());
         done.with_context(|| format!("killed after {first:?} and {second:?}, turned round: {turns_round}"))?;
         Snapshot::of(&site)?.assert_is(&before);
     }

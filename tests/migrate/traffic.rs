@@ -129,11 +129,11 @@ impl Traffic {
 
     /// Keeps everything talking while `what` is done, and a little longer. No connection may break, no byte be changed, and
     /// nobody may be seen under another address or port than before. Returns what was lost of UDP.
-    pub(crate) fn during<T>(&mut self, what: impl FnOnce() -> Result<T>) -> Result<(T, Lost)> {
+    pub(crate) fn during<T>(&mut self, site: &Site, what: impl FnOnce() -> Result<T>) -> Result<(T, Lost)> {
         let before = self.talkers()?;
         let stop = AtomicBool::new(false);
         let (asked, lost) = (AtomicU32::new(0), AtomicU32::new(0));
-        let (tcp, udp, bulk) = (&mut self.tcp, &self.udp, &self.bulk);
+        let (tcp, udp, bulk, new_ones) = (&mut self.tcp, &self.udp, &self.bulk, &site.pods[0].ns);
         let result = thread::scope(|scope| {
             let goes_on = || !stop.load(Ordering::Relaxed);
             let mut jobs = Vec::new();
@@ -161,6 +161,18 @@ impl Traffic {
                 }));
             }
             jobs.push(scope.spawn(move || stream(bulk, goes_on)));
+            // What begins meanwhile is translated by the one or the other, and not twice or never.
+            jobs.push(scope.spawn(move || {
+                while goes_on() {
+                    let to = SocketAddrV4::new(INTERNET, PORT);
+                    Tcp::connect(new_ones, to)?.chat(1).context("a new connection")?;
+                    if let Err(error) = Udp::connect(new_ones, to)?.ask(50) {
+                        ensure!(is_silence(&error), "a new datagram flow: {error:#}");
+                    }
+                    thread::sleep(Duration::from_millis(1));
+                }
+                Ok(())
+            }));
             let done = what();
             thread::sleep(Duration::from_millis(300));
             stop.store(true, Ordering::Relaxed);

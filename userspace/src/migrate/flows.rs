@@ -15,10 +15,11 @@ use std::{collections::BTreeMap, io, net::Ipv4Addr, thread, time::Duration};
 use aya::maps::{Array, HashMap, Map, MapData, MapError, Queue};
 use causeway_common::{
     flow::FlowEntry,
-    maps::{Config, PodEntry},
+    maps::{Config, PodEntry, RangeClass},
     moved::{self, HINTS, Moved},
     tuple::FlowKey,
 };
+use ipnet::Ipv4Net;
 use serde::Serialize;
 
 pub(super) use self::take_over::Imported;
@@ -36,6 +37,8 @@ pub(super) struct Flows {
     ages: Queue<MapData, Key>,
     config: Config<[u8; 4]>,
     pods: BTreeMap<Ipv4Addr, PodEntry>,
+    /// With their [`RangeClass`].
+    ranges: Vec<(Ipv4Net, u8)>,
     /// The uplink's MAC.
     uplink_mac: [u8; 6],
     /// The next hop's, where it is known: without it no flow can be carried.
@@ -62,6 +65,7 @@ impl Flows {
             moved: Array::try_from(Map::Array(open("cwy_moved")?)).map_err(failed("cwy_moved"))?,
             ages: Queue::try_from(Map::Queue(open("cwy_age_queue")?)).map_err(failed("cwy_age_queue"))?,
             config: datapath.config()?,
+            ranges: datapath.ranges()?,
             pods: datapath
                 .pods()?
                 .into_iter()
@@ -74,6 +78,13 @@ impl Flows {
 
     fn node(&self) -> Ipv4Addr {
         self.config.node_addr.into()
+    }
+
+    /// Whether a pod's packets to this destination leave with the node's address.
+    fn is_masqueraded(&self, to: Ipv4Addr) -> bool {
+        let containing = self.ranges.iter().filter(|(range, _)| range.contains(&to));
+        let narrowest = containing.max_by_key(|(range, _)| range.prefix_len());
+        narrowest.is_none_or(|(_, class)| *class != RangeClass::EXCLUDED)
     }
 
     fn put(&mut self, key: Key, entry: Entry) -> Result<()> {

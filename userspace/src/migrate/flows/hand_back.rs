@@ -32,6 +32,8 @@ impl Flows {
 
     /// Gives every flow to the kernel. The rule that translates new ones is in force already.
     pub(crate) fn hand_back(&mut self, conntrack: &mut Conntrack) -> Result<Exported> {
+        // The last packets that the rule has not seen are translated here, and noted, before the flows are listed.
+        let_packets_pass();
         let known = conntrack.by_tuple()?;
         let mut exported = Exported::default();
         for (key, entry) in self.translated()? {
@@ -43,7 +45,23 @@ impl Flows {
             exported.lost += usize::from(!done);
         }
         exported.flows += self.refresh(&known, conntrack)?;
+        self.forget_untranslated(conntrack)?;
         Ok(exported)
+    }
+
+    /// Of a flow that Causeway translated conntrack has seen the first packet, and not that it was translated. What it knows
+    /// of those that are over would keep the rule from a new flow with the same ports, which would leave with the pod's
+    /// address.
+    fn forget_untranslated(&self, conntrack: &mut Conntrack) -> Result<()> {
+        for connection in conntrack.connections()? {
+            let (pod, remote) = (connection.original.src.0, connection.reply.src.0);
+            let leaves =
+                self.pods.contains_key(&pod) && !self.pods.contains_key(&remote) && remote != self.node();
+            if leaves && connection.source().is_none() && self.is_masqueraded(remote) {
+                conntrack.remove(&connection)?;
+            }
+        }
+        Ok(())
     }
 
     /// The forward entries of the pods' translated flows, without those that are over.
