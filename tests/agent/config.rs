@@ -114,8 +114,10 @@ fn a_plug_in_that_loads_the_datapath_follows_what_the_agent_has_noted() -> Resul
         .root
         .write(MASQ, "nonMasqueradeCIDRs: [192.168.0.0/16]\n")?;
     Agent::start(&rig.node)?.end()?;
-    // Not `unload`, which forgets everything.
-    fs::remove_dir_all(rig.node.root.join("/sys/fs/bpf/causeway"))?;
+    ensure!(
+        !rig.node.root.join("/sys/fs/bpf/causeway").exists(),
+        "the agent has loaded a datapath for no pod"
+    );
     let pod = rig.pod("a")?;
     let (vnet, at) = server(&rig, VNET)?;
     ensure!(seen_from(&pod, &vnet, at)? == NODE);

@@ -358,3 +358,17 @@ fn a_datapath_that_was_unloaded_stays_so_until_the_next_pod() -> Result<()> {
     })?;
     agent.end()
 }
+
+/// Nobody was there when the pins went: the datapath is loaded anew for the pods.
+#[test]
+fn pods_that_have_lost_their_datapath_while_no_agent_ran_are_served_again() -> Result<()> {
+    let rig = Rig::causeway()?;
+    let pod = rig.pod("a")?;
+    fs::remove_dir_all(pins(&rig))?;
+    let mut agent = Agent::start(&rig.node)?;
+    let _echo = Echo::start(&rig.fabric.internet, 7)?;
+    let server = SocketAddrV4::new(INTERNET, 7);
+    agent.wait_for("service", |_| Ok(Tcp::connect(&pod.ns, server).is_ok()))?;
+    agent.wait_for("readiness", |agent| Ok(agent.get("/readyz").is_ok()))?;
+    agent.end()
+}

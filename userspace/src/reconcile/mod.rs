@@ -128,11 +128,12 @@ impl Keeper {
         datapath.pod_maps().is_ok_and(|maps| maps == self.known) && self.hold.is_whole(&self.root)
     }
 
-    /// The datapath, attached to the uplink as it is. One that somebody has unloaded stays so until the next ADD.
+    /// The datapath, attached to the uplink as it is. Where none is, the first pod loads it, and one that somebody has
+    /// unloaded stays so until then; but pods that have lost theirs are served again.
     fn datapath(&mut self, notes: &mut Pass) -> Result<Option<Datapath>, KeepError> {
         let mut netlink = Netlink::new().map_err(NodeError::from)?;
         let before = Datapath::open(&self.root)?;
-        if before.is_none() && self.was_loaded {
+        if before.is_none() && (self.was_loaded || !self.has_pods(&mut netlink)?) {
             return Ok(None);
         }
         let uplink = self.uplink(&mut netlink, before.as_ref())?;
@@ -146,6 +147,17 @@ impl Keeper {
         }
         self.was_loaded = true;
         Ok(Some(datapath))
+    }
+
+    /// Whether a pod is there that is not the incumbent's.
+    fn has_pods(&self, netlink: &mut Netlink) -> Result<bool, KeepError> {
+        let theirs = pods::of_incumbent(&self.root)?;
+        for (_, endpoint) in endpoints::readable(&self.root)?.endpoints() {
+            if !theirs.contains(&endpoint.container_id) && netlink.link(&endpoint.host_if_name)?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// The one that was chosen; else the one in use, as long as it is there; else that of the default route.

@@ -12,6 +12,7 @@ use crate::{
     endpoints::{self, Endpoint, Key, State},
     ipam::store,
     links::{self, HostSide, Link, Netlink, PodNetwork},
+    root::Root,
 };
 
 impl Keeper {
@@ -242,11 +243,7 @@ impl<'a> Sight<'a> {
         // The state first: a pod that is added while this is read is not missed, and one that is deleted is locked.
         let state = endpoints::snapshot(&keeper.root);
         let is_state_readable = matches!(state, Ok(Some(_)));
-        let theirs = store::snapshot(&keeper.root)?
-            .held()
-            .filter(|held| held.network.is_empty())
-            .map(|held| held.holder.container)
-            .collect();
+        let theirs = of_incumbent(&keeper.root)?;
         Ok(Self {
             datapath,
             uplink_mtu: datapath.config()?.uplink_mtu,
@@ -257,6 +254,13 @@ impl<'a> Sight<'a> {
             maps: datapath.pod_maps()?,
         })
     }
+}
+
+/// The containers whose addresses the incumbent has leased: it notes no network.
+pub(super) fn of_incumbent(root: &Root) -> Result<BTreeSet<String>, KeepError> {
+    let space = store::snapshot(root)?;
+    let theirs = space.held().filter(|held| held.network.is_empty());
+    Ok(theirs.map(|held| held.holder.container).collect())
 }
 
 fn v4(endpoint: &Endpoint) -> Option<Ipv4Net> {
