@@ -6,14 +6,9 @@ use std::{fs, net::SocketAddrV4, path::PathBuf, time::Instant};
 use anyhow::{Context, Result, ensure};
 use aya::maps::{Array, HashMap, Map, MapData};
 use causeway_common::maps::{Config, IfaceEntry, PodEntry, PortWord, SCHEMA, Usage};
-use causeway_tests::{
-    agent::Agent,
-    echo::Echo,
-    fabric::{INTERNET, VNET},
-    node::Pod,
-    rig::Rig,
-    talk::Tcp,
-};
+use causeway_tests::{agent::Agent, echo::Echo, fabric::INTERNET, node::Pod, rig::Rig, talk::Tcp};
+
+use crate::places::Places;
 
 const ENDPOINTS: &str = "/var/run/azure-vnet.json";
 const LEASES: &str = "/var/run/azure-vnet-ipam.json";
@@ -35,22 +30,8 @@ type Fault = fn(&Rig, &Pod) -> Result<Repaired>;
 fn is_mended(fault: Fault) -> Result<()> {
     let rig = Rig::causeway()?;
     let (pod, other) = (rig.pod("a")?, rig.pod("b")?);
-    let servers = [
-        (&rig.fabric.internet, INTERNET),
-        (&rig.fabric.vnet, VNET),
-        (&other.ns, other.addr),
-    ];
-    let echoes: Vec<Echo> = servers
-        .iter()
-        .map(|(ns, _)| Echo::start(ns, 7))
-        .collect::<Result<_>>()?;
-    let connect = || -> Result<Vec<Tcp>> {
-        servers
-            .iter()
-            .map(|&(_, addr)| Tcp::connect(&pod.ns, SocketAddrV4::new(addr, 7)))
-            .collect()
-    };
-    let mut connections = connect()?;
+    let places = Places::new(&rig, &other)?;
+    let mut connections = places.connect(&pod)?;
     connections.iter_mut().try_for_each(|tcp| tcp.chat(5))?;
     let mut agent = Agent::start(&rig.node)?;
     let before = agent.metric("causeway_reconcile_mended_total")?;
@@ -62,12 +43,17 @@ fn is_mended(fault: Fault) -> Result<()> {
     println!("put right after {:?}", since.elapsed());
     ensure!(agent.log().contains("put right"), "not logged: {}", agent.log());
     agent.wait_for("readiness", |agent| Ok(agent.get("/readyz").is_ok()))?;
-    for (tcp, (_, addr)) in connections.iter_mut().zip(&servers) {
-        tcp.chat(5)
-            .with_context(|| format!("the connection to {addr} does not live: {}", agent.log()))?;
+    for (n, tcp) in connections.iter_mut().enumerate() {
+        tcp.chat(5).with_context(|| {
+            format!(
+                "the connection to {} does not live: {}",
+                places.address(n),
+                agent.log()
+            )
+        })?;
     }
-    connect()?.iter_mut().try_for_each(|tcp| tcp.chat(5))?;
-    let seen: Vec<usize> = echoes.iter().map(|echo| echo.seen().len()).collect();
+    places.connect(&pod)?.iter_mut().try_for_each(|tcp| tcp.chat(5))?;
+    let seen = places.seen();
     ensure!(seen == [2; 3], "{seen:?} connections");
     agent.end()
 }

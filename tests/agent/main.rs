@@ -5,4 +5,5 @@ mod config;
 mod deploy;
 mod healing;
 mod metrics;
+mod places;
 mod restart;

@@ -17,6 +17,8 @@ use causeway_tests::{
     talk::{Tcp, Udp},
 };
 
+use crate::places::Places;
+
 /// Runs `disturb` while connections of two pods to three places go on, and checks every byte of them.
 fn nobody_feels(
     datapath: Datapath,
@@ -25,21 +27,12 @@ fn nobody_feels(
 ) -> Result<()> {
     let rig = Rig::with(datapath, 20)?;
     let (pod, other) = (rig.pod("a")?, rig.pod("b")?);
-    let servers = [
-        (&rig.fabric.internet, INTERNET),
-        (&rig.fabric.vnet, VNET),
-        (&other.ns, other.addr),
-    ];
-    let echoes: Vec<Echo> = servers
-        .iter()
-        .map(|(ns, _)| Echo::start(ns, 7))
-        .collect::<Result<_>>()?;
-    let to = |n: usize| SocketAddrV4::new(servers[n % 3].1, 7);
+    let places = Places::new(&rig, &other)?;
     let mut streams: Vec<Tcp> = (0..tcp)
-        .map(|n| Tcp::connect(&pod.ns, to(n)))
+        .map(|n| Tcp::connect(&pod.ns, places.address(n)))
         .collect::<Result<_>>()?;
     let sockets: Vec<Udp> = (0..udp)
-        .map(|n| Udp::connect(&pod.ns, to(n)))
+        .map(|n| Udp::connect(&pod.ns, places.address(n)))
         .collect::<Result<_>>()?;
     streams.iter_mut().try_for_each(|tcp| tcp.chat(1))?;
     sockets.iter().try_for_each(|udp| udp.chat(1))?;
@@ -76,15 +69,7 @@ fn nobody_feels(
         datagrams.join().expect("no panic")?;
         disturbed
     })?;
-    let connections: usize = echoes
-        .iter()
-        .map(|echo| {
-            let mut seen = echo.seen();
-            seen.sort_unstable();
-            seen.dedup();
-            seen.len()
-        })
-        .sum();
+    let connections: usize = places.seen().into_iter().sum();
     // A socket of each kind may have the same port.
     ensure!(
         connections <= tcp + udp,

@@ -3,24 +3,18 @@
 //! With tcx (Linux 6.6) a hook is a link pinned beside the programs. Without, it is a filter of fixed priority and
 //! handle at a clsact qdisc, where it is found again by them. Whether the kernel has tcx is found out by trying.
 
-use std::{env, fmt, io, mem, path::Path};
+pub(crate) mod clsact;
 
-use aya::programs::{
-    Link as _, ProgramError, SchedClassifier, TcAttachType,
-    tc::{
-        NlOptions, SchedClassifierLink, SchedClassifierLinkId, TcAttachOptions, TcHandle, qdisc_add_clsact,
-    },
-};
+use std::{env, fmt, io, path::Path};
+
+use aya::programs::{ProgramError, TcAttachType};
 
 use super::{
     DatapathError,
-    bpf::{self, AttachLink},
+    bpf::AttachLink,
     pins::{self, Owner, PinTree},
 };
-use crate::{
-    links::{Filter, Netlink, Qdisc},
-    restore::Restore,
-};
+use crate::{links::Netlink, restore::Restore};
 
 /// Which side of an interface. Also the kernel's word for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,22 +160,20 @@ pub(crate) fn attach(
     }
     // Whatever is pinned under this name is defunct or on another interface.
     detach_pin(&pins.link(hook.owner, hook.direction))?;
-    let filter = our_filter(netlink, hook)?;
-    if mode != AttachMode::Tcx && is_current(pins, hook, filter.as_ref())? {
+    let filter = clsact::ours(netlink, hook)?;
+    if mode != AttachMode::Tcx && clsact::is_current(pins, hook, filter.as_ref())? {
         return Ok(Mechanism::Clsact);
     }
     if mode != AttachMode::Clsact && attach_tcx(pins, hook)? {
         if filter.is_some() {
-            clsact_link(hook)?
-                .detach()
-                .map_err(|source| failed(hook, source))?;
+            clsact::detach(hook)?;
         }
         return Ok(Mechanism::Tcx);
     }
     if mode == AttachMode::Tcx {
         return Err(DatapathError::NoTcx(hook.to_string()));
     }
-    attach_clsact(netlink, pins, restore, hook)?;
+    clsact::attach(netlink, pins, restore, hook)?;
     Ok(Mechanism::Clsact)
 }
 
@@ -190,8 +182,8 @@ pub(crate) fn attached(pins: &PinTree, hook: &Hook<'_>) -> Result<Option<Mechani
     if is_linked(pins, hook)? {
         return Ok(Some(Mechanism::Tcx));
     }
-    let filter = our_filter(&mut Netlink::new()?, hook)?;
-    Ok(is_current(pins, hook, filter.as_ref())?.then_some(Mechanism::Clsact))
+    let filter = clsact::ours(&mut Netlink::new()?, hook)?;
+    Ok(clsact::is_current(pins, hook, filter.as_ref())?.then_some(Mechanism::Clsact))
 }
 
 /// Gives up a hook of a pod whose interface is about to go. A tcx link is detached before its pin is removed: with the pin
@@ -199,7 +191,7 @@ pub(crate) fn attached(pins: &PinTree, hook: &Hook<'_>) -> Result<Option<Mechani
 pub(crate) fn release(netlink: &mut Netlink, pins: &PinTree, hook: &Hook<'_>) -> Result<(), DatapathError> {
     let was_pinned = detach_pin(&pins.link(hook.owner, hook.direction))?;
     if !was_pinned {
-        detach_filter(netlink, hook)?;
+        clsact::detach_filter(netlink, hook)?;
     }
     Ok(())
 }
@@ -229,36 +221,6 @@ pub(crate) fn remove_defunct(pins: &PinTree) -> Result<(), DatapathError> {
     Ok(())
 }
 
-/// Removes our filter from a clsact hook. Returns whether it was there.
-pub(crate) fn detach_filter(netlink: &mut Netlink, hook: &Hook<'_>) -> Result<bool, DatapathError> {
-    if !has_filter(netlink, hook)? {
-        return Ok(false);
-    }
-    clsact_link(hook)?
-        .detach()
-        .map_err(|source| failed(hook, source))?;
-    Ok(true)
-}
-
-/// Puts the program pinned at `program` in the place of our filter's. Returns whether there is one.
-pub(crate) fn replace_filter(
-    netlink: &mut Netlink,
-    hook: &Hook<'_>,
-    program: &Path,
-) -> Result<bool, DatapathError> {
-    if !has_filter(netlink, hook)? {
-        return Ok(false);
-    }
-    let mut program = open_program(program)?;
-    let attached = program.attach_to_link(clsact_link(hook)?);
-    keep(&mut program, hook, attached).map(|()| true)
-}
-
-/// Whether our filter is on a clsact hook, of whichever tree.
-pub(crate) fn has_filter(netlink: &mut Netlink, hook: &Hook<'_>) -> Result<bool, DatapathError> {
-    Ok(our_filter(netlink, hook)?.is_some())
-}
-
 /// Whether the hook's pin is a link to its interface.
 fn is_linked(pins: &PinTree, hook: &Hook<'_>) -> Result<bool, DatapathError> {
     Ok(linked_to(&pins.link(hook.owner, hook.direction))? == Some(hook.ifindex))
@@ -268,14 +230,6 @@ fn is_linked(pins: &PinTree, hook: &Hook<'_>) -> Result<bool, DatapathError> {
 pub(crate) fn linked_to(path: &Path) -> Result<Option<u32>, DatapathError> {
     let link = AttachLink::open(path).and_then(|link| link.map(|link| link.ifindex()).transpose());
     link.map_err(|source| DatapathError::file(path, source))
-}
-
-/// Whether the filter runs the program of this tree, not one of a tree that was lost.
-fn is_current(pins: &PinTree, hook: &Hook<'_>, filter: Option<&Filter>) -> Result<bool, DatapathError> {
-    let Some(filter) = filter else { return Ok(false) };
-    let path = pins.program(hook.program());
-    let id = bpf::program_id(&path).map_err(|source| DatapathError::file(&path, source))?;
-    Ok(filter.program_id == id)
 }
 
 /// Returns `false` where the kernel has no tcx.
@@ -290,95 +244,6 @@ fn attach_tcx(pins: &PinTree, hook: &Hook<'_>) -> Result<bool, DatapathError> {
         .map_err(|source| DatapathError::file(&path, source))?;
     pins::restrict(&path, 0o600)?;
     Ok(true)
-}
-
-/// Priority of our filters: before those that `tc` numbers by itself (from 49152 down), behind a user's own first.
-const PRIORITY: u16 = 50;
-/// Handle of our filters.
-const HANDLE: u32 = 1;
-
-fn attach_clsact(
-    netlink: &mut Netlink,
-    pins: &PinTree,
-    restore: &Restore,
-    hook: &Hook<'_>,
-) -> Result<(), DatapathError> {
-    match (netlink.ingress_qdisc(hook.ifindex)?, hook.direction) {
-        (Some(Qdisc::Clsact), _) | (Some(Qdisc::Ingress), Direction::Ingress) => {}
-        (Some(Qdisc::Ingress), Direction::Egress) => {
-            return Err(DatapathError::IngressQdisc(hook.interface.to_owned()));
-        }
-        (None, _) => {
-            restore.note_clsact(hook.interface)?;
-            qdisc_add_clsact(hook.interface).map_err(|source| failed(hook, source))?;
-        }
-    }
-    let mut program = open_program(&pins.program(hook.program()))?;
-    let attached = match filter_in_place(netlink, hook)? {
-        Some(filter) if filter.name == hook.program() => program.attach_to_link(clsact_link(hook)?),
-        Some(filter) => {
-            return Err(DatapathError::FilterInPlace {
-                hook: hook.to_string(),
-                name: filter.name,
-            });
-        }
-        None => {
-            let options = NlOptions {
-                priority: PRIORITY,
-                handle: HANDLE.into(),
-                classid: None,
-            };
-            program.attach_with_options(
-                hook.interface,
-                hook.direction.into(),
-                TcAttachOptions::Netlink(options),
-            )
-        }
-    };
-    keep(&mut program, hook, attached)
-}
-
-fn open_program(path: &Path) -> Result<SchedClassifier, DatapathError> {
-    SchedClassifier::from_pin(path).map_err(|source| DatapathError::Pin {
-        path: path.to_owned(),
-        source: source.into(),
-    })
-}
-
-/// Lets a filter outlive the program object, which would remove it when it is dropped.
-fn keep(
-    program: &mut SchedClassifier,
-    hook: &Hook<'_>,
-    attached: Result<SchedClassifierLinkId, ProgramError>,
-) -> Result<(), DatapathError> {
-    let link = attached
-        .and_then(|id| program.take_link(id))
-        .map_err(|source| failed(hook, source))?;
-    mem::forget(link);
-    Ok(())
-}
-
-/// Our filter on this hook, of whichever tree.
-fn our_filter(netlink: &mut Netlink, hook: &Hook<'_>) -> Result<Option<Filter>, DatapathError> {
-    match (netlink.ingress_qdisc(hook.ifindex)?, hook.direction) {
-        // An ingress qdisc shows its filters for either direction.
-        (None, _) | (Some(Qdisc::Ingress), Direction::Egress) => Ok(None),
-        _ => Ok(filter_in_place(netlink, hook)?.filter(|filter| filter.name == hook.program())),
-    }
-}
-
-/// The filter that stands where ours belongs.
-fn filter_in_place(netlink: &mut Netlink, hook: &Hook<'_>) -> Result<Option<Filter>, DatapathError> {
-    let (filters, _) = netlink.filters(hook.ifindex, hook.direction == Direction::Egress)?;
-    Ok(filters
-        .into_iter()
-        .find(|filter| filter.priority == PRIORITY && filter.handle == HANDLE))
-}
-
-fn clsact_link(hook: &Hook<'_>) -> Result<SchedClassifierLink, DatapathError> {
-    let handle = TcHandle::from(HANDLE);
-    SchedClassifierLink::attached(hook.interface, hook.direction.into(), PRIORITY, handle, None)
-        .map_err(|source| failed(hook, source))
 }
 
 fn failed(hook: &Hook<'_>, source: impl Into<AttachFailure>) -> DatapathError {

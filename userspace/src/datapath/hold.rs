@@ -115,7 +115,7 @@ impl Hold {
         let mut netlink = Netlink::new()?;
         for link in netlink.links()? {
             for hook in Hook::uplink(&link.name, link.index) {
-                if attach::has_filter(&mut netlink, &hook)? {
+                if attach::clsact::has_filter(&mut netlink, &hook)? {
                     return Ok(true);
                 }
             }

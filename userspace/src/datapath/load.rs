@@ -46,7 +46,7 @@ pub(crate) fn load(root: &Root, uplink: &Uplink, mode: AttachMode) -> Result<(),
 fn undo(staging: &PinTree, uplink: &Uplink) -> Result<(), DatapathError> {
     let mut netlink = Netlink::new()?;
     for hook in Hook::uplink(&uplink.name, uplink.ifindex) {
-        attach::detach_filter(&mut netlink, &hook)?;
+        attach::clsact::detach_filter(&mut netlink, &hook)?;
     }
     discard(staging)
 }

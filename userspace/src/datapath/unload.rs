@@ -122,7 +122,7 @@ fn remove_filters_of(netlink: &mut Netlink, link: &Link, qdisc_is_ours: bool) ->
                 direction,
             };
             debug_assert!(PROGRAM_NAMES.contains(&hook.program()), "a hook has a program");
-            attach::detach_filter(netlink, &hook)?;
+            attach::clsact::detach_filter(netlink, &hook)?;
         }
         left += netlink.filters(link.index, direction == Direction::Egress)?.1;
     }

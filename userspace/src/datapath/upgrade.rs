@@ -160,7 +160,11 @@ fn switch(pins: &PinTree, path: impl Fn(&str) -> PathBuf) -> Result<usize, Datap
     let mut netlink = Netlink::new()?;
     for Link { name, index, .. } in netlink.links()? {
         for hook in Hook::uplink(&name, index).iter().chain(&Hook::pod(&name, index)) {
-            hooks += usize::from(attach::replace_filter(&mut netlink, hook, &path(hook.program()))?);
+            hooks += usize::from(attach::clsact::replace_filter(
+                &mut netlink,
+                hook,
+                &path(hook.program()),
+            )?);
         }
     }
     Ok(hooks)
