@@ -385,4 +385,15 @@ pub(super) const FAULTS: &[Fault] = &[
             "add chain inet firewall forward { type filter hook forward priority 0 ; policy drop ; }",
         )
     }),
+    fault("CWY080", "a mistake in the configuration", |scene| {
+        scene
+            .rig
+            .node
+            .root
+            .write("/etc/causeway/config.yaml", "excludedRanges: [10.0.0.0/33]\n")
+    }),
+    fault("CWY081", "a list that nobody has brought into force", |scene| {
+        let list = "nonMasqueradeCIDRs: [192.168.0.0/16]\n";
+        scene.rig.node.root.write("/etc/config/ip-masq-agent", list)
+    }),
 ];

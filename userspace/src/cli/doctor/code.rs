@@ -351,6 +351,17 @@ codes! {
         cause "A firewall's forward chain has the policy drop and accepts nothing."
         look "nft list chains\nnft list ruleset"
         fix "nft 'VALUE'"
+
+    ConfigWrong "CWY080" Error
+        what "the configuration is wrong"
+        cause "A file of /etc/causeway or of ip-masq-agent was written by hand or by a ConfigMap with a mistake: all of it is out of force, what was in force before stays."
+        look "causeway config check"
+        fix "correct VALUE"
+    ConfigNotInForce "CWY081" Warning
+        what "the ranges in force are not those of the configuration"
+        cause "No agent has run since the configuration was changed, or somebody has set other ranges."
+        look "causeway config show --sources\ncauseway ranges"
+        fix "systemctl start causeway-agent  # or run `causeway agent` once"
 }
 
 #[cfg(test)]

@@ -1,11 +1,12 @@
 //! `causeway doctor`: what is wrong with the node, why, and what to type.
 //!
 //! The node is read once ([`snapshot`]); each check is a function of what was read. [`code`] is the list of what can be
-//! found. A subject a module; what belongs to the agent or a migration has codes of its own (CWY08x, CWY09x).
+//! found. A subject a module; what belongs to a migration has codes of its own (CWY09x).
 
 mod addresses;
 mod bypass;
 mod code;
+mod configuration;
 mod kernel;
 mod pins;
 mod plugins;
@@ -31,7 +32,7 @@ pub(crate) use self::{
 use super::{Failure, output::Report};
 
 /// The checks, each about a subject.
-const CHECKS: [fn(&Snapshot) -> Vec<Finding>; 8] = [
+const CHECKS: [fn(&Snapshot) -> Vec<Finding>; 9] = [
     kernel::check,
     pins::check,
     uplink::check,
@@ -40,6 +41,7 @@ const CHECKS: [fn(&Snapshot) -> Vec<Finding>; 8] = [
     table::check,
     plugins::check,
     rules::check,
+    configuration::check,
 ];
 
 /// What is wrong with the node.

@@ -13,7 +13,8 @@ use aya::{
     sys::{BpfHelper, is_helper_supported},
 };
 use causeway::{
-    datapath::{Datapath, DatapathError, HookState},
+    config::{self, ConfigError, Configuration},
+    datapath::{Datapath, DatapathError, HookState, Range},
     endpoints::{self, EndpointsError},
     ipam::{
         pool::Space,
@@ -63,6 +64,7 @@ pub(super) struct Snapshot {
     pub(super) state: State,
     pub(super) installed: Option<Installed>,
     pub(super) rules: Rules,
+    pub(super) configuration: Result<Configuration, ConfigError>,
     /// What could not be read, and why.
     pub(super) skipped: Vec<String>,
 }
@@ -99,6 +101,7 @@ pub(super) struct Loaded {
     /// How full the flow table is.
     pub(super) flow_entries: Option<usize>,
     pub(super) counts: Vec<(Reason, Count)>,
+    pub(super) ranges: Vec<Range>,
 }
 
 /// What the state files say.
@@ -161,6 +164,7 @@ impl Snapshot {
                 Rules::default()
             },
             links,
+            configuration: config::load(root),
             skipped,
         })
     }
@@ -244,6 +248,7 @@ impl Loaded {
                 Depth::Full => Some(count_flows(datapath)?.entries),
             },
             counts: datapath.counts()?,
+            ranges: datapath.ranges()?,
         })
     }
 }
