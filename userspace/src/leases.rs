@@ -1,9 +1,9 @@
 //! Leases beside what the kernel has: whose pod is still there.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use crate::{
-    endpoints::{self, EndpointsError, Key, State},
+    endpoints::{self, Endpoint, EndpointsError, Key, State},
     ipam::{
         pool::{Held, Space},
         store::{self, StoreError},
@@ -67,10 +67,14 @@ pub fn audit(root: &Root) -> Result<Vec<Lease>, LeasesError> {
 }
 
 fn judge(space: &Space, state: &State, interfaces: &BTreeSet<String>) -> Vec<Lease> {
+    let mut endpoints: HashMap<(&str, &str), (Key, &Endpoint)> = HashMap::new();
+    for (key, endpoint) in state.keys() {
+        let attachment = (endpoint.container_id.as_str(), endpoint.if_name.as_str());
+        endpoints.entry(attachment).or_insert((key, endpoint));
+    }
     let lease = |held: Held| {
-        let is_it =
-            |key: &Key| key.container == held.holder.container && key.interface == held.holder.interface;
-        let noted = state.keys().find(|(key, _)| is_it(key));
+        let holder = &held.holder;
+        let noted = endpoints.get(&(holder.container.as_str(), holder.interface.as_str()));
         let host_if = match &noted {
             _ if !held.host_if.is_empty() => held.host_if.clone(),
             Some((_, endpoint)) => endpoint.host_if_name.clone(),
@@ -89,7 +93,7 @@ fn judge(space: &Space, state: &State, interfaces: &BTreeSet<String>) -> Vec<Lea
         let pod = pod.into_iter().flatten().filter(|name| !name.is_empty());
         Lease {
             pod: pod.map(String::as_str).collect::<Vec<_>>().join("/"),
-            key: noted.map_or_else(|| held.key(), |(key, _)| key),
+            key: noted.map_or_else(|| held.key(), |(key, _)| key.clone()),
             held,
             host_if,
             standing,

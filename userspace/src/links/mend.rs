@@ -1,6 +1,9 @@
 //! The host's side of pods' connections, looked at all at once and put right one by one.
 
-use std::net::Ipv4Addr;
+use std::{
+    collections::{HashMap, HashSet},
+    net::Ipv4Addr,
+};
 
 use ipnet::Ipv4Net;
 
@@ -15,23 +18,41 @@ use super::{
 pub struct HostSide {
     /// Every interface.
     pub links: Vec<Link>,
-    routes: Vec<Route>,
-    neighbours: Vec<Neighbour>,
+    /// Places in `links`.
+    names: HashMap<String, usize>,
+    routes: HashSet<(Ipv4Net, u32)>,
+    /// Those that are permanent: MAC by interface and address.
+    neighbours: HashMap<(u32, Ipv4Addr), [u8; 6]>,
 }
 
 impl HostSide {
     /// Asks the kernel.
     pub fn read(netlink: &mut Netlink) -> Result<Self, LinkError> {
+        let links = netlink.links()?;
+        let names = links.iter().enumerate();
+        let routes = netlink.routes()?.into_iter();
+        let neighbours = netlink.neighbours()?.into_iter();
         Ok(Self {
-            links: netlink.links()?,
-            routes: netlink.routes()?,
-            neighbours: netlink.neighbours()?,
+            names: names.map(|(place, link)| (link.name.clone(), place)).collect(),
+            routes: routes.map(|Route { to, ifindex, .. }| (to, ifindex)).collect(),
+            neighbours: neighbours
+                .filter(|neighbour| neighbour.is_permanent)
+                .map(
+                    |Neighbour {
+                         ifindex,
+                         address,
+                         mac,
+                         ..
+                     }| ((ifindex, address), mac),
+                )
+                .collect(),
+            links,
         })
     }
 
     /// The interface with this name.
     pub fn link(&self, name: &str) -> Option<&Link> {
-        self.links.iter().find(|link| link.name == name)
+        self.links.get(*self.names.get(name)?)
     }
 
     /// What is wrong on the host with the connection of the pod behind `link`, each item by its name.
@@ -41,18 +62,10 @@ impl HostSide {
             wrong.push(format!("interface {} was down", link.name));
         }
         let to = Ipv4Net::from(address);
-        if !self
-            .routes
-            .iter()
-            .any(|route| route.to == to && route.ifindex == link.index)
-        {
+        if !self.routes.contains(&(to, link.index)) {
             wrong.push(format!("route {to} to {} was missing", link.name));
         }
-        let known = self
-            .neighbours
-            .iter()
-            .find(|known| known.ifindex == link.index && known.address == address);
-        if known.is_none_or(|known| known.mac != mac || !known.is_permanent) {
+        if self.neighbours.get(&(link.index, address)) != Some(&mac) {
             wrong.push(format!("neighbour {address} on {} was missing", link.name));
         }
         wrong

@@ -1,6 +1,13 @@
 //! The pods: each endpoint of the state beside its interface, its routes and what the programs know of it.
 
-use std::{collections::BTreeSet, fs::File, net::Ipv4Addr, os::fd::AsFd as _, path::Path, time::Duration};
+use std::{
+    collections::{BTreeSet, HashSet},
+    fs::File,
+    net::Ipv4Addr,
+    os::fd::AsFd as _,
+    path::Path,
+    time::Duration,
+};
 
 use causeway_common::maps::PodEntry;
 use ipnet::{IpNet, Ipv4Net};
@@ -181,9 +188,9 @@ impl Keeper {
             .endpoints()
             .filter_map(|(_, endpoint)| Some(v4(endpoint)?.addr()))
             .collect();
+        let indices: HashSet<u32> = sight.host.links.iter().map(|link| link.index).collect();
         for (addr, entry) in sight.maps.pods() {
-            let is_there = sight.host.links.iter().any(|link| link.index == entry.ifindex);
-            if is_there || addresses.contains(&addr) {
+            if indices.contains(&entry.ifindex) || addresses.contains(&addr) {
                 continue;
             }
             let name = format!("entry {addr}");
@@ -198,12 +205,13 @@ impl Keeper {
         if !sight.is_state_readable {
             return Ok(());
         }
+        let named: HashSet<&str> = state
+            .endpoints()
+            .map(|(_, endpoint)| endpoint.host_if_name.as_str())
+            .collect();
+        let served: HashSet<u32> = sight.maps.pods().map(|(_, entry)| entry.ifindex).collect();
         for link in sight.host.links.iter().filter(|link| is_ours(link)) {
-            let is_known = state
-                .endpoints()
-                .any(|(_, endpoint)| endpoint.host_if_name == link.name)
-                || sight.maps.pods().any(|(_, entry)| entry.ifindex == link.index);
-            if is_known {
+            if named.contains(link.name.as_str()) || served.contains(&link.index) {
                 continue;
             }
             let name = format!("veth {}", link.name);
