@@ -2,13 +2,22 @@
 
 use causeway_common::maps::Config;
 
-use super::{Datapath, DatapathError, lock};
+use super::{Datapath, DatapathError, HostPort, lock};
 use crate::settings::Settings;
 
 impl Datapath {
     /// Makes the programs follow the settings; the uplink is another matter ([`Self::ensure`]). Returns the names of the
     /// maps that had to be changed. Flows that are there stay as they are.
     pub fn apply(&self, settings: &Settings) -> Result<Vec<&'static str>, DatapathError> {
+        let mut changed = self.apply_choice(settings)?;
+        if self.reserve_by(settings)? {
+            changed.push("cwy_ports");
+        }
+        Ok(changed)
+    }
+
+    /// As [`Self::apply`], but for ports: who they are reserved for is another question.
+    pub fn apply_choice(&self, settings: &Settings) -> Result<Vec<&'static str>, DatapathError> {
         let mut changed = Vec::new();
         {
             let _lock = lock(&self.root)?;
@@ -27,9 +36,11 @@ impl Datapath {
                 changed.push("cwy_cfg");
             }
         }
-        if self.reserve_by(settings)? {
-            changed.push("cwy_ports");
-        }
         Ok(changed)
+    }
+
+    /// Whether exactly these ports are reserved: the settings' and those of pods.
+    pub fn has_reserved(&self, settings: &Settings, of_pods: &[HostPort]) -> Result<bool, DatapathError> {
+        self.tables.has_ports(&settings.reserved(), of_pods)
     }
 }

@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsString,
     fs, io,
     os::{fd::OwnedFd, unix::fs::MetadataExt as _},
     path::{Path, PathBuf},
@@ -23,7 +24,8 @@ use crate::{links::Netlink, root::Root};
 /// The objects of a datapath, held open.
 #[derive(Debug, Default)]
 pub struct Hold {
-    objects: BTreeMap<PathBuf, Object>,
+    /// By the path of the pin.
+    objects: BTreeMap<OsString, Object>,
 }
 
 #[derive(Debug)]
@@ -69,7 +71,7 @@ impl Hold {
             {
                 continue;
             }
-            match bpf::open_pin(path) {
+            match bpf::open_pin(path.as_ref()) {
                 Ok(descriptor) => {
                     let object = Object {
                         descriptor,
@@ -82,13 +84,13 @@ impl Hold {
             }
         }
         let gone = self.objects.keys().filter(|path| !there.contains_key(*path));
-        Ok(gone.cloned().collect())
+        Ok(gone.map(PathBuf::from).collect())
     }
 
     /// Whether every link that is held is attached. One of a pod that is just being deleted is not.
     pub fn is_whole(&self, root: &Root) -> bool {
         let pins = PinTree::live(root);
-        let mut links = self.objects.keys().filter(|path| is_link(&pins, path));
+        let mut links = self.paths().filter(|path| is_link(&pins, path));
         links.all(|path| self.ifindex(path).is_some_and(|ifindex| ifindex != 0))
     }
 
@@ -107,7 +109,7 @@ impl Hold {
 
     /// Whether the programs still stand on the uplink although the tree is gone.
     fn is_attached(&self, pins: &PinTree) -> Result<bool, DatapathError> {
-        for path in self.objects.keys().filter(|path| is_link(pins, path)) {
+        for path in self.paths().filter(|path| is_link(pins, path)) {
             if self.ifindex(path).unwrap_or(0) != 0 {
                 return Ok(true);
             }
@@ -135,8 +137,8 @@ impl Hold {
             // The others are loaded when they are asked for.
             MAP_NAMES.contains(&name) || PROGRAM_NAMES.contains(&name)
         };
-        let Some(object) = self.objects.get_mut(path).filter(|_| belongs) else {
-            self.objects.remove(path);
+        let Some(object) = self.objects.get_mut(path.as_os_str()).filter(|_| belongs) else {
+            self.objects.remove(path.as_os_str());
             return Ok(false);
         };
         pins.create()?;
@@ -148,8 +150,12 @@ impl Hold {
         Ok(true)
     }
 
+    fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.objects.keys().map(Path::new)
+    }
+
     fn ifindex(&self, path: &Path) -> Option<u32> {
-        bpf::link_ifindex(&self.objects.get(path)?.descriptor).ok()
+        bpf::link_ifindex(&self.objects.get(path.as_os_str())?.descriptor).ok()
     }
 }
 

@@ -5,6 +5,7 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsString,
     fs::{self, DirBuilder, DirEntry, Permissions},
     io::{self, ErrorKind},
     os::unix::fs::{DirBuilderExt as _, DirEntryExt as _, PermissionsExt as _},
@@ -92,13 +93,18 @@ impl PinTree {
         self.directory.join("links")
     }
 
-    /// Every pin, with the number of its inode.
-    pub(crate) fn inodes(&self) -> Result<BTreeMap<PathBuf, u64>, DatapathError> {
+    /// Every pin, by its path, with the number of its inode. Paths are compared part by part, which takes long for hundreds
+    /// of them: these are strings.
+    pub(crate) fn inodes(&self) -> Result<BTreeMap<OsString, u64>, DatapathError> {
         let mut inodes = BTreeMap::new();
         for name in DIRECTORIES {
             let directory = self.directory.join(name);
             let found = entries(&directory)?;
-            inodes.extend(found.into_iter().map(|entry| (entry.path(), entry.ino())));
+            inodes.extend(
+                found
+                    .into_iter()
+                    .map(|entry| (entry.path().into_os_string(), entry.ino())),
+            );
         }
         Ok(inodes)
     }

@@ -115,13 +115,7 @@ impl Tables {
     ) -> Result<bool, DatapathError> {
         let name = "cwy_ports";
         let mut map: Array<_, PortWord> = self.array(name)?;
-        let mut before = vec![PortWord { reserved: 0 }; RESERVED_ENTRIES];
-        batch::for_each(map.map().fd().as_fd(), |index: u32, word: PortWord| {
-            if let Some(known) = before.get_mut(index as usize) {
-                *known = word;
-            }
-        })
-        .map_err(|source| DatapathError::Batch { name, source })?;
+        let before = self.ports()?;
         let mut changed = false;
         for (index, (before, word)) in (0..).zip(before.into_iter().zip(reserved_words(ports, single))) {
             if before != word {
@@ -130,6 +124,28 @@ impl Tables {
             }
         }
         Ok(changed)
+    }
+
+    /// Whether `ports` and `single` ones are what [`Self::set_ports`] would make them.
+    pub(crate) fn has_ports(
+        &self,
+        ports: &[RangeInclusive<u16>],
+        single: &[HostPort],
+    ) -> Result<bool, DatapathError> {
+        Ok(self.ports()? == reserved_words(ports, single))
+    }
+
+    fn ports(&self) -> Result<Vec<PortWord>, DatapathError> {
+        let name = "cwy_ports";
+        let map: Array<_, PortWord> = self.array(name)?;
+        let mut words = vec![PortWord { reserved: 0 }; RESERVED_ENTRIES];
+        batch::for_each(map.map().fd().as_fd(), |index: u32, word: PortWord| {
+            if let Some(known) = words.get_mut(index as usize) {
+                *known = word;
+            }
+        })
+        .map_err(|source| DatapathError::Batch { name, source })?;
+        Ok(words)
     }
 
     /// Marks single ports, or takes the marks away. Not to be done by two at the same time.

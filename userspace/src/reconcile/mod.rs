@@ -13,7 +13,7 @@ use causeway_common::maps::PodEntry;
 use self::state_files::StateFiles;
 use crate::{
     attachments::orphans,
-    datapath::{Datapath, DatapathError, Hold, Occasion, PodMaps, Swept},
+    datapath::{Datapath, DatapathError, Hold, HostPort, Occasion, PodMaps, Swept},
     endpoints,
     leases::Lease,
     links::Netlink,
@@ -62,6 +62,8 @@ pub struct Keeper {
     suspects: BTreeMap<String, Instant>,
     /// What was wrong with pods then.
     faults: Vec<String>,
+    /// Their ports of the node then.
+    host_ports: Vec<HostPort>,
     /// What the programs knew of the pods after the last whole pass.
     known: PodMaps,
     /// Whether the datapath has been there: who takes it away then means it.
@@ -78,6 +80,7 @@ impl Keeper {
             files: StateFiles::new(root),
             served: BTreeMap::new(),
             faults: Vec::new(),
+            host_ports: Vec::new(),
             known: PodMaps::default(),
             suspects: BTreeMap::new(),
             was_loaded: false,
@@ -106,11 +109,16 @@ impl Keeper {
         if let Some(datapath) = notes.unless_failed(datapath).flatten() {
             // What was loaded or attached by this pass is to be held from here on.
             notes.unless_failed(self.hold.refresh(&self.root));
-            let applied = datapath.apply(&self.settings);
+            let whole = depth == Depth::Whole || files_changed || !self.is_quiet(&datapath);
+            let applied = if whole {
+                datapath.apply(&self.settings)
+            } else {
+                datapath.apply_choice(&self.settings)
+            };
             for map in notes.unless_failed(applied).unwrap_or_default() {
                 notes.note_mended(format!("{map} was not as configured"));
             }
-            if depth == Depth::Whole || files_changed || !self.is_quiet(&datapath) {
+            if whole {
                 self.keep_pods(&datapath, &mut notes);
                 notes.collected = self.collect();
             } else {
@@ -125,7 +133,11 @@ impl Keeper {
 
     /// Whether the programs know the pods as they did after the last whole pass, and are attached.
     fn is_quiet(&self, datapath: &Datapath) -> bool {
-        datapath.pod_maps().is_ok_and(|maps| maps == self.known) && self.hold.is_whole(&self.root)
+        datapath.pod_maps().is_ok_and(|maps| maps == self.known)
+            && self.hold.is_whole(&self.root)
+            && datapath
+                .has_reserved(&self.settings, &self.host_ports)
+                .is_ok_and(|has| has)
     }
 
     /// The datapath, attached to the uplink as it is. Where none is, the first pod loads it, and one that somebody has

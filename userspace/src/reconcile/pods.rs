@@ -35,6 +35,10 @@ impl Keeper {
             return;
         };
         let state = std::mem::take(&mut sight.state);
+        self.host_ports = state
+            .endpoints()
+            .flat_map(|(_, endpoint)| endpoint.host_ports.iter().copied())
+            .collect();
         let mut missing = BTreeSet::new();
         for (key, endpoint) in state.keys() {
             let Some(net) = v4(endpoint).filter(|_| !sight.theirs.contains(&key.container)) else {
