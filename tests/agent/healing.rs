@@ -345,6 +345,43 @@ fn a_datapath_that_was_unloaded_stays_so_until_the_next_pod() -> Result<()> {
     agent.end()
 }
 
+/// A pod's new sandbox has the interface's name; the endpoint of the old one is there until its DEL comes.
+#[test]
+fn an_outdated_endpoint_of_the_same_interface_costs_the_pod_nothing() -> Result<()> {
+    let rig = Rig::causeway()?;
+    let pod = rig.pod("a")?;
+    let file = rig.node.root.join(ENDPOINTS);
+    let text = fs::read_to_string(&file)?;
+    let mut state: serde_json::Value = serde_json::from_str(&text)?;
+    let endpoints = state
+        .pointer_mut("/Network/ExternalInterfaces/eth0/Networks/azure/Endpoints")
+        .and_then(serde_json::Value::as_object_mut)
+        .context("no endpoints")?;
+    let mut outdated = endpoints.values().next().context("no endpoint")?.clone();
+    let address = outdated["IPAddresses"][0]["IP"].take();
+    ensure!(address == pod.addr.to_string(), "{address}");
+    outdated["IPAddresses"][0]["IP"] = "10.240.0.20".into();
+    outdated["ContainerID"] = "outdated".into();
+    outdated["MacAddress"] = "AgAAAAAB".into();
+    for id in ["0-eth0", "z-eth0"] {
+        outdated["Id"] = id.into();
+        endpoints.insert(id.to_owned(), outdated.clone());
+    }
+    fs::write(&file, state.to_string())?;
+    let _echo = Echo::start(&rig.fabric.internet, 7)?;
+    let mut tcp = Tcp::connect(&pod.ns, SocketAddrV4::new(INTERNET, 7))?;
+    let mut agent = Agent::start(&rig.node)?;
+    let before = agent.metric("causeway_reconcile_passes_total")?;
+    agent.wait_for("two more passes", |agent| {
+        tcp.chat(1)?;
+        Ok(agent.metric("causeway_reconcile_passes_total")? >= before + 2)
+    })?;
+    ensure!(!agent.log().contains("put right"), "{}", agent.log());
+    let pods = rig.node.causeway_json("pods")?.to_string();
+    ensure!(!pods.contains("10.240.0.20"), "{pods}");
+    agent.end()
+}
+
 /// Nobody was there when the pins went: the datapath is loaded anew for the pods.
 #[test]
 fn pods_that_have_lost_their_datapath_while_no_agent_ran_are_served_again() -> Result<()> {

@@ -1,7 +1,7 @@
 //! The pods: each endpoint of the state beside its interface, its routes and what the programs know of it.
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     fs::File,
     net::Ipv4Addr,
     os::fd::AsFd as _,
@@ -39,6 +39,10 @@ impl Keeper {
             .endpoints()
             .flat_map(|(_, endpoint)| endpoint.host_ports.iter().copied())
             .collect();
+        let mut names: HashMap<&str, u32> = HashMap::new();
+        for (_, endpoint) in state.endpoints() {
+            *names.entry(&endpoint.host_if_name).or_default() += 1;
+        }
         let mut missing = BTreeSet::new();
         for (key, endpoint) in state.keys() {
             let Some(net) = v4(endpoint).filter(|_| !sight.theirs.contains(&key.container)) else {
@@ -49,8 +53,16 @@ impl Keeper {
                 endpoint,
                 net,
             };
+            // The sandboxes of one pod may share the name of the interface, which is the newer one's: only whom the programs
+            // have served there is known to be that.
+            let is_shared = names.get(endpoint.host_if_name.as_str()) != Some(&1);
             let kept = if let Some(link) = sight.host.link(&endpoint.host_if_name) {
+                if is_shared && !self.has_served(&sight, net.addr(), link.index) {
+                    continue;
+                }
                 self.keep_pod(&sight, &place, link, notes)
+            } else if is_shared {
+                continue;
             } else {
                 missing.insert(format!("interface {}", endpoint.host_if_name));
                 self.reconnect(&sight, &place, notes)
@@ -62,6 +74,11 @@ impl Keeper {
         self.suspects
             .retain(|name, _| name.starts_with("lease ") || missing.contains(name));
         self.remember(datapath, notes);
+    }
+
+    fn has_served(&self, sight: &Sight<'_>, addr: Ipv4Addr, ifindex: u32) -> bool {
+        let known = [sight.maps.pod(addr), self.served.get(&addr).copied()];
+        known.iter().flatten().any(|entry| entry.ifindex == ifindex)
     }
 
     /// What the programs know of pods that are served is what they are to know tomorrow.
