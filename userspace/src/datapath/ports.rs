@@ -60,6 +60,9 @@ impl Datapath {
 
     /// Lets translations have the ports again, except those that are `kept` by another pod or by the node itself.
     pub fn free_ports(&self, ports: &[HostPort], kept: &[HostPort]) -> Result<(), DatapathError> {
+        if ports.is_empty() {
+            return Ok(());
+        }
         let by_node = Settings::noted(&self.root).reserved();
         let is_free = |port: &&HostPort| {
             !kept.contains(port) && !by_node.iter().any(|range| range.contains(&port.port))
