@@ -61,6 +61,10 @@ impl Datapath {
                 None => Ok(Upgraded::NotLoaded),
             };
         }
+        // Left by one who was killed when all hooks had changed over: nothing of it is attached.
+        for path in pins::foreign_trees(root)?.iter().filter(|path| is_schema1(path)) {
+            PinTree::at(path.clone()).remove()?;
+        }
         if !again && is_of_this_build(root) {
             return Ok(Upgraded::UpToDate);
         }
@@ -73,7 +77,7 @@ impl Datapath {
 
 /// The caller holds the lock.
 pub(crate) fn take_over(root: &Root, path: &Path) -> Result<Upgraded, DatapathError> {
-    if path.file_name().is_none_or(|name| name != "v1") {
+    if !is_schema1(path) {
         return Err(DatapathError::ForeignTree(path.to_owned()));
     }
     let before = PinTree::at(path.to_owned());
@@ -86,6 +90,10 @@ pub(crate) fn take_over(root: &Root, path: &Path) -> Result<Upgraded, DatapathEr
         "a datapath of an older schema is taken over"
     );
     Ok(Upgraded::Exchanged { hooks })
+}
+
+fn is_schema1(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name == "v1")
 }
 
 /// Notes that the pinned programs are this build's. Without the note they are exchanged once for nothing.
