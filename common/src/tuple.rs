@@ -28,7 +28,7 @@ pub const fn has_ports(protocol: u8) -> bool {
 ///
 /// Aligned to words, or the compiler would read and write it byte by byte.
 #[repr(C, align(4))]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Eq)]
 pub struct FlowKey<A> {
     /// Source address, network order.
     pub src: A,
@@ -54,6 +54,33 @@ impl FlowKey<[u8; 4]> {
     pub const fn from_words(words: [u32; 4]) -> Self {
         // SAFETY: both are 16 bytes without padding, any bytes are a key, and the words are aligned as it is.
         unsafe { core::mem::transmute::<[u32; 4], Self>(words) }
+    }
+}
+
+/// Compared as words: byte by byte, the kernel programs would need more stack for it than they have.
+impl<A> PartialEq for FlowKey<A> {
+    #[inline(always)]
+    fn eq(&self, other: &Self) -> bool {
+        let word = |key: *const Self, index: usize| {
+            // SAFETY: within the key, which is aligned to words and is a whole number of them, without padding.
+            unsafe { *key.cast::<u32>().add(index) }
+        };
+        let differs = |bits, index| bits | (word(self, index) ^ word(other, index));
+        (0..size_of::<Self>() / 4).fold(0, differs) == 0
+    }
+}
+
+impl<A: core::hash::Hash> core::hash::Hash for FlowKey<A> {
+    fn hash<H: core::hash::Hasher>(&self, state: &mut H) {
+        (
+            &self.src,
+            &self.dst,
+            self.src_port,
+            self.dst_port,
+            self.protocol,
+            self._pad,
+        )
+            .hash(state);
     }
 }
 

@@ -38,8 +38,12 @@ extern "C" fn cwy_tell(skb: *mut __sk_buff, hook: u32, reason: u32) -> u32 {
     };
     let event = record.as_mut_ptr();
     let length = ctx.len();
-    // Behind the barrier, or the bounds that the verifier has to see are those of another register.
-    let captured = black_box(length.saturating_sub(ETH_LEN as u32).min(EVENT_PACKET as u32));
+    const LAST: u32 = EVENT_PACKET as u32 - 1;
+    const { assert!(EVENT_PACKET.is_power_of_two()) };
+    // One less than what is copied. Masked behind the barrier and never compared with zero: the verifier of Linux 6.1 learns
+    // no lower bound from that, and asks for one.
+    let behind_first = black_box(length.wrapping_sub(ETH_LEN as u32 + 1).min(LAST)) & LAST;
+    let captured = behind_first + 1;
     // SAFETY: `event` is the record's memory, written field by field; the bytes of the packet that are not copied are
     // zeroed first.
     unsafe {
@@ -51,7 +55,7 @@ extern "C" fn cwy_tell(skb: *mut __sk_buff, hook: u32, reason: u32) -> u32 {
         (*event)._pad = 0;
         (*event).packet = [0; EVENT_PACKET];
         let to = (&raw mut (*event).packet).cast();
-        let may_copy = captured > 0 && captured <= EVENT_PACKET as u32;
+        let may_copy = length > ETH_LEN as u32;
         let copied = may_copy && bpf_skb_load_bytes(ctx.as_ptr(), ETH_LEN as u32, to, captured) == 0;
         (*event).captured = if copied { captured as u16 } else { 0 };
     }

@@ -12,7 +12,7 @@ use causeway_common::{
 
 use crate::{
     crowd,
-    maps::{AGES, Addr, Entry, FLOWS, Key, config, flow},
+    maps::{AGES, Addr, Entry, FLOWS, Key, config, flow, own},
     moved, usage,
 };
 
@@ -59,7 +59,7 @@ pub fn forget_half(key: &Key) {
 #[inline(never)]
 extern "C" fn cwy_forget_half(key: *const Key) -> u32 {
     // SAFETY: the caller's reference.
-    unsafe { key.as_ref() }.map_or(0, |key| flow(key).map_or(0, |entry| remove(key, entry)))
+    unsafe { own(key) }.map_or(0, |key| flow(&key).map_or(0, |entry| remove(&key, entry)))
 }
 
 /// Removes the entry of a half. Who has removed it does what goes with it. Returns 1 if it was still there, else 0.
@@ -73,28 +73,30 @@ fn remove(key: &Key, entry: &Entry) -> u32 {
 #[inline(never)]
 extern "C" fn cwy_remove(key: *const Key, entry: *const Entry) -> u32 {
     // SAFETY: the caller's references.
-    let (Some(key), Some(entry)) = (unsafe { key.as_ref() }, unsafe { entry.as_ref() }) else {
+    let (Some(mut key), Some(entry)) = (unsafe { own(key) }, unsafe { entry.as_ref() }) else {
         return 0;
     };
     let is_counted = entry.has(Flags::COUNTED);
     let holds_port = entry.nat == Nat::DESTINATION;
     let was_moved = holds_port && entry.nat_port != key.dst_port;
     let inside = (entry.nat_addr, entry.nat_port);
-    if FLOWS.remove(key).is_err() {
+    if FLOWS.remove(&key).is_err() {
         return 0;
     }
     if is_counted {
         usage::closed(&key.src);
     }
     if holds_port {
-        crowd::mark_free(key);
+        crowd::mark_free(&key);
     }
     if was_moved {
-        moved::forget(&Key {
+        // In the place of the other: the frame is the last of a deep call.
+        key = Key {
             src: inside.0,
             src_port: inside.1,
             ..key.reversed()
-        });
+        };
+        moved::forget(&key);
     }
     1
 }
@@ -133,10 +135,10 @@ pub fn forget_if_over(key: &Key, now: u32) -> Look {
 #[inline(never)]
 extern "C" fn cwy_forget(key: *const Key, now: u32) -> u32 {
     // SAFETY: the caller's reference.
-    let (Some(key), Some(config)) = (unsafe { key.as_ref() }, config()) else {
+    let (Some(key), Some(config)) = (unsafe { own(key) }, config()) else {
         return Look::Gone as u32;
     };
-    flow(key).map_or(Look::Gone, |entry| look(config, key, entry, now)) as u32
+    flow(&key).map_or(Look::Gone, |entry| look(config, &key, entry, now)) as u32
 }
 
 /// [`forget_if_over`] of an entry at hand. Each half is looked up once at most: a sweep has a million of them.

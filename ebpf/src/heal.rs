@@ -19,7 +19,7 @@ use causeway_common::{
 use crate::{
     count::{Hook, bump},
     forget::forget_half,
-    maps::{Addr, Entry, FLOWS, Key, PODS, config, flow, has_budget, now, pod},
+    maps::{Addr, Entry, FLOWS, Key, PODS, config, flow, has_budget, now, own, pod},
     next_hop,
     packet::skb,
     snat::{self, Won},
@@ -107,7 +107,7 @@ pub fn lost_flow(ctx: &TcContext, key: &Key) -> Reason {
 )]
 extern "C" fn cwy_restore_forward(skb: *mut __sk_buff, key: *const Key, found: u32) -> u32 {
     // SAFETY: the caller's reference.
-    let (Some(key), Some(config)) = (unsafe { key.as_ref() }, config()) else {
+    let (Some(key), Some(config)) = (unsafe { own(key) }, config()) else {
         return 0;
     };
     let Some(pod) = pod(&key.src) else {
@@ -123,11 +123,11 @@ extern "C" fn cwy_restore_forward(skb: *mut __sk_buff, key: *const Key, found: u
     forward.in_ifindex = pod.ifindex;
     forward.in_mac = pod.mac;
     forward.out_ifindex = config.uplink_ifindex;
-    next_hop::refresh(ctx, key, &mut forward);
+    next_hop::refresh(ctx, &key, &mut forward);
     if forward.mtu == 0 || forward.out_dst_mac == [0; 6] {
         return 0;
     }
-    u32::from(FLOWS.insert(key, &forward, u64::from(BPF_NOEXIST)).is_ok())
+    u32::from(FLOWS.insert(&key, &forward, u64::from(BPF_NOEXIST)).is_ok())
 }
 
 #[inline(always)]
@@ -142,17 +142,14 @@ fn begin_anew(ctx: &TcContext) -> Reason {
 #[inline(never)]
 extern "C" fn cwy_lost_answer(answer: *const Key) -> u32 {
     // SAFETY: the caller's reference.
-    let Some(answer) = (unsafe { answer.as_ref() }) else {
+    let Some(answer) = (unsafe { own(answer) }) else {
         return 0;
     };
     let has_budget = || has_budget(Reason::FlowRestored as u32, SEARCHES);
-    if !has_ports(answer.protocol) || flow(answer).is_some() || !has_budget() {
+    if !has_ports(answer.protocol) || flow(&answer).is_some() || !has_budget() {
         return 0;
     }
-    let mut search = Search {
-        answer: *answer,
-        is_found: 0,
-    };
+    let mut search = Search { answer, is_found: 0 };
     let (pods, callback) = ((&raw const PODS).cast_mut().cast(), look_at_pod as *mut c_void);
     // SAFETY: the callback has the signature that the helper calls (Linux 5.13), and `search` outlives the call.
     unsafe { bpf_for_each_map_elem(pods, callback, (&raw mut search).cast(), 0) };

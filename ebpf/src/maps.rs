@@ -110,6 +110,18 @@ pub fn flow(key: &Key) -> Option<&'static mut Entry> {
     FLOWS.get_ptr_mut(key).map(|entry| unsafe { &mut *entry })
 }
 
+/// The key that a function which is verified by itself has been given by reference, on its own stack: before Linux 6.2 no
+/// helper takes a map's key or value from the memory behind such a reference.
+///
+/// # Safety
+///
+/// `key` is null or points to a key.
+#[inline(always)]
+pub unsafe fn own(key: *const Key) -> Option<Key> {
+    // SAFETY: the caller's.
+    unsafe { key.as_ref() }.copied()
+}
+
 /// Whether neither direction of a flow has seen a packet within its lifetime.
 #[inline(always)]
 pub fn is_idle(key: &Key, entry: &Entry, now: u32) -> bool {

@@ -17,7 +17,7 @@ use crate::{
     carry::note_progress,
     count::Hook,
     forget::kept_flags,
-    maps::{Entry, FLOWS, Key, config, flow, is_idle, now},
+    maps::{Entry, FLOWS, Key, config, flow, is_idle, now, own},
     moved,
     packet::{self, IP_END, Ip, Mac, Transport, skb},
     reclaim::remember,
@@ -158,7 +158,7 @@ const NO_ROOM: u32 = 2;
 )]
 extern "C" fn cwy_write_offer(key: *const Key, offer: *const Offer) -> u32 {
     // SAFETY: the caller's references.
-    let (Some(key), Some(offer)) = (unsafe { key.as_ref() }, unsafe { offer.as_ref() }) else {
+    let (Some(key), Some(offer)) = (unsafe { own(key) }, unsafe { offer.as_ref() }) else {
         return NO_ROOM;
     };
     let is_counted = offer.kept & Flags::COUNTED != 0;
@@ -178,17 +178,17 @@ extern "C" fn cwy_write_offer(key: *const Key, offer: *const Offer) -> u32 {
     entry.progress = Progress::SPOKE.bits();
     entry.in_ifindex = offer.ifindex;
     entry.in_mac = offer.mac;
-    if FLOWS.insert(key, &entry, u64::from(BPF_ANY)).is_err() {
+    if FLOWS.insert(&key, &entry, u64::from(BPF_ANY)).is_err() {
         return NO_ROOM;
     }
     if offer.was_moved {
-        moved::forget(key);
+        moved::forget(&key);
     }
     if !is_counted {
         usage::opened(&key.src);
     }
     if !offer.is_known {
-        remember(key);
+        remember(&key);
     }
     0
 }

@@ -16,7 +16,7 @@ use causeway_common::reason::Reason;
 use crate::{
     count::{Hook, bump},
     forget::{Look, forget_if_over},
-    maps::{AGES, Key, flow, now},
+    maps::{AGES, Key, flow, now, own},
     packet::skb,
 };
 
@@ -36,11 +36,11 @@ pub fn remember(key: &Key) {
 #[inline(never)]
 extern "C" fn cwy_remember(key: *const Key) -> u32 {
     // SAFETY: the caller's reference.
-    let Some(key) = (unsafe { key.as_ref() }) else {
+    let Some(key) = (unsafe { own(key) }) else {
         return 0;
     };
     for _ in 0..KEYS {
-        if AGES.push(key, 0).is_ok() {
+        if AGES.push(&key, 0).is_ok() {
             return 0;
         }
         if let Ok(Some(oldest)) = AGES.pop()
@@ -49,7 +49,7 @@ extern "C" fn cwy_remember(key: *const Key) -> u32 {
             AGES.push(oldest, 0).ok();
         }
     }
-    AGES.push(key, u64::from(BPF_EXIST)).ok();
+    AGES.push(&key, u64::from(BPF_EXIST)).ok();
     0
 }
 

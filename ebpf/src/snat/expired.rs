@@ -21,25 +21,25 @@ pub extern "C" fn cwy_remove_expired(key: *const Key, won: u32) -> u32 {
     let (Some(key), Some(config)) = (unsafe { key.as_ref() }, config()) else {
         return 0;
     };
-    let answer = &answer_key(config, key, won as u16);
+    // One key for both, its protocol changed in place: this frame is among the largest of a deep call.
+    let mut answer = answer_key(config, key, won as u16);
     let mut removed = 0;
-    let lock = Key {
-        protocol: RESERVED,
-        ..*answer
-    };
+    answer.protocol = RESERVED;
     if FLOWS
-        .insert(lock, Entry::kernel(0, now()), u64::from(BPF_NOEXIST))
+        .insert(&answer, Entry::kernel(0, now()), u64::from(BPF_NOEXIST))
         .is_err()
     {
         return 0;
     }
-    if let Some(owner) = flow(answer)
-        && is_over(config, answer, owner)
+    answer.protocol = key.protocol;
+    if let Some(owner) = flow(&answer)
+        && is_over(config, &answer, owner)
     {
-        forget(answer);
+        forget(&answer);
         removed = 1;
     }
-    FLOWS.remove(lock).ok();
+    answer.protocol = RESERVED;
+    FLOWS.remove(&answer).ok();
     removed
 }
 

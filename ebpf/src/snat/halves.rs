@@ -16,7 +16,7 @@ use super::{Claim, Won, answer_key};
 use crate::{
     count::{Hook, bump},
     forget::forget_half,
-    maps::{Entry, FLOWS, Key, config, now, pod},
+    maps::{Entry, FLOWS, Key, config, now, own, pod},
     moved, next_hop,
     reclaim::remember,
     usage,
@@ -32,7 +32,7 @@ use crate::{
 )]
 pub extern "C" fn cwy_write_forward(skb: *mut __sk_buff, key: *const Key, claim: u32, won: u32) -> u32 {
     // SAFETY: the caller's reference.
-    let (Some(key), Some(config)) = (unsafe { key.as_ref() }, config()) else {
+    let (Some(key), Some(config)) = (unsafe { own(key) }, config()) else {
         return 1;
     };
     let (claim, won) = (&Claim::of_bits(claim), Won(won));
@@ -48,22 +48,22 @@ pub extern "C" fn cwy_write_forward(skb: *mut __sk_buff, key: *const Key, claim:
             forward.in_mac = pod.mac;
         }
         let mut hop = Hop::UNKNOWN;
-        next_hop::of_frame(&TcContext::new(skb), key, &mut hop);
+        next_hop::of_frame(&TcContext::new(skb), &key, &mut hop);
         forward.leave_by(&hop);
     }
-    if FLOWS.insert(key, &forward, u64::from(BPF_ANY)).is_err() {
-        forget_half(&answer_key(config, key, won.port()));
+    if FLOWS.insert(&key, &forward, u64::from(BPF_ANY)).is_err() {
+        forget_half(&answer_key(config, &key, won.port()));
         return 1;
     }
     if has_ports(key.protocol) {
-        moved::note(key, won.port());
+        moved::note(&key, won.port());
     }
     let is_new = won.has(Won::IS_NEW);
     if claim.of_pod && !claim.is_counted && is_new {
         usage::opened(&key.src);
     }
     if !claim.is_known {
-        remember(key);
+        remember(&key);
         if !is_new {
             bump(Hook::ToUplink, Reason::MappingRestored);
         }
@@ -83,7 +83,7 @@ pub fn fill_answer(half: &mut Entry, key: &Key, flags: u8, state: u8) {
 #[inline(never)]
 extern "C" fn cwy_fill_answer(half: *mut Entry, key: *const Key, flags: u32, state: u32) -> u32 {
     // SAFETY: the caller's references.
-    let (Some(half), Some(key), Some(config)) = (unsafe { half.as_mut() }, unsafe { key.as_ref() }, config())
+    let (Some(half), Some(key), Some(config)) = (unsafe { half.as_mut() }, unsafe { own(key) }, config())
     else {
         return 0;
     };

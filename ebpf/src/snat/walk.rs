@@ -220,12 +220,13 @@ extern "C" fn cwy_try_port(skb: *mut __sk_buff, walk: *mut Walk, port: u32) -> u
     };
     let port = port as u16;
     walk.answer.dst_port = port.to_be_bytes();
-    let answer = &walk.answer;
+    // Copies, for the same reason as in `own`.
+    let (answer, reverse) = (&{ walk.answer }, &{ walk.reverse });
     if let Some(owner) = flow(answer) {
         if is_ours(&walk.key, owner) {
             // The forward half was lost, or another CPU was first with a packet of this very flow. Its life begins anew.
             walk.end = OURS;
-            FLOWS.insert(answer, &walk.reverse, u64::from(BPF_ANY)).ok();
+            FLOWS.insert(answer, reverse, u64::from(BPF_ANY)).ok();
             return STOP;
         }
         let is_stale = walk.may_take != 0
@@ -242,7 +243,7 @@ extern "C" fn cwy_try_port(skb: *mut __sk_buff, walk: *mut Walk, port: u32) -> u
     if walk.may_take == 0 || is_reserved(answer.protocol, port) || host_holds(skb.cast(), answer) {
         return GO_ON;
     }
-    match FLOWS.insert(answer, &walk.reverse, u64::from(BPF_NOEXIST)) {
+    match FLOWS.insert(answer, reverse, u64::from(BPF_NOEXIST)) {
         Ok(()) => {
             walk.end = OURS;
             walk.is_new = 1;
