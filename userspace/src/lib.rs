@@ -7,7 +7,8 @@
 //! - [`root`]: where all files are, so that several nodes can live on one machine;
 //! - [`ipam`], [`endpoints`] and [`leases`]: which addresses are given to whom, and who is still there; [`attachments`]: how
 //!   that ends;
-//! - [`durable`]: files that survive a power cut.
+//! - [`durable`]: files that survive a power cut;
+//! - [`conversion`] and [`plan`]: a cluster's network, before there is one or before it changes.
 //!
 //! Nothing here decides about a packet: that is in `causeway_common`.
 
@@ -15,6 +16,8 @@ pub mod attachments;
 mod boot;
 #[cfg(feature = "cli")]
 pub mod config;
+#[cfg(feature = "cli")]
+pub mod conversion;
 pub mod datapath;
 pub mod durable;
 pub mod endpoints;
@@ -25,6 +28,8 @@ pub mod links;
 #[cfg(feature = "cli")]
 pub mod migrate;
 pub mod node;
+#[cfg(feature = "cli")]
+pub mod plan;
 #[cfg(feature = "cli")]
 pub mod reconcile;
 mod restore;

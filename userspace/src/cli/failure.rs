@@ -3,7 +3,8 @@
 use std::{io, path::PathBuf, process::ExitCode};
 
 use causeway::{
-    config::ConfigError, datapath::DatapathError, leases::LeasesError, migrate::MigrateError, root::Root,
+    config::ConfigError, datapath::DatapathError, leases::LeasesError, migrate::MigrateError,
+    plan::interfaces::InterfacesError, root::Root,
 };
 use thiserror::Error;
 
@@ -40,6 +41,12 @@ pub(crate) enum Failure {
     Migrate(#[from] MigrateError),
     #[error("the node cannot be migrated as it is")]
     NotPossible,
+    #[error("the network is not ready: {} failed", several(*.0, "check"))]
+    NotReady(usize),
+    #[error("the definition has {}", several(*.0, "error"))]
+    Unsound(usize),
+    #[error(transparent)]
+    Interfaces(#[from] InterfacesError),
     #[error("cannot wait for events: {0}")]
     Events(io::Error),
     #[error("cannot write the output: {0}")]

@@ -2,6 +2,7 @@
 //!
 //! Exit codes: 0 done, 1 failed, 2 wrong usage, 4 the datapath is not loaded.
 
+mod apiserver;
 mod bundle;
 mod config;
 mod doctor;
@@ -9,6 +10,7 @@ pub(crate) mod documents;
 mod explain;
 mod failure;
 mod flows;
+mod input;
 mod leases;
 mod maps;
 mod migrate;
@@ -16,6 +18,8 @@ mod monitor;
 mod nat;
 mod network;
 mod output;
+mod paragraph;
+mod plan;
 mod pods;
 mod ranges;
 mod shell;
@@ -187,6 +191,22 @@ enum Command {
         #[command(subcommand)]
         action: config::Action,
     },
+    /// The API server in the cluster's network
+    Apiserver {
+        #[command(subcommand)]
+        action: apiserver::Action,
+    },
+    /// How many addresses a cluster needs, by its definition
+    ///
+    /// Reads a cluster definition of acs-engine or aks-engine (vlabs), with `-->`
+    /// remarks if it has some. See docs/planning.md.
+    ///
+    /// Exit codes: 0 it fits, 1 something is wrong, 2 the file is no definition.
+    #[command(verbatim_doc_comment)]
+    Plan {
+        #[command(flatten)]
+        arguments: plan::Arguments,
+    },
     /// Exchange the pinned programs for this version's, under traffic
     ///
     /// The agent does so when it starts. Maps and flows stay.
@@ -263,6 +283,8 @@ fn run(command: Command, root: &Root) -> Result<(), Failure> {
         Command::Version { json } => output::print(version::gather(), Format::new(json)),
         Command::Agent { options } => Ok(agent::run(root, &options)?),
         Command::Config { action } => config::run(&action, root),
+        Command::Apiserver { action } => apiserver::run(action),
+        Command::Plan { arguments } => plan::run(arguments),
         Command::Upgrade { again } => upgrade::run(root, again),
         Command::Bundle { output } => bundle::run(root, output.as_deref()),
         Command::Completion { shell } => shell::complete(&mut Cli::command(), shell),

@@ -138,7 +138,7 @@ pub(crate) fn write_table<const N: usize>(
 }
 
 /// Control characters, which a name given by others may hold, never reach the terminal.
-fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() { '\u{fffd}' } else { c })
         .collect()
