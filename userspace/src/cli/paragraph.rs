@@ -8,14 +8,23 @@ const COLUMNS: usize = 80;
 
 /// Writes `text` behind `label`, its further lines as far in. A word is never broken: an address or a path can be copied.
 pub(super) fn write(out: &mut dyn Write, label: &str, text: &str) -> io::Result<()> {
+    wrap(out, label, text, "")
+}
+
+/// As [`write`], for a command: a line that goes on says so, as a shell reads it.
+pub(super) fn write_command(out: &mut dyn Write, label: &str, text: &str) -> io::Result<()> {
+    wrap(out, label, text, " \\")
+}
+
+fn wrap(out: &mut dyn Write, label: &str, text: &str, end: &str) -> io::Result<()> {
     let indent = label.chars().count();
     let mut line = label.to_owned();
     let (mut width, mut is_first) = (indent, true);
     for word in text.split_whitespace() {
         let word = printable(word);
         let more = word.chars().count() + usize::from(!is_first);
-        if !is_first && width + more > COLUMNS {
-            writeln!(out, "{}", line.trim_end())?;
+        if !is_first && width + more + end.len() > COLUMNS {
+            writeln!(out, "{}{end}", line.trim_end())?;
             line = " ".repeat(indent);
             (width, is_first) = (indent, true);
         }
@@ -60,5 +69,20 @@ mod tests {
         );
         assert_eq!(written("a  ", ""), "a\n");
         assert_eq!(written("", "a\x1bb"), "a\u{fffd}b\n");
+    }
+
+    #[test]
+    fn a_command_goes_on_behind_a_backslash() {
+        let mut out = Vec::new();
+        let words = "az network nsg rule create ".repeat(4);
+        write_command(&mut out, "> ", &words).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(
+            lines.len() == 2 && lines[0].ends_with(" \\") && lines[0].len() <= 80,
+            "{text}"
+        );
+        assert_eq!(text.replace("\\\n", " ").split_whitespace().count(), 21);
+        assert!(!lines[1].ends_with('\\'), "{text}");
     }
 }

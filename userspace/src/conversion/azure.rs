@@ -84,7 +84,7 @@ pub struct Details {
 impl Cluster {
     /// Reads one.
     pub fn read(document: &Document) -> Result<Self, InputError> {
-        Self::of(document).map_err(|error| document.shape(error))
+        Self::of(document).map_err(|error| document.shape(&error))
     }
 
     fn of(document: &Document) -> Result<Self, ShapeError> {
@@ -133,7 +133,7 @@ impl Cluster {
 impl Network {
     /// Reads one.
     pub fn read(document: &Document) -> Result<Self, InputError> {
-        Self::of(document).map_err(|error| document.shape(error))
+        Self::of(document).map_err(|error| document.shape(&error))
     }
 
     fn of(document: &Document) -> Result<Self, ShapeError> {
@@ -176,7 +176,7 @@ impl Subnet {
     pub fn read(document: &Document) -> Result<Self, InputError> {
         Fields::of(&document.value, "")
             .and_then(|fields| Self::of(&fields))
-            .map_err(|error| document.shape(error))
+            .map_err(|error| document.shape(&error))
     }
 
     /// One of which only the prefix is known.

@@ -303,7 +303,8 @@ fn is_delegated(subnet: &Subnet) -> bool {
         .any(|service| service.eq_ignore_ascii_case(DELEGATE))
 }
 
-fn same(a: &Subnet, b: &Subnet) -> bool {
+/// Whether they are one, by the ID, or by the prefixes where only one has an ID.
+pub(super) fn same(a: &Subnet, b: &Subnet) -> bool {
     if a.id.is_empty() || b.id.is_empty() {
         a.prefixes == b.prefixes
     } else {

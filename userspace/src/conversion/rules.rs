@@ -125,7 +125,7 @@ impl SecurityGroup {
 
     /// Reads a group, or its list of rules.
     pub fn read(document: &Document) -> Result<Self, InputError> {
-        let shape = |error| document.shape(error);
+        let shape = |error| document.shape(&error);
         let (group, rules) = match &document.value {
             Value::Array(rules) => (None, each(rules, "").map_err(shape)?),
             group => {

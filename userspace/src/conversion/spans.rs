@@ -77,11 +77,13 @@ impl Spans {
     }
 
     /// The numbers of either.
+    #[must_use]
     pub fn plus(&self, other: &Self) -> Self {
         Self::sorted(self.0.iter().chain(&other.0).copied().collect())
     }
 
     /// The numbers of both.
+    #[must_use]
     pub fn and(&self, other: &Self) -> Self {
         let (mut common, mut mine, mut theirs) =
             (Vec::new(), self.0.iter().peekable(), other.0.iter().peekable());
@@ -100,6 +102,7 @@ impl Spans {
     }
 
     /// The numbers that the other one has not.
+    #[must_use]
     pub fn minus(&self, other: &Self) -> Self {
         self.and(&other.complement())
     }

@@ -5,7 +5,7 @@ use ipnet::IpNet;
 use super::{
     Finding,
     azure::Subnet,
-    facts::Facts,
+    facts::{Facts, same},
     tenants::{delegation, exclusive, room},
 };
 
@@ -17,9 +17,11 @@ const RESERVED: [&str; 4] = ["169.254.0.0/16", "172.30.0.0/16", "172.31.0.0/16",
 /// What tells which subnet is meant.
 const NAME_IT: &str = "name it: --api-subnet PREFIX or NAME, or give its document: --subnet FILE";
 
+type Check = fn(&Facts, &Subnet) -> Finding;
+
 /// The checks.
 pub(super) fn check(facts: &Facts) -> Vec<Finding> {
-    let checks: [(&'static str, fn(&Facts, &Subnet) -> Finding); 10] = [
+    let checks: [(&'static str, Check); 10] = [
         ("subnet-size", size),
         ("subnet-in-vnet", inside),
         ("overlap-cluster", overlap_cluster),
@@ -31,7 +33,7 @@ pub(super) fn check(facts: &Facts) -> Vec<Finding> {
         ("room", room),
         ("same-vnet", same_network),
     ];
-    let each = |(id, check): (&'static str, fn(&Facts, &Subnet) -> Finding)| match &facts.api {
+    let each = |(id, check): (&'static str, Check)| match &facts.api {
         Ok(api) if api.v4().next().is_some() => check(facts, api),
         Ok(api) => Finding::unknown(id, format!("{} has no IPv4 prefix", api.text()), NAME_IT),
         Err(why) => Finding::unknown(id, format!("the API server subnet is not known: {why}"), NAME_IT),
@@ -76,13 +78,13 @@ fn inside(facts: &Facts, api: &Subnet) -> Finding {
 fn overlap_cluster(facts: &Facts, api: &Subnet) -> Finding {
     let id = "overlap-cluster";
     let listed = facts.network.iter().flat_map(|network| &network.subnets);
-    let others: Vec<&Subnet> = facts
-        .nodes
-        .iter()
-        .map(|(subnet, _)| subnet)
-        .chain(listed)
-        .collect();
     let is_api = |other: &Subnet| !other.id.is_empty() && other.id.eq_ignore_ascii_case(&api.id);
+    let mut others: Vec<&Subnet> = Vec::new();
+    for other in facts.nodes.iter().map(|(subnet, _)| subnet).chain(listed) {
+        if !is_api(other) && !others.iter().any(|known| same(known, other)) {
+            others.push(other);
+        }
+    }
     if facts.nodes.iter().any(|(node, _)| is_api(node)) {
         return Finding::fail(
             id,
@@ -90,7 +92,7 @@ fn overlap_cluster(facts: &Facts, api: &Subnet) -> Finding {
             "make a subnet of its own for the API server",
         );
     }
-    let overlap = |other: &&&Subnet| !is_api(other) && other.prefixes.iter().any(|range| meets(api, range));
+    let overlap = |other: &&&Subnet| other.prefixes.iter().any(|range| meets(api, range));
     match others.iter().find(overlap) {
         Some(other) => Finding::fail(
             id,
@@ -100,7 +102,10 @@ fn overlap_cluster(facts: &Facts, api: &Subnet) -> Finding {
         None if facts.nodes.is_empty() || !facts.missing.is_empty() => {
             Finding::unknown(id, not_all_known(facts), how_to_know(facts))
         }
-        None => Finding::pass(id, format!("overlaps with none of {} subnets", others.len())),
+        None => Finding::pass(
+            id,
+            format!("overlaps with no other subnet, {} are known", others.len()),
+        ),
     }
 }
 

@@ -230,7 +230,11 @@ impl<'a> Trial<'a> {
     fn finding(self, id: &'static str, from: &str) -> Finding {
         let port = self.port;
         let finding = if !self.denials.is_empty() {
-            Finding::fail(id, self.denials.join("; "), self.fix.unwrap_or_default())
+            Finding::fail(
+                id,
+                [self.denials, self.doubts].concat().join("; "),
+                self.fix.unwrap_or_default(),
+            )
         } else if !self.doubts.is_empty() {
             Finding::unknown(
                 id,

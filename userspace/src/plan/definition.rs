@@ -152,7 +152,7 @@ impl Reader<'_> {
         match root.get("apiVersion").map(|version| (&version.value, version)) {
             Some((Value::String(version), _)) if version == "vlabs" => {}
             Some((_, version)) => {
-                self.error(&version.at, "expected \"vlabs\": other models have other fields")
+                self.error(&version.at, "expected \"vlabs\": other models have other fields");
             }
             None => self.missing(root, "apiVersion", "\"vlabs\""),
         }
@@ -210,16 +210,14 @@ impl Reader<'_> {
             );
             return legacy;
         };
-        match text.parse::<u32>() {
-            Ok(pods @ 1..=MOST_PODS) => Some(pods),
-            _ => {
-                self.error(
-                    &node.at,
-                    format!("expected a number in quotes, from 1 to {MOST_PODS}, found {text:?}"),
-                );
-                legacy
-            }
+        let pods = text.parse().ok().filter(|pods| (1..=MOST_PODS).contains(pods));
+        if pods.is_none() {
+            self.error(
+                &node.at,
+                format!("expected a number in quotes, from 1 to {MOST_PODS}, found {text:?}"),
+            );
         }
+        pods.or(legacy)
     }
 
     fn cluster_subnet(&mut self, config: &Node, azure_cni: bool) -> Said<Ipv4Net> {

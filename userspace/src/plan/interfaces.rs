@@ -147,16 +147,18 @@ fn given(prefix: Ipv4Net, chosen: Option<&Chosen>) -> impl Iterator<Item = Ipv4A
     addresses.filter(move |address| !is_azures(prefix, *address) && !taken.contains(address))
 }
 
-fn content(prefix: Ipv4Net, addresses: &[Ipv4Addr], [a, b]: [u8; 2]) -> Vec<u8> {
+fn content(prefix: Ipv4Net, addresses: &[Ipv4Addr], mac_prefix: [u8; 2]) -> Vec<u8> {
     let own = addresses.first().copied().unwrap_or(Ipv4Addr::UNSPECIFIED);
-    let [c, d, e, f] = own.octets();
+    let mut mac = [0; 6];
+    mac[..2].copy_from_slice(&mac_prefix);
+    mac[2..].copy_from_slice(&own.octets());
     let address = |(index, &address): (usize, &Ipv4Addr)| Address {
         address,
         is_primary: index == 0,
     };
     let document = Document {
         interfaces: [Interface {
-            mac_address: mac_text([a, b, c, d, e, f]),
+            mac_address: mac_text(mac),
             is_primary: true,
             subnets: [Subnet {
                 prefix,

@@ -257,11 +257,9 @@ impl<'a> Parser<'a> {
                 self.next();
                 self.next();
                 let low = self.hex()?;
-                let both = 0x10000 + ((high - 0xd800) << 10) + low.wrapping_sub(0xdc00);
-                match (0xdc00..0xe000).contains(&low) {
-                    true => char::from_u32(both).unwrap_or(char::REPLACEMENT_CHARACTER),
-                    false => char::REPLACEMENT_CHARACTER,
-                }
+                let low = low.checked_sub(0xdc00).filter(|low| *low < 0x400);
+                let both = low.and_then(|low| char::from_u32(0x10000 + ((high - 0xd800) << 10) + low));
+                both.unwrap_or(char::REPLACEMENT_CHARACTER)
             }
             _ => return Err(self.fault("this escape has no meaning in a JSON string")),
         })

@@ -317,7 +317,11 @@ impl Reckoning<'_> {
                 .find(|subnet| subnet.name.eq_ignore_ascii_case(name));
             let free = subnet.and_then(|subnet| subnet.free);
             let more = free.map(|free| free.div_euclid(pool.addresses.max(1).into()));
-            let most = more.map(|more| (i64::from(pool.count) + more).clamp(0, MOST_AGENTS.into()) as u32);
+            let most = more.map(|more| {
+                (i64::from(pool.count) + more)
+                    .clamp(0, MOST_AGENTS.into())
+                    .cast_unsigned() as u32
+            });
             PoolNeeds {
                 name: pool.name.clone(),
                 count: pool.count,

@@ -173,7 +173,14 @@ impl Report for Findings {
             };
             paragraph::write(out, &format!("{verdict:<7}  {id:<17}  "), reason)?;
             if let Some(fix) = fix {
-                paragraph::write(out, "         > ", fix)?;
+                // A sentence goes on behind a comma or a semicolon, a command has neither.
+                let is_command = fix.starts_with("az ") && !fix.contains(", ") && !fix.contains("; ");
+                let write = if is_command {
+                    paragraph::write_command
+                } else {
+                    paragraph::write
+                };
+                write(out, "         > ", fix)?;
             }
         }
         writeln!(

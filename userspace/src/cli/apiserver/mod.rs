@@ -17,11 +17,11 @@ pub(crate) enum Action {
     ///
     /// Exit codes: 0 nothing fails, 1 something does, 2 the input is wrong.
     #[command(verbatim_doc_comment)]
-    Check(check::Arguments),
+    Check(Box<check::Arguments>),
 }
 
 pub(crate) fn run(action: Action) -> Result<(), Failure> {
     match action {
-        Action::Check(arguments) => check::run(arguments),
+        Action::Check(arguments) => check::run(*arguments),
     }
 }

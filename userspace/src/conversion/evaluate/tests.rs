@@ -5,7 +5,7 @@
 mod points;
 mod reading;
 
-use std::path::Path;
+use std::{fmt::Write as _, path::Path};
 
 use serde_json::{Map, Value, json};
 
@@ -108,7 +108,7 @@ fn judge(direction: Direction, port: u16, from: &str, to: &str, rules: &[&str]) 
         };
         let mut text = format!("{access} {}", decision.rule.name);
         if let Some(doubt) = decision.doubt {
-            text += &format!("?{}", doubt.name);
+            write!(text, "?{}", doubt.name).unwrap();
         }
         let Connections {
             sources,
@@ -116,13 +116,13 @@ fn judge(direction: Direction, port: u16, from: &str, to: &str, rules: &[&str]) 
             destinations,
         } = decision.connections;
         if sources != whole.sources {
-            text += &format!(" {}", sources.address_text());
+            write!(text, " {}", sources.address_text()).unwrap();
         }
         if source_ports != whole.source_ports {
-            text += &format!(" from {}", source_ports.number_text());
+            write!(text, " from {}", source_ports.number_text()).unwrap();
         }
         if destinations != whole.destinations {
-            text += &format!(" to {}", destinations.address_text());
+            write!(text, " to {}", destinations.address_text()).unwrap();
         }
         texts.push(text);
     }

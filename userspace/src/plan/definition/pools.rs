@@ -96,7 +96,7 @@ impl Reader<'_> {
             );
         }
         let addresses = match said {
-            Some((_, Some(0)) | (_, None)) | None => default,
+            None | Some((_, Some(0) | None)) => default,
             Some((said, Some(count))) => {
                 if count < default {
                     self.warn(

@@ -71,13 +71,11 @@ impl Reader<'_> {
     }
 
     pub(super) fn object<'n>(&mut self, node: &'n Node, key: &str) -> Option<&'n Node> {
-        match node.get(key) {
-            Some(found) => self.is_object(found).then_some(found),
-            None => {
-                self.missing(node, key, "an object");
-                None
-            }
-        }
+        let Some(found) = node.get(key) else {
+            self.missing(node, key, "an object");
+            return None;
+        };
+        self.is_object(found).then_some(found)
     }
 
     pub(super) fn is_object(&mut self, node: &Node) -> bool {

@@ -78,6 +78,21 @@ fn remarks_end_with_their_line_and_are_text_inside_of_strings() {
 }
 
 #[test]
+fn halves_of_a_pair_stand_for_nothing() {
+    for (text, expected) in [
+        ("\\ud83d\\ude00", "\u{1f600}"),
+        ("\\ud83d", "\u{fffd}"),
+        ("\\ud83d\\u0041", "\u{fffd}"),
+        ("\\ud83d\\uffff", "\u{fffd}"),
+        ("\\ude00x", "\u{fffd}x"),
+        ("\\u00e4\\n", "\u{e4}\n"),
+    ] {
+        let root = parse(format!("\"{text}\"").as_bytes()).unwrap().root;
+        assert_eq!(root.value, Value::String(expected.to_owned()), "{text}");
+    }
+}
+
+#[test]
 fn keys_that_differ_in_case_are_one_key_twice() {
     let parsed = parse(b"{\"a\": {\"count\": 1,\n \"Count\": 2}}").unwrap();
     assert_eq!(
@@ -117,7 +132,7 @@ fn each_broken_text_gives_one_error_with_its_place() {
         (&deep, "is nested deeper than 64 levels"),
     ] {
         let fault = parse(text.as_bytes()).unwrap_err().to_string();
-        assert!(fault.contains(expected), "{:.40}: {fault}", text);
+        assert!(fault.contains(expected), "{text:.40}: {fault}");
     }
     assert_eq!(
         parse(b"{\n\"a\": \"\xff\"}").unwrap_err().to_string(),
