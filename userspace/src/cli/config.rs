@@ -22,7 +22,7 @@ pub(crate) enum Action {
         /// Also which file each comes from
         #[arg(long)]
         sources: bool,
-        /// The values as they are in force, not the files (which is what is shown)
+        /// The values that are in force, which is what is shown
         #[arg(long)]
         effective: bool,
         /// Print JSON

@@ -26,16 +26,16 @@ use super::{
 pub(crate) struct Arguments {
     /// The definition; - for standard input
     file: PathBuf,
-    /// A subnet's prefix, which the definition has not: [NAME=]PREFIX
-    #[arg(long, value_name = "PREFIX", num_args = 1..)]
+    /// The prefix of a subnet that is only named
+    #[arg(long, value_name = "[NAME=]PREFIX", num_args = 1..)]
     subnet: Vec<NamedPrefix>,
-    /// Write each node's interfaces.json, which azure-vnet-ipam reads
+    /// Write each node's interfaces.json there
     #[arg(long, value_name = "DIRECTORY")]
     emit_interfaces: Option<PathBuf>,
     /// Replace the lists that are there
     #[arg(long, requires = "emit_interfaces")]
     force: bool,
-    /// First two bytes of each MAC; the node's address is the rest
+    /// How each MAC begins, 02:00 if not said
     #[arg(long, value_name = "XX:XX", requires = "emit_interfaces")]
     mac_prefix: Option<MacPrefix>,
     /// Print JSON

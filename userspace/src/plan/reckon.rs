@@ -145,12 +145,31 @@ impl Reckoning<'_> {
                 .ok()
                 .map(|last| Ipv4Addr::new(a, b, c, last))
         };
-        let masters: Vec<Ipv4Addr> = (0..definition.masters.count).map_while(after).collect();
+        // A scale set's machines have their addresses one behind the other.
+        let step = if definition.masters.is_scale_set {
+            definition.masters.addresses
+        } else {
+            1
+        };
+        let masters: Vec<Ipv4Addr> = (0..definition.masters.count)
+            .map_while(|index| after(index * step))
+            .collect();
         let load_balancer = match (definition.masters.count, definition.masters.is_scale_set) {
             (1, _) => None,
             (_, true) => Some(Ipv4Addr::new(a, b, 255, BALANCER as u8)),
             (_, false) => after(BALANCER),
         };
+        if definition.masters.is_scale_set && masters.len() < definition.masters.count as usize {
+            self.warn(
+                &at,
+                format!(
+                    "masters are {step} addresses apart from {first} on, and the engine counts in the last byte: not all of \
+                     {} have room up to 255",
+                    definition.masters.count
+                ),
+            );
+            return None;
+        }
         let is_one_missing = definition.masters.count > 1 && load_balancer.is_none();
         if is_one_missing || masters.len() < definition.masters.count as usize {
             self.error(

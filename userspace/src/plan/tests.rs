@@ -193,7 +193,15 @@ fn masters_and_the_load_balancer_are_where_the_engine_puts_them() {
         &|p: &mut Value| p["masterProfile"]["availabilityProfile"] = "VirtualMachineScaleSets".into();
     assert_eq!(
         chosen(whole, scale_set).unwrap(),
-        "10.240.255.4 10.240.255.5 10.240.255.6 10.240.255.10"
+        "10.240.255.4 10.240.255.35 10.240.255.66 10.240.255.10"
+    );
+    let far = faults(whole, |p| {
+        scale_set(p);
+        p["masterProfile"]["ipAddressCount"] = 128.into();
+    });
+    assert!(
+        far[0].starts_with("warning masterProfile: masters are 128 addresses apart"),
+        "{far:?}"
     );
     assert_eq!(
         chosen(whole, &|p| p["masterProfile"]["count"] = 1.into()).unwrap(),

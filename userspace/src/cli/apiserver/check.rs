@@ -44,13 +44,13 @@ struct Known {
     /// What `az network vnet show` writes
     #[arg(long, value_name = "FILE")]
     vnet: Option<PathBuf>,
-    /// What `az network vnet subnet show` writes, of each subnet concerned
+    /// `az network vnet subnet show`, of each
     #[arg(long, value_name = "FILE", num_args = 1..)]
     subnet: Vec<PathBuf>,
-    /// What `az network nsg show` or `nsg rule list` writes, of each group
+    /// `az network nsg rule list`, of each
     #[arg(long, value_name = "FILE", num_args = 1..)]
     nsg: Vec<PathBuf>,
-    /// The API server subnet: its prefix, or its name in a document
+    /// The API servers' subnet: its prefix or name
     #[arg(long, value_name = "SUBNET")]
     api_subnet: Option<String>,
     /// A subnet of nodes or of pods, likewise
@@ -59,19 +59,19 @@ struct Known {
     /// The network's addresses
     #[arg(long, value_name = "PREFIX", num_args = 1..)]
     vnet_cidr: Vec<IpNet>,
-    /// Pods' addresses, if they are not the network's
+    /// Pods' addresses, if not the network's
     #[arg(long, value_name = "PREFIX", num_args = 1..)]
     pod_cidr: Vec<IpNet>,
     /// Services' addresses
     #[arg(long, value_name = "PREFIX", num_args = 1..)]
     service_cidr: Vec<IpNet>,
-    /// The API server subnet's group: a file as for --nsg, or none
+    /// The group of the API servers' subnet
     #[arg(long, value_name = "FILE|none")]
     api_nsg: Option<PathBuf>,
-    /// The group of the cluster's subnets: a file as for --nsg, or none
+    /// The group of the cluster's subnets
     #[arg(long, value_name = "FILE|none")]
     cluster_nsg: Option<PathBuf>,
-    /// The API server's address before the conversion
+    /// Where the API server is until then
     #[arg(long, value_name = "ADDRESS")]
     old_address: Option<IpAddr>,
 }

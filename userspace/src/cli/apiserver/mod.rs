@@ -16,7 +16,10 @@ pub(crate) enum Action {
     /// docs/api-server-check.md.
     ///
     /// Exit codes: 0 nothing fails, 1 something does, 2 the input is wrong.
-    #[command(verbatim_doc_comment)]
+    #[command(
+        verbatim_doc_comment,
+        override_usage = "causeway apiserver check [--aks FILE] [--vnet FILE] …"
+    )]
     Check(Box<check::Arguments>),
 }
 
