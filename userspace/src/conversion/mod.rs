@@ -5,9 +5,9 @@
 //! Azure. The rules are the documentation's:
 //! <https://learn.microsoft.com/azure/aks/api-server-vnet-integration>.
 //!
-//! - [`subnet`] and [`tenants`]: the subnet, its place among the others, who is in it and its room;
-//! - [`traffic`]: what network security groups let pass ([`rules`], [`evaluate`]);
-//! - [`change`]: what the conversion changes for those who use the cluster.
+//! - `subnet` and `tenants`: the subnet, its place among the others, who is in it and its room;
+//! - `traffic`: what network security groups let pass ([`rules`], [`evaluate`]);
+//! - `change`: what the conversion changes for those who use the cluster.
 
 pub mod azure;
 mod change;

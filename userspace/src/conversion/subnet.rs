@@ -104,7 +104,7 @@ fn overlap_cluster(facts: &Facts, api: &Subnet) -> Finding {
         }
         None => Finding::pass(
             id,
-            format!("overlaps with no other subnet, {} are known", others.len()),
+            format!("overlaps with no other subnet ({} known)", others.len()),
         ),
     }
 }
