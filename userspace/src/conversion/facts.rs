@@ -100,7 +100,7 @@ impl Default for Guard {
 impl Facts {
     /// Puts them together, or says everything that is wrong with the documents.
     pub fn gather(inputs: Inputs) -> Result<Self, Vec<InputError>> {
-        let mut errors = Vec::new();
+        let (mut errors, mut nameless) = (Vec::new(), Vec::new());
         let mut keep = |error| errors.push(error);
         let cluster = inputs.cluster.and_then(|document| {
             let read = document
@@ -126,7 +126,16 @@ impl Facts {
                 .and_then(|document| SecurityGroup::read(&document));
             read.map_err(&mut keep).ok()
         };
-        let mut groups: Vec<SecurityGroup> = inputs.groups.into_iter().filter_map(&mut read_group).collect();
+        let mut groups: Vec<SecurityGroup> = Vec::new();
+        for document in inputs.groups {
+            let anonymous = document.fault(
+                "does not say whose rules these are: give the file as --api-nsg or as --cluster-nsg instead",
+            );
+            match read_group(document) {
+                Some(group) if group.id.is_empty() => nameless.push(anonymous),
+                group => groups.extend(group),
+            }
+        }
         let mut named = |named: Option<Named>| match named? {
             Named::Nothing => Some(Guard::Open),
             Named::Rules(document) => read_group(document).map(Guard::Group),
@@ -166,6 +175,7 @@ impl Facts {
                 once.push(subnet);
             }
         }
+        errors.extend(nameless);
         if !errors.is_empty() {
             return Err(errors);
         }

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use serde_json::Value;
 
 use super::{document::Document, error::InputError, spans::Spans};
-use crate::go_json::Fields;
+use crate::go_json::{Fields, ShapeError};
 
 /// A group.
 #[derive(Clone, Debug)]
@@ -126,78 +126,78 @@ impl SecurityGroup {
     /// Reads a group, or its list of rules.
     pub fn read(document: &Document) -> Result<Self, InputError> {
         let shape = |error| document.shape(&error);
-        let (group, rules) = match &document.value {
-            Value::Array(rules) => (None, each(rules, "").map_err(shape)?),
+        let (own, listed) = match &document.value {
+            Value::Array(rules) => ("", each(rules).map_err(shape)?),
             group => {
                 let group = Fields::of(group, "").map_err(shape)?;
                 let mut rules = group.objects("securityRules").map_err(shape)?;
                 rules.extend(group.objects("defaultSecurityRules").map_err(shape)?);
-                (Some(group), rules)
+                (group.string("id").map_err(shape)?, rules)
             }
         };
-        let ids = rules
-            .iter()
-            .map(|rule| rule.string("id").map(group_of))
-            .collect::<Result<Vec<_>, _>>();
-        let mut ids: Vec<String> = ids.map_err(shape)?.into_iter().flatten().collect();
-        ids.sort_unstable_by_key(|id| id.to_ascii_lowercase());
-        ids.dedup_by(|a, b| a.eq_ignore_ascii_case(b));
-        if ids.len() > 1 {
-            return Err(document.fault(format!(
-                "holds rules of {} groups: give each group a file of its own",
-                ids.len()
-            )));
-        }
-        let rules = rules
-            .iter()
-            .map(rule)
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(|message| document.fault(message))?;
-        let mut id = ids.pop().unwrap_or_default();
-        if let Some(own) = group
-            .as_ref()
-            .map(|group| group.string("id"))
-            .transpose()
-            .map_err(shape)?
-            && !own.is_empty()
-        {
-            own.clone_into(&mut id);
-        }
+        let theirs = id_of_all(document, &listed)?;
+        let id = if own.is_empty() { theirs } else { own.to_owned() };
         let name = match id.rsplit_once('/') {
             Some((_, name)) => name.to_owned(),
             None => document.name(),
         };
-        let mut seen: Vec<(Direction, u32)> =
-            rules.iter().map(|rule| (rule.direction, rule.priority)).collect();
-        seen.sort_unstable();
-        if let Some(two) = seen.windows(2).find(|two| two[0] == two[1]) {
-            return Err(document.fault(format!(
-                "has two {:?} rules of priority {}: Azure allows one; is this more than one group?",
-                two[0].0, two[0].1
-            )));
-        }
+        let rules: Result<Vec<Rule>, String> = listed.iter().map(rule).collect();
+        let rules = rules.map_err(|message| document.fault(message))?;
+        refuse_twins(document, &rules)?;
         Ok(Self::new(id, name, rules))
     }
 }
 
-fn each<'a>(list: &'a [Value], place: &str) -> Result<Vec<Fields<'a>>, crate::go_json::ShapeError> {
-    list.iter()
-        .enumerate()
-        .map(|(i, value)| Fields::of(value, format!("{place}[{i}]")))
-        .collect()
+fn each(list: &[Value]) -> Result<Vec<Fields<'_>>, ShapeError> {
+    let rule = |(i, value)| Fields::of(value, format!("[{i}]"));
+    list.iter().enumerate().map(rule).collect()
+}
+
+/// The ID of the group that all rules are of; empty where they do not say.
+fn id_of_all(document: &Document, rules: &[Fields<'_>]) -> Result<String, InputError> {
+    let mut ids: Vec<String> = Vec::new();
+    for rule in rules {
+        let id = rule.string("id").map_err(|error| document.shape(&error))?;
+        if let Some(group) = group_of(id)
+            && !ids.iter().any(|known| known.eq_ignore_ascii_case(&group))
+        {
+            ids.push(group);
+        }
+    }
+    if ids.len() > 1 {
+        let message = format!(
+            "holds rules of {} groups: give each group a file of its own",
+            ids.len()
+        );
+        return Err(document.fault(message));
+    }
+    Ok(ids.pop().unwrap_or_default())
+}
+
+/// Two rules of one priority are of two groups.
+fn refuse_twins(document: &Document, rules: &[Rule]) -> Result<(), InputError> {
+    let mut seen: Vec<(Direction, u32)> = rules.iter().map(|rule| (rule.direction, rule.priority)).collect();
+    seen.sort_unstable();
+    match seen.windows(2).find(|two| two[0] == two[1]) {
+        None => Ok(()),
+        Some(two) => Err(document.fault(format!(
+            "has two {:?} rules of priority {}: Azure allows one; is this more than one group?",
+            two[0].0, two[0].1
+        ))),
+    }
 }
 
 /// The group's part of a rule's ID.
 fn group_of(id: &str) -> Option<String> {
-    let at = id
-        .to_ascii_lowercase()
-        .find("/securityrules/")
-        .or_else(|| id.to_ascii_lowercase().find("/defaultsecurityrules/"))?;
-    Some(id[..at].to_owned())
+    let id_lower = id.to_ascii_lowercase();
+    let end = ["/securityrules/", "/defaultsecurityrules/"]
+        .iter()
+        .find_map(|part| id_lower.find(part))?;
+    Some(id[..end].to_owned())
 }
 
 fn rule(fields: &Fields<'_>) -> Result<Rule, String> {
-    let shape = |error: crate::go_json::ShapeError| error.to_string();
+    let shape = |error: ShapeError| error.to_string();
     let name = fields.string("name").map_err(shape)?.to_owned();
     let fault = |key: &str, problem: String| format!("{}: {problem}", fields.place(key));
     let choose = |key: &str, of: [&str; 2]| {

@@ -2,6 +2,9 @@
 
 mod rules;
 
+use std::net::Ipv4Addr;
+
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::{reckon::Plan, *};
@@ -240,6 +243,34 @@ fn what_does_not_fit_is_told_with_the_numbers() {
         (Some(-21), Some(13)),
         "one node less would fit"
     );
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_pool_grows_until_one_node_more_does_not_fit(length in 18..=22_u8, count in 1..30_u32, pods in 5..120_u32) {
+        let of = |count: u32| {
+            let mut definition = whole();
+            let config = config(&mut definition["properties"]);
+            config["clusterSubnet"] = format!("10.240.0.0/{length}").into();
+            config["kubeletConfig"] = json!({ "--max-pods": pods.to_string() });
+            definition["properties"]["agentPoolProfiles"][0]["count"] = count.into();
+            planned(&definition).0.unwrap()
+        };
+        let fits = |count| of(count).subnets[0].free.unwrap() >= 0;
+        let most = of(count).pools[1].most.unwrap();
+        prop_assert!(most == 0 || fits(most), "{} do not fit", most);
+        prop_assert!(most == 100 || !fits(most + 1), "{} fit", most + 1);
+    }
+
+    #[test]
+    fn what_is_usable_is_what_is_not_azures(base: u32, length in 20..=32_u8) {
+        let prefix = Ipv4Net::new(base.into(), length).unwrap().trunc();
+        let (first, last) = (prefix.network().to_bits(), prefix.broadcast().to_bits());
+        let free = (first..=last).filter(|address| !reckon::is_azures(prefix, Ipv4Addr::from_bits(*address)));
+        prop_assert_eq!(reckon::usable(prefix), free.count() as u64);
+    }
 }
 
 #[test]

@@ -1,5 +1,9 @@
 //! Parts of the documents, flags, and documents that are wrong.
 
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+
 use super::*;
 
 #[test]
@@ -107,6 +111,60 @@ fn the_subnet_is_found_by_what_there_is() {
         "api",
         "the one that is not the nodes'"
     );
+}
+
+#[test]
+fn rules_that_do_not_say_whose_they_are_are_asked_for_by_subnet() {
+    let exports = Exports::ready();
+    let empty = || document("empty.json", &json!([]));
+    let mut inputs = exports.inputs();
+    inputs.groups[0] = empty();
+    let errors = Facts::gather(inputs).unwrap_err();
+    assert!(
+        errors[0]
+            .to_string()
+            .starts_with("empty.json: does not say whose rules these are: give the file as --api-nsg"),
+        "{errors:?}"
+    );
+    let mut inputs = exports.inputs();
+    inputs.groups.remove(0);
+    inputs.api_group = Some(Named::Rules(empty()));
+    let findings = findings(inputs);
+    assert_eq!(verdict(&findings, "nsg-443"), Pass);
+    let reason = &find(&findings, "nsg-443").reason;
+    assert!(reason.contains("empty AllowVnetInBound (65000)"), "{reason}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn prefixes_are_compared_as_their_addresses_are(
+        api in (0..256_u32, 25..=32_u8), other in (0..256_u32, 25..=32_u8), network in (0..256_u32, 24..=32_u8)
+    ) {
+        let addresses = |(base, length): (u32, u8)| -> BTreeSet<u32> {
+            let mask = (1 << (32 - length)) - 1;
+            ((base & !mask)..=(base | mask)).collect()
+        };
+        let text = |(base, length): (u32, u8)| {
+            let mask = (1 << (32 - length)) - 1;
+            format!("10.226.0.{}/{length}", base & !mask)
+        };
+        let inputs = Inputs {
+            api_subnet: Some(text(api)),
+            cluster_subnets: vec![text(other)],
+            network_ranges: vec![text(network).parse().unwrap()],
+            ..Inputs::default()
+        };
+        let findings = findings(inputs);
+        let apart = addresses(api).is_disjoint(&addresses(other));
+        prop_assert_eq!(verdict(&findings, "overlap-cluster"), if apart { Pass } else { Fail });
+        let inside = addresses(api).is_subset(&addresses(network));
+        prop_assert_eq!(verdict(&findings, "subnet-in-vnet"), if inside { Pass } else { Fail });
+        let usable = addresses(api).len().saturating_sub(5);
+        let reason = &find(&findings, "room").reason;
+        prop_assert!(reason.contains(&format!(": {usable} addresses ")), "{}", reason);
+    }
 }
 
 #[test]
