@@ -2,7 +2,12 @@
 
 use ipnet::IpNet;
 
-use super::{Finding, facts::Facts, traffic::rules_about};
+use super::{
+    Finding,
+    facts::Facts,
+    rules::Peer,
+    spans::{Spans, number},
+};
 
 /// What tells about the cluster.
 const SHOW: &str = "az aks show > aks.json, and --aks aks.json";
@@ -177,4 +182,29 @@ fn dual_stack(facts: &Facts) -> Finding {
         Some(false) => Finding::pass(id, "the cluster has IPv4 alone"),
         None => Finding::unknown(id, "whether the cluster is dual-stack is not known", SHOW),
     }
+}
+
+/// The rules of any group that name this address, and not by a tag or by everything.
+fn rules_about(facts: &Facts, address: IpNet) -> Vec<String> {
+    let address = Spans::network(address);
+    let mut found = Vec::new();
+    for group in &facts.groups {
+        for rule in &group.rules {
+            let names = |peer: &Peer| match peer {
+                Peer::Addresses(addresses) => addresses.covers(&address) && !is_everything(addresses),
+                _ => false,
+            };
+            if rule.source.iter().chain(&rule.destination).any(names) {
+                found.push(format!("{}: {} ({})", group.name, rule.name, rule.priority));
+            }
+        }
+    }
+    found
+}
+
+fn is_everything(addresses: &Spans) -> bool {
+    let far = ["8.8.8.8", "192.0.2.1", "10.0.0.1"]
+        .iter()
+        .filter_map(|text| text.parse().ok());
+    far.map(number).all(|number| addresses.has(number))
 }

@@ -30,6 +30,9 @@ const PRIVATE: [&str; 7] = [
     "fe80::/10",
 ];
 
+/// Into so many parts rules may cut connections. A handful is usual; more than this, and nobody reads them.
+const MOST_PARTS: usize = 1000;
+
 /// Connections to a TCP port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Connections {
@@ -50,7 +53,8 @@ pub struct Decision<'a> {
     pub allowed: Option<bool>,
     /// The rule that decides, if none in doubt does.
     pub rule: &'a Rule,
-    /// A rule before it that would decide otherwise and perhaps meets them.
+    /// A rule before it that would decide otherwise and perhaps meets them. Where there is none and nothing can be said,
+    /// rules have cut the connections into too many parts.
     pub doubt: Option<&'a Rule>,
 }
 
@@ -70,7 +74,8 @@ struct Side {
 /// Connections that no rule has decided yet.
 struct Open<'a> {
     connections: Connections,
-    doubts: Vec<&'a Rule>,
+    /// A rule that perhaps meets them. All that are in doubt do the same with them.
+    doubt: Option<&'a Rule>,
 }
 
 /// Decides about every one of the connections to TCP port `port`. Together the decisions have all of them, each once.
@@ -84,49 +89,67 @@ pub fn evaluate<'a>(
     let mut decisions = Vec::new();
     let mut open = vec![Open {
         connections,
-        doubts: Vec::new(),
+        doubt: None,
     }];
     let concerns =
         |rule: &&Rule| rule.direction == direction && rule.tcp && rule.destination_ports.has(port.into());
     for rule in group.rules.iter().filter(concerns) {
-        let (source, destination) = (side(&rule.source, network), side(&rule.destination, network));
-        let met = |sources: Spans, destinations: Spans| Connections {
-            sources,
-            source_ports: rule.source_ports.clone(),
-            destinations,
-        };
-        let surely = met(source.surely, destination.surely);
-        let perhaps = met(source.perhaps, destination.perhaps);
-        let mut next = Vec::new();
-        for Open { connections, doubts } in open {
-            let (sure, rest) = connections.split(&surely);
-            decisions.extend(sure.map(|connections| decide(connections, &doubts, rule)));
-            for part in rest {
-                let (doubtful, rest) = part.split(&perhaps);
-                next.extend(doubtful.map(|connections| Open {
-                    connections,
-                    doubts: doubts.iter().copied().chain([rule]).collect(),
-                }));
-                next.extend(rest.into_iter().map(|connections| Open {
-                    connections,
-                    doubts: doubts.clone(),
-                }));
-            }
+        if open.len() + decisions.len() > MOST_PARTS {
+            decisions.extend(open.into_iter().map(|open| Decision {
+                connections: open.connections,
+                allowed: None,
+                rule,
+                doubt: None,
+            }));
+            return decisions;
         }
-        open = next;
+        open = apply(rule, open, network, &mut decisions);
     }
     // The platform's last rule meets everything, so nothing is open any more.
     decisions
 }
 
-fn decide<'a>(connections: Connections, doubts: &[&'a Rule], rule: &'a Rule) -> Decision<'a> {
-    let doubt = doubts.iter().copied().find(|doubt| doubt.allows != rule.allows);
-    Decision {
-        connections,
-        allowed: doubt.is_none().then_some(rule.allows),
-        rule,
-        doubt,
+/// Takes a rule to what is open. What is open after it is returned.
+fn apply<'a>(
+    rule: &'a Rule,
+    open: Vec<Open<'a>>,
+    network: &VirtualNetwork,
+    decisions: &mut Vec<Decision<'a>>,
+) -> Vec<Open<'a>> {
+    let (source, destination) = (side(&rule.source, network), side(&rule.destination, network));
+    let met = |sources: Spans, destinations: Spans| Connections {
+        sources,
+        source_ports: rule.source_ports.clone(),
+        destinations,
+    };
+    let surely = met(source.surely, destination.surely);
+    let perhaps = met(source.perhaps, destination.perhaps);
+    let mut next = Vec::new();
+    for Open { connections, doubt } in open {
+        let other = doubt.filter(|doubt| doubt.allows != rule.allows);
+        let decide = |connections| Decision {
+            connections,
+            allowed: other.is_none().then_some(rule.allows),
+            rule,
+            doubt: other,
+        };
+        let (sure, rest) = connections.split(&surely);
+        decisions.extend(sure.map(decide));
+        for part in rest {
+            let (doubtful, rest) = part.split(&perhaps);
+            match doubtful {
+                // One may allow and one may deny: nothing behind them makes that certain.
+                Some(connections) if other.is_some() => decisions.push(decide(connections)),
+                Some(connections) => next.push(Open {
+                    connections,
+                    doubt: doubt.or(Some(rule)),
+                }),
+                None => {}
+            }
+            next.extend(rest.into_iter().map(|connections| Open { connections, doubt }));
+        }
     }
+    next
 }
 
 impl Connections {

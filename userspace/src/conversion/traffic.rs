@@ -1,7 +1,5 @@
 //! What network security groups make of the traffic between nodes, API servers and the platform.
 
-use ipnet::IpNet;
-
 use super::{
     Finding, Ruling, Verdict,
     azure::Subnet,
@@ -124,6 +122,8 @@ struct Trial<'a> {
     port: u16,
     decisions: Vec<Ruling>,
     open: bool,
+    /// Whether the rules are too many to be judged.
+    cut: bool,
     denials: Vec<String>,
     doubts: Vec<String>,
     /// What is missing to tell.
@@ -139,6 +139,7 @@ impl<'a> Trial<'a> {
             port,
             decisions: Vec::new(),
             open: false,
+            cut: false,
             denials: Vec::new(),
             doubts: Vec::new(),
             unknown: Vec::new(),
@@ -192,11 +193,11 @@ impl<'a> Trial<'a> {
                     .get_or_insert_with(|| remedy(group, direction, self.port, decision, &ruling));
                 self.denials.push(text);
             }
-            (None, doubt) => self.doubts.push(format!(
-                "{group_name}: {} may meet {whom}, {}; if not, {rule} decides otherwise",
-                doubt.as_deref().unwrap_or_default(),
+            (None, Some(doubt)) => self.doubts.push(format!(
+                "{group_name}: {doubt} may meet {whom}, {}; if not, {rule} decides otherwise",
                 ruling.direction
             )),
+            (None, None) => self.cut = true,
         }
         if !self.decisions.contains(&ruling) {
             self.decisions.push(ruling);
@@ -232,14 +233,20 @@ impl<'a> Trial<'a> {
         let finding = if !self.denials.is_empty() {
             Finding::fail(
                 id,
-                [self.denials, self.doubts].concat().join("; "),
+                some([self.denials, self.doubts].concat()),
                 self.fix.unwrap_or_default(),
             )
         } else if !self.doubts.is_empty() {
             Finding::unknown(
                 id,
-                self.doubts.join("; "),
+                some(self.doubts),
                 "find out what the rule's tag or group holds, or put a rule with plain prefixes before it",
+            )
+        } else if self.cut {
+            Finding::unknown(
+                id,
+                "the rules cut these connections into more than a thousand parts, which are not judged",
+                "put a rule with plain prefixes before them",
             )
         } else if let Some(how) = self.unknown.first() {
             let (what, how) = how.rsplit_once(": ").unwrap_or((how, ""));
@@ -367,29 +374,13 @@ fn routes(facts: &Facts) -> Finding {
     Finding::pass(id, "no route table on these subnets")
 }
 
-/// The rules of any group that name this address, and not by a tag or by everything.
-pub(super) fn rules_about(facts: &Facts, address: IpNet) -> Vec<String> {
-    let address = Spans::network(address);
-    let mut found = Vec::new();
-    for group in &facts.groups {
-        for rule in &group.rules {
-            let names = |peer: &super::rules::Peer| match peer {
-                super::rules::Peer::Addresses(addresses) => {
-                    addresses.covers(&address) && !is_everything(addresses)
-                }
-                _ => false,
-            };
-            if rule.source.iter().chain(&rule.destination).any(names) {
-                found.push(format!("{}: {} ({})", group.name, rule.name, rule.priority));
-            }
-        }
+/// The first of them, and how many there are.
+fn some(texts: Vec<String>) -> String {
+    const SHOWN: usize = 3;
+    let more = texts.len().saturating_sub(SHOWN);
+    let mut shown: Vec<String> = texts.into_iter().take(SHOWN).collect();
+    if more > 0 {
+        shown.push(format!("and {more} more"));
     }
-    found
-}
-
-fn is_everything(addresses: &Spans) -> bool {
-    let far = ["8.8.8.8", "192.0.2.1", "10.0.0.1"]
-        .iter()
-        .filter_map(|text| text.parse().ok());
-    far.map(number).all(|number| addresses.has(number))
+    shown.join("; ")
 }

@@ -3,6 +3,43 @@
 use super::*;
 
 #[test]
+fn a_thousand_rules_that_cut_everything_into_pieces_end_in_doubt_and_soon() {
+    let rules: Vec<Value> = (0..1000_u32)
+        .map(|n| {
+            let (access, x) = (
+                if n % 2 == 0 { "allow" } else { "deny" },
+                n.wrapping_mul(2_654_435_761),
+            );
+            let (a, b, port) = (x >> 24, x >> 16 & 0xff, 1024 + x % 40_000);
+            rule(&format!(
+                "{} in {access} Tcp 10.240.{a}.{b},10.240.{b}.{a} {port}-65535 > 10.226.0.{} *",
+                100 + n,
+                x % 16
+            ))
+        })
+        .collect();
+    let group = group(&rules);
+    let connections = Connections {
+        sources: network(NODES),
+        source_ports: Spans::range(1024, 65_535),
+        destinations: network(API),
+    };
+    let decisions = evaluate(
+        &group,
+        Direction::Inbound,
+        443,
+        connections,
+        &VirtualNetwork::default(),
+    );
+    assert!(decisions.len() < 5000, "{}", decisions.len());
+    assert!(
+        decisions
+            .iter()
+            .any(|decision| decision.allowed.is_none() && decision.doubt.is_none())
+    );
+}
+
+#[test]
 fn rules_that_the_document_already_has_are_not_added_again() {
     let mut default = rule("65000 in allow * VirtualNetwork * > VirtualNetwork *");
     default["name"] = "AllowVnetInBound".into();
