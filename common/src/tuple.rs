@@ -72,15 +72,7 @@ impl<A> PartialEq for FlowKey<A> {
 
 impl<A: core::hash::Hash> core::hash::Hash for FlowKey<A> {
     fn hash<H: core::hash::Hasher>(&self, state: &mut H) {
-        (
-            &self.src,
-            &self.dst,
-            self.src_port,
-            self.dst_port,
-            self.protocol,
-            self._pad,
-        )
-            .hash(state);
+        (&self.src, &self.dst, self.src_port, self.dst_port, self.protocol).hash(state);
     }
 }
 

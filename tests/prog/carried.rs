@@ -266,7 +266,7 @@ fn a_quiet_udp_flow_without_snat_shows_itself_to_conntrack() {
     let key = key(ends, UDP);
     bench.carry_between_pods(key);
     let packet = udp(a.sends(), ends, 64, b"x");
-    let earlier = bench.now() - 60;
+    let earlier = bench.now().wrapping_sub(60);
     let entry = Entry {
         last_seen: earlier,
         last_up: earlier,

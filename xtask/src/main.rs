@@ -6,6 +6,7 @@
 mod apt;
 mod check;
 mod dist;
+mod kernels;
 mod licences;
 mod progress;
 mod run;
@@ -16,7 +17,10 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use crate::workspace::{NeedsRoot, Workspace};
+use crate::{
+    kernels::TestExtent,
+    workspace::{NeedsRoot, Workspace},
+};
 
 /// Builds, tests, checks and packages Causeway.
 #[derive(Parser)]
@@ -40,6 +44,20 @@ enum Verb {
         /// Only tests whose name contains this.
         #[arg(long, value_name = "NAME")]
         filter: Option<String>,
+        /// Only on Debian's other kernels, under emulation: the part that belongs to every run, or the whole of
+        /// tests/kernels/plan.
+        #[arg(
+            long,
+            conflicts_with = "long",
+            num_args = 0..=1,
+            require_equals = true,
+            default_missing_value = "full",
+            value_name = "EXTENT"
+        )]
+        kernels: Option<TestExtent>,
+        /// With --kernels: only this one, such as 6.1.
+        #[arg(long, value_name = "SERIES", requires = "kernels")]
+        kernel: Option<String>,
     },
     /// Check format, lints (host and eBPF), documentation, licences and banned crates.
     Check,
@@ -102,24 +120,51 @@ fn act(verb: &Verb) -> anyhow::Result<()> {
             setup::setup(&workspace, setup::CHECK)?;
             check::check(&workspace)
         }
-        Verb::Test { long, filter } => {
-            prepare_to_run(&workspace, "namespaces, tc and bpffs")?;
-            run::test(&workspace, *long, filter.as_deref())
+        Verb::Test {
+            long,
+            filter,
+            kernels,
+            kernel,
+        } => {
+            prepare_to_run(&workspace, setup::TEST)?;
+            let filter = filter.as_deref();
+            if let Some(extent) = *kernels {
+                return other_kernels(&workspace, extent, filter, kernel.as_deref());
+            }
+            run::test(&workspace, *long, filter)?;
+            if filter.is_some() {
+                return Ok(());
+            }
+            other_kernels(&workspace, TestExtent::Short, None, None)
         }
         Verb::Bench { arguments } => {
-            prepare_to_run(&workspace, "namespaces, tc and bpffs")?;
+            prepare_to_run(&workspace, setup::RUN)?;
             run::bench(&workspace, arguments)
         }
         Verb::Demo => {
-            prepare_to_run(&workspace, "namespaces, tc and bpffs")?;
+            prepare_to_run(&workspace, setup::RUN)?;
             run::demo(&workspace)
         }
     }
 }
 
-fn prepare_to_run(workspace: &Workspace, why: &'static str) -> anyhow::Result<()> {
-    workspace::require_root(why)?;
-    setup::setup(workspace, setup::RUN)?;
+fn other_kernels(
+    workspace: &Workspace,
+    extent: TestExtent,
+    filter: Option<&str>,
+    kernel: Option<&str>,
+) -> anyhow::Result<()> {
+    let selection = kernels::Selection {
+        kernel,
+        filter,
+        extent,
+    };
+    kernels::test(workspace, &selection)
+}
+
+fn prepare_to_run(workspace: &Workspace, needs: &[setup::Need]) -> anyhow::Result<()> {
+    workspace::require_root("namespaces, tc and bpffs")?;
+    setup::setup(workspace, needs)?;
     dist::build(workspace)?;
     dist::fill(workspace)
 }

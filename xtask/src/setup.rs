@@ -33,6 +33,8 @@ pub(crate) enum Need {
     Lints,
     /// The programs tests and demo call.
     Tools,
+    /// What boots other kernels.
+    Emulator,
     /// bpffs.
     Bpffs,
 }
@@ -40,12 +42,21 @@ pub(crate) enum Need {
 pub(crate) const BUILD: &[Need] = &[Need::Compiler, Need::Llvm, Need::Linker];
 pub(crate) const CHECK: &[Need] = &[Need::Compiler, Need::Llvm, Need::Linker, Need::Lints];
 pub(crate) const RUN: &[Need] = &[Need::Compiler, Need::Llvm, Need::Linker, Need::Tools, Need::Bpffs];
+pub(crate) const TEST: &[Need] = &[
+    Need::Compiler,
+    Need::Llvm,
+    Need::Linker,
+    Need::Tools,
+    Need::Emulator,
+    Need::Bpffs,
+];
 pub(crate) const ALL: &[Need] = &[
     Need::Compiler,
     Need::Llvm,
     Need::Linker,
     Need::Lints,
     Need::Tools,
+    Need::Emulator,
     Need::Bpffs,
 ];
 
@@ -74,6 +85,48 @@ const TOOLS: &[(&str, &str)] = &[
     ("/usr/lib/cni/portmap", "containernetworking-plugins"),
 ];
 
+/// Programs with which other kernels are unpacked and booted.
+const EMULATOR: &[(&str, &str)] = &[
+    ("qemu-system-x86_64", "qemu-system-x86"),
+    ("busybox", "busybox-static"),
+    ("xz", "xz-utils"),
+];
+
+/// Programs that tests call on other kernels, where there is nothing but what is put there.
+pub(crate) const GUEST_TOOLS: &[&str] = &[
+    "ip",
+    "tc",
+    "bridge",
+    "iptables",
+    "iptables-save",
+    "iptables-restore",
+    "iptables-legacy",
+    "iptables-legacy-save",
+    "iptables-nft",
+    "iptables-nft-save",
+    "ip6tables",
+    "ip6tables-save",
+    "ebtables",
+    "ebtables-save",
+    "nft",
+    "conntrack",
+    "bpftool",
+    "ethtool",
+    "tcpdump",
+    "ping",
+    "sysctl",
+    "unshare",
+    "nsenter",
+    "setpriv",
+    "capsh",
+    "mount",
+    "umount",
+    "strace",
+    "jq",
+    "tar",
+    "bash",
+];
+
 const BPFFS: &str = "/sys/fs/bpf";
 
 /// Sees to each need, a line for each.
@@ -92,7 +145,16 @@ pub(crate) fn setup(workspace: &Workspace, needs: &[Need]) -> Result<()> {
             Need::Llvm => setup.llvm(step("LLVM for the linker")),
             Need::Linker => setup.linker(step("bpf-linker")),
             Need::Lints => setup.lints(step("eBPF lints")),
-            Need::Tools => setup.tools(step("tools for tests and demo")),
+            Need::Tools => setup.tools(
+                TOOLS,
+                "which tests and demo call",
+                step("tools for tests and demo"),
+            ),
+            Need::Emulator => setup.tools(
+                EMULATOR,
+                "with which tests boot other kernels",
+                step("other kernels"),
+            ),
             Need::Bpffs => bpffs(step("bpffs")),
         }?;
     }
@@ -247,13 +309,14 @@ impl Setup<'_> {
         Ok(())
     }
 
-    fn tools(&self, step: Step) -> Result<()> {
-        let missing: Vec<_> = TOOLS
+    /// `why` comes after the programs' names.
+    fn tools(&self, tools: &[(&str, &str)], why: &str, step: Step) -> Result<()> {
+        let missing: Vec<_> = tools
             .iter()
             .filter(|(program, _)| find_program(program).is_none())
             .collect();
         if missing.is_empty() {
-            let names: Vec<_> = TOOLS.iter().map(|(program, _)| *program).collect();
+            let names: Vec<_> = tools.iter().map(|(program, _)| *program).collect();
             step.already(&names.join(" "));
             return Ok(());
         }
@@ -266,11 +329,11 @@ impl Setup<'_> {
         packages.dedup();
         let Some(apt) = &self.apt else {
             bail!(
-                "install {programs}, which tests and demo call (Debian's packages: {})",
+                "install {programs}, {why} (Debian's packages: {})",
                 packages.join(" ")
             );
         };
-        apt.install(&packages, &format!("tests and demo call {programs}"), &step)?;
+        apt.install(&packages, &format!("{programs}, {why}"), &step)?;
         step.done(&packages.join(" "));
         Ok(())
     }

@@ -1,0 +1,51 @@
+//! How the programs are held on their hooks.
+
+use std::{fs, net::SocketAddrV4};
+
+use anyhow::{Context, Result, ensure};
+use causeway_tests::{echo::Echo, fabric::INTERNET, rig::Rig, talk::Tcp};
+
+/// What the kernel itself says: the function is in every kernel with `CONFIG_NET_XGRESS` and in no other.
+fn kernel_has_tcx() -> Result<bool> {
+    let symbols = fs::read_to_string("/proc/kallsyms").context("reading the kernel's symbols")?;
+    Ok(symbols.lines().any(|line| line.ends_with(" tcx_prog_attach")))
+}
+
+#[test]
+fn a_hook_is_a_link_where_the_kernel_has_tcx_and_a_filter_where_it_has_not() -> Result<()> {
+    let rig = Rig::causeway()?;
+    let pod = rig.pod("a")?;
+    let host_if = rig.node.host_interface(&pod)?;
+    for interface in ["eth0", &host_if] {
+        for direction in ["ingress", "egress"] {
+            let filters = rig
+                .node
+                .ns
+                .output("tc", &["filter", "show", "dev", interface, direction])?;
+            ensure!(
+                filters.contains("cwy_") != kernel_has_tcx()?,
+                "{interface} {direction}: {filters}"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// A filter of ours needs a clsact, which such a qdisc keeps out: the plug-in takes nothing away that others have put there.
+#[test]
+fn an_ingress_qdisc_of_others_on_the_uplink_is_no_matter_with_tcx_and_named_without() -> Result<()> {
+    let rig = Rig::causeway()?;
+    let tc = |words: &str| rig.node.ns.output("tc", &words.split(' ').collect::<Vec<_>>());
+    tc("qdisc add dev eth0 ingress")?;
+    if !kernel_has_tcx()? {
+        let refused = rig.pod("a").map(drop).unwrap_err().to_string();
+        ensure!(refused.contains("tc qdisc replace dev eth0 clsact"), "{refused}");
+        tc("qdisc replace dev eth0 clsact").or_else(|_| {
+            tc("qdisc del dev eth0 ingress")?;
+            tc("qdisc add dev eth0 clsact")
+        })?;
+    }
+    let pod = rig.pod("b")?;
+    let _echo = Echo::start(&rig.fabric.internet, 7)?;
+    Tcp::connect(&pod.ns, SocketAddrV4::new(INTERNET, 7))?.chat(3)
+}
