@@ -7,6 +7,8 @@ use anyhow::{Context, Result, ensure};
 use causeway_common::reason::Reason;
 use causeway_tests::{agent::Agent, echo::Echo, fabric::INTERNET, rig::Rig, talk::Tcp};
 
+use crate::hooks::take_off;
+
 const ALERTS: &str = include_str!("../../deploy/monitoring/alerts.yaml");
 const DASHBOARD: &str = include_str!("../../deploy/monitoring/grafana.json");
 const METRICS: &str = include_str!("../../docs/metrics.md");
@@ -105,16 +107,8 @@ fn the_agent_works_with_the_capabilities_of_the_unit() -> Result<()> {
     agent.get("/readyz")?;
     rig.node.ns.ip(&format!("route del {}/32", pod.addr))?;
     let host_if = rig.node.host_interface(&pod)?;
-    for link in ["uplink_egress", &format!("{host_if}_ingress")] {
-        let pin = format!(
-            "/sys/fs/bpf/causeway/v{}/links/{link}",
-            causeway_common::maps::SCHEMA
-        );
-        let pin = rig.node.root.join(&pin).display().to_string();
-        rig.node
-            .ns
-            .output("bpftool", &["link", "detach", "pinned", &pin])?;
-    }
+    take_off(&rig, "eth0", "egress")?;
+    take_off(&rig, &host_if, "ingress")?;
     rig.node
         .root
         .write("/etc/config/ip-masq-agent", "nonMasqueradeCIDRs: [10.0.0.0/8]\n")?;

@@ -8,7 +8,7 @@ use aya::maps::{Array, HashMap, Map, MapData};
 use causeway_common::maps::{Config, IfaceEntry, PodEntry, PortWord, SCHEMA, Usage};
 use causeway_tests::{agent::Agent, echo::Echo, fabric::INTERNET, node::Pod, rig::Rig, talk::Tcp};
 
-use crate::places::Places;
+use crate::{hooks::take_off, places::Places};
 
 const ENDPOINTS: &str = "/var/run/azure-vnet.json";
 const LEASES: &str = "/var/run/azure-vnet-ipam.json";
@@ -98,27 +98,24 @@ fn the_whole_tree_of_pins() -> Result<()> {
     })
 }
 
-/// Detached as `bpftool link detach` does it: the pin stays, and nothing hangs on it.
-fn detached(rig: &Rig, link: &str) -> Result<Repaired> {
-    let pin = pins(rig).join("links").join(link).display().to_string();
-    rig.node
-        .ns
-        .output("bpftool", &["link", "detach", "pinned", &pin])?;
+fn detached(rig: &Rig, interface: &str, direction: &str) -> Result<Repaired> {
+    take_off(rig, interface, direction)?;
     Ok(Box::new(|rig, _| {
         let status = rig.node.causeway_json("status")?;
         let hooks = status["hooks"].as_array().context("no hooks")?;
-        Ok(hooks.iter().all(|hook| hook["attached"] == "tcx"))
+        let is_held = |hook: &serde_json::Value| hook["attached"] == "tcx" || hook["attached"] == "clsact";
+        Ok(hooks.iter().all(is_held))
     }))
 }
 
 #[test]
 fn the_program_on_the_uplinks_way_in() -> Result<()> {
-    is_mended(|rig, _| detached(rig, "uplink_ingress"))
+    is_mended(|rig, _| detached(rig, "eth0", "ingress"))
 }
 
 #[test]
 fn the_program_on_a_pods_interface() -> Result<()> {
-    is_mended(|rig, pod| detached(rig, &format!("{}_egress", rig.node.host_interface(pod)?)))
+    is_mended(|rig, pod| detached(rig, &rig.node.host_interface(pod)?, "egress"))
 }
 
 #[test]

@@ -20,6 +20,7 @@ use rustix::net::{
 };
 
 const SCTP: u8 = 132;
+/// The first server's; each of a test has a port of its own: an association that ends holds it for a while.
 const PORT: u16 = 9899;
 
 /// A socket of the one-to-one style (RFC 6458 section 4), which is used as a TCP stream is.
@@ -37,8 +38,8 @@ fn socket(ns: &Netns) -> Result<OwnedFd> {
 }
 
 /// Talks with a server that sends everything back; returns whom the server saw.
-fn talk(client: (&Netns, Ipv4Addr), server: (&Netns, Ipv4Addr)) -> Result<Ipv4Addr> {
-    let at = SocketAddrV4::new(server.1, PORT);
+fn talk(client: (&Netns, Ipv4Addr), server: (&Netns, SocketAddrV4)) -> Result<Ipv4Addr> {
+    let at = server.1;
     let listener = socket(server.0)?;
     bind(&listener, &at)?;
     listen(&listener, 4)?;
@@ -79,8 +80,9 @@ fn talk(client: (&Netns, Ipv4Addr), server: (&Netns, Ipv4Addr)) -> Result<Ipv4Ad
 fn a_pods_association_with_the_internet_has_the_nodes_address() -> Result<()> {
     let rig = Rig::causeway()?;
     let pod = rig.pod("a")?;
-    for _ in 0..3 {
-        let seen = talk((&pod.ns, pod.addr), (&rig.fabric.internet, INTERNET))?;
+    for port in PORT..PORT + 3 {
+        let server = SocketAddrV4::new(INTERNET, port);
+        let seen = talk((&pod.ns, pod.addr), (&rig.fabric.internet, server))?;
         ensure!(seen == NODE, "the server saw {seen}");
     }
     Ok(())
@@ -91,7 +93,7 @@ fn within_the_vnet_and_between_pods_it_keeps_its_own() -> Result<()> {
     let rig = Rig::causeway()?;
     let (a, b) = (rig.pod("a")?, rig.pod("b")?);
     for (ns, addr) in [(&rig.fabric.vnet, VNET), (&b.ns, b.addr)] {
-        let seen = talk((&a.ns, a.addr), (ns, addr))?;
+        let seen = talk((&a.ns, a.addr), (ns, SocketAddrV4::new(addr, PORT)))?;
         ensure!(seen == a.addr, "{addr} saw {seen}");
     }
     Ok(())

@@ -4,6 +4,7 @@ use std::{fs, net::SocketAddrV4};
 
 use anyhow::{Context, Result, ensure};
 use causeway_tests::{echo::Echo, fabric::INTERNET, rig::Rig, talk::Tcp};
+use serde_json::Value;
 
 /// What the kernel itself says: the function is in every kernel with `CONFIG_NET_XGRESS` and in no other.
 fn kernel_has_tcx() -> Result<bool> {
@@ -28,6 +29,29 @@ fn a_hook_is_a_link_where_the_kernel_has_tcx_and_a_filter_where_it_has_not() -> 
             );
         }
     }
+    Ok(())
+}
+
+#[test]
+fn the_doctor_says_what_the_kernel_is_without_and_finds_nothing_wrong_with_it() -> Result<()> {
+    let rig = Rig::causeway()?;
+    let _pod = rig.pod("a")?;
+    let command = rig.node.causeway_command(&["doctor", "--json"])?.output()?;
+    let diagnosis: Value = serde_json::from_slice(&command.stdout)?;
+    let lacks = diagnosis["lacks"].as_array().context("a list")?;
+    let is_without_tcx = lacks
+        .iter()
+        .filter_map(Value::as_str)
+        .any(|lack| lack.starts_with("tcx"));
+    ensure!(is_without_tcx != kernel_has_tcx()?, "{diagnosis:#}");
+    // A node of the rig's has no agent and no configuration of its own: of the kernel nothing may be wrong.
+    let codes = diagnosis["findings"].as_array().context("a list")?;
+    let of_the_kernel = |finding: &&Value| {
+        finding["code"]
+            .as_str()
+            .is_some_and(|code| code.starts_with("CWY00"))
+    };
+    ensure!(codes.iter().find(of_the_kernel).is_none(), "{diagnosis:#}");
     Ok(())
 }
 

@@ -1,6 +1,9 @@
 //! What the kernel can do, and what it is set to.
 
-use super::{Code, Finding, Snapshot, snapshot::Pinned};
+use super::{
+    Code, Finding, Snapshot,
+    snapshot::{Kernel, Pinned},
+};
 
 /// `rp_filter`: the way back must lead through the interface of arrival (RFC 3704 section 2.2).
 const STRICT: u8 = 1;
@@ -35,4 +38,13 @@ pub(super) fn check(snapshot: &Snapshot) -> Vec<Finding> {
         }
     }
     found
+}
+
+/// What is not wrong, but less than a later kernel has.
+pub(super) fn lacks(kernel: &Kernel) -> Vec<&'static str> {
+    let mut lacks = Vec::new();
+    if kernel.has_tcx == Some(false) {
+        lacks.push("tcx (Linux 6.6): the programs are filters at a clsact qdisc, and go with it when somebody removes it");
+    }
+    lacks
 }

@@ -56,6 +56,8 @@ pub(crate) struct Diagnosis {
     checks: usize,
     /// What could not be looked at, and why.
     skipped: Vec<String>,
+    /// What the kernel does not have and is done without, and what that costs.
+    lacks: Vec<&'static str>,
     #[serde(skip)]
     root: Root,
 }
@@ -112,6 +114,7 @@ pub(crate) fn gather(root: &Root, depth: Depth) -> Result<Diagnosis, Failure> {
         warnings: findings.len() - errors,
         findings,
         checks: Code::ALL.len(),
+        lacks: kernel::lacks(&snapshot.kernel),
         skipped: snapshot.skipped,
         root: root.clone(),
     })
@@ -166,6 +169,9 @@ impl Report for Diagnosis {
         for skipped in &self.skipped {
             writeln!(out, "not looked at: {skipped}")?;
         }
+        for lack in &self.lacks {
+            writeln!(out, "done without: {lack}")?;
+        }
         match (self.errors, self.warnings) {
             (0, 0) => writeln!(out, "all is well: {} things were looked at", self.checks),
             (errors, warnings) => writeln!(
@@ -218,6 +224,7 @@ mod tests {
             findings,
             checks: 0,
             skipped: Vec::new(),
+            lacks: Vec::new(),
             root: Root::new("/"),
         };
         let warning = || Finding::new(Code::NoBtf, "");

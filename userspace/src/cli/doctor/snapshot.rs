@@ -14,7 +14,7 @@ use aya::{
 };
 use causeway::{
     config::{self, ConfigError, Configuration},
-    datapath::{Datapath, DatapathError, HookState, Range},
+    datapath::{Datapath, DatapathError, HookState, Mechanism, Range, mechanisms},
     endpoints::{self, EndpointsError},
     ipam::{
         pool::Space,
@@ -74,6 +74,8 @@ pub(super) struct Kernel {
     /// Whether programs may call `bpf_loop`; `None` where it does not say.
     pub(super) has_loops: Option<bool>,
     pub(super) has_btf: bool,
+    /// Whether programs can be held by tcx links; `None` where it does not say.
+    pub(super) has_tcx: Option<bool>,
     pub(super) has_bpffs: bool,
     pub(super) forwards: bool,
     pub(super) source_check_of_all: u8,
@@ -206,6 +208,7 @@ impl Kernel {
         Self {
             has_loops: (depth == Depth::Full).then(has_loops).and_then(Result::ok),
             has_btf: Path::new("/sys/kernel/btf/vmlinux").exists(),
+            has_tcx: mechanisms().ok().map(|all| all.contains(&Mechanism::Tcx)),
             has_bpffs: pins::is_bpffs(&root.path("/sys/fs/bpf")),
             forwards: sysctl("net/ipv4/ip_forward").is_none_or(|value| value == "1"),
             source_check_of_all: source_check("all"),
