@@ -15,6 +15,8 @@ pub mod document;
 pub mod error;
 pub mod evaluate;
 pub mod facts;
+mod material;
+mod roles;
 pub mod rules;
 pub mod spans;
 mod subnet;

@@ -5,7 +5,8 @@ use ipnet::IpNet;
 use super::{
     Finding,
     azure::Subnet,
-    facts::{Facts, same},
+    facts::Facts,
+    roles::same,
     tenants::{delegation, exclusive, room},
 };
 

@@ -94,6 +94,27 @@ fn the_subnet_is_found_by_what_there_is() {
     );
     let error = api(&|i| i.api_subnet = Some("10.226.0.1/27".to_owned())).unwrap_err();
     assert!(error[0].to_string().contains("write 10.226.0.0/27"), "{error:?}");
+    let mut two = Exports::ready();
+    let mut other = two.api.clone();
+    other["name"] = "other".into();
+    other["id"] = other["id"].as_str().unwrap().replace("/api", "/other").into();
+    other["addressPrefix"] = "10.227.0.0/27".into();
+    two.vnet["subnets"].as_array_mut().unwrap().push(other);
+    let name = |inputs: Inputs| Facts::gather(inputs).unwrap().api.map(|subnet| subnet.name);
+    assert_eq!(
+        name(two.inputs()).unwrap(),
+        "api",
+        "the delegated one that has a document of its own"
+    );
+    let both = Inputs {
+        subnets: Vec::new(),
+        ..two.inputs()
+    };
+    let why = name(both).unwrap_err();
+    assert_eq!(
+        why,
+        "several subnets are delegated: api (10.226.0.0/27), other (10.227.0.0/27)"
+    );
     let none = api(&|i| {
         i.subnets.remove(0);
         i.network = None;
