@@ -44,6 +44,20 @@ pub fn may_be_partial(check: u16, src: [u8; 4], dst: [u8; 4], protocol: u8, len:
     check == fold(addresses + u32::from(u16::from(protocol).to_be()) + u32::from(len.to_be()))
 }
 
+/// The checksum over a header whose own field is zero, with a pseudo header before it. Words as they lie in memory.
+#[inline(always)]
+pub fn of(header: [u32; 4], pseudo: [u32; 3]) -> u16 {
+    let mut sum = 0u64;
+    for word in header {
+        sum += u64::from(word);
+    }
+    for word in pseudo {
+        sum += u64::from(word);
+    }
+    let sum = (sum & 0xffff) + (sum >> 16 & 0xffff) + (sum >> 32);
+    !fold(sum as u32)
+}
+
 /// Adds the carries back in. Two rounds are enough for a sum of up to 65,537 words.
 #[inline(always)]
 fn fold(sum: u32) -> u16 {

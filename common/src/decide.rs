@@ -112,9 +112,15 @@ pub fn is_guarded(dst: [u8; 4], protocol: u8, dst_port: Option<[u8; 2]>) -> bool
 #[inline(always)]
 pub fn masquerade(range: Option<&RangeEntry>) -> bool {
     match range {
-        Some(range) => range.class != RangeClass::EXCLUDED,
+        Some(range) => matches!(range.class, RangeClass::MASQUERADED | RangeClass::CLOSED),
         None => true,
     }
+}
+
+/// Whether a TCP connection that begins now must not be opened to a destination of this class.
+#[inline(always)]
+pub fn is_given_up(class: u8) -> bool {
+    matches!(class, RangeClass::RETIRED | RangeClass::CLOSED)
 }
 
 #[cfg(test)]
@@ -216,6 +222,16 @@ mod tests {
     fn only_excluded_destinations_keep_the_pods_address() {
         let range = |class| RangeEntry { class, _pad: [0; 3] };
         assert!(masquerade(None));
-        assert!(!masquerade(Some(&range(RangeClass::EXCLUDED))));
+        for class in [
+            RangeClass::EXCLUDED,
+            RangeClass::API_SERVER,
+            RangeClass::BALANCED,
+            RangeClass::RETIRED,
+        ] {
+            assert!(!masquerade(Some(&range(class))), "{class}");
+        }
+        for class in [RangeClass::MASQUERADED, RangeClass::CLOSED] {
+            assert!(masquerade(Some(&range(class))), "{class}");
+        }
     }
 }

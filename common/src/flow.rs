@@ -41,6 +41,8 @@ impl State {
     pub const CARRIED: u8 = 2;
     /// Always up the stack; translated at the uplink if [`FlowEntry::nat`] says so.
     pub const KERNEL: u8 = 3;
+    /// The other end is gone for good: the next segment of the TCP connection is answered with a reset. Userspace says so.
+    pub const RESET: u8 = 4;
 }
 
 /// Values of [`FlowEntry::nat`].
@@ -54,6 +56,18 @@ impl Nat {
     pub const SOURCE: u8 = 1;
     /// Destination address and port are replaced: the answer.
     pub const DESTINATION: u8 = 2;
+    /// A bit beside the others: what is replaced is the API server's virtual address, not the node's.
+    pub const BALANCED: u8 = 4;
+    /// The API server's virtual address is replaced by a backend's: client to backend.
+    pub const TO_BACKEND: u8 = Self::DESTINATION | Self::BALANCED;
+    /// A backend's address is replaced by the virtual one: the answer.
+    pub const FROM_BACKEND: u8 = Self::SOURCE | Self::BALANCED;
+
+    /// The end of the tuple that is replaced: [`Nat::SOURCE`], [`Nat::DESTINATION`] or [`Nat::NONE`].
+    #[inline(always)]
+    pub const fn end(nat: u8) -> u8 {
+        nat & !Self::BALANCED
+    }
 }
 
 /// Values of [`FlowEntry::exit`].
@@ -235,7 +249,7 @@ impl<A: Address> FlowEntry<A> {
     #[inline(always)]
     pub fn peer_key(&self, key: &FlowKey<A>) -> FlowKey<A> {
         let answer = key.reversed();
-        match self.nat {
+        match Nat::end(self.nat) {
             Nat::SOURCE => FlowKey {
                 dst: self.nat_addr,
                 dst_port: self.nat_port,

@@ -15,6 +15,7 @@
 #![cfg_attr(not(test), no_std)]
 
 pub mod addr;
+pub mod balance;
 pub mod checksum;
 pub mod crowd;
 pub mod decide;
@@ -26,6 +27,7 @@ pub mod maps;
 pub mod moved;
 pub mod ports;
 pub mod reason;
+pub mod reset;
 pub mod schedule;
 pub mod tuple;
 #[cfg(feature = "user")]

@@ -7,6 +7,8 @@
 //! | `cwy_ifaces` | ifindex of the host veth | [`IfaceEntry`] | CNI | programs |
 //! | `cwy_ranges` | list and prefix ([`RangeKey`]) | [`RangeEntry`] | CNI, agent | programs |
 //! | `cwy_ports` | word index | [`PortWord`] | CNI, agent | programs |
+//! | `cwy_balancer` | 0 | [`Balancer`] | agent | programs |
+//! | `cwy_backends` | slot ([`crate::balance::slot`]) | [`Backend`] | agent | programs |
 //! | `cwy_frags` | [`FragmentKey`](crate::fragment::FragmentKey) | [`FragmentEntry`](crate::fragment::FragmentEntry) | programs | programs |
 //! | `cwy_crowds` | hash of the remote | [`Crowd`](crate::crowd::Crowd) | programs | programs |
 //! | `cwy_moved` | hash of the flow | [`Moved`](crate::moved::Moved) | programs | programs |
@@ -145,6 +147,41 @@ impl RangeClass {
     pub const EXCLUDED: u8 = 1;
     /// Masqueraded, inside a wider excluded range.
     pub const MASQUERADED: u8 = 2;
+    /// The API server's: never masqueraded, whatever the other ranges say.
+    pub const API_SERVER: u8 = 3;
+    /// The API server's virtual address, which this node spreads over its backends. Never masqueraded.
+    pub const BALANCED: u8 = 4;
+    /// An address that the API server has given up: TCP connections to it are refused. Never masqueraded.
+    pub const RETIRED: u8 = 5;
+    /// As [`RangeClass::RETIRED`], and masqueraded: a public address.
+    pub const CLOSED: u8 = 6;
+}
+
+/// How the API server's virtual address is spread over its backends.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Balancer {
+    /// TCP ports, network order; zeros for none.
+    pub ports: [[u8; 2]; Self::PORTS],
+}
+
+impl Balancer {
+    /// Ports that there may be.
+    pub const PORTS: usize = 8;
+
+    /// Whether connections to a port (network order) are spread.
+    #[inline(always)]
+    pub fn serves(&self, port: [u8; 2]) -> bool {
+        port != [0; 2] && self.ports.contains(&port)
+    }
+}
+
+/// The backend that stands in a slot.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backend<A> {
+    /// Its address, network order; unspecified while no backend is healthy.
+    pub addr: A,
 }
 
 /// 64 ports of the reserved-port bitmap ([`crate::ports::reserved_bit`]).
@@ -259,6 +296,8 @@ const _: () = assert!(size_of::<PodEntry>() == 4 + 6 + 6 + 2 + 2 + 4);
 const _: () = assert!(size_of::<IfaceEntry<[u8; 4]>>() == 4 + 6 + 2);
 const _: () = assert!(size_of::<RangeEntry>() == 4);
 const _: () = assert!(size_of::<PortWord>() == 8);
+const _: () = assert!(size_of::<Balancer>() == 16);
+const _: () = assert!(size_of::<Backend<[u8; 4]>>() == 4);
 const _: () = assert!(size_of::<Timeouts>() == 8 * 4);
 const _: () = assert!(size_of::<RangeKey<[u8; 4]>>() == 1 + 4);
 const _: () = assert!(size_of::<Config<[u8; 4]>>() == 4 + 4 + 4 + 4 + 4 + 4 + 4 + 32);
@@ -268,12 +307,14 @@ const _: () = assert!(size_of::<Budget>() == 4 + 4);
 const _: () = assert!(size_of::<SweepJob>() == 4 * 4);
 
 /// The names of the maps, as `bpftool` and the pin directory show them.
-pub const MAP_NAMES: [&str; 15] = [
+pub const MAP_NAMES: [&str; 17] = [
     "cwy_flows",
     "cwy_pods",
     "cwy_ifaces",
     "cwy_ranges",
     "cwy_ports",
+    "cwy_balancer",
+    "cwy_backends",
     "cwy_frags",
     "cwy_crowds",
     "cwy_moved",
@@ -292,6 +333,9 @@ pub const PROGRAM_NAMES: [&str; 4] = ["cwy_from_pod", "cwy_to_pod", "cwy_from_up
 pub const XDP_PROGRAM: &str = "cwy_xdp_uplink";
 /// The name of the iterator program that sweeps, and of its pin.
 pub const SWEEP_PROGRAM: &str = "cwy_sweep";
+
+/// The name of the program that puts a frame on an interface, and of its pin.
+pub const INJECT_PROGRAM: &str = "cwy_inject";
 
 /// `BPF_OBJ_NAME_LEN` less the closing zero (Linux 6.18): longer names are cut by the kernel.
 const NAME_MAX: usize = 15;

@@ -10,6 +10,8 @@ pub enum Verdict {
     Stack,
     /// Dropped (`TC_ACT_SHOT`).
     Dropped,
+    /// Not let through: the sender gets a TCP reset in its place.
+    Refused,
     /// Not a verdict: something worth counting that happened beside one.
     Noted,
 }
@@ -21,6 +23,7 @@ impl Verdict {
             Self::Carried => "carried",
             Self::Stack => "stack",
             Self::Dropped => "dropped",
+            Self::Refused => "refused",
             Self::Noted => "noted",
         }
     }
@@ -124,6 +127,12 @@ reasons! {
 
     // Behind the others, whose numbers older pins know.
     CarriedByXdp, Carried, "carried_by_xdp", "redirected into the pod's namespace by XDP, before the frame became a packet";
+    Balanced, Stack, "balanced", "of a connection to the API server's virtual address: sent to its backend, or the answer";
+    RetiredAddress, Refused, "retired_address", "opens a connection to an address that the API server has given up: refused";
+    NoBackend, Refused, "no_backend", "opens a connection to the API server's virtual address while no backend is healthy: refused";
+    BalanceRefused, Refused, "balance_refused", "opens a connection to the API server that cannot be told from another one, or for which cwy_flows has no room: refused";
+    NotBalanced, Refused, "not_balanced", "of a connection to the API server's virtual address that is not known: reset";
+    Drained, Refused, "drained", "of a connection whose API server or backend is gone, after the time to drain: reset";
 }
 
 /// Entries of `cwy_count`: room for reasons to come without a change of the layout.

@@ -5,7 +5,10 @@ use crate::{
     event::Event,
     flow::FlowEntry,
     fragment::{FragmentEntry, FragmentKey},
-    maps::{Budget, Config, Count, IfaceEntry, PodEntry, PortWord, RangeEntry, RangeKey, SweepJob, Usage},
+    maps::{
+        Backend, Balancer, Budget, Config, Count, IfaceEntry, PodEntry, PortWord, RangeEntry, RangeKey,
+        SweepJob, Usage,
+    },
     tuple::FlowKey,
 };
 
@@ -30,6 +33,8 @@ plain_data!(
     RangeEntry,
     RangeKey<[u8; 4]>,
     PortWord,
+    Balancer,
+    Backend<[u8; 4]>,
     Count,
     Crowd<[u8; 4]>,
     Event,

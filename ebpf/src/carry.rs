@@ -17,6 +17,7 @@ use causeway_common::{
 };
 
 use crate::{
+    balance,
     forget::forget,
     heal,
     maps::{Entry, Key, config, flow, is_idle, own, pod},
@@ -128,6 +129,9 @@ fn turn(ctx: &TcContext, key: &Key, entry: &mut Entry, flags: u8, now: u32) -> T
     if entry.nat == Nat::SOURCE && !heal::answers_of(key, entry) {
         return Turn::Lost;
     }
+    if entry.nat == Nat::TO_BACKEND {
+        balance::answers_of(key, entry);
+    }
     // A reset that nobody meant: the connection goes on.
     if entry.progress().either(Progress::RST) && flags & tcp_flags::RST == 0 {
         entry.progress = entry.progress().without(Progress::RST).bits();
@@ -150,7 +154,7 @@ fn turn(ctx: &TcContext, key: &Key, entry: &mut Entry, flags: u8, now: u32) -> T
 #[inline(always)]
 fn show_to_xdp(ctx: &TcContext, key: &Key, entry: &mut Entry) {
     let from_wire = config().is_some_and(|config| config.uplink_ifindex == entry.in_ifindex);
-    if !from_wire || entry.exit != Exit::POD {
+    if !from_wire || entry.exit != Exit::POD || entry.nat == Nat::FROM_BACKEND {
         return;
     }
     let addr = if entry.nat == Nat::DESTINATION {
@@ -186,15 +190,11 @@ pub fn redirect(ctx: &TcContext, exit: u8, ifindex: u32) -> Reason {
 #[inline(always)]
 fn up(ctx: &TcContext, ip: &Ip, key: &Key, to: &Translation, reason: Reason) -> Reason {
     let mut inside = *key;
-    if to.nat == Nat::DESTINATION {
+    if matches!(to.nat, Nat::DESTINATION | Nat::FROM_BACKEND) {
         if translate(ctx, ip, key, to).is_err() {
             return Reason::RewriteFailed;
         }
-        inside = Key {
-            dst: to.addr,
-            dst_port: to.port,
-            ..*key
-        };
+        inside = to.inside(key);
     }
     if let Some(config) = config() {
         packet::set_tag(ctx, inside.tag(config.seed));

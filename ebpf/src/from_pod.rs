@@ -15,6 +15,7 @@ use crate::{
     maps::{flow, nanoseconds},
     offer::give_up,
     packet::{self, Transport, skb},
+    reset::{Back, refuse},
     to_uplink::needs_snat,
 };
 
@@ -80,6 +81,9 @@ fn not_carried(ctx: &TcContext) -> Reason {
         Ok(transport) => {
             let key = packet::key(&ip, &transport);
             let reason = give_up(ctx, Hook::FromPod, &ip, &transport);
+            if reason == Reason::Drained {
+                return refuse(ctx, &ip, &transport, reason, Back::Out);
+            }
             if reason == Reason::MidFlow && ip.protocol == TCP && needs_snat(&key.dst) {
                 return heal::lost_flow(ctx, &key);
             }

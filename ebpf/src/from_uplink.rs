@@ -62,7 +62,8 @@ extern "C" fn cwy_wire_flow(skb: *mut __sk_buff) -> Reason {
         return carry(ctx, &ip, &transport, &key, entry, nanoseconds);
     }
     if entry.state == State::KERNEL {
-        if entry.nat == Nat::DESTINATION && entry.is_for(transport.role(&ip), ip.protocol) {
+        let is_answer = matches!(entry.nat, Nat::DESTINATION | Nat::FROM_BACKEND);
+        if is_answer && entry.is_for(transport.role(&ip), ip.protocol) {
             return kernel_answer(ctx, &ip, &transport, &key, entry);
         }
         if entry.has(Flags::HOST) {
@@ -111,14 +112,13 @@ fn kernel_answer(ctx: &TcContext, ip: &Ip, transport: &Transport, key: &Key, ent
         return Reason::RewriteFailed;
     }
     if let Some(config) = config() {
-        let inside = Key {
-            dst: to.addr,
-            dst_port: to.port,
-            ..*key
-        };
-        packet::set_tag(ctx, inside.tag(config.seed));
+        packet::set_tag(ctx, to.inside(key).tag(config.seed));
     }
-    Reason::KernelFlowTranslated
+    if to.nat == Nat::FROM_BACKEND {
+        Reason::Balanced
+    } else {
+        Reason::KernelFlowTranslated
+    }
 }
 
 #[inline(never)]

@@ -17,6 +17,7 @@ use causeway_common::{
 };
 
 use crate::{
+    balance,
     carry::{note_progress, translation},
     forget::end,
     maps::{Addr, Entry, FLOWS, Key, config, flow, now},
@@ -29,8 +30,20 @@ use crate::{
 /// A packet with the node's address. It is translated only if its port is a pod's towards this remote.
 #[inline(always)]
 pub fn to_uplink(ctx: &TcContext, ip: &Ip, transport: &Transport) -> Reason {
-    cwy_of_node(ctx.as_ptr().cast(), from_ref(ip), from_ref(transport))
+    if transport.role(ip) == Role::Opens {
+        let reason = balance::to_api_server(ctx, ip, transport, 0);
+        if reason != balance::NOT_OURS {
+            return reason;
+        }
+    }
+    match cwy_of_node(ctx.as_ptr().cast(), from_ref(ip), from_ref(transport)) {
+        HAS_BACKEND => balance::to_api_server(ctx, ip, transport, 0),
+        reason => reason,
+    }
 }
+
+/// What [`cwy_of_node`] says of a flow that is a matter of [`balance`]. No packet of it has this reason.
+const HAS_BACKEND: Reason = Reason::Balanced;
 
 /// Verified by itself.
 #[unsafe(no_mangle)]
@@ -55,7 +68,11 @@ fn translated_or_not(
 ) -> Result<Reason, Reason> {
     let key = packet::key(ip, transport);
     let role = transport.role(ip);
-    if let Some(entry) = flow(&key)
+    let entry = flow(&key);
+    if entry.as_deref().is_some_and(balance::is_ours) {
+        return Ok(HAS_BACKEND);
+    }
+    if let Some(entry) = entry
         && entry.nat == Nat::SOURCE
         && entry.has(Flags::HOST)
         && entry.is_for(role, ip.protocol)

@@ -7,6 +7,7 @@
 //! | `cwy_from_uplink` | tc ingress, uplink | [`from_uplink`] |
 //! | `cwy_to_uplink` | tc egress, uplink | [`to_uplink`] |
 //! | `cwy_xdp_uplink` | XDP, uplink, where it is asked for | [`xdp_uplink`] |
+//! | `cwy_inject` | none: userspace runs it on a frame | here |
 //! | `cwy_sweep` | iterator over `cwy_flows`, run by userspace | [`sweep`] |
 //!
 //! The decisions are in `causeway-common`; here a packet is parsed, looked up, rewritten and counted. At ingress any
@@ -18,6 +19,7 @@
 #![feature(core_intrinsics)]
 #![expect(internal_features, reason = "there is no other way to an atomic addition")]
 
+mod balance;
 mod carry;
 mod count;
 mod crowd;
@@ -38,6 +40,7 @@ mod next_hop;
 mod offer;
 mod packet;
 mod reclaim;
+mod reset;
 mod rewrite;
 mod snat;
 mod sweep;
@@ -91,6 +94,16 @@ pub fn cwy_xdp_uplink(ctx: XdpContext) -> u32 {
     xdp_uplink::handle(&ctx)
 }
 
+/// Userspace runs it on a frame of its own (`BPF_PROG_TEST_RUN`), with the interface in `cb[0]`: sends the frame there.
+#[classifier]
+pub fn cwy_inject(ctx: TcContext) -> i32 {
+    let ifindex = packet::skb(&ctx).cb[0];
+    match ctx.clone_redirect(ifindex, 0) {
+        Ok(()) => TC_ACT_SHOT,
+        Err(_) => TC_ACT_UNSPEC,
+    }
+}
+
 /// Userspace runs it over `cwy_flows`: forgets what is over.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/bpf_map_elem")]
@@ -107,11 +120,11 @@ pub extern "C" fn cwy_sweep(element: &sweep::MapElement) -> i32 {
 fn finish(ctx: &TcContext, hook: Hook, reason: Reason) -> i32 {
     count::bump(hook, reason);
     log(ctx, hook, reason);
-    if reason.verdict() == Verdict::Dropped {
+    if matches!(reason.verdict(), Verdict::Dropped | Verdict::Refused) {
         event::tell(ctx, hook, reason);
     }
     match reason.verdict() {
-        Verdict::Carried => TC_ACT_REDIRECT,
+        Verdict::Carried | Verdict::Refused => TC_ACT_REDIRECT,
         Verdict::Stack | Verdict::Noted => TC_ACT_UNSPEC,
         Verdict::Dropped => TC_ACT_SHOT,
     }

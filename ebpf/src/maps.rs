@@ -5,17 +5,19 @@
 use core::ptr::from_ref;
 
 use aya_ebpf::{
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, Queue, RingBuf},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, Queue, RingBuf, lpm_trie},
     macros::btf_map,
 };
 use causeway_common::{
+    addr::Address,
+    balance::BACKEND_SLOTS,
     crowd::{CROWD_SLOTS, Crowd},
     flow::FlowEntry,
     fragment::{FRAGMENT_ENTRIES, FragmentEntry, FragmentKey},
     lifetime::seconds,
     maps::{
-        AGE_ENTRIES, Budget, Config, Count, EVENT_BYTES, FLOW_ENTRIES, IfaceEntry, POD_ENTRIES, PodEntry,
-        PortWord, RANGE_ENTRIES, RangeEntry, RangeKey, SweepJob, USAGE_ENTRIES, Usage,
+        AGE_ENTRIES, Backend, Balancer, Budget, Config, Count, EVENT_BYTES, FLOW_ENTRIES, IfaceEntry,
+        POD_ENTRIES, PodEntry, PortWord, RANGE_ENTRIES, RangeEntry, RangeKey, SweepJob, USAGE_ENTRIES, Usage,
     },
     moved::{MOVED_ENTRIES, Moved},
     ports::RESERVED_ENTRIES,
@@ -52,6 +54,14 @@ pub static RANGES: LpmTrie<RangeKey<Addr>, RangeEntry, RANGE_ENTRIES> = LpmTrie:
 /// Ports that no translated flow may take.
 #[btf_map(name = "cwy_ports")]
 pub static PORTS: Array<PortWord, RESERVED_ENTRIES> = Array::new();
+
+/// How the API server's virtual address is spread.
+#[btf_map(name = "cwy_balancer")]
+pub static BALANCER: Array<Balancer, 1> = Array::new();
+
+/// The backends of the API server's virtual address, by slot.
+#[btf_map(name = "cwy_backends")]
+pub static BACKENDS: Array<Backend<Addr>, BACKEND_SLOTS> = Array::new();
 
 /// Datagrams whose first fragment has passed.
 #[btf_map(name = "cwy_frags")]
@@ -97,6 +107,25 @@ pub static COUNT: PerCpuArray<Count, COUNT_ENTRIES> = PerCpuArray::new();
 #[inline(always)]
 pub fn config() -> Option<&'static Config<Addr>> {
     CFG.get(0)
+}
+
+/// What the list in force says of a destination.
+#[inline(always)]
+pub fn range_of(config: &Config<Addr>, dst: &Addr) -> Option<&'static RangeEntry> {
+    let key = RangeKey {
+        list: config.range_list as u8,
+        addr: *dst,
+    };
+    let bits = RangeKey::<Addr>::LIST_BITS + <Addr as Address>::BITS;
+    RANGES.get(&lpm_trie::Key::new(bits, key))
+}
+
+/// The class of a destination, 0 for none.
+#[inline(always)]
+pub fn class_of(dst: &Addr) -> u8 {
+    config()
+        .and_then(|config| range_of(config, dst))
+        .map_or(0, |range| range.class)
 }
 
 /// The entry of a flow, to read and to note times and progress in place.

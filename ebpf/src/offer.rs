@@ -106,6 +106,12 @@ extern "C" fn cwy_give_up(
             packet::set_tag(ctx, key.tag(config.seed));
             return Reason::CarriedTakesStack;
         }
+        AtIngress::Reset => {
+            if let Some(entry) = entry {
+                entry.progress = entry.progress().with(Progress::RST).bits();
+            }
+            return Reason::Drained;
+        }
         AtIngress::Stack(reason) => {
             if let Some(entry) = entry {
                 entry.last_seen = now();

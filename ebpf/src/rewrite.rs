@@ -33,8 +33,28 @@ pub struct Failed;
 pub struct Translation {
     pub addr: Addr,
     pub port: [u8; 2],
-    /// [`Nat::SOURCE`] or [`Nat::DESTINATION`]; [`Nat::NONE`] changes nothing.
+    /// One of [`Nat`]; [`Nat::NONE`] changes nothing.
     pub nat: u8,
+}
+
+impl Translation {
+    /// The tuple that `key` becomes.
+    #[inline(always)]
+    pub fn inside(&self, key: &Key) -> Key {
+        match Nat::end(self.nat) {
+            Nat::SOURCE => Key {
+                src: self.addr,
+                src_port: self.port,
+                ..*key
+            },
+            Nat::DESTINATION => Key {
+                dst: self.addr,
+                dst_port: self.port,
+                ..*key
+            },
+            _ => *key,
+        }
+    }
 }
 
 /// Destination and source MAC as they follow each other in a frame, in words as they are aligned there: an IPv4 header is
@@ -77,7 +97,7 @@ impl Macs {
     ///
     /// `frame` points to the first twelve bytes of the packet.
     #[inline(always)]
-    unsafe fn store(self, frame: *mut u8) {
+    pub unsafe fn store(self, frame: *mut u8) {
         let [second, third] = self.middle;
         // SAFETY: the caller's.
         unsafe {
@@ -152,7 +172,7 @@ pub fn forward_addr(ctx: &impl Headers, ip: &Ip, to: &Translation, macs: Macs) -
 /// Changes the port and the transport checksum.
 #[inline(always)]
 fn transport(ctx: &TcContext, ip: &Ip, key: &Key, to: &Translation) -> Result<(), Failed> {
-    let (old_addr, old_port, port_offset) = match to.nat {
+    let (old_addr, old_port, port_offset) = match Nat::end(to.nat) {
         Nat::SOURCE => (key.src, key.src_port, 0),
         Nat::DESTINATION => (key.dst, key.dst_port, 2),
         _ => return Ok(()),
@@ -192,7 +212,7 @@ fn transport(ctx: &TcContext, ip: &Ip, key: &Key, to: &Translation) -> Result<()
 /// Changes the address in the IPv4 header and its checksum.
 #[inline(always)]
 fn replace_addr(header: *mut u8, ip: &Ip, to: &Translation) {
-    let (offset, old) = match to.nat {
+    let (offset, old) = match Nat::end(to.nat) {
         Nat::SOURCE => (IP_SRC, ip.src),
         Nat::DESTINATION => (IP_DST, ip.dst),
         _ => return,

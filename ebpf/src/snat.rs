@@ -19,7 +19,11 @@ use causeway_common::{
 };
 
 use self::{expired::cwy_remove_expired, halves::cwy_write_forward, walk::cwy_reserve};
-pub use self::{halves::fill_answer, mapping::mapping_of, taken::is_reserved};
+pub use self::{
+    halves::fill_answer,
+    mapping::mapping_of,
+    taken::{host_holds, is_reserved},
+};
 use crate::maps::{Addr, Entry, Key};
 
 /// Who claims, and what may be done for it.

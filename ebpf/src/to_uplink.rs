@@ -3,25 +3,27 @@
 
 use core::ptr::{from_mut, from_ref};
 
-use aya_ebpf::{EbpfContext as _, bindings::__sk_buff, btf_maps::lpm_trie, programs::TcContext};
+use aya_ebpf::{EbpfContext as _, bindings::__sk_buff, programs::TcContext};
 use causeway_common::{
     addr::Address,
     decide::{Role, is_guarded, masquerade},
     flow::{Flags, Hop, Nat, State, keeps_address},
-    maps::{Config, PodEntry, RangeKey},
-    reason::Reason,
+    maps::{Config, PodEntry},
+    reason::{Reason, Verdict},
     tuple::{ICMP, TAG_CARRIED, TAG_NONE, TCP, has_ports},
 };
 
 use crate::{
+    balance,
     carry::{note_progress, translation},
     count::Hook,
     forget::kept_flags,
     fragment, heal, host, icmp,
     learn::{Emitted, learn},
-    maps::{Addr, Entry, Key, RANGES, config, flow, iface, is_idle, now, pod},
+    maps::{Addr, Entry, Key, config, flow, iface, is_idle, now, pod, range_of},
     next_hop,
     packet::{self, Ip, Transport, skb},
+    reset::{Back, refuse},
     rewrite::{Translation, translate},
     snat::{self, Claim},
 };
@@ -67,11 +69,16 @@ fn classify(ctx: &TcContext) -> Result<Reason, Reason> {
             };
         }
     };
-    match sender(ctx, config, &ip, Some(transport.dst_port()))? {
-        Some(pod) => Ok(of_pod(ctx, pod, &ip, &transport)),
-        None if ip.is_fragment && has_ports(ip.protocol) => Ok(Reason::Fragment),
-        None => Ok(host::to_uplink(ctx, &ip, &transport)),
-    }
+    let reason = match sender(ctx, config, &ip, Some(transport.dst_port()))? {
+        Some(pod) => of_pod(ctx, pod, &ip, &transport),
+        None if ip.is_fragment && has_ports(ip.protocol) => Reason::Fragment,
+        None => host::to_uplink(ctx, &ip, &transport),
+    };
+    Ok(if reason.verdict() == Verdict::Refused {
+        refuse(ctx, &ip, &transport, reason, Back::In)
+    } else {
+        reason
+    })
 }
 
 /// The pod that sends the packet; `None` for the node itself.
@@ -141,15 +148,29 @@ fn of_pod(ctx: &TcContext, pod: &PodEntry, ip: &Ip, transport: &Transport) -> Re
         NOT_KNOWN => {
             let is_ready = if pod.is_ready() { Seen::READY } else { 0 };
             let may_be_carried = if pod.may_be_carried() { Seen::CARRIABLE } else { 0 };
-            cwy_not_known(
-                skb,
-                from_ref(ip),
-                from_ref(transport),
-                seen | is_ready | may_be_carried,
-            )
+            let seen = seen | is_ready | may_be_carried;
+            match to_api_server(ctx, ip, transport, seen) {
+                balance::NOT_OURS => cwy_not_known(skb, from_ref(ip), from_ref(transport), seen),
+                reason => reason,
+            }
         }
         reason => reason,
     }
+}
+
+/// What may be a matter of the API server's: what has a backend, opens a connection, or is of one that nobody knows.
+#[inline(always)]
+fn to_api_server(ctx: &TcContext, ip: &Ip, transport: &Transport, seen: u32) -> Reason {
+    if transport.role(ip) != Role::Opens && seen & (Seen::KNOWN | Seen::BALANCED) == Seen::KNOWN {
+        return balance::NOT_OURS;
+    }
+    let carriable = Seen::UNCHANGED | Seen::OFFERED | Seen::CARRIABLE;
+    let from = if seen & carriable == carriable {
+        balance::From::POD | balance::From::CARRIABLE
+    } else {
+        balance::From::POD
+    };
+    balance::to_api_server(ctx, ip, transport, from)
 }
 
 /// What [`cwy_known`] says of a packet whose flow has no translation. No other packet has this reason.
@@ -173,6 +194,8 @@ impl Seen {
     const READY: u32 = 32;
     /// [`PodEntry::may_be_carried`] of its pod.
     const CARRIABLE: u32 = 64;
+    /// [`balance::is_ours`] of its flow's entry.
+    const BALANCED: u32 = 128;
 }
 
 /// A pod's packet whose flow has its translation; of another one [`NOT_KNOWN`], and in `seen` bits of [`Seen`]. Verified
@@ -205,7 +228,11 @@ extern "C" fn cwy_known(
         if is_translated && !reopens {
             return known(ctx, ip, transport, &key, role, unchanged, entry).unwrap_or_else(|reason| reason);
         }
-        bits |= Seen::KNOWN;
+        bits |= if balance::is_ours(entry) {
+            Seen::KNOWN | Seen::BALANCED
+        } else {
+            Seen::KNOWN
+        };
         // Without ports no ingress hook has looked at the entry's age.
         let is_stale = !has_ports(ip.protocol) && is_idle(&key, entry, now());
         if !is_stale && keeps_address(entry, role, ip.protocol) {
@@ -348,11 +375,5 @@ fn known(
 
 #[inline(always)]
 pub fn needs_snat(dst: &Addr) -> bool {
-    let Some(config) = config() else { return true };
-    let key = RangeKey {
-        list: config.range_list as u8,
-        addr: *dst,
-    };
-    let bits = RangeKey::<Addr>::LIST_BITS + <Addr as Address>::BITS;
-    masquerade(RANGES.get(&lpm_trie::Key::new(bits, key)))
+    config().is_none_or(|config| masquerade(range_of(config, dst)))
 }

@@ -12,6 +12,7 @@
 //!
 //! Nothing here decides about a packet: that is in `causeway_common`.
 
+pub mod apiserver;
 pub mod attachments;
 mod boot;
 #[cfg(feature = "cli")]

@@ -3,6 +3,8 @@
 //! The agent reads its files and notes here what follows from them, so that a plug-in that has to load the datapath
 //! while no agent runs loads it with the same choice. `/run` forgets at boot, as the datapath itself does.
 
+mod api_server;
+
 use std::{
     io,
     ops::RangeInclusive,
@@ -17,6 +19,7 @@ use causeway_common::{
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
+pub use self::api_server::{ApiServer, PORTS as API_SERVER_PORTS};
 use crate::{
     datapath::Range,
     durable,
@@ -49,6 +52,8 @@ pub struct Settings {
     pub outside_quota: u32,
     /// Idle times in place of the kernel's.
     pub timeouts: IdleTimes,
+    /// Where the API server is, if it is in the cluster's network.
+    pub api_server: Option<ApiServer>,
 }
 
 impl Default for Settings {
@@ -67,6 +72,7 @@ impl Default for Settings {
             pod_quota: POD_QUOTA,
             outside_quota: WIRE_QUOTA,
             timeouts: IdleTimes::default(),
+            api_server: None,
         }
     }
 }
@@ -109,9 +115,13 @@ impl Settings {
     pub fn ranges(&self) -> Vec<Range> {
         let of = |class| move |range: &Ipv4Net| (*range, class);
         let excluded = self.excluded.iter().map(of(RangeClass::EXCLUDED));
-        excluded
+        let others: Vec<Range> = excluded
             .chain(self.masqueraded.iter().map(of(RangeClass::MASQUERADED)))
-            .collect()
+            .collect();
+        match &self.api_server {
+            Some(server) => server.over(&others),
+            None => others,
+        }
     }
 
     /// Every port that no translation may take, `net.ipv4.ip_local_reserved_ports` among them.

@@ -269,7 +269,7 @@ impl Pair {
                 entry.flags |= Flags::WENT_UP;
                 entry.in_ifindex = VETH;
             }
-            AtIngress::Stack(_) => {}
+            AtIngress::Stack(_) | AtIngress::Reset => {}
         }
         if translated {
             // It comes out under another tuple: the hook there sees neither of these two entries.

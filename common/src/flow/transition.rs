@@ -14,6 +14,8 @@ pub enum AtIngress {
     Carry,
     /// Give it to the stack untagged.
     Stack(Reason),
+    /// Answer it with a reset.
+    Reset,
 }
 
 /// Decides at an ingress hook. `ifindex` is the interface of arrival; `idle`: neither direction has seen a packet
@@ -50,6 +52,8 @@ pub fn at_ingress<A: Address>(
         }
         State::CARRIED => AtIngress::Carry,
         State::OFFERED => AtIngress::Continue,
+        State::RESET if role == Role::Opens => AtIngress::Offer,
+        State::RESET => AtIngress::Reset,
         _ => AtIngress::Stack(Reason::KernelFlow),
     }
 }

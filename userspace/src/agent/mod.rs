@@ -3,6 +3,7 @@
 //! One thread waits for everything (configuration, interfaces, state files, the clock, who asks); one pass at a time runs
 //! beside it and does all the work ([`causeway::reconcile`]).
 
+mod apiserver;
 mod events;
 mod log;
 mod metrics;
@@ -17,7 +18,8 @@ use std::{
 };
 
 use causeway::{
-    config::{self, Configuration},
+    apiserver::Steward,
+    config,
     datapath::{Datapath, DatapathError, Upgraded},
     durable::{Lock, LockError},
     reconcile::{Depth, Keeper},
@@ -32,6 +34,7 @@ use tokio::{
     time::{MissedTickBehavior, interval, sleep_until},
 };
 
+pub(crate) use self::server::SOCKET;
 use self::{
     events::{Events, Trigger},
     state::Shared,
@@ -121,11 +124,12 @@ async fn serve(root: &Root, started: Instant) -> Result<(), AgentError> {
     let mut reload = signal(SignalKind::hangup()).map_err(failed("wait for signals"))?;
     let shared = Arc::new(Shared::new(root));
     let mut events = Events::watch(root).map_err(failed("watch files and interfaces"))?;
-    let settings = first_settings(root, &shared);
+    let work = Work::begin(root, &shared);
     upgrade(root);
     let mut agent = Agent {
         root: root.clone(),
-        keeper: Some(Keeper::new(root, settings)),
+        work: Some(work),
+        probes: apiserver::Probes::default(),
         shared: Arc::clone(&shared),
     };
     agent.pass(Depth::Whole).await;
@@ -140,8 +144,19 @@ async fn serve(root: &Root, started: Instant) -> Result<(), AgentError> {
     clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
     clock.reset();
     let mut quick = 0_u32;
+    let mut steward_clock = interval(apiserver::PERIOD);
+    steward_clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
+        agent.probe();
         let trigger = tokio::select! {
+            _ = steward_clock.tick(), if agent.is_draining() => {
+                agent.look_at_api_server().await;
+                continue;
+            }
+            results = agent.probes.next() => {
+                agent.observe(results).await;
+                continue;
+            }
             _ = clock.tick() => Trigger::Clock,
             trigger = events.next() => trigger,
             _ = reload.recv() => Trigger::Configuration,
@@ -184,32 +199,6 @@ async fn gather(events: &mut Events, first: Trigger) -> Trigger {
     asked
 }
 
-/// The files', if they are right; else what was in force before, if anything was in this boot.
-fn first_settings(root: &Root, shared: &Shared) -> Settings {
-    let loaded = config::load(root);
-    shared.note_reload(loaded.as_ref().map(drop).map_err(ToString::to_string));
-    match loaded {
-        Ok(configuration) => {
-            let settings = in_force(root, shared, configuration);
-            shared.note_applied();
-            settings
-        }
-        Err(error) => {
-            tracing::error!(%error, "the configuration is wrong: what was in force before stays so");
-            Settings::noted(root)
-        }
-    }
-}
-
-fn in_force(root: &Root, shared: &Shared, configuration: Configuration) -> Settings {
-    let settings = configuration.settings.clone();
-    if let Err(error) = settings.note(root) {
-        tracing::warn!(%error, "a plug-in that loads the datapath will not know the configuration");
-    }
-    shared.set_configuration(configuration);
-    settings
-}
-
 /// Programs of another build are exchanged before anything else is looked at.
 fn upgrade(root: &Root) {
     match Datapath::upgrade(root, false) {
@@ -223,56 +212,156 @@ fn tell_systemd(states: &[NotifyState<'_>]) {
     sd_notify::notify(states).ok();
 }
 
+/// What works on the node, one piece at a time.
+#[derive(Debug)]
+struct Work {
+    keeper: Keeper,
+    steward: Steward,
+    /// What was chosen, with the API server at rest.
+    settings: Settings,
+}
+
+impl Work {
+    /// The files', if they are right; else what was in force before, if anything was in this boot.
+    fn begin(root: &Root, shared: &Shared) -> Self {
+        let loaded = config::load(root);
+        shared.note_reload(loaded.as_ref().map(drop).map_err(ToString::to_string));
+        let mut steward = Steward::new(root);
+        let settings = match loaded {
+            Ok(configuration) => {
+                let settings = configuration.settings.clone();
+                steward.follow(configuration.api_server.as_ref());
+                shared.set_configuration(configuration);
+                shared.note_applied();
+                settings
+            }
+            Err(error) => {
+                tracing::error!(%error, "the configuration is wrong: what was in force before stays so");
+                Settings::noted(root)
+            }
+        };
+        let work = Self {
+            keeper: Keeper::new(root, settings.clone()),
+            steward,
+            settings,
+        };
+        let in_force = work.in_force(root);
+        Self {
+            keeper: Keeper::new(root, in_force),
+            ..work
+        }
+    }
+
+    /// What the programs are to follow now, which is noted.
+    fn in_force(&self, root: &Root) -> Settings {
+        let settings = Settings {
+            api_server: self
+                .steward
+                .api_server()
+                .or_else(|| self.settings.api_server.clone()),
+            ..self.settings.clone()
+        };
+        if let Err(error) = settings.note(root) {
+            tracing::warn!(%error, "a plug-in that loads the datapath will not know the configuration");
+        }
+        settings
+    }
+
+    /// Follows what the steward says.
+    fn follow(&mut self, root: &Root, shared: &Shared) {
+        let settings = self.in_force(root);
+        note_application(shared, self.keeper.follow(settings));
+    }
+}
+
 struct Agent {
     root: Root,
     /// Away while it works.
-    keeper: Option<Keeper>,
+    work: Option<Work>,
+    probes: apiserver::Probes,
     shared: Arc<Shared>,
 }
 
 impl Agent {
-    async fn pass(&mut self, depth: Depth) {
-        let Some(mut keeper) = self.keeper.take() else {
+    /// Does something with the work, on a thread that may wait.
+    async fn with_work(&mut self, task: impl FnOnce(&mut Work, &Root, &Shared) + Send + 'static) {
+        let Some(mut work) = self.work.take() else {
             return;
         };
-        let shared = Arc::clone(&self.shared);
-        let work = spawn_blocking(move || {
+        let (root, shared) = (self.root.clone(), Arc::clone(&self.shared));
+        let done = spawn_blocking(move || {
+            task(&mut work, &root, &shared);
+            shared.note_api_server(work.steward.known());
+            work
+        });
+        // What was lost with its thread is replaced by one without memory.
+        self.work = done
+            .await
+            .ok()
+            .or_else(|| Some(Work::begin(&self.root, &self.shared)));
+    }
+
+    async fn pass(&mut self, depth: Depth) {
+        self.with_work(move |work, _, shared| {
             let started = Instant::now();
-            let pass = keeper.pass(depth);
+            let pass = work.keeper.pass(depth);
             shared.note_pass(&pass, started.elapsed());
             if depth == Depth::Whole {
                 give_memory_back();
             }
-            keeper
-        });
-        self.keeper = self.after(work.await.ok());
+        })
+        .await;
     }
 
     async fn reload(&mut self) {
-        let Some(mut keeper) = self.keeper.take() else {
-            return;
-        };
-        let (root, shared) = (self.root.clone(), Arc::clone(&self.shared));
-        let work = spawn_blocking(move || {
-            match config::load(&root) {
-                Ok(configuration) => {
-                    let settings = in_force(&root, &shared, configuration);
-                    let applied = keeper.follow(settings);
-                    note_application(&shared, applied);
-                }
-                Err(error) => {
-                    tracing::error!(%error, "the configuration is wrong: what was in force before stays so");
-                    shared.note_reload(Err(error.to_string()));
-                }
+        self.with_work(|work, root, shared| match config::load(root) {
+            Ok(configuration) => {
+                work.settings = configuration.settings.clone();
+                work.steward.follow(configuration.api_server.as_ref());
+                shared.set_configuration(configuration);
+                work.follow(root, shared);
             }
-            keeper
-        });
-        self.keeper = self.after(work.await.ok());
+            Err(error) => {
+                tracing::error!(%error, "the configuration is wrong: what was in force before stays so");
+                shared.note_reload(Err(error.to_string()));
+            }
+        })
+        .await;
     }
 
-    /// A keeper that was lost with its thread is replaced by one without memory.
-    fn after(&self, keeper: Option<Keeper>) -> Option<Keeper> {
-        keeper.or_else(|| Some(Keeper::new(&self.root, Settings::noted(&self.root))))
+    fn is_draining(&self) -> bool {
+        self.work.as_ref().is_some_and(|work| work.steward.is_draining())
+    }
+
+    /// Ends connections to what has drained.
+    async fn look_at_api_server(&mut self) {
+        self.with_work(|work, root, shared| {
+            let datapath = Datapath::open(root);
+            if let Err(error) = &datapath {
+                tracing::error!(%error, "cannot look at the connections to the API server");
+                return;
+            }
+            if work.steward.look(datapath.ok().flatten().as_ref()) {
+                work.follow(root, shared);
+            }
+        })
+        .await;
+    }
+
+    /// Sees to it that backends are probed, if there are any.
+    fn probe(&mut self) {
+        if let Some(work) = &self.work {
+            self.probes.follow(work.steward.probed());
+        }
+    }
+
+    async fn observe(&mut self, results: apiserver::Results) {
+        self.with_work(move |work, root, shared| {
+            if work.steward.observe(&results) {
+                work.follow(root, shared);
+            }
+        })
+        .await;
     }
 }
 

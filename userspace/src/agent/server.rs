@@ -32,7 +32,7 @@ use super::{metrics, state::Shared};
 use crate::cli::documents;
 
 /// The socket of the agent.
-const SOCKET: &str = "/run/causeway/causeway.sock";
+pub(crate) const SOCKET: &str = "/run/causeway/causeway.sock";
 /// Connections at a time, of either kind. Who comes later waits.
 const CONNECTIONS: usize = 32;
 /// A request that takes longer to arrive is given up.

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
-use causeway::{config::Configuration, reconcile::Pass, root::Root};
+use causeway::{apiserver, config::Configuration, reconcile::Pass, root::Root};
 
 /// A pass that is older says nothing any more.
 const STALE: Duration = Duration::from_secs(30);
@@ -28,6 +28,7 @@ pub(super) struct Known {
     pub(super) reloads: BTreeMap<&'static str, u64>,
     pub(super) applied: Option<SystemTime>,
     pub(super) last: Pass,
+    pub(super) api_server: apiserver::Known,
     pub(super) last_at: Option<Instant>,
     pub(super) passes: u64,
     pub(super) pass_seconds: f64,
@@ -64,6 +65,13 @@ impl Shared {
         let word = if result.is_ok() { "success" } else { "failure" };
         *known.reloads.entry(word).or_default() += 1;
         known.config_error = result.err();
+    }
+
+    pub(super) fn note_api_server(&self, known: &apiserver::Known) {
+        let mut here = self.lock();
+        if here.api_server != *known {
+            here.api_server = known.clone();
+        }
     }
 
     pub(super) fn note_applied(&self) {

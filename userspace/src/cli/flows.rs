@@ -182,6 +182,8 @@ fn translation(entry: &FlowEntry<[u8; 4]>) -> Option<Translation> {
         Nat::NONE => return None,
         Nat::SOURCE => "source",
         Nat::DESTINATION => "destination",
+        Nat::TO_BACKEND => "backend",
+        Nat::FROM_BACKEND => "vip",
         _ => UNKNOWN,
     };
     Some(Translation {
@@ -200,6 +202,7 @@ pub(super) fn state_name(state: u8) -> &'static str {
         State::OFFERED => "offered",
         State::CARRIED => "carried",
         State::KERNEL => "kernel",
+        State::RESET => "reset",
         _ => UNKNOWN,
     }
 }

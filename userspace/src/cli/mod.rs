@@ -283,7 +283,7 @@ fn run(command: Command, root: &Root) -> Result<(), Failure> {
         Command::Version { json } => output::print(version::gather(), Format::new(json)),
         Command::Agent { options } => Ok(agent::run(root, &options)?),
         Command::Config { action } => config::run(&action, root),
-        Command::Apiserver { action } => apiserver::run(action),
+        Command::Apiserver { action } => apiserver::run(action, root),
         Command::Plan { arguments } => plan::run(arguments),
         Command::Upgrade { again } => upgrade::run(root, again),
         Command::Bundle { output } => bundle::run(root, output.as_deref()),

@@ -50,6 +50,10 @@ pub(super) fn named(class: u8) -> String {
     match class {
         RangeClass::EXCLUDED => "excluded".to_owned(),
         RangeClass::MASQUERADED => "masqueraded".to_owned(),
+        RangeClass::API_SERVER => "API server".to_owned(),
+        RangeClass::BALANCED => "API server, balanced here".to_owned(),
+        RangeClass::RETIRED => "API server, given up".to_owned(),
+        RangeClass::CLOSED => "API server, public and closed".to_owned(),
         other => format!("class {other}"),
     }
 }

@@ -9,7 +9,10 @@ use super::{
     Setting,
     range::{self, Cidr, Ports},
 };
-use crate::settings::{IdleTimes, Settings};
+use crate::{
+    apiserver::Document,
+    settings::{IdleTimes, Settings},
+};
 
 /// A file that says everything, with the defaults and what each key means.
 pub const REFERENCE: &str = include_str!("../../../deploy/config.yaml");
@@ -37,6 +40,7 @@ pub(super) struct File {
     #[serde(default, deserialize_with = "timeouts")]
     timeouts: Option<IdleTimes>,
     listen: Option<Listen>,
+    pub(super) api_server: Option<Document>,
 }
 
 /// Where the agent answers over TCP.
@@ -70,6 +74,7 @@ impl File {
             pod_quota: self.pod_quota.unwrap_or(default.pod_quota),
             outside_quota: self.outside_quota.unwrap_or(default.outside_quota),
             timeouts: self.timeouts.unwrap_or_default(),
+            api_server: None,
         };
         let mut note = |key, value: String, is_chosen: bool| {
             let source = if is_chosen { path } else { "default" };

@@ -1,6 +1,6 @@
 //! The node's configuration: who may write it where, what is in force, and where each value comes from.
 //!
-//! Two places: [`FILE`], Causeway's own, and the files of ip-masq-agent in [`IP_MASQ`], from which nodes have their list
+//! The places: [`FILE`], Causeway's own; [`API_SERVER`], which `causeway apiserver set` writes; and the files of ip-masq-agent in [`IP_MASQ`], from which nodes have their list
 //! of excluded ranges today. Everything is read and checked as a whole; what is wrong anywhere leaves all of it out of
 //! force.
 
@@ -15,14 +15,21 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
 
 use self::file::File;
 pub use self::file::{Listen, REFERENCE};
-use crate::{durable, root::Root, settings::Settings};
+use crate::{
+    apiserver::{Description, Document},
+    durable,
+    root::Root,
+    settings::Settings,
+};
 
 /// Causeway's own file.
 pub const FILE: &str = "/etc/causeway/config.yaml";
+/// What was said of the API server last, over what [`FILE`] says of it.
+pub const API_SERVER: &str = "/etc/causeway/apiserver.json";
 /// The directory of ip-masq-agent's files, every one whose name begins with `ip-masq`.
 pub const IP_MASQ: &str = "/etc/config";
 
@@ -31,6 +38,8 @@ pub const IP_MASQ: &str = "/etc/config";
 pub struct Configuration {
     /// The datapath's.
     pub settings: Settings,
+    /// The API server's, if it is in the cluster's network.
+    pub api_server: Option<Description>,
     /// Where the agent answers over TCP; `None` for nowhere.
     pub listen: Option<SocketAddr>,
     /// Each value and where it comes from.
@@ -85,10 +94,14 @@ impl ConfigError {
 ///
 /// Everything that is wrong with any of them, so that it is mended in one go.
 pub fn load(root: &Root) -> Result<Configuration, ConfigError> {
-    let own = own_file(&root.path(FILE));
+    let path = root.path(FILE);
+    let own = read::<File>(&path).and_then(|file| {
+        let api_server = api_server(root, &path, file.api_server.clone())?;
+        Ok((file, api_server))
+    });
     let ip_masq = ip_masq::load(&root.path(IP_MASQ));
     match (own, ip_masq) {
-        (Ok(own), Ok(ip_masq)) => Ok(merge(own, ip_masq, root)),
+        (Ok((own, api_server)), Ok(ip_masq)) => Ok(merge(own, api_server, ip_masq, root)),
         (own, ip_masq) => {
             let faults = [own.err(), ip_masq.err()];
             Err(ConfigError(
@@ -98,6 +111,46 @@ pub fn load(root: &Root) -> Result<Configuration, ConfigError> {
     }
 }
 
+/// What is said of the API server in either place, with the place that said more of it last.
+fn api_server(
+    root: &Root,
+    below: &Path,
+    of_file: Option<Document>,
+) -> Result<Option<(Description, PathBuf)>, ConfigError> {
+    describe(root, below, of_file, api_server_document(root)?)
+}
+
+/// What would be in force of the API server if `over` stood in [`API_SERVER`].
+pub fn describe_api_server(root: &Root, over: Document) -> Result<Option<Description>, ConfigError> {
+    let path = root.path(FILE);
+    let of_file = read::<File>(&path)?.api_server;
+    Ok(describe(root, &path, of_file, over)?.map(|(description, _)| description))
+}
+
+fn describe(
+    root: &Root,
+    below: &Path,
+    of_file: Option<Document>,
+    over: Document,
+) -> Result<Option<(Description, PathBuf)>, ConfigError> {
+    let over_path = root.path(API_SERVER);
+    let says_something = over != Document::default();
+    let (document, path) = match (of_file, says_something) {
+        (None, false) => return Ok(None),
+        (Some(document), false) => (document, below.to_owned()),
+        (document, true) => (document.unwrap_or_default().with(over), over_path),
+    };
+    match document.check() {
+        Ok(description) => Ok(Some((description, path))),
+        Err(fault) => Err(ConfigError::of(&path, format!("apiServer.{fault}"))),
+    }
+}
+
+/// What `causeway apiserver set` has said.
+pub fn api_server_document(root: &Root) -> Result<Document, ConfigError> {
+    read(&root.path(API_SERVER))
+}
+
 /// The directories in which a change of a file may change what is in force.
 pub fn directories(root: &Root) -> [PathBuf; 2] {
     let own = root.path(FILE);
@@ -105,17 +158,22 @@ pub fn directories(root: &Root) -> [PathBuf; 2] {
     [own, root.path(IP_MASQ)]
 }
 
-fn own_file(path: &Path) -> Result<File, ConfigError> {
+fn read<T: DeserializeOwned + Default>(path: &Path) -> Result<T, ConfigError> {
     match durable::read_configuration(path) {
-        Ok(bytes) => document::parse::<File>(path, &bytes),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(File::default()),
+        Ok(bytes) => document::parse(path, &bytes),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(T::default()),
         Err(error) => Err(ConfigError::of(path, error)),
     }
 }
 
 /// Excluded ranges of either place are joined; the defaults stand only where neither names any. Everything else is of
 /// [`FILE`] alone.
-fn merge(own: File, ip_masq: Option<ip_masq::List>, root: &Root) -> Configuration {
+fn merge(
+    own: File,
+    api_server: Option<(Description, PathBuf)>,
+    ip_masq: Option<ip_masq::List>,
+    root: &Root,
+) -> Configuration {
     let path = root.path(FILE).display().to_string();
     let mut values = Vec::new();
     let mut settings = own.settings(&path, &mut values);
@@ -144,8 +202,17 @@ fn merge(own: File, ip_masq: Option<ip_masq::List>, root: &Root) -> Configuratio
         value: range.to_string(),
         source,
     }));
+    settings.api_server = api_server.as_ref().map(|(server, _)| server.at_rest());
+    if let Some((server, path)) = &api_server {
+        values.extend(server.values().map(|(key, value)| Setting {
+            key,
+            value,
+            source: path.display().to_string(),
+        }));
+    }
     Configuration {
         settings,
+        api_server: api_server.map(|(server, _)| server),
         listen,
         values,
     }

@@ -21,6 +21,10 @@ impl Datapath {
         let mut changed = Vec::new();
         {
             let _lock = lock(&self.root)?;
+            // The backends before the range that leads to them.
+            if self.tables.set_balancer(settings.api_server.as_ref())? {
+                changed.push("cwy_backends");
+            }
             if self.tables.exchange_ranges(&settings.ranges())? {
                 changed.push("cwy_ranges");
             }

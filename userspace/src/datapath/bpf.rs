@@ -1,5 +1,5 @@
 //! The calls of bpf(2) that aya 0.14 does not offer: hash maps in batches ([`batch`]); iterators over a map
-//! ([`iterate`]); tcx and XDP links by interface index
+//! ([`iterate`]); a program run on a frame ([`run`]); tcx and XDP links by interface index
 //! (aya takes a name, and probes the kernel's features first, which costs milliseconds), and where a link is attached.
 //!
 //! Commands and structures follow `include/uapi/linux/bpf.h` of Linux 6.18. All of the datapath's `unsafe` is here and
@@ -7,6 +7,7 @@
 
 pub(crate) mod batch;
 pub(crate) mod iterate;
+pub(crate) mod run;
 
 use std::{
     ffi::CString,

@@ -7,7 +7,9 @@ use aya::{
     Btf, Ebpf, EbpfLoader,
     programs::{Iter, Program, ProgramError, SchedClassifier, Xdp},
 };
-use causeway_common::maps::{Config, MAP_NAMES, PROGRAM_NAMES, SWEEP_PROGRAM, Usage, XDP_PROGRAM};
+use causeway_common::maps::{
+    Config, INJECT_PROGRAM, MAP_NAMES, PROGRAM_NAMES, SWEEP_PROGRAM, Usage, XDP_PROGRAM,
+};
 
 use super::{
     DatapathError,
@@ -97,6 +99,14 @@ pub(crate) fn sweep_program(pins: &PinTree) -> Result<PathBuf, DatapathError> {
 pub(crate) fn xdp_program(pins: &PinTree) -> Result<PathBuf, DatapathError> {
     on_demand(pins, XDP_PROGRAM, |program| {
         let program: &mut Xdp = program.try_into()?;
+        program.load()
+    })
+}
+
+/// The pin of the program of a tree that sends frames, which is loaded when it is first asked for.
+pub(crate) fn inject_program(pins: &PinTree) -> Result<PathBuf, DatapathError> {
+    on_demand(pins, INJECT_PROGRAM, |program| {
+        let program: &mut SchedClassifier = program.try_into()?;
         program.load()
     })
 }
@@ -194,6 +204,7 @@ fn configure(tables: &Tables, uplink: &Uplink, settings: &Settings) -> Result<()
         timeouts: settings.timeouts(),
     })?;
     tables.usage()?.insert([0; 4], Usage::default())?;
+    tables.set_balancer(settings.api_server.as_ref())?;
     tables.exchange_ranges(&settings.ranges())?;
     tables.set_ports(&settings.reserved(), &[]).map(drop)
 }

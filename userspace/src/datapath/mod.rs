@@ -6,7 +6,10 @@
 
 mod apply;
 mod attach;
+mod balance;
 mod bpf;
+#[cfg(feature = "cli")]
+mod drain;
 mod error;
 mod events;
 mod expedite;
@@ -34,6 +37,8 @@ use causeway_common::{
     reason::Reason,
     tuple::FlowKey,
 };
+#[cfg(feature = "cli")]
+pub use drain::{End, Ending};
 pub use error::{DatapathError, PinFailure};
 pub use events::Events;
 pub use expedite::Expedited;

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, net::Ipv4Addr};
 
 use aya::maps::lpm_trie::Key as PrefixKey;
-use causeway_common::maps::{Config, RANGES, RangeClass, RangeEntry, RangeKey};
+use causeway_common::maps::{Config, RANGES, RangeEntry, RangeKey};
 use ipnet::Ipv4Net;
 
 use super::{
@@ -13,7 +13,8 @@ use super::{
 
 const MAP: &str = "cwy_ranges";
 
-/// A range, and what it is to the masquerade decision: one of [`RangeClass`].
+/// A range, and what it is to the masquerade decision: one of
+/// [`RangeClass`](causeway_common::maps::RangeClass).
 pub type Range = (Ipv4Net, u8);
 
 impl Datapath {
@@ -85,14 +86,12 @@ impl Tables {
     }
 }
 
-/// Without host bits, each range once, in order. Of two classes for one range, masquerading wins.
+/// Without host bits, each range once, in order. Of two classes for one range the API server's wins, then masquerading.
 fn normal(ranges: &[Range]) -> Vec<Range> {
     let mut normal: BTreeMap<Ipv4Net, u8> = BTreeMap::new();
     for (range, class) in ranges {
         let known = normal.entry(range.trunc()).or_insert(*class);
-        if *class == RangeClass::MASQUERADED {
-            *known = *class;
-        }
+        *known = (*known).max(*class);
     }
     normal.into_iter().collect()
 }
@@ -127,6 +126,8 @@ fn range(key: PrefixKey<RangeKey<[u8; 4]>>) -> Option<(u32, Ipv4Net)> {
 
 #[cfg(test)]
 mod tests {
+    use causeway_common::maps::RangeClass;
+
     use super::*;
 
     #[test]

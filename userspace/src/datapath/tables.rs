@@ -10,7 +10,10 @@ use aya::{
 use causeway_common::{
     crowd::{CROWD_SLOTS, Crowd},
     flow::FlowEntry,
-    maps::{Config, Count, IfaceEntry, PodEntry, PortWord, RangeEntry, RangeKey, SweepJob, Usage},
+    maps::{
+        Backend, Balancer, Config, Count, IfaceEntry, PodEntry, PortWord, RangeEntry, RangeKey, SweepJob,
+        Usage,
+    },
     ports::{RESERVED_ENTRIES, reserved_bit},
     reason::Reason,
     tuple::FlowKey,
@@ -78,6 +81,43 @@ impl Tables {
             }
         }
         Ok(())
+    }
+
+    pub(crate) fn balancer(&self) -> Result<Balancer, DatapathError> {
+        let name = "cwy_balancer";
+        self.array(name)?.get(&0, 0).map_err(failed(name))
+    }
+
+    pub(crate) fn set_balancer_ports(&self, balancer: &Balancer) -> Result<(), DatapathError> {
+        let name = "cwy_balancer";
+        self.array::<Balancer>(name)?
+            .set(0, balancer, 0)
+            .map_err(failed(name))
+    }
+
+    pub(crate) fn slot(&self, slot: u32) -> Result<Backend<[u8; 4]>, DatapathError> {
+        let name = "cwy_backends";
+        self.array(name)?.get(&slot, 0).map_err(failed(name))
+    }
+
+    /// Puts these backends into the slots. Returns whether any was another one.
+    pub(crate) fn set_slots(&self, slots: &[Backend<[u8; 4]>]) -> Result<bool, DatapathError> {
+        let name = "cwy_backends";
+        let mut map: Array<_, Backend<[u8; 4]>> = self.array(name)?;
+        let mut different = Vec::new();
+        batch::for_each(map.map().fd().as_fd(), |index: u32, known: Backend<[u8; 4]>| {
+            different.extend(
+                slots
+                    .get(index as usize)
+                    .filter(|slot| **slot != known)
+                    .map(|slot| (index, *slot)),
+            );
+        })
+        .map_err(|source| DatapathError::Batch { name, source })?;
+        for (index, slot) in &different {
+            map.set(*index, slot, 0).map_err(failed(name))?;
+        }
+        Ok(!different.is_empty())
     }
 
     /// The ring of events, for one reader.

@@ -31,7 +31,7 @@ pub struct Unloaded {
 /// The agent's lock: whoever runs holds it.
 const AGENT_LOCK: &str = "agent.lock";
 /// What an agent that runs has there.
-const AGENTS: [&str; 3] = [AGENT_LOCK, "causeway.sock", "settings.json"];
+const AGENTS: [&str; 4] = [AGENT_LOCK, "causeway.sock", "settings.json", "apiserver.json"];
 
 impl super::Datapath {
     /// Detaches and unpins everything, and restores what loading and the first pod changed: bpffs, qdiscs,

@@ -19,35 +19,35 @@ const GENERIC: usize = 4;
 
 /// `CTA_*` of the same file.
 mod cta {
-    pub(super) const TUPLE_ORIG: u16 = 1;
-    pub(super) const TUPLE_REPLY: u16 = 2;
-    pub(super) const STATUS: u16 = 3;
-    pub(super) const PROTOINFO: u16 = 4;
-    pub(super) const NAT_SRC: u16 = 6;
-    pub(super) const TIMEOUT: u16 = 7;
-    pub(super) const MARK: u16 = 8;
-    pub(super) const ID: u16 = 12;
-    pub(super) const NAT_DST: u16 = 13;
-    pub(super) const ZONE: u16 = 18;
-    pub(super) const TUPLE_IP: u16 = 1;
-    pub(super) const TUPLE_PROTO: u16 = 2;
-    pub(super) const IP_SRC: u16 = 1;
-    pub(super) const IP_DST: u16 = 2;
-    pub(super) const PROTO_NUM: u16 = 1;
-    pub(super) const PROTO_SRC_PORT: u16 = 2;
-    pub(super) const PROTO_DST_PORT: u16 = 3;
-    pub(super) const PROTO_ICMP_ID: u16 = 4;
-    pub(super) const PROTO_ICMP_TYPE: u16 = 5;
-    pub(super) const PROTO_ICMP_CODE: u16 = 6;
-    pub(super) const PROTOINFO_TCP: u16 = 1;
-    pub(super) const TCP_STATE: u16 = 1;
-    pub(super) const TCP_FLAGS_ORIGINAL: u16 = 4;
-    pub(super) const TCP_FLAGS_REPLY: u16 = 5;
-    pub(super) const NAT_MIN_IP: u16 = 1;
-    pub(super) const NAT_MAX_IP: u16 = 2;
-    pub(super) const NAT_PROTO: u16 = 3;
-    pub(super) const NAT_PORT_MIN: u16 = 1;
-    pub(super) const NAT_PORT_MAX: u16 = 2;
+    pub(crate) const TUPLE_ORIG: u16 = 1;
+    pub(crate) const TUPLE_REPLY: u16 = 2;
+    pub(crate) const STATUS: u16 = 3;
+    pub(crate) const PROTOINFO: u16 = 4;
+    pub(crate) const NAT_SRC: u16 = 6;
+    pub(crate) const TIMEOUT: u16 = 7;
+    pub(crate) const MARK: u16 = 8;
+    pub(crate) const ID: u16 = 12;
+    pub(crate) const NAT_DST: u16 = 13;
+    pub(crate) const ZONE: u16 = 18;
+    pub(crate) const TUPLE_IP: u16 = 1;
+    pub(crate) const TUPLE_PROTO: u16 = 2;
+    pub(crate) const IP_SRC: u16 = 1;
+    pub(crate) const IP_DST: u16 = 2;
+    pub(crate) const PROTO_NUM: u16 = 1;
+    pub(crate) const PROTO_SRC_PORT: u16 = 2;
+    pub(crate) const PROTO_DST_PORT: u16 = 3;
+    pub(crate) const PROTO_ICMP_ID: u16 = 4;
+    pub(crate) const PROTO_ICMP_TYPE: u16 = 5;
+    pub(crate) const PROTO_ICMP_CODE: u16 = 6;
+    pub(crate) const PROTOINFO_TCP: u16 = 1;
+    pub(crate) const TCP_STATE: u16 = 1;
+    pub(crate) const TCP_FLAGS_ORIGINAL: u16 = 4;
+    pub(crate) const TCP_FLAGS_REPLY: u16 = 5;
+    pub(crate) const NAT_MIN_IP: u16 = 1;
+    pub(crate) const NAT_MAX_IP: u16 = 2;
+    pub(crate) const NAT_PROTO: u16 = 3;
+    pub(crate) const NAT_PORT_MIN: u16 = 1;
+    pub(crate) const NAT_PORT_MAX: u16 = 2;
 }
 
 /// `IPS_*` (linux/netfilter/nf_conntrack_common.h).
@@ -57,7 +57,7 @@ const CONFIRMED: u32 = 1 << 3;
 const SRC_NAT: u32 = 1 << 4;
 
 /// `TCP_CONNTRACK_*` and `IP_CT_TCP_FLAG_*` (linux/netfilter/nf_conntrack_tcp.h).
-pub(super) mod tcp {
+pub(crate) mod tcp {
     pub(crate) const SYN_RECV: u8 = 2;
     pub(crate) const ESTABLISHED: u8 = 3;
     pub(crate) const LAST_ACK: u8 = 6;
@@ -71,18 +71,18 @@ pub(super) mod tcp {
 const ECHO: u8 = 8;
 
 /// Address and port; of ICMP the identifier.
-pub(super) type End = (Ipv4Addr, u16);
+pub(crate) type End = (Ipv4Addr, u16);
 
 /// One direction of a connection. Of an ICMP query both ends have the identifier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Tuple {
-    pub(super) protocol: u8,
-    pub(super) src: End,
-    pub(super) dst: End,
+pub(crate) struct Tuple {
+    pub(crate) protocol: u8,
+    pub(crate) src: End,
+    pub(crate) dst: End,
 }
 
 impl Tuple {
-    pub(super) fn reversed(&self) -> Self {
+    pub(crate) fn reversed(&self) -> Self {
         Self {
             src: self.dst,
             dst: self.src,
@@ -93,25 +93,25 @@ impl Tuple {
 
 /// A connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Connection {
+pub(crate) struct Connection {
     /// The first packet's, as it came.
-    pub(super) original: Tuple,
+    pub(crate) original: Tuple,
     /// The answers', as they come: what was translated shows here.
-    pub(super) reply: Tuple,
-    pub(super) status: u32,
+    pub(crate) reply: Tuple,
+    pub(crate) status: u32,
     /// Seconds that are left.
-    pub(super) timeout: u32,
-    pub(super) mark: u32,
+    pub(crate) timeout: u32,
+    pub(crate) mark: u32,
     /// [`tcp`].
-    pub(super) state: u8,
+    pub(crate) state: u8,
     /// Whether the side that opened it was the first to close it.
-    pub(super) opener_closed: bool,
-    pub(super) id: Vec<u8>,
+    pub(crate) opener_closed: bool,
+    pub(crate) id: Vec<u8>,
 }
 
 impl Connection {
     /// A connection that is to be made: what is translated is what `reply` says.
-    pub(super) fn new(original: Tuple, reply: Tuple, timeout: u32, state: u8) -> Self {
+    pub(crate) fn new(original: Tuple, reply: Tuple, timeout: u32, state: u8) -> Self {
         Self {
             original,
             reply,
@@ -125,12 +125,12 @@ impl Connection {
     }
 
     /// The source in place of the opener's, where it is translated.
-    pub(super) fn source(&self) -> Option<End> {
+    pub(crate) fn source(&self) -> Option<End> {
         (self.reply.dst != self.original.src).then_some(self.reply.dst)
     }
 
     /// The destination in place of the one that the opener meant, where it is translated.
-    pub(super) fn destination(&self) -> Option<End> {
+    pub(crate) fn destination(&self) -> Option<End> {
         let (meant, real) = (self.original.dst, self.reply.src);
         // The identifier of a query is its opener's.
         let is_same = meant == real || self.original.protocol == ICMP && meant.0 == real.0;
@@ -138,26 +138,26 @@ impl Connection {
     }
 
     /// Whether the rule of a masquerade has seen it.
-    pub(super) fn has_source_translation(&self) -> bool {
+    pub(crate) fn has_source_translation(&self) -> bool {
         self.status & SRC_NAT != 0
     }
 }
 
 /// A socket of ctnetlink in the caller's network namespace.
 #[derive(Debug)]
-pub(super) struct Conntrack(Socket);
+pub(crate) struct Conntrack(Socket);
 
 type Result<T> = std::result::Result<T, MigrateError>;
 
 impl Conntrack {
-    pub(super) fn open() -> Result<Self> {
+    pub(crate) fn open() -> Result<Self> {
         Socket::open(Protocol::Netfilter)
             .map(Self)
             .map_err(failed("open a netlink socket for conntrack"))
     }
 
     /// Every IPv4 connection of the default zone of TCP, UDP and ICMP echo.
-    pub(super) fn connections(&mut self) -> Result<Vec<Connection>> {
+    pub(crate) fn connections(&mut self) -> Result<Vec<Connection>> {
         let messages = self
             .0
             .list(GET, &generic().0)
@@ -169,7 +169,7 @@ impl Conntrack {
     }
 
     /// Every connection by both of its tuples.
-    pub(super) fn by_tuple(&mut self) -> Result<BTreeMap<Tuple, Connection>> {
+    pub(crate) fn by_tuple(&mut self) -> Result<BTreeMap<Tuple, Connection>> {
         let both = |connection: Connection| {
             [
                 (connection.original, connection.clone()),
@@ -180,7 +180,7 @@ impl Conntrack {
     }
 
     /// Forgets a connection, if it is there.
-    pub(super) fn remove(&mut self, connection: &Connection) -> Result<()> {
+    pub(crate) fn remove(&mut self, connection: &Connection) -> Result<()> {
         let mut message = generic().with_nested(cta::TUPLE_ORIG, &tuple(&connection.original, false));
         if !connection.id.is_empty() {
             message = message.with(cta::ID, &connection.id);
@@ -195,7 +195,7 @@ impl Conntrack {
 
     /// Makes a connection with its translations. Its windows are not known, so of TCP any is accepted. Returns whether
     /// there was room for it: another one may have one of its tuples.
-    pub(super) fn create(&mut self, connection: &Connection) -> Result<bool> {
+    pub(crate) fn create(&mut self, connection: &Connection) -> Result<bool> {
         let mut message = generic()
             .with_nested(cta::TUPLE_ORIG, &tuple(&connection.original, false))
             // What it would be without translation: the kernel changes it as it translates.
@@ -221,7 +221,7 @@ impl Conntrack {
     }
 
     /// Makes conntrack take a connection without translation, half of which it has seen, for an open one.
-    pub(super) fn refresh(&mut self, connection: &Connection) -> Result<()> {
+    pub(crate) fn refresh(&mut self, connection: &Connection) -> Result<()> {
         let message = generic()
             .with_nested(cta::TUPLE_ORIG, &tuple(&connection.original, false))
             .with(cta::TIMEOUT, &connection.timeout.to_be_bytes());

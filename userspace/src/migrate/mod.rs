@@ -9,12 +9,12 @@
 //! way back ends with the same interface, not with one like it.
 
 mod apply;
-mod conntrack;
+pub(crate) mod conntrack;
 mod flows;
 mod journal;
 mod kernel;
 mod masquerade;
-mod netlink;
+pub(crate) mod netlink;
 mod plan;
 mod pods;
 mod rollback;

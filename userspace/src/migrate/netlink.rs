@@ -29,27 +29,30 @@ const NESTED: u16 = 0x8000;
 
 /// A netlink protocol.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Protocol {
+pub(crate) enum Protocol {
     /// Links, addresses, routes and neighbours.
     Route,
     /// Conntrack among others.
     Netfilter,
+    /// Sockets: what they are connected to, and their end.
+    SockDiag,
 }
 
 /// A socket. It belongs to the network namespace in which it was opened.
 #[derive(Debug)]
-pub(super) struct Socket {
+pub(crate) struct Socket {
     fd: OwnedFd,
     sequence: u32,
 }
 
 impl Socket {
     /// Opens a socket in the thread's network namespace.
-    pub(super) fn open(protocol: Protocol) -> io::Result<Self> {
+    pub(crate) fn open(protocol: Protocol) -> io::Result<Self> {
         let number = match protocol {
             // No protocol is number 0.
             Protocol::Route => None,
             Protocol::Netfilter => Some(netlink::NETFILTER),
+            Protocol::SockDiag => Some(netlink::SOCK_DIAG),
         };
         let fd = socket_with(
             AddressFamily::NETLINK,
@@ -61,7 +64,7 @@ impl Socket {
     }
 
     /// Opens a socket of rtnetlink in another network namespace, which a thread of its own enters for that.
-    pub(super) fn open_inside(netns: &File) -> io::Result<Self> {
+    pub(crate) fn open_inside(netns: &File) -> io::Result<Self> {
         thread::scope(|scope| {
             let open = || {
                 move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
@@ -73,14 +76,14 @@ impl Socket {
     }
 
     /// Asks for one thing, or to do one, and waits until the kernel says that it is done.
-    pub(super) fn ask(&mut self, kind: u16, flags: u16, body: &[u8]) -> io::Result<Vec<Vec<u8>>> {
+    pub(crate) fn ask(&mut self, kind: u16, flags: u16, body: &[u8]) -> io::Result<Vec<Vec<u8>>> {
         Ok(self
             .exchange(kind, flags | libc::NLM_F_ACK as u16, body)?
             .messages)
     }
 
     /// Asks for a list; for one that changed meanwhile again.
-    pub(super) fn list(&mut self, kind: u16, body: &[u8]) -> io::Result<Vec<Vec<u8>>> {
+    pub(crate) fn list(&mut self, kind: u16, body: &[u8]) -> io::Result<Vec<Vec<u8>>> {
         let mut answers = self.exchange(kind, libc::NLM_F_DUMP as u16, body)?;
         for _ in 1..DUMPS {
             if !answers.interrupted {
@@ -164,7 +167,7 @@ fn unreadable() -> io::Error {
 }
 
 /// The attributes in `bytes`, numbers without their flags.
-pub(super) fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+pub(crate) fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
     let mut rest = bytes;
     std::iter::from_fn(move || {
         let length = usize::from(u16_at(rest, 0)?);
@@ -176,33 +179,33 @@ pub(super) fn attributes(bytes: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
 }
 
 /// The attribute with this number.
-pub(super) fn attribute(bytes: &[u8], kind: u16) -> Option<&[u8]> {
+pub(crate) fn attribute(bytes: &[u8], kind: u16) -> Option<&[u8]> {
     attributes(bytes).find_map(|(found, value)| (found == kind).then_some(value))
 }
 
 /// The number at this offset, in the machine's order.
-pub(super) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+pub(crate) fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 
 /// The number at this offset, in the machine's order.
-pub(super) fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+pub(crate) fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
 }
 
 /// The body of a message: a fixed part and attributes. It is kept in files as base64.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Body(pub(super) Vec<u8>);
+pub(crate) struct Body(pub(crate) Vec<u8>);
 
 impl Body {
     /// A body with a fixed part.
-    pub(super) fn new(fixed: &[u8]) -> Self {
+    pub(crate) fn new(fixed: &[u8]) -> Self {
         Self(fixed.to_vec())
     }
 
     /// With an attribute added.
     #[must_use]
-    pub(super) fn with(mut self, kind: u16, value: &[u8]) -> Self {
+    pub(crate) fn with(mut self, kind: u16, value: &[u8]) -> Self {
         self.0.extend(((4 + value.len()) as u16).to_ne_bytes());
         self.0.extend(kind.to_ne_bytes());
         self.0.extend(value);
@@ -212,14 +215,14 @@ impl Body {
 
     /// With an attribute added that holds attributes.
     #[must_use]
-    pub(super) fn with_nested(self, kind: u16, inner: &Self) -> Self {
+    pub(crate) fn with_nested(self, kind: u16, inner: &Self) -> Self {
         self.with(kind | NESTED, &inner.0)
     }
 
     /// The same message with a fixed part and attributes changed: `change` returns what an attribute is to be, `None` for
     /// nothing. `fixed` is the length of the fixed part in bytes.
     #[must_use]
-    pub(super) fn changed(&self, fixed: usize, change: impl Fn(u16, &[u8]) -> Option<Vec<u8>>) -> Self {
+    pub(crate) fn changed(&self, fixed: usize, change: impl Fn(u16, &[u8]) -> Option<Vec<u8>>) -> Self {
         let (head, rest) = self.0.split_at(fixed.min(self.0.len()));
         attributes(rest).fold(Self::new(head), |body, (kind, value)| match change(kind, value) {
             Some(value) => body.with(kind, &value),

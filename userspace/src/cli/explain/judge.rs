@@ -221,6 +221,7 @@ impl Walk<'_> {
             }
             AtIngress::Carry => return Ok(Reason::CarriedTakesStack),
             AtIngress::Stack(reason) => return Ok(reason),
+            AtIngress::Reset => return Ok(Reason::Drained),
         }
         self.is_tagged = true;
         Ok(Reason::Offered)
@@ -241,7 +242,7 @@ impl Walk<'_> {
         }
         let answers_kernel_flow = self.entry.is_some_and(|entry| {
             entry.state == State::KERNEL
-                && entry.nat == Nat::DESTINATION
+                && matches!(entry.nat, Nat::DESTINATION | Nat::FROM_BACKEND)
                 && entry.is_for(self.role, self.key.protocol)
         });
         if has_ports(self.key.protocol)
@@ -256,10 +257,23 @@ impl Walk<'_> {
             };
         }
         if answers_kernel_flow {
-            self.pass(PROGRAM, Reason::KernelFlowTranslated);
+            let of_backend = self.entry.is_some_and(|entry| entry.nat == Nat::FROM_BACKEND);
+            self.pass(
+                PROGRAM,
+                if of_backend {
+                    Reason::Balanced
+                } else {
+                    Reason::KernelFlowTranslated
+                },
+            );
             self.note_translation();
             if let Some(entry) = self.entry {
-                (self.key.dst, self.key.dst_port) = (entry.nat_addr, entry.nat_port);
+                let end = if of_backend {
+                    (&mut self.key.src, &mut self.key.src_port)
+                } else {
+                    (&mut self.key.dst, &mut self.key.dst_port)
+                };
+                (*end.0, *end.1) = (entry.nat_addr, entry.nat_port);
             }
             self.is_tagged = true;
             self.entry = self.view.flow(&self.key)?;

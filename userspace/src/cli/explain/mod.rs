@@ -185,7 +185,7 @@ fn entry(view: &View, packet: &Packet) -> Result<String, Failure> {
     };
     let is_icmp = packet.key.protocol == ICMP;
     let port = u16::from_be_bytes(entry.nat_port);
-    let nat = match entry.nat {
+    let nat = match Nat::end(entry.nat) {
         Nat::NONE => "not translated".to_owned(),
         Nat::SOURCE => format!(
             "source becomes {}",

@@ -46,6 +46,10 @@ impl View {
         })
     }
 
+    pub(super) fn datapath(&self) -> &Datapath {
+        &self.datapath
+    }
+
     pub(super) fn config(&self) -> Read<Config<[u8; 4]>> {
         self.datapath.config()
     }

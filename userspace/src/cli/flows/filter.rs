@@ -26,7 +26,7 @@ pub(crate) struct Filter {
     /// tcp, udp, icmp or a number
     #[arg(long, value_name = "PROTOCOL", value_parser = parse_protocol)]
     proto: Option<u8>,
-    /// offered, carried or kernel
+    /// offered, carried, kernel or reset
     #[arg(long, value_name = "STATE", value_parser = parse_state)]
     state: Option<u8>,
     /// Show at most COUNT rows
@@ -111,10 +111,10 @@ pub(crate) fn parse_protocol(text: &str) -> Result<u8, String> {
 }
 
 fn parse_state(text: &str) -> Result<u8, String> {
-    [State::OFFERED, State::CARRIED, State::KERNEL]
+    [State::OFFERED, State::CARRIED, State::KERNEL, State::RESET]
         .into_iter()
         .find(|&state| state_name(state) == text)
-        .ok_or_else(|| "use offered, carried or kernel".to_owned())
+        .ok_or_else(|| "use offered, carried, kernel or reset".to_owned())
 }
 
 #[cfg(test)]
@@ -209,7 +209,7 @@ mod tests {
 
     #[test]
     fn states_are_parsed_by_the_names_they_are_shown_with() {
-        for state in [State::OFFERED, State::CARRIED, State::KERNEL] {
+        for state in [State::OFFERED, State::CARRIED, State::KERNEL, State::RESET] {
             assert_eq!(parse_state(state_name(state)), Ok(state));
         }
         assert!(parse_state(super::super::UNKNOWN).is_err());

@@ -81,8 +81,7 @@ pub(crate) fn count_flows(datapath: &Datapath) -> Result<FlowCount, DatapathErro
         match entry.state {
             State::OFFERED => count.offered += 1,
             State::CARRIED => count.carried += 1,
-            State::KERNEL => count.kernel += 1,
-            _ => {}
+            _ => count.kernel += 1,
         }
     })?;
     #[expect(clippy::cast_precision_loss, reason = "both are far below 2^52")]

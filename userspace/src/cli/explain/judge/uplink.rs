@@ -1,9 +1,10 @@
 //! `cwy_to_uplink`: whether a pod's packet leaves with the node's address.
 
 use causeway_common::{
-    decide::Role,
+    balance::slot,
+    decide::{Role, is_given_up},
     flow::{Flags, Nat, State, keeps_address},
-    maps::PodEntry,
+    maps::{PodEntry, RangeClass},
     reason::Reason,
     tuple::{ICMP, TCP, has_ports},
 };
@@ -44,6 +45,10 @@ impl Walk<'_> {
             let is_stale = !has_ports(protocol) && self.view.is_idle(&self.key, &entry, &self.config)?;
             keeps = !is_stale && keeps_address(&entry, role, protocol);
         }
+        if let Some(reason) = self.meet_api_server()? {
+            self.pass(PROGRAM, reason);
+            return Ok(());
+        }
         if keeps || !self.needs_snat()? {
             let reason = self.learn(pod.may_be_carried())?;
             self.pass(PROGRAM, reason);
@@ -56,6 +61,45 @@ impl Walk<'_> {
             self.translate(self.config.node_addr, port);
         }
         Ok(())
+    }
+
+    /// The reason if it is a matter of the API server's address.
+    fn meet_api_server(&mut self) -> Judged<Option<Reason>> {
+        let opens = self.role == Role::Opens;
+        if self.key.protocol != TCP {
+            return Ok(None);
+        }
+        if let Some(entry) = self.entry {
+            if entry.state == State::RESET && !opens {
+                return Ok(Some(Reason::Drained));
+            }
+            if entry.nat == Nat::TO_BACKEND && !(opens && entry.progress().is_over()) {
+                self.note_translation();
+                return Ok(Some(Reason::Balanced));
+            }
+            if !opens {
+                return Ok(None);
+            }
+        }
+        let class = self.view.range(self.key.dst)?.map_or(0, |(_, class)| class);
+        if is_given_up(class) {
+            return Ok(opens.then_some(Reason::RetiredAddress));
+        }
+        if class != RangeClass::BALANCED || !self.view.datapath().balancer()?.serves(self.key.dst_port) {
+            return Ok(None);
+        }
+        if !opens {
+            return Ok(Some(Reason::NotBalanced));
+        }
+        let backend = self
+            .view
+            .datapath()
+            .backend_at(slot(self.key.hash(self.config.seed), 0))?;
+        if backend == [0; 4] {
+            return Ok(Some(Reason::NoBackend));
+        }
+        self.translate(backend, self.key.dst_port);
+        Ok(Some(Reason::Balanced))
     }
 
     /// What the uplink says of a packet that needs a translation and has none.

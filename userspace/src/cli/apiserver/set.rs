@@ -1,0 +1,165 @@
+//! `causeway apiserver set`.
+
+use std::{
+    fs,
+    io::{self, Write as _},
+    net::Ipv4Addr,
+    thread,
+    time::{Duration, Instant},
+};
+
+use causeway::{
+    apiserver::{Description, Document, Mode, Steward},
+    config,
+    datapath::Datapath,
+    durable,
+    root::Root,
+    settings::Settings,
+};
+use clap::{Args, ValueEnum};
+use ipnet::Ipv4Net;
+
+use super::Failure;
+use crate::agent::SOCKET;
+
+/// How long the agent may take to follow.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What is said.
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// Its virtual address
+    #[arg(long, value_name = "ADDRESS")]
+    vip: Option<Ipv4Addr>,
+    /// Whether its public endpoint is in use
+    #[arg(long, value_enum)]
+    mode: Option<Access>,
+    /// A subnet delegated to it; may be repeated
+    #[arg(long = "subnet", value_name = "CIDR")]
+    subnets: Vec<Ipv4Net>,
+    /// A port of it; may be repeated
+    #[arg(long = "port", value_name = "PORT")]
+    ports: Vec<u16>,
+    /// An address of the public endpoint; may be repeated
+    #[arg(long = "public-address", value_name = "ADDRESS")]
+    public_addresses: Vec<Ipv4Addr>,
+    /// An API server to spread connections over; may be repeated
+    #[arg(long = "backend", value_name = "ADDRESS", conflicts_with = "no_backends")]
+    backends: Vec<Ipv4Addr>,
+    /// Somebody else balances
+    #[arg(long)]
+    no_backends: bool,
+    /// Seconds that connections to what is gone may go on
+    #[arg(long = "drain", value_name = "SECONDS")]
+    drain_seconds: Option<u32>,
+    /// Take back what was said: the configuration file alone says it
+    #[arg(long, exclusive = true)]
+    unset: bool,
+}
+
+/// Who may use the public endpoint.
+#[derive(Clone, Copy, ValueEnum)]
+enum Access {
+    Public,
+    Private,
+}
+
+impl Arguments {
+    fn document(self) -> Document {
+        fn unless_empty<T>(values: Vec<T>) -> Option<Vec<T>> {
+            (!values.is_empty()).then_some(values)
+        }
+        Document {
+            subnets: unless_empty(self.subnets),
+            vip: self.vip,
+            ports: unless_empty(self.ports),
+            mode: self.mode.map(|mode| match mode {
+                Access::Public => Mode::Public,
+                Access::Private => Mode::Private,
+            }),
+            public_addresses: unless_empty(self.public_addresses),
+            drain_seconds: self.drain_seconds,
+            backends: unless_empty(self.backends).or(self.no_backends.then(Vec::new)),
+            ..Document::default()
+        }
+    }
+}
+
+pub(crate) fn run(arguments: Arguments, root: &Root) -> Result<(), Failure> {
+    let path = root.path(config::API_SERVER);
+    let failed = |source| Failure::File {
+        path: path.clone(),
+        source,
+    };
+    let said = if arguments.unset {
+        Document::default()
+    } else {
+        let said = arguments.document();
+        if said == Document::default() {
+            return Err(Failure::Usage(
+                "say what is to change, for instance --vip 10.226.0.4 (see --help)".to_owned(),
+            ));
+        }
+        config::api_server_document(root)
+            .map_err(Failure::Config)?
+            .with(said)
+    };
+    let wanted = config::describe_api_server(root, said.clone()).map_err(Failure::Config)?;
+    if said == Document::default() {
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            _ => {}
+        }
+    } else {
+        path.parent().map_or(Ok(()), fs::create_dir_all).map_err(failed)?;
+        let text = serde_json::to_vec_pretty(&said).map_err(|error| failed(error.into()))?;
+        durable::write(&path, &text).map_err(failed)?;
+    }
+    let told = if has_agent(root) {
+        wait_for_agent(root, wanted.as_ref())
+    } else {
+        apply(root, wanted.as_ref())?
+    };
+    writeln!(io::stdout(), "{told}").map_err(Failure::Output)
+}
+
+fn has_agent(root: &Root) -> bool {
+    std::os::unix::net::UnixStream::connect(root.path(SOCKET)).is_ok()
+}
+
+/// Waits until the agent has followed.
+fn wait_for_agent(root: &Root, wanted: Option<&Description>) -> String {
+    let begun = Instant::now();
+    let wanted = wanted.map(|wanted| (wanted.vip, wanted.ports.clone(), wanted.subnets.clone()));
+    while begun.elapsed() < PATIENCE {
+        let noted = Settings::noted(root).api_server;
+        if noted.map(|noted| (noted.vip, noted.ports, noted.subnets)) == wanted {
+            return format!("in force after {} ms", begun.elapsed().as_millis());
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    format!(
+        "noted, but the agent has not followed in {} s: causeway doctor says why",
+        PATIENCE.as_secs()
+    )
+}
+
+/// Does what the agent would do, as far as it can be done by somebody who does not stay.
+fn apply(root: &Root, wanted: Option<&Description>) -> Result<String, Failure> {
+    let mut steward = Steward::new(root);
+    steward.follow(wanted);
+    let mut settings = config::load(root).map_err(Failure::Config)?.settings;
+    settings.api_server = steward.api_server();
+    settings.note(root).map_err(|error| Failure::File {
+        path: error.path().to_owned(),
+        source: io::Error::other(error),
+    })?;
+    let Some(datapath) = Datapath::open(root)? else {
+        return Ok("noted: the first pod loads the datapath, which follows it".to_owned());
+    };
+    datapath.apply_choice(&settings)?;
+    Ok(
+        "in force; no agent runs, so nothing is probed and connections to what is gone are not ended"
+            .to_owned(),
+    )
+}
