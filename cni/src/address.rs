@@ -7,6 +7,7 @@ use std::{
 };
 
 use causeway::{
+    apiserver,
     attachments::{self, PATIENCE},
     datapath::Datapath,
     endpoints::{Key, State},
@@ -264,6 +265,9 @@ fn prepare(
     let datapath = Datapath::ensure(call.root, uplink, call.conf.expedite)?;
     if let Some(wanted) = call.conf.uplink_xdp {
         datapath.set_xdp(uplink, wanted)?;
+    }
+    if let Some((document, server)) = &call.conf.api_server {
+        apiserver::conflist::follow(call.root, &datapath, document, server)?;
     }
     node::enable_forwarding(call.root)?;
     clear_remnants(&datapath, netlink, host_if)?;

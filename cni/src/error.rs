@@ -1,6 +1,7 @@
 //! The one JSON object that a failed verb prints.
 
 use causeway::{
+    apiserver::conflist::ConflistError,
     attachments::DisconnectError,
     datapath::DatapathError,
     durable::LockError,
@@ -147,6 +148,12 @@ impl From<LinkError> for CniError {
 
 impl From<NodeError> for CniError {
     fn from(error: NodeError) -> Self {
+        Self::new(code::PLUGIN, error.to_string())
+    }
+}
+
+impl From<ConflistError> for CniError {
+    fn from(error: ConflistError) -> Self {
         Self::new(code::PLUGIN, error.to_string())
     }
 }

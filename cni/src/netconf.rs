@@ -7,9 +7,11 @@ mod limits;
 use std::net::IpAddr;
 
 use causeway::{
+    apiserver::{Description, Document},
     datapath::HostPort,
     go_json::{Fields, ShapeError},
 };
+use serde::Deserialize as _;
 use serde_json::{Map, Value};
 
 pub(crate) use self::ipam::{IPAM_KIND, IpamConf};
@@ -49,6 +51,8 @@ pub(crate) struct NetConf {
     pub(crate) expedite: bool,
     /// Whether XDP is to carry at the uplink; `None` leaves it as it is.
     pub(crate) uplink_xdp: Option<bool>,
+    /// Where the API server is, if the configuration says so.
+    pub(crate) api_server: Option<(Document, Description)>,
     /// What the plug-ins before this one have made.
     pub(crate) prev_result: Option<CniResult>,
     /// The attachments that GC is to leave alone: container and interface.
@@ -115,6 +119,7 @@ impl NetConf {
             has_limits: unless_leaving(strict, capabilities::limits_bandwidth(&fields))?,
             expedite: unless_leaving(strict, flag(&fields, "expediteRcu"))?.unwrap_or(true),
             uplink_xdp: unless_leaving(strict, flag(&fields, "uplinkXdp"))?,
+            api_server: unless_leaving(strict, api_server(&fields))?,
             prev_result: unless_leaving(strict, prev_result(&fields))?,
             valid: match invocation.verb {
                 Verb::Gc => valid_attachments(&fields)?,
@@ -160,6 +165,20 @@ fn flag(fields: &Fields<'_>, name: &str) -> Result<Option<bool>, CniError> {
     let is_set = fields.get(name).is_some();
     let value = fields.flag(name).map_err(|error| shape(&error))?;
     Ok(is_set.then_some(value))
+}
+
+/// `apiServer` of `causeway`, the keys that are not the incumbent's.
+fn api_server(fields: &Fields<'_>) -> Result<Option<(Document, Description)>, CniError> {
+    let Some(own) = fields.object("causeway").map_err(|error| shape(&error))? else {
+        return Ok(None);
+    };
+    let Some(value) = own.get("apiServer") else {
+        return Ok(None);
+    };
+    let wrong = |error: String| CniError::new(code::CONFIGURATION, format!("causeway.apiServer: {error}"));
+    let document = Document::deserialize(value).map_err(|error| wrong(error.to_string()))?;
+    let description = document.clone().check().map_err(wrong)?;
+    Ok(Some((document, description)))
 }
 
 fn prev_result(fields: &Fields<'_>) -> Result<Option<CniResult>, CniError> {

@@ -200,7 +200,7 @@ impl Bench {
         assert_eq!(moved(&reason), 1, "{reason:?}");
         let action = result.return_value.cast_signed();
         let expected = match reason.verdict() {
-            Verdict::Carried => TC_ACT_REDIRECT,
+            Verdict::Carried | Verdict::Refused => TC_ACT_REDIRECT,
             Verdict::Stack => TC_ACT_UNSPEC,
             Verdict::Dropped => TC_ACT_SHOT,
             Verdict::Noted => unreachable!("partitioned away"),

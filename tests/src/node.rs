@@ -150,6 +150,12 @@ impl Node {
 
     /// Adds a pod as a container runtime does.
     pub fn add(&self, name: &str) -> Result<Pod> {
+        let config = self.plugin_config();
+        self.add_with(name, &config.unwrap_or_default())
+    }
+
+    /// As [`Self::add`], with a configuration of the caller's.
+    pub fn add_with(&self, name: &str, config: &Value) -> Result<Pod> {
         let ns = Netns::new()?;
         if !self.datapath.is_causeway() {
             let addr = self.next_address()?;
@@ -161,7 +167,7 @@ impl Node {
                 result: Value::Null,
             });
         }
-        let result = self.plugin("ADD", name, &ns.path())?;
+        let result = self.plugin_with("ADD", name, &ns.path(), config)?;
         let address = result["ips"][0]["address"]
             .as_str()
             .and_then(|text| text.split('/').next()?.parse().ok());
@@ -267,11 +273,21 @@ impl Node {
 
     /// Calls the CNI plug-in for a pod. An empty answer is `null`; an error holds the plug-in's own.
     pub fn plugin(&self, verb: &str, pod: &str, netns: &str) -> Result<Value> {
-        let dist = self.dist()?;
-        let mut config = dist.plugin_config()?;
+        self.plugin_with(verb, pod, netns, &self.plugin_config()?)
+    }
+
+    /// The plug-in's configuration on this node.
+    pub fn plugin_config(&self) -> Result<Value> {
+        let mut config = self.dist()?.plugin_config()?;
         if self.datapath == Datapath::CausewayXdp {
             config["uplinkXdp"] = true.into();
         }
+        Ok(config)
+    }
+
+    /// As [`Self::plugin`], with a configuration of the caller's.
+    pub fn plugin_with(&self, verb: &str, pod: &str, netns: &str, config: &Value) -> Result<Value> {
+        let dist = self.dist()?;
         let mut command = self.program(dist.plugin("azure-vnet").as_os_str());
         command
             .env("CNI_COMMAND", verb)

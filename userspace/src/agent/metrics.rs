@@ -6,6 +6,7 @@ use std::{
 };
 
 use causeway::{
+    apiserver,
     datapath::{Datapath, DatapathError},
     ipam::store,
 };
@@ -32,6 +33,7 @@ pub(super) const CONTENT: &str = "application/openmetrics-text; version=1.0.0; c
 pub(super) fn text(shared: &Shared) -> Result<Vec<u8>, fmt::Error> {
     let mut registry = Registry::with_prefix("causeway");
     of_agent(&mut registry, &shared.known());
+    of_api_server(&mut registry, &shared.known().api_server);
     of_process(&mut registry);
     // Without a datapath, or with one that cannot be read, its metrics are absent rather than zero.
     let datapath = Datapath::open(&shared.root).ok().flatten();
@@ -81,6 +83,17 @@ struct Hook {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct State {
     state: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Vip {
+    address: String,
+    mode: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Backend {
+    address: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -164,6 +177,44 @@ fn of_agent(registry: &mut Registry, known: &Known) {
         "sweep_entries_forgotten",
         "Entries that sweeps forgot",
         known.forgotten,
+    );
+}
+
+fn of_api_server(registry: &mut Registry, known: &apiserver::Known) {
+    let Some(vip) = known.vip else { return };
+    let info = Family::<Vip, Gauge>::default();
+    info.get_or_create(&Vip {
+        address: vip.to_string(),
+        mode: known.mode.name(),
+    })
+    .set(1);
+    registry.register("apiserver_vip_info", "1; where the API server is", info);
+    count(
+        registry,
+        "apiserver_vip_changes",
+        "Changes of the API server's virtual address",
+        known.changes,
+    );
+    number(
+        registry,
+        "apiserver_draining",
+        "Addresses and backends whose connections are to end",
+        known.gone.iter().filter(|gone| !gone.is_over).count() as u64,
+    );
+    if known.backends.is_empty() {
+        return;
+    }
+    let healthy = Family::<Backend, Gauge>::default();
+    for (address, state) in &known.backends {
+        let labels = Backend {
+            address: address.to_string(),
+        };
+        healthy.get_or_create(&labels).set(i64::from(state.is_healthy));
+    }
+    registry.register(
+        "apiserver_backend_healthy",
+        "1 if connections are opened to the backend",
+        healthy,
     );
 }
 

@@ -10,6 +10,7 @@ mod metrics;
 mod process;
 mod server;
 mod state;
+mod work;
 
 use std::{
     io,
@@ -18,13 +19,10 @@ use std::{
 };
 
 use causeway::{
-    apiserver::Steward,
-    config,
-    datapath::{Datapath, DatapathError, Upgraded},
+    datapath::{Datapath, Upgraded},
     durable::{Lock, LockError},
-    reconcile::{Depth, Keeper},
+    reconcile::Depth,
     root::Root,
-    settings::Settings,
 };
 use clap::Args;
 use sd_notify::NotifyState;
@@ -38,6 +36,7 @@ pub(crate) use self::server::SOCKET;
 use self::{
     events::{Events, Trigger},
     state::Shared,
+    work::Work,
 };
 
 /// Between two passes when nothing seems to happen: what makes no event is found after this time.
@@ -212,68 +211,6 @@ fn tell_systemd(states: &[NotifyState<'_>]) {
     sd_notify::notify(states).ok();
 }
 
-/// What works on the node, one piece at a time.
-#[derive(Debug)]
-struct Work {
-    keeper: Keeper,
-    steward: Steward,
-    /// What was chosen, with the API server at rest.
-    settings: Settings,
-}
-
-impl Work {
-    /// The files', if they are right; else what was in force before, if anything was in this boot.
-    fn begin(root: &Root, shared: &Shared) -> Self {
-        let loaded = config::load(root);
-        shared.note_reload(loaded.as_ref().map(drop).map_err(ToString::to_string));
-        let mut steward = Steward::new(root);
-        let settings = match loaded {
-            Ok(configuration) => {
-                let settings = configuration.settings.clone();
-                steward.follow(configuration.api_server.as_ref());
-                shared.set_configuration(configuration);
-                shared.note_applied();
-                settings
-            }
-            Err(error) => {
-                tracing::error!(%error, "the configuration is wrong: what was in force before stays so");
-                Settings::noted(root)
-            }
-        };
-        let work = Self {
-            keeper: Keeper::new(root, settings.clone()),
-            steward,
-            settings,
-        };
-        let in_force = work.in_force(root);
-        Self {
-            keeper: Keeper::new(root, in_force),
-            ..work
-        }
-    }
-
-    /// What the programs are to follow now, which is noted.
-    fn in_force(&self, root: &Root) -> Settings {
-        let settings = Settings {
-            api_server: self
-                .steward
-                .api_server()
-                .or_else(|| self.settings.api_server.clone()),
-            ..self.settings.clone()
-        };
-        if let Err(error) = settings.note(root) {
-            tracing::warn!(%error, "a plug-in that loads the datapath will not know the configuration");
-        }
-        settings
-    }
-
-    /// Follows what the steward says.
-    fn follow(&mut self, root: &Root, shared: &Shared) {
-        let settings = self.in_force(root);
-        note_application(shared, self.keeper.follow(settings));
-    }
-}
-
 struct Agent {
     root: Root,
     /// Away while it works.
@@ -314,19 +251,8 @@ impl Agent {
     }
 
     async fn reload(&mut self) {
-        self.with_work(|work, root, shared| match config::load(root) {
-            Ok(configuration) => {
-                work.settings = configuration.settings.clone();
-                work.steward.follow(configuration.api_server.as_ref());
-                shared.set_configuration(configuration);
-                work.follow(root, shared);
-            }
-            Err(error) => {
-                tracing::error!(%error, "the configuration is wrong: what was in force before stays so");
-                shared.note_reload(Err(error.to_string()));
-            }
-        })
-        .await;
+        self.with_work(|work, root, shared| work.reload(root, shared))
+            .await;
     }
 
     fn is_draining(&self) -> bool {
@@ -362,21 +288,5 @@ impl Agent {
             }
         })
         .await;
-    }
-}
-
-fn note_application(shared: &Shared, applied: Result<Vec<&'static str>, DatapathError>) {
-    match applied {
-        Ok(maps) => {
-            if !maps.is_empty() {
-                tracing::info!(?maps, "the configuration is in force");
-            }
-            shared.note_reload(Ok(()));
-            shared.note_applied();
-        }
-        Err(error) => {
-            tracing::error!(%error, "the configuration is not in force yet");
-            shared.note_reload(Err(error.to_string()));
-        }
     }
 }

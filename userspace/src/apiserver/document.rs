@@ -1,10 +1,10 @@
 //! The API server as an administrator describes it: `apiServer` in the agent's file, and under `causeway` in the conflist.
 
-use std::net::Ipv4Addr;
+use std::{net::Ipv4Addr, str::FromStr};
 
 use causeway_common::{balance::BACKENDS, maps::Balancer};
 use ipnet::Ipv4Net;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de};
 
 use crate::settings::{API_SERVER_PORTS, ApiServer};
 
@@ -20,10 +20,10 @@ const DAY: u32 = 86_400;
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Document {
     /// The subnets delegated to the API server.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "ranges")]
     pub subnets: Option<Vec<Ipv4Net>>,
     /// Its virtual address.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "address")]
     pub vip: Option<Ipv4Addr>,
     /// Its ports there.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -35,17 +35,46 @@ pub struct Document {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mode: Option<Mode>,
     /// The addresses of the public endpoint.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "addresses")]
     pub public_addresses: Option<Vec<Ipv4Addr>>,
     /// Seconds that connections to what is gone may go on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub drain_seconds: Option<u32>,
     /// API servers among which this node spreads connections to the virtual address.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "addresses")]
     pub backends: Option<Vec<Ipv4Addr>>,
     /// How it is found out whether a backend is healthy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub probe: Option<ProbeDocument>,
+}
+
+fn address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Ipv4Addr>, D::Error> {
+    let text = Option::<String>::deserialize(deserializer)?;
+    text.map(|text| parse(&text, "an IPv4 address, as 10.226.0.4"))
+        .transpose()
+}
+
+fn addresses<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<Ipv4Addr>>, D::Error> {
+    list(deserializer, "an IPv4 address, as 10.226.0.4")
+}
+
+fn ranges<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<Ipv4Net>>, D::Error> {
+    list(deserializer, "a range of IPv4 addresses, as 10.226.0.0/28")
+}
+
+fn list<'de, T: FromStr, D: Deserializer<'de>>(
+    deserializer: D,
+    what: &str,
+) -> Result<Option<Vec<T>>, D::Error> {
+    let texts = Option::<Vec<String>>::deserialize(deserializer)?;
+    let parse = |texts: Vec<String>| texts.iter().map(|text| parse(text, what)).collect();
+    texts.map(parse).transpose()
+}
+
+fn parse<T: FromStr, E: de::Error>(text: &str, what: &str) -> Result<T, E> {
+    text.trim()
+        .parse()
+        .map_err(|_error| E::custom(format!("{text:?} is not {what}")))
 }
 
 /// `probe` of a [`Document`].
@@ -349,6 +378,9 @@ mod tests {
             (r#"{"probe": {"path": "ready z"}}"#, "probe.path"),
             (r#"{"probe": {"kind": "smtp"}}"#, "smtp"),
             (r#"{"vpi": "10.226.0.4"}"#, "vpi"),
+            (r#"{"vip": "10.226.0"}"#, "\"10.226.0\""),
+            (r#"{"backends": ["x"]}"#, "\"x\" is not an IPv4 address"),
+            (r#"{"subnets": ["10.226.0.4"]}"#, "10.226.0.0/28"),
         ] {
             let error = check(text).unwrap_err();
             assert!(error.contains(part), "{text}: {error}");

@@ -4,6 +4,7 @@
 //! [`Document`] is what people write, [`ApiServer`](crate::settings::ApiServer) what the programs follow. Between the two
 //! stands the [`Steward`]: it knows which address was given up when, and which backends are healthy.
 
+pub mod conflist;
 mod document;
 #[cfg(feature = "cli")]
 mod drain;

@@ -20,7 +20,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use self::file::File;
 pub use self::file::{Listen, REFERENCE};
 use crate::{
-    apiserver::{Description, Document},
+    apiserver::{Description, Document, conflist},
     durable,
     root::Root,
     settings::Settings,
@@ -134,11 +134,12 @@ fn describe(
     over: Document,
 ) -> Result<Option<(Description, PathBuf)>, ConfigError> {
     let over_path = root.path(API_SERVER);
-    let says_something = over != Document::default();
-    let (document, path) = match (of_file, says_something) {
-        (None, false) => return Ok(None),
-        (Some(document), false) => (document, below.to_owned()),
-        (document, true) => (document.unwrap_or_default().with(over), over_path),
+    let of_conflist = conflist::noted(root).map(|document| (document, root.path(conflist::CONFLIST)));
+    let of_file = of_file.map(|document| (document, below.to_owned()));
+    let said = (over != Document::default()).then_some((over, over_path));
+    let layers = [of_conflist, of_file, said].into_iter().flatten();
+    let Some((document, path)) = layers.reduce(|(below, _), (over, path)| (below.with(over), path)) else {
+        return Ok(None);
     };
     match document.check() {
         Ok(description) => Ok(Some((description, path))),
@@ -152,10 +153,12 @@ pub fn api_server_document(root: &Root) -> Result<Document, ConfigError> {
 }
 
 /// The directories in which a change of a file may change what is in force.
-pub fn directories(root: &Root) -> [PathBuf; 2] {
-    let own = root.path(FILE);
-    let own = own.parent().map_or_else(|| own.clone(), Path::to_owned);
-    [own, root.path(IP_MASQ)]
+pub fn directories(root: &Root) -> [PathBuf; 3] {
+    let directory = |file| {
+        let file = root.path(file);
+        file.parent().map_or_else(|| file.clone(), Path::to_owned)
+    };
+    [directory(FILE), root.path(IP_MASQ), directory(conflist::CONFLIST)]
 }
 
 fn read<T: DeserializeOwned + Default>(path: &Path) -> Result<T, ConfigError> {

@@ -7,6 +7,7 @@
 
 pub(crate) mod batch;
 pub(crate) mod iterate;
+#[cfg(feature = "cli")]
 pub(crate) mod run;
 
 use std::{

@@ -4,12 +4,14 @@ use std::fmt;
 
 use aya::maps::{MapInfo, MapType};
 use causeway_common::{
+    balance::BACKEND_SLOTS,
     crowd::{CROWD_SLOTS, Crowd},
     flow::FlowEntry,
     fragment::{FRAGMENT_ENTRIES, FragmentEntry, FragmentKey},
     maps::{
-        AGE_ENTRIES, Budget, Config, Count, EVENT_BYTES, FLOW_ENTRIES, IfaceEntry, MAP_NAMES, POD_ENTRIES,
-        PodEntry, PortWord, RANGE_ENTRIES, RangeEntry, RangeKey, SweepJob, USAGE_ENTRIES, Usage,
+        AGE_ENTRIES, Backend, Balancer, Budget, Config, Count, EVENT_BYTES, FLOW_ENTRIES, IfaceEntry,
+        MAP_NAMES, POD_ENTRIES, PodEntry, PortWord, RANGE_ENTRIES, RangeEntry, RangeKey, SweepJob,
+        USAGE_ENTRIES, Usage,
     },
     moved::{MOVED_ENTRIES, Moved},
     ports::RESERVED_ENTRIES,
@@ -92,6 +94,14 @@ pub(crate) fn expected(name: &str) -> Option<Layout> {
             NO_PREALLOC,
         ),
         "cwy_ports" => layout(MapType::Array, index, size_of::<PortWord>(), RESERVED_ENTRIES, 0),
+        "cwy_balancer" => layout(MapType::Array, index, size_of::<Balancer>(), 1, 0),
+        "cwy_backends" => layout(
+            MapType::Array,
+            index,
+            size_of::<Backend<Address>>(),
+            BACKEND_SLOTS,
+            0,
+        ),
         "cwy_frags" => layout(
             MapType::LruHash,
             size_of::<FragmentKey<Address>>(),
@@ -118,8 +128,8 @@ pub(crate) fn expected(name: &str) -> Option<Layout> {
     }
 }
 
-/// Maps that userspace does not touch, and that a tree may lack: its programs do without.
-const OPTIONAL: [&str; 1] = ["cwy_moved"];
+/// Maps that a tree of an earlier build may lack: its programs do without, and userspace asks for them when there is need.
+const OPTIONAL: [&str; 3] = ["cwy_moved", "cwy_balancer", "cwy_backends"];
 
 /// Compares every map of a tree with what the programs expect.
 pub(crate) fn check(pins: &PinTree) -> Result<(), DatapathError> {

@@ -7,9 +7,7 @@ use aya::{
     Btf, Ebpf, EbpfLoader,
     programs::{Iter, Program, ProgramError, SchedClassifier, Xdp},
 };
-use causeway_common::maps::{
-    Config, INJECT_PROGRAM, MAP_NAMES, PROGRAM_NAMES, SWEEP_PROGRAM, Usage, XDP_PROGRAM,
-};
+use causeway_common::maps::{Config, MAP_NAMES, PROGRAM_NAMES, SWEEP_PROGRAM, Usage, XDP_PROGRAM};
 
 use super::{
     DatapathError,
@@ -104,8 +102,9 @@ pub(crate) fn xdp_program(pins: &PinTree) -> Result<PathBuf, DatapathError> {
 }
 
 /// The pin of the program of a tree that sends frames, which is loaded when it is first asked for.
+#[cfg(feature = "cli")]
 pub(crate) fn inject_program(pins: &PinTree) -> Result<PathBuf, DatapathError> {
-    on_demand(pins, INJECT_PROGRAM, |program| {
+    on_demand(pins, causeway_common::maps::INJECT_PROGRAM, |program| {
         let program: &mut SchedClassifier = program.try_into()?;
         program.load()
     })

@@ -24,6 +24,11 @@ impl Datapath {
         Ok(self.tables.range_lists()?.remove(&list).unwrap_or_default())
     }
 
+    /// Whether these are the ranges in force.
+    pub fn has_ranges(&self, ranges: &[Range]) -> Result<bool, DatapathError> {
+        Ok(self.ranges()? == normal(ranges))
+    }
+
     /// Replaces the ranges. A packet is judged by the list of before or by this one, never by a part of it; flows that
     /// are translated stay so. Returns whether anything had to be changed.
     pub fn set_ranges(&self, ranges: &[Range]) -> Result<bool, DatapathError> {

@@ -116,7 +116,7 @@ pub(crate) fn run(arguments: Arguments, root: &Root) -> Result<(), Failure> {
         durable::write(&path, &text).map_err(failed)?;
     }
     let told = if has_agent(root) {
-        wait_for_agent(root, wanted.as_ref())
+        wait_for_agent(root, wanted.as_ref())?
     } else {
         apply(root, wanted.as_ref())?
     };
@@ -128,20 +128,38 @@ fn has_agent(root: &Root) -> bool {
 }
 
 /// Waits until the agent has followed.
-fn wait_for_agent(root: &Root, wanted: Option<&Description>) -> String {
+fn wait_for_agent(root: &Root, wanted: Option<&Description>) -> Result<String, Failure> {
     let begun = Instant::now();
-    let wanted = wanted.map(|wanted| (wanted.vip, wanted.ports.clone(), wanted.subnets.clone()));
     while begun.elapsed() < PATIENCE {
-        let noted = Settings::noted(root).api_server;
-        if noted.map(|noted| (noted.vip, noted.ports, noted.subnets)) == wanted {
-            return format!("in force after {} ms", begun.elapsed().as_millis());
+        if has_followed(root, wanted)? {
+            return Ok(format!("in force after {} ms", begun.elapsed().as_millis()));
         }
         thread::sleep(Duration::from_millis(10));
     }
-    format!(
+    Ok(format!(
         "noted, but the agent has not followed in {} s: causeway doctor says why",
         PATIENCE.as_secs()
-    )
+    ))
+}
+
+fn has_followed(root: &Root, wanted: Option<&Description>) -> Result<bool, Failure> {
+    let steward = Steward::new(root);
+    let known = steward.known();
+    let backends: Vec<Ipv4Addr> = known.backends.keys().copied().collect();
+    let is_known = wanted.is_none_or(|wanted| {
+        let mut named = wanted.backends.clone().unwrap_or_default();
+        named.sort_unstable();
+        named.dedup();
+        (known.vip, known.mode, backends) == (wanted.vip, wanted.mode, named)
+    });
+    let settings = Settings::noted(root);
+    if !is_known || settings.api_server.is_some() != wanted.is_some() {
+        return Ok(false);
+    }
+    match Datapath::open(root)? {
+        Some(datapath) => Ok(datapath.has_ranges(&settings.ranges())?),
+        None => Ok(true),
+    }
 }
 
 /// Does what the agent would do, as far as it can be done by somebody who does not stay.

@@ -1,0 +1,154 @@
+//! The control plane: a namespace in the delegated subnet, with TLS servers on its addresses.
+//!
+//! A server greets with its own address and that of its client, and then gives back what it gets. So a client knows who
+//! serves it, and what of its address was left.
+
+use std::{
+    io::{Read, Write},
+    net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpListener, TcpStream},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use causeway_tests::{
+    fabric::Fabric,
+    netns::{Netns, connect},
+};
+use rcgen::{CertifiedKey, generate_simple_self_signed};
+use rustls::{
+    ServerConfig, ServerConnection, StreamOwned,
+    pki_types::{CertificateDer, PrivateKeyDer},
+};
+
+/// The delegated subnet.
+pub(crate) const SUBNET: &str = "10.226.0.0/28";
+/// Virtual addresses that a cloud's load balancer serves.
+pub(crate) const VIPS: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 226, 0, 4), Ipv4Addr::new(10, 226, 0, 8)];
+/// A virtual address that nobody has: the node is the load balancer.
+pub(crate) const NOBODYS: Ipv4Addr = Ipv4Addr::new(10, 226, 0, 12);
+/// The API servers.
+pub(crate) const SERVERS: [Ipv4Addr; 3] = [
+    Ipv4Addr::new(10, 226, 0, 5),
+    Ipv4Addr::new(10, 226, 0, 6),
+    Ipv4Addr::new(10, 226, 0, 7),
+];
+/// The ports of an API server, the last one that of health probes.
+pub(crate) const PORTS: [u16; 3] = [443, 4443, 9988];
+/// The name that the certificate is for.
+pub(crate) const NAME: &str = "kubernetes.default.svc";
+
+/// The subnet with its servers.
+pub(crate) struct ControlPlane {
+    pub(crate) ns: Netns,
+    pub(crate) certificate: CertificateDer<'static>,
+    config: Arc<ServerConfig>,
+}
+
+impl ControlPlane {
+    pub(crate) fn new(fabric: &Fabric) -> Result<Self> {
+        let ns = Netns::new()?;
+        connect(&ns, "eth0", &fabric.router, "api")?;
+        fabric.router.ip("addr add 10.226.0.1/28 dev api")?;
+        let addresses = VIPS
+            .iter()
+            .chain(&SERVERS)
+            .map(|address| format!("addr add {address}/28 dev eth0"));
+        let mut script: Vec<String> = addresses.collect();
+        script.push("route add default via 10.226.0.1".to_owned());
+        ns.ip(&script.join("\n"))?;
+        let CertifiedKey { cert, signing_key } = generate_simple_self_signed([NAME.to_owned()])?;
+        let certificate = cert.der().clone();
+        let key = PrivateKeyDer::try_from(signing_key.serialize_der()).map_err(anyhow::Error::msg)?;
+        let config = ServerConfig::builder()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.clone()], key)?;
+        Ok(Self {
+            ns,
+            certificate,
+            config: Arc::new(config),
+        })
+    }
+
+    /// Serves an address on every port.
+    pub(crate) fn serve(&self, address: Ipv4Addr) -> Result<Server> {
+        let over = Arc::new(AtomicBool::new(false));
+        let open = Arc::new(Mutex::new(Vec::new()));
+        let mut threads = Vec::new();
+        for port in PORTS {
+            let address = SocketAddrV4::new(address, port);
+            let listener = self.ns.bind(|| TcpListener::bind(address))?;
+            listener.set_nonblocking(true)?;
+            let (over, open) = (Arc::clone(&over), Arc::clone(&open));
+            let config = (port != PORTS[2]).then(|| Arc::clone(&self.config));
+            threads.push(thread::spawn(move || {
+                accept(&listener, &over, &open, config.as_ref())
+            }));
+        }
+        Ok(Server { over, open, threads })
+    }
+}
+
+type Open = Arc<Mutex<Vec<TcpStream>>>;
+
+/// An API server. Dropped, it is gone: its connections with it.
+pub(crate) struct Server {
+    over: Arc<AtomicBool>,
+    open: Open,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Takes no more connections: one to it is refused. Those that are there go on.
+    pub(crate) fn stop_listening(&mut self) {
+        self.over.store(true, Ordering::SeqCst);
+        for thread in self.threads.drain(..) {
+            thread.join().ok();
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop_listening();
+        if let Ok(open) = self.open.lock() {
+            for stream in open.iter() {
+                stream.shutdown(Shutdown::Both).ok();
+            }
+        }
+    }
+}
+
+fn accept(listener: &TcpListener, over: &AtomicBool, open: &Open, config: Option<&Arc<ServerConfig>>) {
+    while !over.load(Ordering::SeqCst) {
+        let Ok((stream, _)) = listener.accept() else {
+            thread::sleep(Duration::from_millis(2));
+            continue;
+        };
+        // The health port is asked for a connection alone.
+        let Some(config) = config else { continue };
+        stream.set_nonblocking(false).ok();
+        if let (Ok(copy), Ok(mut open)) = (stream.try_clone(), open.lock()) {
+            open.push(copy);
+        }
+        let config = Arc::clone(config);
+        thread::spawn(move || talk(stream, config));
+    }
+}
+
+fn talk(stream: TcpStream, config: Arc<ServerConfig>) -> Result<()> {
+    let greeting = format!("{} {}\n", stream.local_addr()?, stream.peer_addr()?);
+    let mut stream = StreamOwned::new(ServerConnection::new(config)?, stream);
+    stream.write_all(greeting.as_bytes())?;
+    let mut buffer = [0; 512];
+    loop {
+        match stream.read(&mut buffer).context("read")? {
+            0 => return Ok(()),
+            length => stream.write_all(&buffer[..length])?,
+        }
+    }
+}
