@@ -7,11 +7,18 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
-use causeway_tests::{agent::Agent, netns::Netns, node::Pod, rig::Rig, rules};
+use causeway_tests::{
+    agent::Agent,
+    delegated::{NOBODYS, SERVERS},
+    netns::Netns,
+    node::Pod,
+    rig::Rig,
+    rules,
+};
 
 use crate::{
     clients::{Trust, Watch, is_refused},
-    control_plane::{ControlPlane, NOBODYS, PORTS, SERVERS, Server},
+    control_plane::{ControlPlane, PORTS, Server},
 };
 
 /// The ClusterIP of `kubernetes`, which leads to the virtual address.

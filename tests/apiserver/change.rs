@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use causeway_tests::{
     agent::Agent,
+    delegated::{SUBNET, VIPS},
     echo::Echo,
     fabric::{INTERNET, VNET},
     netns::Netns,
@@ -20,7 +21,7 @@ use causeway_tests::{
 
 use crate::{
     clients::{Trust, Watch, is_refused},
-    control_plane::{ControlPlane, SUBNET, VIPS},
+    control_plane::ControlPlane,
 };
 
 /// The ClusterIP of `kubernetes`.

@@ -15,28 +15,13 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use causeway_tests::{
-    fabric::Fabric,
-    netns::{Netns, connect},
-};
+use causeway_tests::{delegated, fabric::Fabric, netns::Netns};
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use rustls::{
     ServerConfig, ServerConnection, StreamOwned,
     pki_types::{CertificateDer, PrivateKeyDer},
 };
 
-/// The delegated subnet.
-pub(crate) const SUBNET: &str = "10.226.0.0/28";
-/// Virtual addresses that a cloud's load balancer serves.
-pub(crate) const VIPS: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 226, 0, 4), Ipv4Addr::new(10, 226, 0, 8)];
-/// A virtual address that nobody has: the node is the load balancer.
-pub(crate) const NOBODYS: Ipv4Addr = Ipv4Addr::new(10, 226, 0, 12);
-/// The API servers.
-pub(crate) const SERVERS: [Ipv4Addr; 3] = [
-    Ipv4Addr::new(10, 226, 0, 5),
-    Ipv4Addr::new(10, 226, 0, 6),
-    Ipv4Addr::new(10, 226, 0, 7),
-];
 /// The ports of an API server, the last one that of health probes.
 pub(crate) const PORTS: [u16; 3] = [443, 4443, 9988];
 /// The name that the certificate is for.
@@ -51,16 +36,7 @@ pub(crate) struct ControlPlane {
 
 impl ControlPlane {
     pub(crate) fn new(fabric: &Fabric) -> Result<Self> {
-        let ns = Netns::new()?;
-        connect(&ns, "eth0", &fabric.router, "api")?;
-        fabric.router.ip("addr add 10.226.0.1/28 dev api")?;
-        let addresses = VIPS
-            .iter()
-            .chain(&SERVERS)
-            .map(|address| format!("addr add {address}/28 dev eth0"));
-        let mut script: Vec<String> = addresses.collect();
-        script.push("route add default via 10.226.0.1".to_owned());
-        ns.ip(&script.join("\n"))?;
+        let ns = delegated::subnet(fabric)?;
         let CertifiedKey { cert, signing_key } = generate_simple_self_signed([NAME.to_owned()])?;
         let certificate = cert.der().clone();
         let key = PrivateKeyDer::try_from(signing_key.serialize_der()).map_err(anyhow::Error::msg)?;

@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use anyhow::{Result, ensure};
 use causeway_tests::{
     agent::Agent,
+    delegated::{SERVERS, SUBNET, VIPS},
     echo::Echo,
     fabric::{INTERNET, NODE},
     rig::Rig,
@@ -14,7 +15,7 @@ use causeway_tests::{
 
 use crate::{
     clients::Trust,
-    control_plane::{ControlPlane, PORTS, SERVERS, SUBNET, VIPS},
+    control_plane::{ControlPlane, PORTS},
 };
 
 const CONFIG: &str = "/etc/causeway/config.yaml";

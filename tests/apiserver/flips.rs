@@ -11,12 +11,11 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use causeway_tests::{netns::Netns, rng::Rng};
+use causeway_tests::{delegated::VIPS, netns::Netns, rng::Rng};
 
 use crate::{
     change::{Scene, at, scene, set},
     clients::{Watch, is_refused},
-    control_plane::VIPS,
 };
 
 /// Seconds that connections may go on.

@@ -3,6 +3,7 @@
 //! Owns the order of the scenes. What is real: the CNI plug-in, the kernel programs, the traffic, the rules. What is not: the
 //! cloud's fabric, which is a namespace that routes.
 
+mod api_server;
 mod private;
 mod scenes;
 mod story;
@@ -33,6 +34,7 @@ fn tell(story: &mut Story) -> Result<()> {
     scenes::cluster_ip(story, &rig, &pods)?;
     scenes::host_port(story, &rig, &pods)?;
     scenes::policy(story, &rig, &pods)?;
+    api_server::moves(story, &rig, &pods)?;
     scenes::what_the_tools_show(story, &rig, &pods)?;
     scenes::nothing_leaked(story, rig);
     twin::side_by_side(story)

@@ -24,7 +24,7 @@ const VIP: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 50);
 
 /// The pods of the story.
 pub(crate) struct Pods {
-    web: Pod,
+    pub(crate) web: Pod,
     api: Pod,
     db: Pod,
 }

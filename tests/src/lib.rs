@@ -9,6 +9,7 @@ pub mod capture;
 pub mod conntrack;
 pub mod craft;
 pub mod dam;
+pub mod delegated;
 pub mod dist;
 pub mod echo;
 pub mod fabric;
