@@ -225,7 +225,7 @@ extern "C" fn cwy_known(
         if is_translated && !entry.is_for(role, ip.protocol) {
             return Reason::SnatNoMapping;
         }
-        if is_translated && !reopens {
+        if is_translated && !reopens && entry.state != State::RESET {
             return known(ctx, ip, transport, &key, role, unchanged, entry).unwrap_or_else(|reason| reason);
         }
         bits |= if balance::is_ours(entry) {

@@ -7,6 +7,7 @@
     reason = "the bench is set-up of tests: what fails there fails the test"
 )]
 
+mod api_server;
 mod bench;
 mod bounds;
 mod carried;

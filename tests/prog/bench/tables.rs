@@ -4,11 +4,12 @@ use std::net::Ipv4Addr;
 
 use aya::maps::{Array, HashMap, MapData, lpm_trie};
 use causeway_common::{
+    balance::BACKEND_SLOTS,
     flow::{Exit, Flags, FlowEntry, Nat, Progress, State},
     lifetime::Timeouts,
     maps::{
-        Config, IfaceEntry, POD_QUOTA, PodEntry, PortWord, RangeClass, RangeEntry, RangeKey, Usage,
-        WIRE_QUOTA,
+        Backend, Balancer, Config, IfaceEntry, POD_QUOTA, PodEntry, PortWord, RangeClass, RangeEntry,
+        RangeKey, Usage, WIRE_QUOTA,
     },
     tuple::FlowKey,
 };
@@ -78,10 +79,30 @@ impl Bench {
     }
 
     pub(crate) fn exclude(&mut self, addr: [u8; 4], prefix_len: u32) {
-        let entry = RangeEntry {
-            class: RangeClass::EXCLUDED,
-            _pad: [0; 3],
-        };
+        self.classify(addr, prefix_len, RangeClass::EXCLUDED);
+    }
+
+    /// Makes `backends` stand in the slots by turns, and balances these ports.
+    pub(crate) fn balance(&mut self, backends: &[[u8; 4]], ports: &[u16]) {
+        let mut slots = Array::<_, Backend<[u8; 4]>>::try_from(self.map("cwy_backends")).unwrap();
+        for slot in 0..BACKEND_SLOTS {
+            let addr = backends
+                .get(slot % backends.len().max(1))
+                .copied()
+                .unwrap_or_default();
+            slots.set(slot as u32, Backend { addr }, 0).unwrap();
+        }
+        let mut balancer = Balancer::default();
+        for (place, port) in balancer.ports.iter_mut().zip(ports) {
+            *place = port.to_be_bytes();
+        }
+        let mut map = Array::<_, Balancer>::try_from(self.map("cwy_balancer")).unwrap();
+        map.set(0, balancer, 0).unwrap();
+    }
+
+    /// Gives a range its class.
+    pub(crate) fn classify(&mut self, addr: [u8; 4], prefix_len: u32, class: u8) {
+        let entry = RangeEntry { class, _pad: [0; 3] };
         let bits = RangeKey::<[u8; 4]>::LIST_BITS + prefix_len;
         lpm_trie::LpmTrie::<_, RangeKey<[u8; 4]>, RangeEntry>::try_from(self.map("cwy_ranges"))
             .unwrap()
