@@ -32,7 +32,14 @@ fn node_with_traffic() -> Result<(Rig, Agent)> {
 
 #[test]
 fn every_metric_is_documented_and_every_documented_one_is_there() -> Result<()> {
-    let (_rig, agent) = node_with_traffic()?;
+    let (rig, mut agent) = node_with_traffic()?;
+    rig.node.root.write(
+        "/etc/causeway/config.yaml",
+        "apiServer: {vip: 10.226.0.4, backends: [10.226.0.5]}\n",
+    )?;
+    agent.wait_for("the API server", |agent| {
+        Ok(agent.get("/metrics")?.contains("causeway_apiserver_vip_info"))
+    })?;
     let text = agent.get("/metrics")?;
     let said: BTreeSet<&str> = text
         .lines()

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use causeway::{config, endpoints, ipam::store, root::Root};
+use causeway::{apiserver::conflist, config, endpoints, ipam::store, root::Root};
 use futures_util::StreamExt as _;
 use inotify::{EventStream, Inotify, WatchDescriptor, WatchMask, Watches};
 use netlink_packet_core::NetlinkPayload;
@@ -65,6 +65,8 @@ impl Events {
 
 /// Directories, each with what a change in it means. One that is not there yet is waited for in the nearest one above.
 struct Files {
+    /// Where the plug-in notes what a conflist says.
+    of_conflist: PathBuf,
     wanted: Vec<(PathBuf, Trigger)>,
     watched: Vec<(WatchDescriptor, Trigger)>,
     watches: Watches,
@@ -85,6 +87,7 @@ impl Files {
         let inotify = Inotify::init()?;
         let watches = inotify.watches();
         let mut files = Self {
+            of_conflist: conflist::directory(root),
             wanted,
             watched: Vec::new(),
             watches,
@@ -97,6 +100,10 @@ impl Files {
     /// Watches what is there of the directories, after one of them may have come or gone.
     fn renew(&mut self) {
         self.watched.clear();
+        // The one above is ours, where things change all the time.
+        if let Err(error) = std::fs::create_dir_all(&self.of_conflist) {
+            tracing::warn!(%error, "what a conflist says is found by the clock");
+        }
         for (directory, trigger) in &self.wanted {
             let mut place = directory.as_path();
             while !place.is_dir() {

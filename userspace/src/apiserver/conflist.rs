@@ -1,6 +1,9 @@
 //! What the conflist says of the API server. The agent's files stand over it.
 
-use std::{fs, io, path::PathBuf};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use super::{Description, Document};
 use crate::{
@@ -12,6 +15,12 @@ use crate::{
 
 /// Where the plug-in notes it for the agent.
 pub const CONFLIST: &str = "/run/causeway/conflist/apiserver.json";
+
+/// The directory of [`CONFLIST`], which has nothing else.
+pub fn directory(root: &Root) -> PathBuf {
+    let file = root.path(CONFLIST);
+    file.parent().map_or_else(|| file.clone(), Path::to_owned)
+}
 
 /// It cannot be followed.
 #[derive(Debug, thiserror::Error)]

@@ -158,7 +158,7 @@ pub fn directories(root: &Root) -> [PathBuf; 3] {
         let file = root.path(file);
         file.parent().map_or_else(|| file.clone(), Path::to_owned)
     };
-    [directory(FILE), root.path(IP_MASQ), directory(conflist::CONFLIST)]
+    [directory(FILE), root.path(IP_MASQ), conflist::directory(root)]
 }
 
 fn read<T: DeserializeOwned + Default>(path: &Path) -> Result<T, ConfigError> {
