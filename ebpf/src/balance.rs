@@ -25,7 +25,7 @@ use causeway_common::{
 use crate::{
     carry::{note_progress, translation},
     forget::{forget_half, kept_flags},
-    maps::{Addr, BACKENDS, BALANCER, Entry, FLOWS, Key, class_of, config, flow, now, pod},
+    maps::{Addr, BACKENDS, BALANCER, Entry, FLOWS, Key, class_of, config, flow, now, own, pod},
     next_hop,
     packet::{self, Ip, Transport},
     reclaim::remember,
@@ -190,8 +190,6 @@ extern "C" fn cwy_choose(skb: *mut __sk_buff, key: *const Key, from: u32) -> u32
         return 0;
     };
     let hash = key.hash(config.seed);
-    let mut half = Entry::kernel(0, 0);
-    answer_half(&mut half, key, from);
     for attempt in 0..BACKEND_TRIES {
         let Some(backend) = BACKENDS.get(slot(hash, attempt)) else {
             return 0;
@@ -200,22 +198,22 @@ extern "C" fn cwy_choose(skb: *mut __sk_buff, key: *const Key, from: u32) -> u32
         if addr == Addr::UNSPECIFIED {
             return 0;
         }
-        if cwy_claim_backend(skb, from_ref(key), from_ref(&half), u32::from_ne_bytes(addr)) == 0 {
+        if cwy_claim_backend(skb, from_ref(key), from, u32::from_ne_bytes(addr)) == 0 {
             return u32::from_ne_bytes(addr);
         }
     }
     1
 }
 
-/// Claims the tuple of the answers from one backend with the entry `half`. Returns 0 if it is ours. Verified by itself.
+/// Claims the tuple of the answers from one backend. Returns 0 if it is ours. Verified by itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn cwy_claim_backend(skb: *mut __sk_buff, key: *const Key, half: *const Entry, addr: u32) -> u32 {
-    // SAFETY: the caller's references.
-    let (Some(key), Some(half)) = (unsafe { key.as_ref() }, unsafe { half.as_ref() }) else {
+extern "C" fn cwy_claim_backend(skb: *mut __sk_buff, key: *const Key, from: u32, addr: u32) -> u32 {
+    // SAFETY: the caller's reference.
+    let Some(key) = (unsafe { own(key) }) else {
         return 1;
     };
-    let answer = answer_key(key, addr.to_ne_bytes());
+    let answer = answer_key(&key, addr.to_ne_bytes());
     match flow(&answer) {
         // Left by an earlier connection, of this tuple or of another one to the backend itself.
         Some(owner)
@@ -226,10 +224,12 @@ extern "C" fn cwy_claim_backend(skb: *mut __sk_buff, key: *const Key, half: *con
         Some(_) => return 1,
         None => {}
     }
-    if half.has(Flags::HOST) && host_holds(skb.cast(), &answer) {
+    if from & From::POD == 0 && host_holds(skb.cast(), &answer) {
         return 1;
     }
-    u32::from(FLOWS.insert(answer, half, u64::from(BPF_NOEXIST)).is_err())
+    let mut half = Entry::kernel(0, 0);
+    answer_half(&mut half, &key, from);
+    u32::from(FLOWS.insert(&answer, &half, u64::from(BPF_NOEXIST)).is_err())
 }
 
 #[inline(always)]
@@ -258,18 +258,14 @@ fn state(from: u32) -> u8 {
 /// as it may have. Verified by itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
-#[expect(
-    clippy::needless_borrows_for_generic_args,
-    reason = "by value the entry would be copied to the stack"
-)]
 extern "C" fn cwy_write_balanced(skb: *mut __sk_buff, key: *const Key, from: u32, backend: u32) -> u32 {
     // SAFETY: the caller's reference.
-    let Some(key) = (unsafe { key.as_ref() }) else {
+    let Some(key) = (unsafe { own(key) }) else {
         return 1;
     };
     let backend = backend.to_ne_bytes();
     let of_pod = from & From::POD != 0;
-    let before = flow(key);
+    let before = flow(&key);
     let is_known = before.is_some();
     let kept = kept_flags(before.as_deref());
     let is_counted = kept & Flags::COUNTED != 0;
@@ -287,19 +283,19 @@ extern "C" fn cwy_write_balanced(skb: *mut __sk_buff, key: *const Key, from: u32
         forward.in_ifindex = pod.ifindex;
         forward.in_mac = pod.mac;
         let mut hop = Hop::UNKNOWN;
-        next_hop::of_frame(&TcContext::new(skb), key, &mut hop);
+        next_hop::of_frame(&TcContext::new(skb), &key, &mut hop);
         forward.leave_by(&hop);
     }
     let has_room = !of_pod || is_counted || usage::has_room(&key.src);
-    if !has_room || FLOWS.insert(key, &forward, u64::from(BPF_ANY)).is_err() {
-        forget_half(&answer_key(key, backend));
+    if !has_room || FLOWS.insert(&key, &forward, u64::from(BPF_ANY)).is_err() {
+        forget_half(&answer_key(&key, backend));
         return 1;
     }
     if of_pod && !is_counted {
         usage::opened(&key.src);
     }
     if !is_known {
-        remember(key);
+        remember(&key);
     }
     0
 }
@@ -312,10 +308,6 @@ pub fn answers_of(key: &Key, entry: &Entry) {
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-#[expect(
-    clippy::needless_borrows_for_generic_args,
-    reason = "by value the entry would be copied to the stack"
-)]
 extern "C" fn cwy_balanced_of(key: *const Key, entry: *const Entry) -> u32 {
     // SAFETY: the caller's references.
     let (Some(key), Some(entry)) = (unsafe { key.as_ref() }, unsafe { entry.as_ref() }) else {

@@ -58,10 +58,6 @@ extern "C" fn cwy_answers_of(key: *const Key, entry: *const Entry) -> u32 {
 }
 
 #[inline(never)]
-#[expect(
-    clippy::needless_borrows_for_generic_args,
-    reason = "by value the entry would be copied to the stack"
-)]
 fn write_answer(key: &Key, entry: &Entry, answer: &Key) {
     let mut half = Entry::kernel(0, 0);
     let flags = entry.flags & (Flags::HOST | Flags::WENT_UP);
@@ -101,10 +97,6 @@ pub fn lost_flow(ctx: &TcContext, key: &Key) -> Reason {
 /// Whether the entry was written: the route has to be known. Verified by itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
-#[expect(
-    clippy::needless_borrows_for_generic_args,
-    reason = "by value the entry would be copied to the stack"
-)]
 extern "C" fn cwy_restore_forward(skb: *mut __sk_buff, key: *const Key, found: u32) -> u32 {
     // SAFETY: the caller's reference.
     let (Some(key), Some(config)) = (unsafe { own(key) }, config()) else {

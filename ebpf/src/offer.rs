@@ -158,10 +158,6 @@ const NO_ROOM: u32 = 2;
 /// Returns 0, [`OVER_QUOTA`] or [`NO_ROOM`]. Verified by itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
-#[expect(
-    clippy::needless_borrows_for_generic_args,
-    reason = "by value the entry would be copied to the stack"
-)]
 extern "C" fn cwy_write_offer(key: *const Key, offer: *const Offer) -> u32 {
     // SAFETY: the caller's references.
     let (Some(key), Some(offer)) = (unsafe { own(key) }, unsafe { offer.as_ref() }) else {

@@ -26,10 +26,6 @@ use crate::{
 /// takes the mapping back if there is no room. Verified by itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
-#[expect(
-    clippy::needless_borrows_for_generic_args,
-    reason = "by value the entry would be copied to the stack"
-)]
 pub extern "C" fn cwy_write_forward(skb: *mut __sk_buff, key: *const Key, claim: u32, won: u32) -> u32 {
     // SAFETY: the caller's reference.
     let (Some(key), Some(config)) = (unsafe { own(key) }, config()) else {

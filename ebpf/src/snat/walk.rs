@@ -209,10 +209,6 @@ fn try_port(search: &mut Search, port: u16) -> i64 {
 /// Tries to make a port ours. Returns [`GO_ON`] or [`STOP`]. Verified by itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
-#[expect(
-    clippy::needless_borrows_for_generic_args,
-    reason = "by value the entry would be copied to the stack"
-)]
 extern "C" fn cwy_try_port(skb: *mut __sk_buff, walk: *mut Walk, port: u32) -> u32 {
     // SAFETY: the caller's reference.
     let (Some(walk), Some(config)) = (unsafe { walk.as_mut() }, config()) else {
