@@ -128,12 +128,14 @@ pub(crate) fn expected(name: &str) -> Option<Layout> {
     }
 }
 
-/// Maps that a tree of an earlier build may lack: its programs do without, and userspace asks for them when there is need.
-const OPTIONAL: [&str; 3] = ["cwy_moved", "cwy_balancer", "cwy_backends"];
+/// Maps that userspace does not touch, and that a tree may lack: its programs do without.
+const OPTIONAL: [&str; 1] = ["cwy_moved"];
+/// Maps that a tree of an earlier build may lack as well, and that few nodes need: they are compared when they are opened.
+const ON_DEMAND: [&str; 2] = ["cwy_balancer", "cwy_backends"];
 
 /// Compares every map of a tree with what the programs expect.
 pub(crate) fn check(pins: &PinTree) -> Result<(), DatapathError> {
-    for name in MAP_NAMES {
+    for name in MAP_NAMES.into_iter().filter(|name| !ON_DEMAND.contains(name)) {
         let path = pins.map(name);
         let info = match MapInfo::from_pin(&path) {
             Ok(info) => info,
