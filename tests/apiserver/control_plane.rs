@@ -62,7 +62,7 @@ impl ControlPlane {
             let (over, open) = (Arc::clone(&over), Arc::clone(&open));
             let config = (port != PORTS[2]).then(|| Arc::clone(&self.config));
             threads.push(thread::spawn(move || {
-                accept(&listener, &over, &open, config.as_ref())
+                accept(&listener, &over, &open, config.as_ref());
             }));
         }
         Ok(Server { over, open, threads })

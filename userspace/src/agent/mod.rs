@@ -251,8 +251,7 @@ impl Agent {
     }
 
     async fn reload(&mut self) {
-        self.with_work(|work, root, shared| work.reload(root, shared))
-            .await;
+        self.with_work(Work::reload).await;
     }
 
     fn is_draining(&self) -> bool {
@@ -261,6 +260,9 @@ impl Agent {
 
     /// Ends connections to what has drained.
     async fn look_at_api_server(&mut self) {
+        if !self.work.as_ref().is_some_and(|work| work.steward.is_due()) {
+            return;
+        }
         self.with_work(|work, root, shared| {
             let datapath = Datapath::open(root);
             if let Err(error) = &datapath {

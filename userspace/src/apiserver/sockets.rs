@@ -12,12 +12,16 @@ const ID: usize = 4;
 const ID_LENGTH: usize = 48;
 /// `1 << TCP_LISTEN` and `1 << TCP_TIME_WAIT` (`net/tcp_states.h`): there is nobody to tell.
 const NOBODY: u32 = 1 << 10 | 1 << 6;
+const FAMILY_V6: u8 = libc::AF_INET6 as u8;
+const FAMILIES: [u8; 2] = [libc::AF_INET as u8, FAMILY_V6];
 
 /// A TCP socket of the node that is connected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Connected {
     pub(super) local: (Ipv4Addr, u16),
     pub(super) remote: (Ipv4Addr, u16),
+    /// Its own; one of IPv6 may be connected to an IPv4 address (RFC 4291 section 2.5.5.2).
+    family: u8,
     /// `struct inet_diag_sockid` as the kernel wrote it.
     identity: Vec<u8>,
 }
@@ -33,13 +37,20 @@ impl Sockets {
 
     pub(super) fn connected(&mut self) -> io::Result<Vec<Connected>> {
         let anyone = [0; ID_LENGTH];
-        let messages = self.0.list(LIST, &request(!NOBODY, &anyone))?;
-        Ok(messages.iter().filter_map(|message| parse(message)).collect())
+        let mut connected = Vec::new();
+        for family in FAMILIES {
+            let messages = self.0.list(LIST, &request(family, !NOBODY, &anyone))?;
+            connected.extend(messages.iter().filter_map(|message| parse(family, message)));
+        }
+        Ok(connected)
     }
 
     /// Ends a connection: its owner's next call fails with `ECONNABORTED`. One that has ended is no matter.
     pub(super) fn destroy(&mut self, socket: &Connected) -> io::Result<()> {
-        match self.0.ask(DESTROY, 0, &request(u32::MAX, &socket.identity)) {
+        match self
+            .0
+            .ask(DESTROY, 0, &request(socket.family, u32::MAX, &socket.identity))
+        {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
             done => done.map(drop),
         }
@@ -53,20 +64,35 @@ pub fn own_connections() -> io::Result<Vec<Ipv4Addr>> {
 }
 
 /// `struct inet_diag_req_v2`.
-fn request(states: u32, identity: &[u8]) -> Vec<u8> {
-    let mut request = vec![libc::AF_INET as u8, libc::IPPROTO_TCP as u8, 0, 0];
+fn request(family: u8, states: u32, identity: &[u8]) -> Vec<u8> {
+    let mut request = vec![family, libc::IPPROTO_TCP as u8, 0, 0];
     request.extend_from_slice(&states.to_ne_bytes());
     request.extend_from_slice(identity);
     request
 }
 
-fn parse(message: &[u8]) -> Option<Connected> {
+fn parse(family: u8, message: &[u8]) -> Option<Connected> {
+    /// The first twelve bytes of an IPv4 address in an IPv6 one.
+    const MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
     let identity = message.get(ID..ID + ID_LENGTH)?;
     let port = |at: usize| u16::from_be_bytes([identity[at], identity[at + 1]]);
-    let addr = |at: usize| Ipv4Addr::new(identity[at], identity[at + 1], identity[at + 2], identity[at + 3]);
+    let addr = |at: usize| {
+        let at = match family {
+            FAMILY_V6 if identity[at..at + 12] == MAPPED => at + 12,
+            FAMILY_V6 => return None,
+            _ => at,
+        };
+        Some(Ipv4Addr::new(
+            identity[at],
+            identity[at + 1],
+            identity[at + 2],
+            identity[at + 3],
+        ))
+    };
     Some(Connected {
-        local: (addr(4), port(0)),
-        remote: (addr(20), port(2)),
+        local: (addr(4)?, port(0)),
+        remote: (addr(20)?, port(2)),
+        family,
         identity: identity.to_vec(),
     })
 }
@@ -80,6 +106,23 @@ mod tests {
     };
 
     use super::*;
+
+    #[test]
+    fn a_socket_of_ipv6_with_an_ipv4_address_is_found() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let Ok(client) = TcpStream::connect(format!("[::ffff:127.0.0.1]:{port}")) else {
+            // A machine without IPv6 has no such sockets.
+            return;
+        };
+        let own = client.local_addr().unwrap().port();
+        let connected = Sockets::open().unwrap().connected().unwrap();
+        let found = connected
+            .iter()
+            .find(|socket| socket.local.1 == own && socket.remote.1 == port)
+            .unwrap();
+        assert_eq!((found.family, found.remote.0), (FAMILY_V6, Ipv4Addr::LOCALHOST));
+    }
 
     /// Needs CAP_NET_ADMIN, as everything that this is for.
     #[test]

@@ -265,6 +265,15 @@ impl Steward {
         self.known.gone.iter().any(|gone| !gone.is_over)
     }
 
+    /// Whether something has drained for long enough.
+    pub fn is_due(&self) -> bool {
+        let now = now();
+        self.known
+            .gone
+            .iter()
+            .any(|gone| !gone.is_over && gone.until <= now)
+    }
+
     /// Ends what has drained for long enough. Returns whether the programs have to follow something else.
     pub fn look(&mut self, datapath: Option<&Datapath>) -> bool {
         let (before, now) = (self.known.clone(), now());
