@@ -47,6 +47,8 @@ fn bpftool_prints_every_map_with_named_fields() -> Result<()> {
         names
             == [
                 "cwy_age_queue",
+                "cwy_backends",
+                "cwy_balancer",
                 "cwy_budgets",
                 "cwy_cfg",
                 "cwy_count",

@@ -31,8 +31,8 @@ pub(crate) struct Arguments {
     /// Its virtual address
     #[arg(long, value_name = "ADDRESS")]
     vip: Option<Ipv4Addr>,
-    /// Whether its public endpoint is in use
-    #[arg(long, value_enum)]
+    /// public or private: is the public endpoint in use
+    #[arg(long, value_enum, hide_possible_values = true)]
     mode: Option<Access>,
     /// A subnet delegated to it; may be repeated
     #[arg(long = "subnet", value_name = "CIDR")]

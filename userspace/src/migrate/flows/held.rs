@@ -2,7 +2,7 @@
 //! that stands in their entries, in case that whoever began it was killed.
 
 use causeway_common::{
-    flow::{Exit, FlowEntry, Nat, State},
+    flow::{Exit, Flags, FlowEntry, Nat, State},
     tuple::FlowKey,
 };
 
@@ -21,6 +21,8 @@ pub(super) fn held(mut entry: Entry) -> Entry {
     entry.state = State::CARRIED;
     entry.nat = Nat::NONE;
     entry.out_ifindex = NOWHERE;
+    // Or the programs would look once a second where the packets belong, and send them there.
+    entry.flags |= Flags::FIXED_HOP;
     entry
 }
 
@@ -77,7 +79,10 @@ impl Flows {
         conntrack.remove(connection)?;
         let mut kept = connection.clone();
         kept.reply.dst = connection.original.src;
-        conntrack.create(&kept)?;
+        if !conntrack.create(&kept)? {
+            // A packet came all the same, and conntrack has begun the connection anew by its own rules.
+            tracing::warn!(original = ?connection.original, "a connection of a service could not be kept as it was");
+        }
         let progress = progress(connection);
         self.put(direction.key, self.forward(direction, State::KERNEL, progress))?;
         self.remove(&direction.answer.reversed())?;
