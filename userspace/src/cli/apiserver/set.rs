@@ -31,28 +31,28 @@ pub(crate) struct Arguments {
     /// Its virtual address
     #[arg(long, value_name = "ADDRESS")]
     vip: Option<Ipv4Addr>,
-    /// public or private: is the public endpoint in use
+    /// public or private: who may come in
     #[arg(long, value_enum, hide_possible_values = true)]
     mode: Option<Access>,
-    /// A subnet delegated to it; may be repeated
+    /// A subnet delegated to it; repeatable
     #[arg(long = "subnet", value_name = "CIDR")]
     subnets: Vec<Ipv4Net>,
-    /// A port of it; may be repeated
+    /// A port of it; repeatable
     #[arg(long = "port", value_name = "PORT")]
     ports: Vec<u16>,
-    /// An address of the public endpoint; may be repeated
+    /// An address of the public endpoint; repeatable
     #[arg(long = "public-address", value_name = "ADDRESS")]
     public_addresses: Vec<Ipv4Addr>,
-    /// An API server to spread connections over; may be repeated
+    /// An API server to spread over; repeatable
     #[arg(long = "backend", value_name = "ADDRESS", conflicts_with = "no_backends")]
     backends: Vec<Ipv4Addr>,
     /// Somebody else balances
     #[arg(long)]
     no_backends: bool,
-    /// Seconds that connections to what is gone may go on
+    /// Seconds that what is open may go on
     #[arg(long = "drain", value_name = "SECONDS")]
     drain_seconds: Option<u32>,
-    /// Take back what was said: the configuration file alone says it
+    /// Take back what was said here
     #[arg(long, exclusive = true)]
     unset: bool,
 }
