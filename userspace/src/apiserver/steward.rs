@@ -184,13 +184,17 @@ impl Steward {
 
     /// What the programs have to follow.
     pub fn api_server(&self) -> Option<ApiServer> {
-        let wanted = self.wanted.as_ref()?;
+        self.wanted.as_ref().map(|wanted| self.api_server_of(wanted))
+    }
+
+    /// What they would have to follow by this description, with what is known.
+    pub fn api_server_of(&self, wanted: &Description) -> ApiServer {
         let given_up = self.known.gone.iter().filter(|gone| !gone.is_backend);
-        Some(ApiServer {
+        ApiServer {
             backends: wanted.backends.as_ref().map(|_| self.healthy()),
             given_up: given_up.map(|gone| gone.address).collect(),
             ..wanted.at_rest()
-        })
+        }
     }
 
     /// What is to be probed.

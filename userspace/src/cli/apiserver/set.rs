@@ -153,7 +153,8 @@ fn has_followed(root: &Root, wanted: Option<&Description>) -> Result<bool, Failu
         (known.vip, known.mode, backends) == (wanted.vip, wanted.mode, named)
     });
     let settings = Settings::noted(root);
-    if !is_known || settings.api_server.is_some() != wanted.is_some() {
+    let expected = wanted.map(|wanted| steward.api_server_of(wanted));
+    if !is_known || settings.api_server != expected {
         return Ok(false);
     }
     match Datapath::open(root)? {
