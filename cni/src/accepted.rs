@@ -25,7 +25,10 @@ const WITHOUT_EFFECT: &[(&str, &str)] = &[
         "there is no bridge whose port could send back",
     ),
     ("disableIPTableLock", "no rule is written by iptables"),
-    ("ipv6Mode", "pods get IPv4 addresses only"),
+    (
+        "ipv6Mode",
+        "pods get an address of IPv6 where the address list has some, and it is not translated",
+    ),
     ("vnetCidrs", "it belongs to ipv6Mode"),
     ("serviceCidrs", "services are what the kernel's rules say"),
     (

@@ -12,7 +12,6 @@ use causeway::{
     links::{self, Netlink, PodLink, PodNetwork},
     root::Root,
 };
-use ipnet::IpNet;
 use serde_json::Value;
 
 use crate::{
@@ -21,7 +20,7 @@ use crate::{
     attachment, check,
     error::{CniError, code},
     netns, orphans,
-    result::{CniResult, Interface, Ip},
+    result::{CniResult, Interface},
     summary::Summary,
     sweep,
     undo::{Safety, Undo},
@@ -65,7 +64,12 @@ fn attempt(
         Ok(ground) => ground,
         Err(error) => return Err(undo.because_of(error)),
     };
-    summary.ip = ground.address.addr().to_string();
+    summary.ip = ground
+        .addresses()
+        .iter()
+        .map(|net| net.addr().to_string())
+        .collect::<Vec<_>>()
+        .join(",");
     let pod = Connection {
         call,
         key,
@@ -110,8 +114,7 @@ impl Connection<'_> {
         self.note_endpoint(mac)?;
         datapath.reserve_ports(&call.conf.host_ports)?;
         let network = PodNetwork {
-            addr: address,
-            prefix_len: ground.address.prefix_len(),
+            addresses: ground.addresses(),
             if_name: call.invocation.interface.clone(),
             host_if: self.host_if.clone(),
             mtu: self.mtu(),
@@ -170,11 +173,7 @@ impl Connection<'_> {
                 end(&invocation.interface, link.mac, &invocation.netns),
                 end(&self.host_if, link.host_mac, ""),
             ],
-            ips: vec![Ip {
-                address: self.ground.address.into(),
-                gateway: self.ground.gateway,
-                interface: Some(0),
-            }],
+            ips: self.ground.ips.clone(),
             routes: self.ground.routes.clone(),
             dns: self.dns().clone(),
         }
@@ -187,7 +186,10 @@ impl Connection<'_> {
 
     fn note_endpoint(&self, mac: [u8; 6]) -> Result<(), EndpointsError> {
         let Self { call, ground, .. } = self;
-        let subnet = IpNet::V4(ground.address.trunc());
+        let gateways: Vec<IpAddr> = [ground.gateway(true), ground.gateway(false)]
+            .into_iter()
+            .flatten()
+            .collect();
         let servers = self.dns()["nameservers"].as_array().into_iter().flatten();
         let nameservers: Vec<String> = servers
             .filter_map(|server| Some(server.as_str()?.to_owned()))
@@ -201,9 +203,8 @@ impl Connection<'_> {
             },
             host_if: &self.host_if,
             mac,
-            address: ground.address.into(),
-            subnet,
-            gateway: ground.gateway.unwrap_or(IpAddr::V4(links::GATEWAY)),
+            addresses: &ground.addresses(),
+            gateways: &gateways,
             nameservers: &nameservers,
             netns: &call.invocation.netns,
             pod: call.invocation.pod(),
@@ -242,16 +243,11 @@ fn refuse_existing(
 
 /// Of another namespace nothing can be said: that pod is left alone.
 fn is_unfinished(call: &Call<'_>, endpoint: &Endpoint, netns: &File) -> Result<bool, CniError> {
-    let address = endpoint
-        .addresses()
-        .into_iter()
-        .find_map(|address| match address {
-            IpNet::V4(address) => Some(address),
-            IpNet::V6(_) => None,
-        });
-    let Some(address) = address.filter(|_| endpoint.netns() == call.invocation.netns) else {
+    let addresses = endpoint.addresses();
+    let has_ipv4 = addresses.iter().any(|address| address.addr().is_ipv4());
+    if !has_ipv4 || endpoint.netns() != call.invocation.netns {
         return Ok(false);
-    };
+    }
     if is_theirs(call.root, &endpoint.container_id)? {
         return Ok(false);
     }
@@ -261,7 +257,7 @@ fn is_unfinished(call: &Call<'_>, endpoint: &Endpoint, netns: &File) -> Result<b
         endpoint,
         netns.as_fd(),
         interface,
-        (address, endpoint.mac()),
+        (addresses, endpoint.mac()),
     )?;
     if !faults.is_empty() {
         tracing::warn!(

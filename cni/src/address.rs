@@ -1,10 +1,7 @@
-//! Where a pod's address comes from: the addresses of this node, or another IPAM plug-in. And the uplink that goes
+//! Where a pod's addresses come from: the addresses of this node, or another IPAM plug-in. And the uplink that goes
 //! with it.
 
-use std::{
-    collections::BTreeSet,
-    net::{IpAddr, Ipv4Addr},
-};
+use std::{collections::BTreeSet, net::IpAddr};
 
 use causeway::{
     apiserver,
@@ -29,16 +26,16 @@ use crate::{
     error::{CniError, code},
     invocation::Verb,
     netconf::{IPAM_KIND, NetConf},
-    result::Route,
+    result::{Ip, Route},
     undo::{Safety, Undo},
 };
 
-/// An address, and what it needs to be used.
+/// Addresses, and what they need to be used.
 pub(crate) struct Ground {
-    /// The address with its subnet's mask.
+    /// The address that the datapath knows the pod by, with its subnet's mask.
     pub(crate) address: Ipv4Net,
-    /// The subnet's gateway, for the result: the pod itself goes by another one.
-    pub(crate) gateway: Option<IpAddr>,
+    /// Every address, that one first, with its subnet's gateway for the result: the pod itself goes by another one.
+    pub(crate) ips: Vec<Ip>,
     pub(crate) routes: Vec<Route>,
     pub(crate) dns: Value,
     pub(crate) uplink: Uplink,
@@ -54,6 +51,25 @@ pub(crate) struct Applicant<'a> {
 }
 
 impl Ground {
+    /// Every address with its subnet's mask.
+    pub(crate) fn addresses(&self) -> Vec<IpNet> {
+        self.ips.iter().map(|ip| ip.address).collect()
+    }
+
+    /// The gateway to note for a family, if there is an address of it.
+    pub(crate) fn gateway(&self, is_ipv4: bool) -> Option<IpAddr> {
+        let mut of_family = self
+            .ips
+            .iter()
+            .filter(|ip| ip.address.addr().is_ipv4() == is_ipv4);
+        let own = if is_ipv4 {
+            links::GATEWAY.into()
+        } else {
+            links::GATEWAY_V6.into()
+        };
+        of_family.next().map(|ip| ip.gateway.unwrap_or(own))
+    }
+
     /// Gets an address, and the datapath ready on the uplink. `undo` learns how to give it back.
     pub(crate) fn obtain<'a>(
         call: &'a Call<'a>,
@@ -75,35 +91,41 @@ impl Ground {
         undo: &mut Undo<'a>,
     ) -> Result<Self, CniError> {
         let Call { root, conf, .. } = call;
-        refuse_ipv6(conf)?;
         let holder = attachments::holder(applicant.key);
         let ipam = open_ipam(root, conf, netlink)?
             .map_err(|error| ipam_failure(error, "Failed to allocate pool"))?;
-        let (subnet, uplink) = choose_uplink(&ipam, &holder, conf, applicant.state, netlink)?;
-        let datapath = prepare(call, &uplink, netlink, applicant.host_if)?;
+        let (subnets, uplink) = choose_uplink(&ipam, &holder, conf, applicant.state, netlink)?;
+        let datapath = prepare(call, &uplink, netlink, applicant.host_if, subnets.len() > 1)?;
         let request = Request {
-            address: conf.address,
+            addresses: conf.addresses.clone(),
             quarantine: conf.ipam.quarantine,
             network: conf.name.clone(),
             host_if: applicant.host_if.to_owned(),
             now: 0,
         };
-        let lease = ipam
-            .allocate(&subnet.to_string(), &holder, &request, &|address| {
+        let leases = ipam
+            .allocate(&subnets, &holder, &request, &|address| {
                 answers(&datapath, address)
             })
             .map_err(|error| ipam_failure(error, "Failed to allocate address"))?;
         undo.push("releasing the address", Safety::AfterSuccess, {
-            let address = lease.address;
-            move || ipam::release(root, PATIENCE, &holder, &[address]).map(drop)
+            let addresses: Vec<IpAddr> = leases.iter().map(|lease| lease.address).collect();
+            move || ipam::release(root, PATIENCE, &holder, &addresses).map(drop)
         });
-        let address = v4(lease.address)?;
-        let address = Ipv4Net::new(address, lease.subnet.prefix_len()).unwrap_or(address.into());
-        take_off(&lease, address, undo)?;
+        for lease in &leases {
+            take_off(lease, undo)?;
+        }
+        let ips = leases
+            .iter()
+            .map(|lease| Ip::of_first(lease.net(), Some(lease.gateway)));
+        let ips: Vec<Ip> = ips.collect();
         Ok(Self {
-            address,
-            gateway: Some(lease.gateway),
-            routes: vec![Route::default_by(lease.gateway)],
+            address: only_v4(&conf.ipam.kind, &ips)?,
+            ips,
+            routes: leases
+                .iter()
+                .map(|lease| Route::default_by(lease.gateway))
+                .collect(),
             dns: json!({ "nameservers": [NAMESERVER] }),
             uplink,
             datapath,
@@ -122,36 +144,36 @@ impl Ground {
         undo.push("the DEL of the IPAM plug-in", Safety::AfterSuccess, move || {
             delegate.call(Verb::Del).map_err(|error| error.msg)
         });
-        let [ip] = &given.ips[..] else {
-            let msg = format!(
-                "the IPAM plug-in {:?} gave {} addresses: a pod's interface has one, of IPv4",
-                conf.ipam.kind,
-                given.ips.len()
-            );
-            return Err(CniError::new(code::PLUGIN, msg));
-        };
-        let IpNet::V4(address) = ip.address else {
-            return Err(is_ipv6(&ip.address));
-        };
+        let address = only_v4(&conf.ipam.kind, &given.ips)?;
+        // The datapath knows the pod by this one.
+        let (of_ipv4, of_ipv6): (Vec<Ip>, Vec<Ip>) = given
+            .ips
+            .into_iter()
+            .map(|ip| Ip::of_first(ip.address, ip.gateway))
+            .partition(|ip| ip.address.addr().is_ipv4());
         let uplink = node::find_uplink(netlink, conf.master.as_deref(), Some(address.trunc()))?;
-        let datapath = prepare(call, &uplink, netlink, applicant.host_if)?;
-        if answers(&datapath, address.addr().into()) {
-            let msg = format!(
-                "the IPAM plug-in {:?} gave {}, to which another pod of this node answers",
-                conf.ipam.kind,
-                address.addr()
-            );
-            return Err(CniError::new(code::PLUGIN, msg));
-        }
-        let gateway = ip.gateway;
+        let datapath = prepare(call, &uplink, netlink, applicant.host_if, !of_ipv6.is_empty())?;
+        let ips = [of_ipv4, of_ipv6].concat();
         let mut routes = given.routes;
-        if !routes.iter().any(|route| route.to.prefix_len() == 0) {
-            // The pod has one, whatever the plug-in said.
-            routes.extend(gateway.map(Route::default_by));
+        for ip in &ips {
+            let own = ip.address.addr();
+            if answers(&datapath, own) {
+                let msg = format!(
+                    "the IPAM plug-in {:?} gave {own}, to which another pod of this node answers",
+                    conf.ipam.kind
+                );
+                return Err(CniError::new(code::PLUGIN, msg));
+            }
+            let is_default =
+                |route: &Route| route.to.prefix_len() == 0 && route.to.addr().is_ipv4() == own.is_ipv4();
+            if !routes.iter().any(is_default) {
+                // The pod has one, whatever the plug-in said.
+                routes.extend(ip.gateway.map(Route::default_by));
+            }
         }
         Ok(Self {
             address,
-            gateway,
+            ips,
             routes,
             dns: given.dns,
             uplink,
@@ -160,16 +182,23 @@ impl Ground {
     }
 }
 
-fn refuse_ipv6(conf: &NetConf) -> Result<(), CniError> {
-    let Some(asked @ IpAddr::V6(_)) = conf.address else {
-        return Ok(());
-    };
-    let msg = format!(
-        "failed to allocate the requested address {asked}: it is IPv6, and pods get IPv4 addresses; ask for one of the \
-         address list, or for none"
-    );
-    let places = "ips in runtimeConfig or args.cni, IP in CNI_ARGS, ipam.ipAddress";
-    Err(CniError::new(code::CONFIGURATION, msg).with_details(places))
+/// The one address of IPv4 among those that the IPAM plug-in gave.
+fn only_v4(kind: &str, ips: &[Ip]) -> Result<Ipv4Net, CniError> {
+    let of_ipv4 = ips.iter().filter_map(|ip| match ip.address {
+        IpNet::V4(address) => Some(address),
+        IpNet::V6(_) => None,
+    });
+    match (&of_ipv4.collect::<Vec<_>>()[..], ips) {
+        ([address], _) => Ok(*address),
+        ([], [ip, ..]) => Err(is_ipv6(&ip.address)),
+        (several, _) => {
+            let msg = format!(
+                "the IPAM plug-in {kind:?} gave {} addresses of IPv4: a pod's interface has one",
+                several.len()
+            );
+            Err(CniError::new(code::PLUGIN, msg))
+        }
+    }
 }
 
 impl<'a> Call<'a> {
@@ -195,14 +224,16 @@ pub(crate) fn open_ipam<'a>(
         root,
         PATIENCE,
         &conf.ipam.settings,
-        &nics_of(links, &netlink.addresses()?),
+        &nics_of(links, &netlink.all_addresses()?),
     ))
 }
 
 /// The node's interfaces that have an address, to match the address list with.
 pub(crate) fn local_nics(netlink: &mut Netlink) -> Result<Vec<LocalNic>, CniError> {
-    let addresses = netlink.addresses()?;
-    let indices: BTreeSet<u32> = addresses.iter().map(|address| address.ifindex).collect();
+    let addresses = netlink.all_addresses()?;
+    // Every interface has an address of IPv6: what counts is one that others can reach.
+    let counting = addresses.iter().filter(|address| counts(address));
+    let indices: BTreeSet<u32> = counting.map(|address| address.ifindex).collect();
     let mut links = Vec::new();
     for index in indices {
         links.extend(netlink.link_by_index(index)?);
@@ -211,16 +242,18 @@ pub(crate) fn local_nics(netlink: &mut Netlink) -> Result<Vec<LocalNic>, CniErro
 }
 
 /// Those of the interfaces that are Ethernet, with their addresses.
-pub(crate) fn nics_of(links: Vec<Link>, addresses: &[Address]) -> Vec<LocalNic> {
-    let of = |index: u32| addresses.iter().filter(move |address| address.ifindex == index);
-    let net = |address: &Address| Some(IpNet::V4(Ipv4Net::new(address.addr, address.prefix_len).ok()?));
+pub(crate) fn nics_of(links: Vec<Link>, addresses: &[Address<IpAddr>]) -> Vec<LocalNic> {
+    let of = |index: u32| {
+        let counting = addresses.iter().filter(|address| counts(address));
+        counting.filter(move |address| address.ifindex == index)
+    };
     let nics = links.into_iter().filter_map(|link| {
         Some(LocalNic {
             mac: link.mac?,
-            addresses: of(link.index).map(|address| address.addr.into()).collect(),
+            addresses: of(link.index).map(|address| address.addr).collect(),
             secondary: of(link.index)
                 .filter(|address| address.is_secondary)
-                .filter_map(net)
+                .filter_map(|address| IpNet::new(address.addr, address.prefix_len).ok())
                 .collect(),
             name: link.name,
         })
@@ -228,30 +261,40 @@ pub(crate) fn nics_of(links: Vec<Link>, addresses: &[Address]) -> Vec<LocalNic> 
     nics.collect()
 }
 
-/// The subnet of the configuration, else that of the network's other pods, else the best; and the interface that
-/// carries it.
+fn counts(address: &Address<IpAddr>) -> bool {
+    address.addr.is_ipv4() || address.is_global
+}
+
+/// The subnets of the configuration, else those of the network's other pods, else the best; and the interface that
+/// carries them.
 fn choose_uplink(
     ipam: &Ipam<'_>,
     holder: &Holder,
     conf: &NetConf,
     state: &State,
     netlink: &mut Netlink,
-) -> Result<(Ipv4Net, Uplink), CniError> {
-    let prescribed = crate::ipam::prescribed_subnet(conf)?;
-    let preferred = prescribed.or_else(|| state.subnet(&conf.name));
+) -> Result<(Vec<IpNet>, Uplink), CniError> {
+    let prescribed = crate::ipam::prescribed_subnets(conf)?;
+    let known = state.subnets(&conf.name);
     let master = conf.master.as_deref();
-    let (subnet, carrier) = ipam
-        .choose(holder, preferred, master)
+    let choice = ipam
+        .choose(holder, crate::ipam::preference(prescribed, &known), master)
         .map_err(|error| ipam_failure(error, "Failed to allocate pool"))?;
-    crate::ipam::check_subnet(prescribed, subnet).map_err(|error| {
+    crate::ipam::check_subnets(prescribed, &choice.subnets).map_err(|error| {
         error.during("Failed to allocate pool: Failed to delegate: Failed to allocate address")
     })?;
-    let IpNet::V4(subnet) = subnet else {
-        return Err(is_ipv6(&subnet));
+    let mut subnets = choice.subnets;
+    let subnet = match subnets.first() {
+        Some(IpNet::V4(subnet)) => *subnet,
+        other => return Err(is_ipv6(&other.copied().unwrap_or_default())),
     };
-    let carrier = (!carrier.is_empty()).then_some(carrier.as_str());
+    if subnets.len() > 1 && !node::has_ipv6() {
+        tracing::warn!("the address list has a subnet of IPv6, but the kernel speaks IPv4 alone");
+        subnets.truncate(1);
+    }
+    let carrier = (!choice.carrier.is_empty()).then_some(choice.carrier.as_str());
     Ok((
-        subnet,
+        subnets,
         node::find_uplink(netlink, master.or(carrier), Some(subnet))?,
     ))
 }
@@ -261,6 +304,7 @@ fn prepare(
     uplink: &Uplink,
     netlink: &mut Netlink,
     host_if: &str,
+    has_ipv6: bool,
 ) -> Result<Datapath, CniError> {
     let datapath = Datapath::ensure(call.root, uplink, call.conf.expedite)?;
     if let Some(wanted) = call.conf.uplink_xdp {
@@ -270,6 +314,9 @@ fn prepare(
         apiserver::conflist::follow(call.root, &datapath, document, server)?;
     }
     node::enable_forwarding(call.root)?;
+    if has_ipv6 {
+        node::enable_forwarding_v6(call.root)?;
+    }
     clear_remnants(&datapath, netlink, host_if)?;
     Ok(datapath)
 }
@@ -292,12 +339,13 @@ fn clear_remnants(datapath: &Datapath, netlink: &mut Netlink, host_if: &str) -> 
 /// Whether the address answers on an interface of the node. With the leases lost it is free in the state file, and must
 /// not be given to a second pod all the same. One of which that cannot be told is not given either.
 fn answers(datapath: &Datapath, address: IpAddr) -> bool {
-    let IpAddr::V4(address) = address else {
-        return false;
-    };
     let live = || -> Result<bool, CniError> {
+        let mut netlink = Netlink::new()?;
+        let IpAddr::V4(address) = address else {
+            return Ok(netlink.leads_to_pod(address)?);
+        };
         match datapath.pod(address)? {
-            Some(entry) if entry.is_ready() => Ok(Netlink::new()?.link_by_index(entry.ifindex)?.is_some()),
+            Some(entry) if entry.is_ready() => Ok(netlink.link_by_index(entry.ifindex)?.is_some()),
             _ => Ok(false),
         }
     };
@@ -308,12 +356,12 @@ fn answers(datapath: &Datapath, address: IpAddr) -> bool {
 }
 
 /// An address that the uplink carries itself is the node's until it is taken off.
-pub(crate) fn take_off(lease: &Lease, address: Ipv4Net, undo: &mut Undo<'_>) -> Result<(), CniError> {
+pub(crate) fn take_off(lease: &Lease, undo: &mut Undo<'_>) -> Result<(), CniError> {
     if !lease.on_interface {
         return Ok(());
     }
-    links::take_address(&lease.uplink, address)?;
-    let uplink = lease.uplink.clone();
+    let (uplink, address) = (lease.uplink.clone(), lease.net());
+    links::take_address(&uplink, address)?;
     undo.push(
         "giving the address back to the interface",
         Safety::Always,
@@ -322,17 +370,10 @@ pub(crate) fn take_off(lease: &Lease, address: Ipv4Net, undo: &mut Undo<'_>) -> 
     Ok(())
 }
 
-fn v4(address: IpAddr) -> Result<Ipv4Addr, CniError> {
-    match address {
-        IpAddr::V4(address) => Ok(address),
-        IpAddr::V6(address) => Err(is_ipv6(&address)),
-    }
-}
-
 fn is_ipv6(what: &dyn std::fmt::Display) -> CniError {
     CniError::new(
         code::PLUGIN,
-        format!("{what} is IPv6: only IPv4 pods are supported"),
+        format!("{what} is IPv6: a pod has an address of IPv4, and those of IPv6 beside it"),
     )
 }
 

@@ -15,10 +15,10 @@ use causeway::{
     links::{self, Expected, Link},
     root::Root,
 };
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 
 use crate::{
-    Call, attachment,
+    Call, attachment, del,
     error::{CniError, code},
     invocation::{Invocation, Verb},
     netns,
@@ -44,19 +44,20 @@ pub(crate) fn run(call: &Call<'_>, summary: &mut Summary) -> Result<(), CniError
             key.container
         )]));
     };
-    let (address, mac) = told(previous, invocation)?;
-    summary.ip = address.addr().to_string();
+    let (addresses, mac) = told(previous, invocation, endpoint)?;
+    let own: Vec<IpAddr> = addresses.iter().map(IpNet::addr).collect();
+    summary.ip = del::list(&own);
     let mut wrong = faults(
         root,
         endpoint,
         netns.as_fd(),
         &invocation.interface,
-        (address, mac),
+        (addresses, mac),
     )?;
     if conf.delegates() {
         call.delegate()?.call(Verb::Check)?;
     } else {
-        wrong.extend(inspect_lease(root, &key, address.addr().into())?);
+        wrong.extend(inspect_leases(root, &key, &own)?);
     }
     if wrong.is_empty() {
         Ok(())
@@ -65,24 +66,26 @@ pub(crate) fn run(call: &Call<'_>, summary: &mut Summary) -> Result<(), CniError
     }
 }
 
-/// What is wrong with a pod's link, and with what the datapath knows of it. `told` is the address, and the MAC if it
+/// What is wrong with a pod's link, and with what the datapath knows of it. `told` are the addresses, and the MAC if it
 /// matters.
 pub(crate) fn faults(
     root: &Root,
     endpoint: &Endpoint,
     netns: BorrowedFd<'_>,
     interface: &str,
-    told: (Ipv4Net, Option<[u8; 6]>),
+    (addresses, mac): (Vec<IpNet>, Option<[u8; 6]>),
 ) -> Result<Vec<String>, CniError> {
     let expected = Expected {
-        addr: told.0,
+        addresses,
         if_name: interface.to_owned(),
-        mac: told.1,
+        mac,
         host_if: endpoint.host_if_name.clone(),
     };
     let (host, mut wrong) = links::inspect_pod(netns, &expected)?;
     if let Some(host) = host {
-        wrong.extend(inspect_datapath(root, endpoint, told.0, &host)?);
+        for address in expected.addresses.iter().map(IpNet::addr) {
+            wrong.extend(inspect_datapath(root, endpoint, address, &host)?);
+        }
     }
     Ok(wrong)
 }
@@ -122,9 +125,13 @@ fn failure(wrong: &[String]) -> CniError {
     CniError::new(code::PLUGIN, wrong.join("; "))
 }
 
-/// Address and MAC of the pod's interface as the final result has them. One that names neither sandbox nor index is of
+/// Addresses and MAC of the pod's interface as the final result has them. One that names neither sandbox nor index is of
 /// the incumbent.
-fn told(previous: &CniResult, invocation: &Invocation) -> Result<(Ipv4Net, Option<[u8; 6]>), CniError> {
+fn told(
+    previous: &CniResult,
+    invocation: &Invocation,
+    endpoint: &Endpoint,
+) -> Result<(Vec<IpNet>, Option<[u8; 6]>), CniError> {
     let named = |sandbox: &str| {
         previous
             .interfaces
@@ -142,34 +149,49 @@ fn told(previous: &CniResult, invocation: &Invocation) -> Result<(Ipv4Net, Optio
         .ips
         .iter()
         .filter(|ip| ip.interface.is_none_or(|of| of == index));
-    let mut address = of_it.filter_map(|ip| match ip.address {
-        IpNet::V4(address) => Some(address),
-        IpNet::V6(_) => None,
-    });
+    let (of_ipv4, of_ipv6): (Vec<IpNet>, Vec<IpNet>) = of_it
+        .map(|ip| ip.address)
+        .partition(|address| address.addr().is_ipv4());
     let mac = parse_mac(&previous.interfaces[index].mac);
     // Ours is not the first one where another plug-in came before.
-    let missing = || {
+    let missing = |what: &str| {
         failure(&[format!(
-            "prevResult has no IPv4 address of interface {}",
+            "prevResult has no {what} of interface {}",
             invocation.interface
         )])
     };
-    Ok((address.next_back().ok_or_else(missing)?, mac))
+    let mut addresses = vec![*of_ipv4.last().ok_or_else(|| missing("IPv4 address"))?];
+    // Those that others have added are theirs.
+    for own in endpoint
+        .addresses()
+        .into_iter()
+        .filter(|own| own.addr().is_ipv6())
+    {
+        if !of_ipv6.contains(&own) {
+            return Err(missing(&format!("address {own}")));
+        }
+        addresses.push(own);
+    }
+    Ok((addresses, mac))
 }
 
 fn inspect_datapath(
     root: &Root,
     endpoint: &Endpoint,
-    address: Ipv4Net,
+    address: IpAddr,
     host: &Link,
 ) -> Result<Vec<String>, CniError> {
+    // The kernel moves what is of IPv6.
+    let IpAddr::V4(address) = address else {
+        return Ok(Vec::new());
+    };
     let Some(datapath) = Datapath::open(root)? else {
         return Ok(vec![
             "the datapath is not loaded: the next ADD loads it".to_owned(),
         ]);
     };
     let pod = Pod {
-        addr: address.addr(),
+        addr: address,
         ifindex: host.index,
         host_if: host.name.clone(),
         mac: endpoint.mac().unwrap_or_default(),
@@ -181,14 +203,12 @@ fn inspect_datapath(
     Ok(datapath.inspect_pod(&pod)?)
 }
 
-fn inspect_lease(root: &Root, key: &Key, address: IpAddr) -> Result<Option<String>, CniError> {
+fn inspect_leases(root: &Root, key: &Key, addresses: &[IpAddr]) -> Result<Vec<String>, CniError> {
     let held = ipam::leases(root, &attachments::holder(key))?;
-    let is_held = held.iter().any(|lease| lease.address == address);
-    let missing = || {
-        format!(
-            "the address {address} is not leased to container {}",
-            key.container
-        )
-    };
-    Ok((!is_held).then(missing))
+    let is_held = |address: &&IpAddr| held.iter().any(|lease| lease.address == **address);
+    let missing = addresses.iter().filter(|address| !is_held(address));
+    let container = &key.container;
+    Ok(missing
+        .map(|address| format!("the address {address} is not leased to container {container}"))
+        .collect())
 }

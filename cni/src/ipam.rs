@@ -5,12 +5,12 @@ use std::{io, net::IpAddr};
 use causeway::{
     attachments::{self, PATIENCE},
     ipam::{
-        self, NAMESERVER,
-        pool::{PoolError, Request},
+        self, NAMESERVER, Preference,
+        pool::{Lease, PoolError, Request},
     },
     links::Netlink,
 };
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use crate::{
@@ -43,43 +43,43 @@ fn attempt(
     let failed = |step: &'static str| move |error| CniError::from(error).during(step);
     let pools = address::open_ipam(root, conf, &mut Netlink::new()?)?
         .map_err(failed("Failed to parse network configuration"))?;
-    let prescribed = prescribed_subnet(conf)?;
-    let (subnet, _) = pools
-        .choose(&holder, prescribed, conf.master.as_deref())
+    let prescribed = prescribed_subnets(conf)?;
+    let choice = pools
+        .choose(&holder, preference(prescribed, &[]), conf.master.as_deref())
         .map_err(failed("Failed to allocate pool"))?;
-    check_subnet(prescribed, subnet).map_err(|error| error.during("Failed to allocate address"))?;
-    let held = !ipam::leases(root, &holder)?.is_empty();
+    check_subnets(prescribed, &choice.subnets).map_err(|error| error.during("Failed to allocate address"))?;
+    let held = ipam::leases(root, &holder)?;
     let request = Request {
-        address: conf.address,
+        addresses: conf.addresses.clone(),
         quarantine: conf.ipam.quarantine,
         network: conf.name.clone(),
         ..Request::default()
     };
-    let lease = pools
-        .allocate(&subnet.to_string(), &holder, &request, &|_| false)
+    let leases = pools
+        .allocate(&choice.subnets, &holder, &request, &|_| false)
         .map_err(failed("Failed to allocate address"))?;
+    let addresses: Vec<IpAddr> = leases.iter().map(|lease| lease.address).collect();
     let mut undo = Undo::default();
-    if !held {
+    if held.is_empty() {
         undo.push("releasing the address", Safety::AfterSuccess, || {
-            ipam::release(root, PATIENCE, &holder, &[lease.address]).map(drop)
+            ipam::release(root, PATIENCE, &holder, &addresses).map(drop)
         });
     }
-    summary.ip = lease.address.to_string();
-    let done = match lease.address {
-        IpAddr::V4(address) if !held => {
-            let address = Ipv4Net::new(address, lease.subnet.prefix_len()).unwrap_or(address.into());
-            address::take_off(&lease, address, &mut undo)
-        }
-        _ => Ok(()),
+    summary.ip = del::list(&addresses);
+    let mut new = leases.iter().filter(|lease| !held.contains(lease));
+    let done = new.try_for_each(|lease| address::take_off(lease, &mut undo));
+    let ip = |lease: &Lease| Ip {
+        address: lease.net(),
+        gateway: Some(lease.gateway),
+        interface: None,
     };
     let result = CniResult {
         interfaces: Vec::new(),
-        ips: vec![Ip {
-            address: IpNet::new(lease.address, lease.subnet.prefix_len()).unwrap_or(lease.subnet),
-            gateway: Some(lease.gateway),
-            interface: None,
-        }],
-        routes: vec![Route::default_by(lease.gateway)],
+        ips: leases.iter().map(ip).collect(),
+        routes: leases
+            .iter()
+            .map(|lease| Route::default_by(lease.gateway))
+            .collect(),
         dns: json!({ "nameservers": [NAMESERVER] }),
     };
     let printed = done
@@ -107,19 +107,28 @@ pub(crate) fn del(call: &Call<'_>, summary: &mut Summary) -> Result<(), CniError
     Ok(())
 }
 
-/// `ipam.subnet` of the configuration.
-pub(crate) fn prescribed_subnet(conf: &NetConf) -> Result<Option<IpNet>, CniError> {
-    match (&conf.ipam.subnet, conf.ipam.settings.subnet) {
-        (Some(text), None) => Err(invalid_pool(text)),
-        (_, subnet) => Ok(subnet),
+/// `ipam.subnet` of the configuration: none, one, or one of each family.
+pub(crate) fn prescribed_subnets(conf: &NetConf) -> Result<&[IpNet], CniError> {
+    match (&conf.ipam.subnet, &conf.ipam.settings.subnets[..]) {
+        (Some(text), []) => Err(invalid_pool(text)),
+        (_, subnets) => Ok(subnets),
+    }
+}
+
+/// The prescribed subnets and no others, else those that are known.
+pub(crate) fn preference<'a>(prescribed: &'a [IpNet], known: &'a [IpNet]) -> Preference<'a> {
+    if prescribed.is_empty() {
+        Preference::First(known)
+    } else {
+        Preference::Only(prescribed)
     }
 }
 
 /// A prescribed subnet is taken or refused, never replaced.
-pub(crate) fn check_subnet(prescribed: Option<IpNet>, chosen: IpNet) -> Result<(), CniError> {
-    match prescribed {
-        Some(prescribed) if prescribed != chosen => Err(invalid_pool(&prescribed.to_string())),
-        _ => Ok(()),
+pub(crate) fn check_subnets(prescribed: &[IpNet], chosen: &[IpNet]) -> Result<(), CniError> {
+    match prescribed.iter().find(|subnet| !chosen.contains(subnet)) {
+        Some(subnet) => Err(invalid_pool(&subnet.to_string())),
+        None => Ok(()),
     }
 }
 

@@ -38,7 +38,7 @@ pub(crate) struct NetConf {
     /// The name service of the result, in place of the one that belongs to the addresses.
     pub(crate) dns: Option<Value>,
     /// The address that is asked for.
-    pub(crate) address: Option<IpAddr>,
+    pub(crate) addresses: Vec<IpAddr>,
     /// The MAC that is asked for.
     pub(crate) mac: Option<[u8; 6]>,
     /// The MTU that is asked for, in bytes.
@@ -112,7 +112,7 @@ impl NetConf {
             mode: unless_leaving(strict, Mode::read(&fields))?,
             ipam: unless_leaving(strict, IpamConf::read(&fields, master.as_deref()))?,
             dns: unless_leaving(strict, dns(&fields))?,
-            address: unless_leaving(strict, wishes::address(&fields, invocation))?,
+            addresses: unless_leaving(strict, wishes::addresses(&fields, invocation))?,
             mac: unless_leaving(strict, wishes::mac(&fields, invocation))?,
             mtu: unless_leaving(strict, mtu(&fields))?,
             host_ports: unless_leaving(strict, capabilities::host_ports(&fields))?,
@@ -286,7 +286,9 @@ mod tests {
             (IPAM_KIND, "mas")
         );
         assert!(conf.expedite);
-        assert!(conf.dns.is_none() && conf.address.is_none() && conf.mac.is_none() && conf.master.is_none());
+        assert!(
+            conf.dns.is_none() && conf.addresses.is_empty() && conf.mac.is_none() && conf.master.is_none()
+        );
     }
 
     #[test]

@@ -65,6 +65,17 @@ impl Route {
     }
 }
 
+impl Ip {
+    /// An address of the first interface.
+    pub(crate) fn of_first(address: IpNet, gateway: Option<IpAddr>) -> Self {
+        Self {
+            address,
+            gateway,
+            interface: Some(0),
+        }
+    }
+}
+
 impl CniResult {
     /// Adds what came later; indices follow their interfaces.
     pub(crate) fn append(&mut self, mut later: Self) {

@@ -6,7 +6,7 @@ use causeway::{
     endpoints,
     ipam::{
         self,
-        pool::Space,
+        pool::{Holder, Pool, Space},
         source::{self, LocalNic, SourceError},
         store,
     },
@@ -21,7 +21,7 @@ use crate::{
     address::{local_nics, nics_of},
     error::{CniError, code},
     invocation::Verb,
-    ipam::prescribed_subnet,
+    ipam::prescribed_subnets,
 };
 
 /// `azure-vnet`.
@@ -36,7 +36,7 @@ pub(crate) fn run(call: &Call<'_>) -> Result<(), CniError> {
     let (subnet, carrier) = inspect_addresses(call, &mut netlink)?;
     let IpNet::V4(subnet) = subnet else {
         return Err(unavailable(format!(
-            "pool {subnet} is IPv6: only IPv4 pods are supported"
+            "pool {subnet} is IPv6: a pod has an address of IPv4, and those of IPv6 beside it"
         )));
     };
     let carrier = (!carrier.is_empty()).then_some(carrier.as_str());
@@ -78,7 +78,7 @@ fn inspect_addresses(call: &Call<'_>, netlink: &mut Netlink) -> Result<(IpNet, S
     let mut answer = ask(&local_nics(netlink)?);
     if matches!(answer.error, Some(SourceError::ForeignMachine { .. })) {
         let links = netlink.links().map_err(not_available)?;
-        answer = ask(&nics_of(links, &netlink.addresses().map_err(not_available)?));
+        answer = ask(&nics_of(links, &netlink.all_addresses().map_err(not_available)?));
     }
     if let Some(error @ (SourceError::Environment(_) | SourceError::Settings(_))) = &answer.error {
         return Err(not_available(error));
@@ -87,12 +87,13 @@ fn inspect_addresses(call: &Call<'_>, netlink: &mut Netlink) -> Result<(IpNet, S
     if let Some(list) = &answer.list {
         space.merge(&list.pools);
     }
-    let pools = || space.pools.values().filter(|pool| !pool.is_ipv6);
+    let pools = || space.pools.values().filter(|pool| !pool.is_ipv6());
     if pools().next().is_none() {
         return match answer.error {
             // Of the wireserver nothing is known until the first ADD asks it.
             Some(SourceError::Wireserver { .. }) if is_untouched(call.root) => {
-                Ok((prescribed_subnet(call.conf)?.unwrap_or_default(), String::new()))
+                let prescribed = prescribed_subnets(call.conf)?;
+                Ok((prescribed.first().copied().unwrap_or_default(), String::new()))
             }
             Some(error) => Err(not_available(error)),
             None => {
@@ -102,14 +103,34 @@ fn inspect_addresses(call: &Call<'_>, netlink: &mut Netlink) -> Result<(IpNet, S
             }
         };
     }
-    let prescribed = prescribed_subnet(call.conf)?;
-    let suits = |subnet: &IpNet| prescribed.is_none_or(|prescribed| prescribed == *subnet);
+    let prescribed = prescribed_subnets(call.conf)?;
+    let suits = |subnet: &IpNet| prescribed.is_empty() || prescribed.contains(subnet);
     let Some(free) = pools().find(|pool| suits(&pool.subnet) && has_free(&space, &pool.id)) else {
         let numbers: Vec<String> = pools().map(|pool| usage(&space, &pool.id)).collect();
         let details = format!("{}; list: {}", numbers.join("; "), answer.origin);
         return Err(unavailable("No available addresses".to_owned()).with_details(details));
     };
+    if let Some(exhausted) = exhausted_second(&space, prescribed, free) {
+        let details = format!("{}; list: {}", usage(&space, &exhausted), answer.origin);
+        return Err(unavailable("No available addresses".to_owned()).with_details(details));
+    }
     Ok((free.subnet, free.if_name.clone()))
+}
+
+/// The pool of IPv6 that a pod would get its second address from, if nothing is left in it.
+fn exhausted_second(space: &Space, prescribed: &[IpNet], first: &Pool) -> Option<String> {
+    let nobody = Holder {
+        container: String::new(),
+        interface: String::new(),
+    };
+    let carrier = (!first.if_name.is_empty()).then_some(first.if_name.as_str());
+    let second = if prescribed.is_empty() {
+        space.choose_second(&nobody, carrier)
+    } else {
+        prescribed.iter().copied().find(|subnet| subnet.addr().is_ipv6())
+    };
+    let second = second.filter(|_| node::has_ipv6())?.to_string();
+    (!has_free(space, &second)).then_some(second)
 }
 
 fn is_untouched(root: &Root) -> bool {

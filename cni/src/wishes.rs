@@ -1,4 +1,4 @@
-//! The address and the MAC that a runtime asks for, by one of the several ways there are.
+//! The addresses and the MAC that a runtime asks for, by one of the several ways there are.
 //!
 //! The capabilities (`runtimeConfig`) go before `args.cni`, that before `CNI_ARGS`, and the plug-in's own key comes
 //! last. With `args` in the configuration, `CNI_ARGS` is not looked at (CNI conventions).
@@ -13,8 +13,8 @@ use crate::{
     netconf::{shape, string},
 };
 
-/// The address that is asked for: `ips`, `IP` or `ipam.ipAddress`.
-pub(crate) fn address(fields: &Fields<'_>, invocation: &Invocation) -> Result<Option<IpAddr>, CniError> {
+/// The addresses that are asked for, of a family at most one: `ips`, `IP` or `ipam.ipAddress`.
+pub(crate) fn addresses(fields: &Fields<'_>, invocation: &Invocation) -> Result<Vec<IpAddr>, CniError> {
     let lists = [
         object_at(fields, &["runtimeConfig"])?,
         object_at(fields, &["args", "cni"])?,
@@ -22,25 +22,30 @@ pub(crate) fn address(fields: &Fields<'_>, invocation: &Invocation) -> Result<Op
     for object in lists.iter().flatten() {
         let wanted = object.strings("ips").map_err(|error| shape(&error))?;
         if !wanted.is_empty() {
-            return one_address(&wanted, &object.place("ips")).map(Some);
+            return one_of_each_family(&wanted, &object.place("ips"));
         }
     }
     let from_args = invocation.args.get("IP").filter(|text| !text.is_empty());
     if let (Some(text), None) = (from_args, fields.get("args")) {
-        return one_address(std::slice::from_ref(text), "IP in CNI_ARGS").map(Some);
+        return one_of_each_family(&listed(text), "IP in CNI_ARGS");
     }
     match object_at(fields, &["ipam"])? {
         Some(ipam) => match string(&ipam, "ipAddress")?.as_str() {
-            "" => Ok(None),
-            text => one_address(&[text.to_owned()], "ipam.ipAddress").map(Some),
+            "" => Ok(Vec::new()),
+            text => one_of_each_family(&listed(text), "ipam.ipAddress"),
         },
-        None => Ok(None),
+        None => Ok(Vec::new()),
     }
 }
 
+/// `10.240.0.9,fd00::9`.
+fn listed(text: &str) -> Vec<String> {
+    text.split(',').map(|part| part.trim().to_owned()).collect()
+}
+
 /// One address may be listed twice: podman does so on a network reload.
-fn one_address(texts: &[String], place: &str) -> Result<IpAddr, CniError> {
-    let mut addresses = Vec::new();
+fn one_of_each_family(texts: &[String], place: &str) -> Result<Vec<IpAddr>, CniError> {
+    let mut addresses: Vec<IpAddr> = Vec::new();
     for text in texts {
         let address = text
             .split('/')
@@ -56,11 +61,12 @@ fn one_address(texts: &[String], place: &str) -> Result<IpAddr, CniError> {
             addresses.push(address);
         }
     }
-    if let [address] = addresses[..] {
-        return Ok(address);
+    let of_ipv4 = addresses.iter().filter(|address| address.is_ipv4()).count();
+    if of_ipv4 <= 1 && addresses.len() - of_ipv4 <= 1 {
+        return Ok(addresses);
     }
     let msg = format!(
-        "failed to allocate all requested IPs: {}: an interface has one address",
+        "failed to allocate all requested IPs: {}: an interface has one address of a family",
         texts.join(", ")
     );
     Err(CniError::new(code::CONFIGURATION, msg).with_details(place.to_owned()))
@@ -124,9 +130,10 @@ mod tests {
         let both = "IP=10.0.0.9;MAC=02:00:00:00:00:09";
         let read = |more: Value| {
             let fields = Fields::of(&more, "").unwrap();
-            let address = address(&fields, &call(both)).unwrap();
+            let addresses = addresses(&fields, &call(both)).unwrap();
+            let texts: Vec<String> = addresses.iter().map(IpAddr::to_string).collect();
             (
-                address.map(|address| address.to_string()),
+                (!texts.is_empty()).then(|| texts.join(" ")),
                 mac(&fields, &call(both)).unwrap().map(|mac| mac[5]),
             )
         };
@@ -146,6 +153,10 @@ mod tests {
         let runtime = json!({ "args": { "cni": { "ips": ["10.0.0.7"], "mac": "020000000007" } },
             "runtimeConfig": { "ips": ["10.0.0.6", "10.0.0.6"], "mac": "02:00:00:00:00:06" } });
         assert_eq!(read(runtime), (text("10.0.0.6"), Some(6)));
+        let pair = json!({ "args": { "cni": { "ips": ["10.0.0.7/24", "fd00::7/64"] } } });
+        assert_eq!(read(pair), (text("10.0.0.7 fd00::7"), None));
+        let list = json!({ "args": {}, "ipam": { "ipAddress": "fd00::8, 10.0.0.8" } });
+        assert_eq!(read(list), (text("fd00::8 10.0.0.8"), None));
     }
 
     #[test]
@@ -154,8 +165,10 @@ mod tests {
             json!({ "ipam": { "ipAddress": "ten" } }),
             json!({ "runtimeConfig": { "ips": ["10.0.0.1", "10.0.0.2"] } }),
             json!({ "runtimeConfig": { "ips": [""] } }),
+            json!({ "runtimeConfig": { "ips": ["fd00::1", "10.0.0.1", "fd00::2"] } }),
+            json!({ "ipam": { "ipAddress": "10.0.0.1," } }),
         ] {
-            let error = address(&Fields::of(&bad, "").unwrap(), &call("")).unwrap_err();
+            let error = addresses(&Fields::of(&bad, "").unwrap(), &call("")).unwrap_err();
             assert_eq!(error.code, code::CONFIGURATION, "{bad}");
         }
         for bad in ["01:00:5e:00:00:01", "00:00:00:00:00:00", "x"] {

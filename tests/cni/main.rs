@@ -11,6 +11,7 @@ mod clients;
 mod cost;
 mod crash;
 mod delegates;
+mod dual_stack;
 mod endings;
 mod expedite;
 mod faults;

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use crate::call::{Call, World, address, side_by_side};
 
 /// The platform's host, answering with a list of addresses.
-struct Wireserver {
+pub(crate) struct Wireserver {
     listener: TcpListener,
     answer: Arc<Mutex<String>>,
     asked: Arc<AtomicUsize>,
@@ -27,7 +27,8 @@ struct Wireserver {
 }
 
 impl Wireserver {
-    fn start(world: &World) -> Result<Self> {
+    /// Starts it, without an answer.
+    pub(crate) fn start(world: &World) -> Result<Self> {
         let listener = world
             .fabric
             .router
@@ -53,13 +54,20 @@ impl Wireserver {
 
     /// Sets the list: the hosts of 10.240.0.0/16 beside the node's own 4.
     fn list(&self, world: &World, hosts: &[u8]) -> Result<()> {
-        let mac = world.node.mac()?.map(|byte| format!("{byte:02X}")).concat();
         let address = |host: &u8| format!("<IPAddress Address=\"10.240.0.{host}\" IsPrimary=\"false\"/>");
+        let subnet = format!(
+            "<IPSubnet Prefix=\"10.240.0.0/16\"><IPAddress Address=\"10.240.0.4\" IsPrimary=\"true\"/>{}</IPSubnet>",
+            hosts.iter().map(address).collect::<String>()
+        );
+        self.answer(world, &subnet)
+    }
+
+    /// Sets the list: these subnets of the node's network card.
+    pub(crate) fn answer(&self, world: &World, subnets: &str) -> Result<()> {
+        let mac = world.node.mac()?.map(|byte| format!("{byte:02X}")).concat();
         let xml = format!(
             "<?xml version=\"1.0\" encoding=\"utf-8\"?><Interfaces><Interface MacAddress=\"{mac}\" IsPrimary=\"true\">\
-             <IPSubnet Prefix=\"10.240.0.0/16\"><IPAddress Address=\"10.240.0.4\" IsPrimary=\"true\"/>{}</IPSubnet>\
-             </Interface></Interfaces>",
-            hosts.iter().map(address).collect::<String>()
+             {subnets}</Interface></Interfaces>"
         );
         self.say(&format!(
             "HTTP/1.1 200 OK\r\nContent-Type: text/xml\r\nContent-Length: {}\r\n\r\n{xml}",

@@ -1,6 +1,6 @@
 //! What the node is: its uplink, how long it remembers flows, which ports it keeps for itself, and that it forwards.
 
-use std::{io, net::Ipv4Addr, ops::RangeInclusive, path::PathBuf};
+use std::{fs, io, net::Ipv4Addr, ops::RangeInclusive, path::PathBuf};
 
 use causeway_common::lifetime::Timeouts;
 use ipnet::Ipv4Net;
@@ -55,7 +55,7 @@ pub enum NodeError {
     #[error("cannot set up {name}: {source}")]
     Sysctl {
         /// Path below `/proc/sys`.
-        name: &'static str,
+        name: String,
         /// What the kernel said.
         source: io::Error,
     },
@@ -230,10 +230,7 @@ const FORWARDING: &str = "net/ipv4/ip_forward";
 /// The old value is noted and put back by [`Datapath::unload`](crate::datapath::Datapath::unload).
 /// Returns whether it had to be changed.
 pub fn enable_forwarding(root: &Root) -> Result<bool, NodeError> {
-    let failed = |source| NodeError::Sysctl {
-        name: FORWARDING,
-        source,
-    };
+    let failed = |source| failure(FORWARDING, source);
     let before = sysctl::read(FORWARDING).map_err(failed)?.unwrap_or_default();
     if before == "1" {
         return Ok(false);
@@ -249,10 +246,73 @@ pub fn enable_forwarding(root: &Root) -> Result<bool, NodeError> {
 
 /// Puts back what [`enable_forwarding`] changed.
 pub(crate) fn restore_forwarding(before: &str) -> Result<(), NodeError> {
-    sysctl::write(FORWARDING, before).map_err(|source| NodeError::Sysctl {
-        name: FORWARDING,
+    sysctl::write(FORWARDING, before).map_err(|source| failure(FORWARDING, source))
+}
+
+const FORWARDING_V6: &str = "net/ipv6/conf/all/forwarding";
+/// Directory of the interfaces' settings.
+const INTERFACES_V6: &str = "net/ipv6/conf";
+
+/// Whether the kernel speaks IPv6.
+pub fn has_ipv6() -> bool {
+    matches!(sysctl::read(FORWARDING_V6), Ok(Some(_)))
+}
+
+/// Makes the node forward IPv6. A node that forwards is a router, which takes no notice of other routers' advertisements and
+/// drops the default route that it has from them: an interface that listens to them goes on to (value 2, Linux'
+/// `ip-sysctl.rst`). The old values are noted and put back. Returns whether it had to be changed.
+pub fn enable_forwarding_v6(root: &Root) -> Result<bool, NodeError> {
+    let failed = |source| failure(FORWARDING_V6, source);
+    let before = sysctl::read(FORWARDING_V6).map_err(failed)?.unwrap_or_default();
+    if before == "1" {
+        return Ok(false);
+    }
+    let notes = Restore::new(root);
+    notes.note_sysctl(FORWARDING_V6, &before)?;
+    for name in listening()? {
+        notes.note_sysctl(&name, "1")?;
+        sysctl::write(&name, "2").map_err(|source| failure(&name, source))?;
+    }
+    sysctl::write(FORWARDING_V6, "1").map_err(failed)?;
+    tracing::info!(
+        before,
+        "net.ipv6.conf.all.forwarding is set to 1: pods need the node to forward"
+    );
+    Ok(true)
+}
+
+/// The settings of the interfaces that listen to router advertisements for as long as the node is no router.
+fn listening() -> Result<Vec<String>, NodeError> {
+    let failed = |source| failure(INTERFACES_V6, source);
+    let mut listening = Vec::new();
+    for entry in fs::read_dir(sysctl::path(INTERFACES_V6)).map_err(failed)? {
+        let interface = entry.map_err(failed)?.file_name();
+        let name = format!("{INTERFACES_V6}/{}/accept_ra", interface.to_string_lossy());
+        // Whoever makes an interface says what it listens to. One may be gone meanwhile.
+        let is_one = interface != "all" && interface != "default";
+        if is_one && sysctl::read(&name).map_err(failed)?.as_deref() == Some("1") {
+            listening.push(name);
+        }
+    }
+    Ok(listening)
+}
+
+/// Puts back what [`enable_forwarding_v6`] changed. An interface that is gone needs nothing.
+pub(crate) fn restore_sysctls(noted: &[(String, String)]) -> Result<(), NodeError> {
+    for (name, before) in noted {
+        match sysctl::write(name, before) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(failure(name, source)),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn failure(name: &str, source: io::Error) -> NodeError {
+    NodeError::Sysctl {
+        name: name.to_owned(),
         source,
-    })
+    }
 }
 
 #[cfg(test)]

@@ -44,6 +44,26 @@ impl Restore {
         read(&self.directory.join("ip_forward"))
     }
 
+    /// The sysctl had this value, in the order of the changes. An older note wins.
+    pub(crate) fn note_sysctl(&self, name: &str, before: &str) -> Result<(), RestoreError> {
+        let mut noted = self.sysctls()?;
+        if noted.iter().any(|(known, _)| known == name) {
+            return Ok(());
+        }
+        noted.push((name.to_owned(), before.to_owned()));
+        let lines = noted.iter().map(|(name, before)| format!("{name} {before}\n"));
+        write(&self.directory.join("sysctls"), &lines.collect::<String>())
+    }
+
+    /// The sysctls that were changed, with the values that they had.
+    pub(crate) fn sysctls(&self) -> Result<Vec<(String, String)>, RestoreError> {
+        let noted = read(&self.directory.join("sysctls"))?.unwrap_or_default();
+        let lines = noted.lines().filter_map(|line| line.split_once(' '));
+        Ok(lines
+            .map(|(name, before)| (name.to_owned(), before.to_owned()))
+            .collect())
+    }
+
     /// A bpffs was mounted here.
     pub(crate) fn note_bpffs(&self, mount_point: &Path) -> Result<(), RestoreError> {
         write(&self.directory.join("bpffs"), &mount_point.to_string_lossy())
@@ -136,6 +156,11 @@ mod tests {
         restore.note_forwarding("0").unwrap();
         restore.note_forwarding("1").unwrap();
         assert_eq!(restore.forwarding().unwrap().as_deref(), Some("0"));
+        for (name, before) in [("a/b", "1"), ("c", "0"), ("a/b", "2")] {
+            restore.note_sysctl(name, before).unwrap();
+        }
+        let pair = |name: &str, before: &str| (name.to_owned(), before.to_owned());
+        assert_eq!(restore.sysctls().unwrap(), [pair("a/b", "1"), pair("c", "0")]);
     }
 
     #[test]

@@ -20,6 +20,7 @@ pub(crate) fn write(name: &str, value: &str) -> io::Result<()> {
     fs::write(path(name), value)
 }
 
-fn path(name: &str) -> PathBuf {
+/// Where it is.
+pub(crate) fn path(name: &str) -> PathBuf {
     PathBuf::from("/proc/sys").join(name)
 }

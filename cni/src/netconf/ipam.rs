@@ -17,7 +17,7 @@ pub(crate) struct IpamConf {
     pub(crate) settings: Settings,
     /// How long a released address is not given to anybody. Milliseconds.
     pub(crate) quarantine: u64,
-    /// The subnet as it is prescribed.
+    /// The subnets as they are prescribed.
     pub(crate) subnet: Option<String>,
 }
 
@@ -66,10 +66,7 @@ impl IpamConf {
                 } else {
                     Vec::new()
                 },
-                subnet: subnet
-                    .as_deref()
-                    .and_then(|text| text.parse::<IpNet>().ok())
-                    .map(|net| net.trunc()),
+                subnets: subnet.as_deref().map(subnets).unwrap_or_default(),
                 master: master.map(str::to_owned),
                 query_interval: interval.unwrap_or(Settings::QUERY_INTERVAL),
                 ..Settings::new(environment)
@@ -80,6 +77,15 @@ impl IpamConf {
             subnet,
         })
     }
+}
+
+/// `10.240.0.0/16`, or one of each family: `10.240.0.0/16,fd00:10::/64`. None if one of them is none.
+fn subnets(text: &str) -> Vec<IpNet> {
+    let subnets: Option<Vec<IpNet>> = text
+        .split(',')
+        .map(|part| Some(part.trim().parse::<IpNet>().ok()?.trunc()))
+        .collect();
+    subnets.unwrap_or_default()
 }
 
 /// A time in seconds, as a string like the incumbent's or as a number.

@@ -8,7 +8,6 @@ use std::{
 };
 
 use causeway_common::maps::PodEntry;
-use ipnet::Ipv4Net;
 use thiserror::Error;
 
 use super::{PATIENCE, holder};
@@ -201,9 +200,8 @@ pub fn forget_endpoint(root: &Root, key: &Key, datapath: Option<&Datapath>) -> R
 
 /// An address that was taken off its interface for the pod goes back, once nothing answers to it any more.
 pub fn put_back(lease: &Lease) -> Result<(), LinkError> {
-    if let (true, IpAddr::V4(address)) = (lease.on_interface, lease.address) {
-        let address = Ipv4Net::new(address, lease.subnet.prefix_len()).unwrap_or(address.into());
-        links::put_address(&lease.uplink, address)?;
+    if lease.on_interface {
+        links::put_address(&lease.uplink, lease.net())?;
     }
     Ok(())
 }

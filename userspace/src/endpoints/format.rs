@@ -154,12 +154,10 @@ pub struct NewEndpoint<'a> {
     pub host_if: &'a str,
     /// MAC of the pod's end.
     pub mac: [u8; 6],
-    /// Its address with the subnet's mask.
-    pub address: IpNet,
-    /// The subnet, without host bits.
-    pub subnet: IpNet,
-    /// The subnet's gateway.
-    pub gateway: IpAddr,
+    /// Its addresses with their subnets' masks, that of IPv4 first.
+    pub addresses: &'a [IpNet],
+    /// The gateways of their subnets, at most one of a family.
+    pub gateways: &'a [IpAddr],
     /// Name servers of the result.
     pub nameservers: &'a [String],
     /// Path of the pod's namespace, as it was given.
@@ -174,8 +172,13 @@ pub struct NewEndpoint<'a> {
 
 /// How the incumbent is to treat the networks: it wires and unwires pods of this mode by a host route, as we do.
 const MODE: &str = "transparent";
-/// `AF_INET`, as the incumbent notes the family of a subnet.
-const FAMILY_V4: u8 = 2;
+/// The family of a subnet as the incumbent notes it: Linux' `AF_INET` or `AF_INET6`.
+fn family(subnet: &IpNet) -> u8 {
+    match subnet {
+        IpNet::V4(_) => 2,
+        IpNet::V6(_) => 10,
+    }
+}
 
 impl ExternalInterface {
     pub(super) fn new(uplink: &UplinkRecord<'_>) -> Self {
@@ -197,11 +200,12 @@ impl ExternalInterface {
         self.extra.get("BridgeName").and_then(Value::as_str) == Some(bridge)
     }
 
-    pub(super) fn update(&mut self, uplink: &UplinkRecord<'_>, subnet: IpNet) {
+    pub(super) fn update(&mut self, uplink: &UplinkRecord<'_>, addresses: &[IpNet]) {
         self.mac_address = base64(&uplink.mac).into();
-        let subnet = subnet.to_string();
-        if !self.subnets.contains(&subnet) {
-            self.subnets.push(subnet);
+        for subnet in addresses.iter().map(|address| address.trunc().to_string()) {
+            if !self.subnets.contains(&subnet) {
+                self.subnets.push(subnet);
+            }
         }
     }
 }
@@ -218,18 +222,22 @@ impl Network {
         }
     }
 
-    /// Puts the subnet first, where the incumbent takes the next address from.
-    pub(super) fn update(&mut self, subnet: IpNet) {
-        if self.subnet() == Some(subnet) {
+    /// Puts the subnets first, where the incumbent takes the next address from.
+    pub(super) fn update(&mut self, addresses: &[IpNet]) {
+        let subnets: Vec<IpNet> = addresses.iter().map(IpNet::trunc).collect();
+        if self.subnets().take(subnets.len()).eq(subnets.iter().copied()) {
             return;
         }
-        self.subnets.retain(|record| prefix(record) != Some(subnet));
-        let record = json!({ "Family": FAMILY_V4, "Prefix": ip_net(subnet), "Gateway": "", "PrimaryIP": "" });
-        self.subnets.insert(0, record);
+        self.subnets
+            .retain(|record| prefix(record).is_none_or(|subnet| !subnets.contains(&subnet)));
+        let records = subnets.iter().map(|subnet| {
+            json!({ "Family": family(subnet), "Prefix": ip_net(*subnet), "Gateway": "", "PrimaryIP": "" })
+        });
+        self.subnets.splice(0..0, records);
     }
 
-    pub(super) fn subnet(&self) -> Option<IpNet> {
-        self.subnets.first().and_then(prefix)
+    pub(super) fn subnets(&self) -> impl Iterator<Item = IpNet> {
+        self.subnets.iter().filter_map(prefix)
     }
 }
 
@@ -242,15 +250,14 @@ const DEPTH: usize = 7;
 
 impl Endpoint {
     pub(super) fn new(id: &str, new: &NewEndpoint<'_>) -> serde_json::Result<Self> {
-        let default_route = json!({
-            "Dst": { "IP": "0.0.0.0", "Mask": base64(&[0; 4]) }, "Src": "", "Gw": new.gateway.to_string(),
-            "Protocol": 0, "DevName": "", "Scope": 0, "Priority": 0, "Table": 0,
-        });
+        let gateways: Vec<String> = new.gateways.iter().map(IpAddr::to_string).collect();
+        let default_routes: Vec<Value> = new.gateways.iter().map(default_route).collect();
+        let addresses: Vec<Value> = new.addresses.iter().copied().map(ip_net).collect();
         let mut endpoint = json!({
             "Id": id, "IfName": new.key.interface, "HostIfName": new.host_if, "ContainerID": new.key.container,
-            "IPAddresses": [ip_net(new.address)], "PODName": new.pod, "PODNameSpace": new.namespace,
+            "IPAddresses": addresses, "PODName": new.pod, "PODNameSpace": new.namespace,
             "SandboxKey": "", "MacAddress": base64(&new.mac), "InfraVnetIP": no_ip_net(), "LocalIP": "",
-            "Gateways": [new.gateway.to_string()], "DNS": dns(new.nameservers), "Routes": [default_route], "VlanID": 0,
+            "Gateways": gateways, "DNS": dns(new.nameservers), "Routes": default_routes, "VlanID": 0,
             "EnableSnatOnHost": false, "EnableInfraVnet": false, "EnableMultitenancy": false,
             "AllowInboundFromHostToNC": false, "AllowInboundFromNCToHost": false, "NetworkContainerID": "",
             "NetworkNameSpace": new.netns, "SecondaryInterfaces": {},
@@ -281,6 +288,17 @@ impl Endpoint {
     pub fn addresses(&self) -> Vec<IpNet> {
         self.ip_addresses.iter().filter_map(parse_ip_net).collect()
     }
+}
+
+fn default_route(gateway: &IpAddr) -> Value {
+    let everywhere = match gateway {
+        IpAddr::V4(_) => json!({ "IP": "0.0.0.0", "Mask": base64(&[0; 4]) }),
+        IpAddr::V6(_) => json!({ "IP": "::", "Mask": base64(&[0; 16]) }),
+    };
+    json!({
+        "Dst": everywhere, "Src": "", "Gw": gateway.to_string(),
+        "Protocol": 0, "DevName": "", "Scope": 0, "Priority": 0, "Table": 0,
+    })
 }
 
 fn dns(servers: &[String]) -> Value {

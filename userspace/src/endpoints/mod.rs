@@ -131,12 +131,12 @@ impl Endpoints {
         let interface = interfaces
             .entry(name)
             .or_insert_with(|| ExternalInterface::new(uplink));
-        interface.update(uplink, endpoint.subnet);
+        interface.update(uplink, endpoint.addresses);
         let network = interface
             .networks
             .entry(endpoint.key.network.clone())
             .or_insert_with(|| Network::new(&endpoint.key.network));
-        network.update(endpoint.subnet);
+        network.update(endpoint.addresses);
         let id = free_id(network, endpoint.key);
         let noted = Endpoint::new(&id, endpoint).map_err(|error| EndpointsError::Write {
             path: self.path.clone(),
@@ -258,9 +258,8 @@ mod tests {
                 },
                 host_if: "azv0123",
                 mac: [2, 0, 0, 0, 0, host],
-                address: IpNet::new(IpAddr::from([10, 240, 0, host]), 16).unwrap(),
-                subnet: "10.240.0.0/16".parse().unwrap(),
-                gateway: IpAddr::from([10, 240, 0, 1]),
+                addresses: &[IpNet::new(IpAddr::from([10, 240, 0, host]), 16).unwrap()],
+                gateways: &[IpAddr::from([10, 240, 0, 1])],
                 nameservers: &["168.63.129.16".to_owned()],
                 netns: "/var/run/netns/x",
                 pod: "web",
@@ -328,7 +327,7 @@ mod tests {
         add(&root, &keys[1], 77);
         let state = snapshot(&root).unwrap().unwrap();
         assert_eq!(state.endpoints().count(), keys.len());
-        assert_eq!(state.subnet("azure").unwrap().to_string(), "10.240.0.0/16");
+        assert_eq!(state.subnets("azure"), ["10.240.0.0/16".parse().unwrap()]);
         assert_eq!(
             state.find(&keys[1]).unwrap().addresses()[0].to_string(),
             "10.240.0.77/16"
@@ -394,7 +393,7 @@ mod tests {
         fs::write(root.path(STATE), text.replace(boot::id(), "an-earlier-one")).unwrap();
         let state = snapshot(&root).unwrap().unwrap();
         assert_eq!(state.endpoints().count(), 0);
-        assert_eq!(state.subnet("azure").unwrap().to_string(), "10.240.0.0/16");
+        assert_eq!(state.subnets("azure"), ["10.240.0.0/16".parse().unwrap()]);
     }
 
     #[test]

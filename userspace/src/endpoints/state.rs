@@ -41,12 +41,17 @@ impl State {
         })
     }
 
-    /// The subnet that the network takes its addresses from.
-    pub fn subnet(&self, network: &str) -> Option<IpNet> {
+    /// The subnets that the network takes its addresses from, at most one of a family.
+    pub fn subnets(&self, network: &str) -> Vec<IpNet> {
         let interfaces = self.external_interfaces.values();
-        interfaces
-            .filter_map(|interface| interface.networks.get(network))
-            .find_map(Network::subnet)
+        let mut networks = interfaces.filter_map(|interface| interface.networks.get(network));
+        let known: Vec<IpNet> = networks.next().into_iter().flat_map(Network::subnets).collect();
+        let first = |is_ipv4: bool| known.iter().find(|subnet| subnet.addr().is_ipv4() == is_ipv4);
+        [first(true), first(false)]
+            .into_iter()
+            .flatten()
+            .copied()
+            .collect()
     }
 
     /// All endpoints, with their keys.

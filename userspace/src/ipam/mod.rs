@@ -18,7 +18,7 @@ use std::{
 use ipnet::IpNet;
 
 use self::{
-    pool::{Holder, Lease, PoolError, Request, Space},
+    pool::{Holder, Lease, Pool, PoolError, Request, Space},
     source::{Answer, LocalNic, Settings, SourceError},
     store::{Store, StoreError},
 };
@@ -102,28 +102,44 @@ impl<'a> Ipam<'a> {
                 .is_some_and(|list| list.misses_an_interface)
     }
 
-    /// The subnet to take the holder's address from: `preferred` if it is a pool, else the best on the interface
-    /// `uplink`, or on any. With it, the name of the interface that carries it.
+    /// The subnets to take the holder's addresses from, on the interface `uplink` or on any: of IPv4 the preferred one if
+    /// it is a pool, else the best; of IPv6 the same, on the interface that carries the first, if there is one.
     pub fn choose(
         &self,
         holder: &Holder,
-        preferred: Option<IpNet>,
+        preference: Preference<'_>,
         uplink: Option<&str>,
-    ) -> Result<(IpNet, String), IpamError> {
+    ) -> Result<Choice, IpamError> {
         let space = self.space()?;
-        let carrier = |subnet: &IpNet| {
-            let pool = space.pools.get(&subnet.to_string());
-            pool.map(|pool| (pool.subnet, pool.if_name.clone()))
+        let known = [false, true].map(|is_ipv6| preference.among(&space, is_ipv6));
+        let (first, second) = match (preference, known) {
+            (Preference::Only(_), [Some(first), second] | [second @ None, Some(first)]) => (first, second),
+            (Preference::First(_), [Some(first), second]) => (first, beside(&space, first, second, holder)),
+            (_, [None, second]) => {
+                let first = self.best(&space, holder, uplink)?;
+                (first, beside(&space, first, second, holder))
+            }
         };
-        if let Some(found) = preferred.as_ref().and_then(carrier) {
-            return Ok(found);
-        }
-        let chosen = space.choose(holder, uplink);
-        match chosen.map(|subnet| carrier(&subnet)) {
-            Ok(Some(found)) => Ok(found),
-            Ok(None) => Err(self.refuse(PoolError::NoAvailablePools, "")),
+        let pools = std::iter::once(first).chain(second);
+        Ok(Choice {
+            subnets: pools.map(|pool| pool.subnet).collect(),
+            carrier: first.if_name.clone(),
+        })
+    }
+
+    fn best<'s>(
+        &self,
+        space: &'s Space,
+        holder: &Holder,
+        uplink: Option<&str>,
+    ) -> Result<&'s Pool, IpamError> {
+        match space.choose(holder, uplink) {
+            Ok(subnet) => {
+                let pool = space.pools.get(&subnet.to_string());
+                pool.ok_or_else(|| self.refuse(PoolError::NoAvailablePools, ""))
+            }
             Err(error) => {
-                if let Some(cause) = only_ipv6(&space, &self.answer.origin) {
+                if let Some(cause) = only_ipv6(space, &self.answer.origin) {
                     return Err(IpamError::NoList { source: error, cause });
                 }
                 let known: Vec<String> = space
@@ -136,42 +152,42 @@ impl<'a> Ipam<'a> {
         }
     }
 
-    /// Gives the holder an address of `subnet` that is not busy, or the one that it has already. It is on disk when this
-    /// returns. The request's time is set here.
+    /// Gives the holder an address of each of `subnets` that is not busy, or the one that it has there already. They are on
+    /// disk when this returns; where one of them cannot be had, none is taken. The request's time is set here.
     pub fn allocate(
         &self,
-        subnet: &str,
+        subnets: &[IpNet],
         holder: &Holder,
         request: &Request,
         is_busy: &dyn Fn(IpAddr) -> bool,
-    ) -> Result<Lease, IpamError> {
+    ) -> Result<Vec<Lease>, IpamError> {
         let mut store = Store::open(self.root, self.timeout)?;
         self.bring_up_to_date(store.space());
         let request = Request {
             now: milliseconds(),
             ..request.clone()
         };
-        match store.space().allocate(subnet, holder, &request, is_busy) {
-            Ok(lease) => match store.save() {
-                Ok(()) => Ok(lease),
-                Err(error) => {
-                    // It may have been written all the same, and only not been made to last.
-                    store.space().release(holder, &[], request.now);
-                    store.save().ok();
-                    Err(error.into())
-                }
-            },
+        let mut leases = Vec::new();
+        for subnet in subnets {
+            let subnet = subnet.to_string();
+            match store.space().allocate(&subnet, holder, &request, is_busy) {
+                Ok(lease) => leases.push(lease),
+                // What was taken until here is not saved.
+                Err(error) => return Err(self.refuse(error, &numbers(store.space(), &subnet, &request))),
+            }
+        }
+        let mut asked = request.addresses.iter();
+        if let Some(other) = asked.find(|asked| !leases.iter().any(|lease| lease.address == **asked)) {
+            let listed = format!("pools to take from: {}", join(subnets));
+            return Err(self.refuse(PoolError::AddressNotFound(*other), &listed));
+        }
+        match store.save() {
+            Ok(()) => Ok(leases),
             Err(error) => {
-                let usage = store.space().usage(subnet, request.now, request.quarantine);
-                let quarantined = match usage.quarantined {
-                    0 => String::new(),
-                    n => format!(", {n} more in quarantine"),
-                };
-                let numbers = format!(
-                    "{} of {} addresses of pool {subnet} are in use{quarantined}",
-                    usage.used, usage.total
-                );
-                Err(self.refuse(error, &numbers))
+                // It may have been written all the same, and only not been made to last.
+                store.space().release(holder, &[], request.now);
+                store.save().ok();
+                Err(error.into())
             }
         }
     }
@@ -216,6 +232,64 @@ impl<'a> Ipam<'a> {
     }
 }
 
+/// Subnets that go before others.
+#[derive(Clone, Copy, Debug)]
+pub enum Preference<'a> {
+    /// Prescribed: of a family that is not among them there is no second address.
+    Only(&'a [IpNet]),
+    /// Known from others of the network.
+    First(&'a [IpNet]),
+}
+
+impl Preference<'_> {
+    fn among<'s>(&self, space: &'s Space, is_ipv6: bool) -> Option<&'s Pool> {
+        let (Self::Only(subnets) | Self::First(subnets)) = self;
+        let mut of_family = subnets.iter().filter(|subnet| subnet.addr().is_ipv6() == is_ipv6);
+        of_family.find_map(|subnet| space.pools.get(&subnet.to_string()))
+    }
+}
+
+/// Where to take addresses from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Choice {
+    /// One of IPv4, then perhaps one of IPv6.
+    pub subnets: Vec<IpNet>,
+    /// The interface that carries them; empty where that is not known.
+    pub carrier: String,
+}
+
+/// The pool of IPv6 on the interface of `first`, where that is known: the holder's own, else `known` if something is left
+/// there, else the best.
+fn beside<'s>(space: &'s Space, first: &Pool, known: Option<&'s Pool>, holder: &Holder) -> Option<&'s Pool> {
+    let carrier = (!first.if_name.is_empty()).then_some(first.if_name.as_str());
+    let best = space.choose_second(holder, carrier);
+    let best = best.and_then(|subnet| space.pools.get(&subnet.to_string()))?;
+    let suits = |pool: &&Pool| carrier.is_none_or(|name| pool.if_name == name) && pool.has_free();
+    if best.is_held_by(holder) {
+        return Some(best);
+    }
+    known.filter(suits).or(Some(best))
+}
+
+/// How much of a pool is in use.
+fn numbers(space: &Space, subnet: &str, request: &Request) -> String {
+    let usage = space.usage(subnet, request.now, request.quarantine);
+    let quarantined = match usage.quarantined {
+        0 => String::new(),
+        n => format!(", {n} more in quarantine"),
+    };
+    format!(
+        "{} of {} addresses of pool {subnet} are in use{quarantined}",
+        usage.used, usage.total
+    )
+}
+
+/// The subnets as one text.
+pub fn join(subnets: &[IpNet]) -> String {
+    let texts: Vec<String> = subnets.iter().map(IpNet::to_string).collect();
+    texts.join(",")
+}
+
 /// Frees what the holder has, and `also` where its container has it. Returns what was freed; nothing to free is no
 /// error.
 pub fn release(
@@ -233,7 +307,7 @@ pub fn release(
 /// What to say of pools that are all IPv6; `origin` is the list that they are from. `None` if there are others, or none.
 pub fn only_ipv6(space: &Space, origin: &str) -> Option<String> {
     let subnets: Vec<&str> = space.pools.keys().map(String::as_str).collect();
-    let all = !subnets.is_empty() && space.pools.values().all(|pool| pool.is_ipv6);
+    let all = !subnets.is_empty() && space.pools.values().all(Pool::is_ipv6);
     all.then(|| {
         format!(
             "{origin} has only subnets of IPv6 ({}), and pods get IPv4 addresses: add a subnet of IPv4 to it",

@@ -49,8 +49,8 @@ pub struct Holder {
 /// What a holder asks for, and on which terms.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Request {
-    /// The address, if it must be this one.
-    pub address: Option<IpAddr>,
+    /// The addresses, if they must be these: of a family at most one.
+    pub addresses: Vec<IpAddr>,
     /// How long a released address is not given to anybody. Milliseconds.
     pub quarantine: u64,
     /// The network that the lease is for.
@@ -59,6 +59,14 @@ pub struct Request {
     pub host_if: String,
     /// Milliseconds since 1970.
     pub now: u64,
+}
+
+impl Request {
+    /// The address that is asked for in the family of a subnet.
+    fn wanted(&self, subnet: &IpNet) -> Option<IpAddr> {
+        let mut addresses = self.addresses.iter().copied();
+        addresses.find(|address| address.is_ipv4() == subnet.addr().is_ipv4())
+    }
 }
 
 /// An address that somebody holds, with all that is known of it.
@@ -113,6 +121,13 @@ pub struct Lease {
     pub on_interface: bool,
 }
 
+impl Lease {
+    /// The address with its subnet's mask.
+    pub fn net(&self) -> IpNet {
+        IpNet::new(self.address, self.subnet.prefix_len()).unwrap_or(self.subnet)
+    }
+}
+
 impl Space {
     /// Brings the pools up to date: what the source has is there, what it has no more goes once nobody holds it.
     pub fn merge(&mut self, source: &[SourcePool]) {
@@ -137,17 +152,32 @@ impl Space {
         });
     }
 
-    /// The subnet to take an address from when none is prescribed. First where the holder has one already, then by
-    /// free addresses, the node's interface `uplink` if given, priority and size.
+    /// The subnet to take an address of IPv4 from when none is prescribed. First where the holder has one already, then
+    /// by free addresses, the node's interface `uplink` if given, priority and size.
     pub fn choose(&self, holder: &Holder, uplink: Option<&str>) -> Result<IpNet, PoolError> {
-        self.pools
-            .values()
-            .filter(|pool| !pool.is_ipv6 && uplink.is_none_or(|name| pool.if_name == name))
+        let of_ipv4 = self.pools.values().filter(|pool| !pool.is_ipv6());
+        Self::best(of_ipv4, holder, uplink)
+    }
+
+    /// As [`Self::choose`], for the address of IPv6 beside it. Pools without any address do not count: the node's own may
+    /// be all that there is in such a subnet.
+    pub fn choose_second(&self, holder: &Holder, uplink: Option<&str>) -> Option<IpNet> {
+        let of_ipv6 = self.pools.values().filter(|pool| pool.is_ipv6());
+        let filled = of_ipv6.filter(|pool| !pool.addresses.is_empty());
+        Self::best(filled, holder, uplink).ok()
+    }
+
+    fn best<'a>(
+        pools: impl Iterator<Item = &'a Pool>,
+        holder: &Holder,
+        uplink: Option<&str>,
+    ) -> Result<IpNet, PoolError> {
+        pools
+            .filter(|pool| uplink.is_none_or(|name| pool.if_name == name))
             .max_by_key(|pool| {
-                let held = pool.held_by(holder).is_some();
                 (
-                    held,
-                    pool.free().next().is_some(),
+                    pool.is_held_by(holder),
+                    pool.has_free(),
                     pool.priority,
                     pool.addresses.len(),
                 )

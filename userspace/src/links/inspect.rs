@@ -1,21 +1,27 @@
 //! What a pod's connection looks like in the kernel, compared with what it should be. Reads only.
 
-use std::{net::Ipv4Addr, os::fd::BorrowedFd};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::fd::BorrowedFd,
+};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
     route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType},
 };
 
-use super::{GATEWAY, Link, LinkError, Netlink};
+use super::{
+    Link, LinkError, Netlink, family,
+    hops::{families, gateway, whole},
+};
 
 /// A pod's connection as it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Expected {
-    /// The pod's address with its subnet's mask.
-    pub addr: Ipv4Net,
+    /// The pod's addresses with their subnets' masks.
+    pub addresses: Vec<IpNet>,
     /// Name of the interface in the pod.
     pub if_name: String,
     /// Its MAC; `None` if any will do.
@@ -43,23 +49,26 @@ pub fn inspect_pod(
 }
 
 fn inspect_host(netlink: &mut Netlink, link: &Link, expected: &Expected) -> Result<Vec<String>, LinkError> {
-    let (address, name) = (expected.addr.addr(), &link.name);
+    let name = &link.name;
     let mut wrong = Vec::new();
     if !link.is_up {
         wrong.push(format!("the host's interface {name} is down"));
     }
-    let to_pod = |route: &Route| route.to == Ipv4Net::from(address) && route.ifindex == link.index;
-    if !netlink.routes()?.iter().any(to_pod) {
-        wrong.push(format!("the host's route {address}/32 to {name} is missing"));
-    }
-    match (netlink.neighbour(link.index, address)?, expected.mac) {
-        (None, _) => wrong.push(format!("the host's neighbour {address} on {name} is missing")),
-        (Some(mac), Some(expected)) if mac != expected => {
-            wrong.push(format!(
-                "the host's neighbour {address} on {name} has another MAC than the pod"
-            ));
+    for address in expected.addresses.iter().map(IpNet::addr) {
+        let to = whole(address);
+        let to_pod = |route: &Route| route.to == to && route.ifindex == link.index;
+        if !netlink.routes(family(address))?.iter().any(to_pod) {
+            wrong.push(format!("the host's route {to} to {name} is missing"));
         }
-        _ => {}
+        match (netlink.neighbour(link.index, address)?, expected.mac) {
+            (None, _) => wrong.push(format!("the host's neighbour {address} on {name} is missing")),
+            (Some(mac), Some(expected)) if mac != expected => {
+                wrong.push(format!(
+                    "the host's neighbour {address} on {name} has another MAC than the pod"
+                ));
+            }
+            _ => {}
+        }
     }
     Ok(wrong)
 }
@@ -69,7 +78,7 @@ fn inspect_inside(
     expected: &Expected,
     host_mac: Option<[u8; 6]>,
 ) -> Result<Vec<String>, LinkError> {
-    let (address, name) = (expected.addr, &expected.if_name);
+    let name = &expected.if_name;
     let Some(link) = netlink.link(name)? else {
         return Ok(vec![format!("the pod's interface {name} is missing")]);
     };
@@ -80,33 +89,50 @@ fn inspect_inside(
     if expected.mac.is_some() && link.mac != expected.mac {
         wrong.push(format!("the pod's interface {name} has another MAC"));
     }
-    let has_address = netlink.addresses()?.iter().any(|own| {
-        own.ifindex == link.index && own.addr == address.addr() && own.prefix_len == address.prefix_len()
-    });
-    if !has_address {
-        wrong.push(format!(
-            "the pod's interface {name} has not the address {address}"
-        ));
+    let addresses = netlink.all_addresses()?;
+    for address in &expected.addresses {
+        let has_address = addresses.iter().any(|own| {
+            own.ifindex == link.index && own.addr == address.addr() && own.prefix_len == address.prefix_len()
+        });
+        if !has_address {
+            wrong.push(format!(
+                "the pod's interface {name} has not the address {address}"
+            ));
+        }
     }
-    let routes = netlink.routes()?;
-    let is_there = |to: Ipv4Net, gateway| {
+    for gateway in families(&expected.addresses).map(gateway) {
+        wrong.extend(inspect_way_out(netlink, &link, gateway, host_mac)?);
+    }
+    Ok(wrong)
+}
+
+/// What a pod needs to send beyond its link, in the family of `gateway`.
+fn inspect_way_out(
+    netlink: &mut Netlink,
+    link: &Link,
+    gateway: IpAddr,
+    host_mac: Option<[u8; 6]>,
+) -> Result<Vec<String>, LinkError> {
+    let (name, mut wrong) = (&link.name, Vec::new());
+    let routes = netlink.routes(family(gateway))?;
+    let is_there = |to: IpNet, gateway| {
         routes
             .iter()
             .any(|route| route.to == to && route.gateway == gateway && route.ifindex == link.index)
     };
-    if !is_there(Ipv4Net::default(), Some(GATEWAY)) {
+    if !is_there(everywhere(gateway), Some(gateway)) {
         wrong.push(format!(
-            "the pod's default route via {GATEWAY} on {name} is missing"
+            "the pod's default route via {gateway} on {name} is missing"
         ));
     }
-    if !is_there(GATEWAY.into(), None) {
-        wrong.push(format!("the pod's route to {GATEWAY} on {name} is missing"));
+    if !is_there(whole(gateway), None) {
+        wrong.push(format!("the pod's route to {gateway} on {name} is missing"));
     }
-    match netlink.neighbour(link.index, GATEWAY)? {
-        None => wrong.push(format!("the pod's neighbour {GATEWAY} on {name} is missing")),
+    match netlink.neighbour(link.index, gateway)? {
+        None => wrong.push(format!("the pod's neighbour {gateway} on {name} is missing")),
         Some(mac) if host_mac.is_some_and(|host| host != mac) => {
             wrong.push(format!(
-                "the pod's neighbour {GATEWAY} on {name} has another MAC than the host's interface"
+                "the pod's neighbour {gateway} on {name} has another MAC than the host's interface"
             ));
         }
         Some(_) => {}
@@ -114,11 +140,19 @@ fn inspect_inside(
     Ok(wrong)
 }
 
-/// An IPv4 unicast route of the main table.
+/// All addresses of the family of `address`.
+fn everywhere(address: IpAddr) -> IpNet {
+    match address {
+        IpAddr::V4(_) => IpNet::V4(ipnet::Ipv4Net::default()),
+        IpAddr::V6(_) => IpNet::V6(ipnet::Ipv6Net::default()),
+    }
+}
+
+/// A unicast route of the main table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Route {
-    pub(super) to: Ipv4Net,
-    pub(super) gateway: Option<Ipv4Addr>,
+    pub(super) to: IpNet,
+    pub(super) gateway: Option<IpAddr>,
     pub(super) ifindex: u32,
 }
 
@@ -126,23 +160,23 @@ pub(super) struct Route {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Neighbour {
     pub(super) ifindex: u32,
-    pub(super) address: Ipv4Addr,
+    pub(super) address: IpAddr,
     pub(super) mac: [u8; 6],
     pub(super) is_permanent: bool,
 }
 
 impl Netlink {
-    /// The IPv4 unicast routes of the main table that leave by one interface.
-    pub(super) fn routes(&mut self) -> Result<Vec<Route>, LinkError> {
-        let messages = self.route_messages()?;
+    /// The family's unicast routes of the main table that leave by one interface.
+    pub(super) fn routes(&mut self, family: AddressFamily) -> Result<Vec<Route>, LinkError> {
+        let messages = self.route_messages(family)?;
         Ok(messages.iter().filter_map(route).collect())
     }
 
-    /// Every IPv4 neighbour with a MAC.
-    pub(super) fn neighbours(&mut self) -> Result<Vec<Neighbour>, LinkError> {
-        let mut of_ipv4 = NeighbourMessage::default();
-        of_ipv4.header.family = AddressFamily::Inet;
-        let everything = RouteNetlinkMessage::GetNeighbour(of_ipv4);
+    /// Every neighbour of the family with a MAC.
+    pub(super) fn neighbours(&mut self, family: AddressFamily) -> Result<Vec<Neighbour>, LinkError> {
+        let mut of_family = NeighbourMessage::default();
+        of_family.header.family = family;
+        let everything = RouteNetlinkMessage::GetNeighbour(of_family);
         let messages = self.list(&everything, || "list neighbours".to_owned())?;
         let neighbours = messages.iter().filter_map(|message| match message {
             RouteNetlinkMessage::NewNeighbour(message) => neighbour(message),
@@ -152,8 +186,8 @@ impl Netlink {
     }
 
     /// The MAC that is noted for a neighbour.
-    fn neighbour(&mut self, ifindex: u32, address: Ipv4Addr) -> Result<Option<[u8; 6]>, LinkError> {
-        let of_link = self.neighbours()?;
+    fn neighbour(&mut self, ifindex: u32, address: IpAddr) -> Result<Option<[u8; 6]>, LinkError> {
+        let of_link = self.neighbours(family(address))?;
         let found = of_link
             .into_iter()
             .find(|neighbour| neighbour.ifindex == ifindex && neighbour.address == address);
@@ -166,27 +200,44 @@ fn route(message: &RouteMessage) -> Option<Route> {
     if header.table != RouteHeader::RT_TABLE_MAIN || header.kind != RouteType::Unicast {
         return None;
     }
-    let (mut to, mut gateway, mut ifindex) = (Ipv4Addr::UNSPECIFIED, None, None);
+    let unspecified = match header.address_family {
+        AddressFamily::Inet => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        _ => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    let (mut to, mut gateway, mut ifindex) = (unspecified, None, None);
     for attribute in &message.attributes {
         match attribute {
-            RouteAttribute::Destination(RouteAddress::Inet(address)) => to = *address,
-            RouteAttribute::Gateway(RouteAddress::Inet(address)) => gateway = Some(*address),
+            RouteAttribute::Destination(address) => to = ip(address)?,
+            RouteAttribute::Gateway(address) => gateway = ip(address),
             RouteAttribute::Oif(index) => ifindex = Some(*index),
             _ => {}
         }
     }
     Some(Route {
-        to: Ipv4Net::new(to, header.destination_prefix_length).ok()?,
+        to: IpNet::new(to, header.destination_prefix_length).ok()?,
         gateway,
         ifindex: ifindex?,
     })
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some(IpAddr::V4(*address)),
+        RouteAddress::Inet6(address) => Some(IpAddr::V6(*address)),
+        _ => None,
+    }
 }
 
 fn neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
     let (mut address, mut mac) = (None, None);
     for attribute in &message.attributes {
         match attribute {
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(found)) => address = Some(*found),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(found)) => {
+                address = Some(IpAddr::V4(*found));
+            }
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(found)) => {
+                address = Some(IpAddr::V6(*found));
+            }
             NeighbourAttribute::LinkLayerAddress(found) => mac = found.clone().try_into().ok(),
             _ => {}
         }

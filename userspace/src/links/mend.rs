@@ -2,13 +2,14 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    net::Ipv4Addr,
+    net::IpAddr,
 };
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
+use netlink_packet_route::AddressFamily;
 
 use super::{
-    Link, LinkError, Netlink,
+    Link, LinkError, Netlink, hops,
     inspect::{Neighbour, Route},
     pod,
 };
@@ -20,9 +21,9 @@ pub struct HostSide {
     pub links: Vec<Link>,
     /// Places in `links`.
     names: HashMap<String, usize>,
-    routes: HashSet<(Ipv4Net, u32)>,
+    routes: HashSet<(IpNet, u32)>,
     /// Those that are permanent: MAC by interface and address.
-    neighbours: HashMap<(u32, Ipv4Addr), [u8; 6]>,
+    neighbours: HashMap<(u32, IpAddr), [u8; 6]>,
 }
 
 impl HostSide {
@@ -30,8 +31,9 @@ impl HostSide {
     pub fn read(netlink: &mut Netlink) -> Result<Self, LinkError> {
         let links = netlink.links()?;
         let names = links.iter().enumerate();
-        let routes = netlink.routes()?.into_iter();
-        let neighbours = netlink.neighbours()?.into_iter();
+        // Of both families.
+        let routes = netlink.routes(AddressFamily::Unspec)?.into_iter();
+        let neighbours = netlink.neighbours(AddressFamily::Unspec)?.into_iter();
         Ok(Self {
             names: names.map(|(place, link)| (link.name.clone(), place)).collect(),
             routes: routes.map(|Route { to, ifindex, .. }| (to, ifindex)).collect(),
@@ -56,17 +58,19 @@ impl HostSide {
     }
 
     /// What is wrong on the host with the connection of the pod behind `link`, each item by its name.
-    pub fn wrong_with(&self, link: &Link, address: Ipv4Addr, mac: [u8; 6]) -> Vec<String> {
+    pub fn wrong_with(&self, link: &Link, addresses: &[IpNet], mac: [u8; 6]) -> Vec<String> {
         let mut wrong = Vec::new();
         if !link.is_up {
             wrong.push(format!("interface {} was down", link.name));
         }
-        let to = Ipv4Net::from(address);
-        if !self.routes.contains(&(to, link.index)) {
-            wrong.push(format!("route {to} to {} was missing", link.name));
-        }
-        if self.neighbours.get(&(link.index, address)) != Some(&mac) {
-            wrong.push(format!("neighbour {address} on {} was missing", link.name));
+        for address in addresses.iter().map(IpNet::addr) {
+            let to = hops::whole(address);
+            if !self.routes.contains(&(to, link.index)) {
+                wrong.push(format!("route {to} to {} was missing", link.name));
+            }
+            if self.neighbours.get(&(link.index, address)) != Some(&mac) {
+                wrong.push(format!("neighbour {address} on {} was missing", link.name));
+            }
         }
         wrong
     }
@@ -74,7 +78,7 @@ impl HostSide {
 
 impl Netlink {
     /// Sets up the host's end of a pod's connection, as for a new one. What is right stays as it is.
-    pub fn mend_host(&mut self, link: &Link, address: Ipv4Addr, mac: [u8; 6]) -> Result<(), LinkError> {
-        pod::set_up_host(self, link, address, mac)
+    pub fn mend_host(&mut self, link: &Link, addresses: &[IpNet], mac: [u8; 6]) -> Result<(), LinkError> {
+        pod::set_up_host(self, link, addresses, mac)
     }
 }

@@ -3,7 +3,9 @@
 //! A [`Netlink`] belongs to the network namespace in which it was made, whatever its thread does later.
 
 mod address;
+mod hops;
 mod inspect;
+mod ipv6;
 mod mend;
 mod pod;
 mod polling;
@@ -12,22 +14,23 @@ mod tc;
 
 use std::{
     io,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     thread,
     time::{Duration, Instant},
 };
 
 pub use address::{put_address, take_address};
+pub use hops::{GATEWAY, GATEWAY_V6};
 pub use inspect::{Expected, inspect_pod};
 pub use mend::HostSide;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
-    address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope},
+    address::AddressMessage,
     link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, State as OperState},
     route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType},
 };
-pub use pod::{GATEWAY, PodLink, PodNetwork, connect_pod, disconnect_pod, random_mac};
+pub use pod::{PodLink, PodNetwork, connect_pod, disconnect_pod, random_mac};
 pub(crate) use tc::{Filter, Qdisc};
 use thiserror::Error;
 
@@ -102,16 +105,17 @@ pub struct Link {
     pub is_veth: bool,
 }
 
-/// An IPv4 address of an interface.
+/// An address of an interface, of IPv4 where nothing else is said.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Address {
+pub struct Address<A = Ipv4Addr> {
     /// Index of the interface.
     pub ifindex: u32,
     /// The address.
-    pub addr: Ipv4Addr,
+    pub addr: A,
     /// Length of its prefix.
     pub prefix_len: u8,
-    /// Whether another address of the same subnet came first.
+    /// Whether another address of the same subnet came first. Of IPv6, where the kernel makes no such difference: whether
+    /// it was given by hand, and another one of the same subnet before it or by the network.
     pub is_secondary: bool,
     /// Whether its scope is global (not host, not link).
     pub is_global: bool,
@@ -169,13 +173,20 @@ impl Netlink {
 
     /// Every IPv4 address.
     pub fn addresses(&mut self) -> Result<Vec<Address>, LinkError> {
-        Ok(self.address_messages()?.iter().filter_map(address).collect())
+        let messages = self.address_messages(AddressFamily::Inet)?;
+        Ok(address::of_ipv4(&messages))
     }
 
-    fn address_messages(&mut self) -> Result<Vec<AddressMessage>, LinkError> {
-        let mut of_ipv4 = AddressMessage::default();
-        of_ipv4.header.family = AddressFamily::Inet;
-        let everything = RouteNetlinkMessage::GetAddress(of_ipv4);
+    /// Every address of both families. That one of IPv6 is secondary is not the kernel's word: see [`Address`].
+    pub fn all_addresses(&mut self) -> Result<Vec<Address<IpAddr>>, LinkError> {
+        let messages = self.address_messages(AddressFamily::Unspec)?;
+        Ok(address::of_both(&messages))
+    }
+
+    fn address_messages(&mut self, family: AddressFamily) -> Result<Vec<AddressMessage>, LinkError> {
+        let mut of_family = AddressMessage::default();
+        of_family.header.family = family;
+        let everything = RouteNetlinkMessage::GetAddress(of_family);
         let messages = self.list(&everything, || "list addresses".to_owned())?;
         let addresses = messages.into_iter().filter_map(|message| match message {
             RouteNetlinkMessage::NewAddress(message) => Some(message),
@@ -186,17 +197,17 @@ impl Netlink {
 
     /// The IPv4 default route of the main table with the least metric.
     pub fn default_route(&mut self) -> Result<Option<DefaultRoute>, LinkError> {
-        let messages = self.route_messages()?;
+        let messages = self.route_messages(AddressFamily::Inet)?;
         Ok(messages
             .iter()
             .filter_map(default_route)
             .min_by_key(|route| route.metric))
     }
 
-    fn route_messages(&mut self) -> Result<Vec<RouteMessage>, LinkError> {
-        let mut of_ipv4 = RouteMessage::default();
-        of_ipv4.header.address_family = AddressFamily::Inet;
-        let everything = RouteNetlinkMessage::GetRoute(of_ipv4);
+    fn route_messages(&mut self, family: AddressFamily) -> Result<Vec<RouteMessage>, LinkError> {
+        let mut of_family = RouteMessage::default();
+        of_family.header.address_family = family;
+        let everything = RouteNetlinkMessage::GetRoute(of_family);
         let messages = self.list(&everything, || "list routes".to_owned())?;
         let routes = messages.into_iter().filter_map(|message| match message {
             RouteNetlinkMessage::NewRoute(message) => Some(message),
@@ -303,24 +314,12 @@ fn link(message: RouteNetlinkMessage) -> Option<Link> {
     Some(link)
 }
 
-fn address(message: &AddressMessage) -> Option<Address> {
-    if message.header.family != AddressFamily::Inet {
-        return None;
+/// The family of an address, as netlink has it.
+fn family(address: IpAddr) -> AddressFamily {
+    match address {
+        IpAddr::V4(_) => AddressFamily::Inet,
+        IpAddr::V6(_) => AddressFamily::Inet6,
     }
-    let local = message.attributes.iter().find_map(|attribute| match attribute {
-        AddressAttribute::Local(std::net::IpAddr::V4(addr)) => Some(*addr),
-        _ => None,
-    })?;
-    let is_secondary = message.attributes.iter().any(
-        |attribute| matches!(attribute, AddressAttribute::Flags(flags) if flags.contains(AddressFlags::Secondary)),
-    );
-    Some(Address {
-        ifindex: message.header.index,
-        addr: local,
-        prefix_len: message.header.prefix_len,
-        is_secondary,
-        is_global: message.header.scope == AddressScope::Universe,
-    })
 }
 
 fn default_route(message: &RouteMessage) -> Option<DefaultRoute> {

@@ -1,43 +1,35 @@
 //! A pod's connection: a veth pair, and what both of its ends need to know.
 //!
-//! In the pod the only next hop is [`GATEWAY`], whose MAC is the host end's; the pod never resolves a neighbour. On
-//! the host a /32 route leads to the pod, whose MAC is known too. So no ARP takes place on the pair at all.
+//! In the pod the only next hop is [`GATEWAY`](super::GATEWAY), for IPv6 [`GATEWAY_V6`](super::GATEWAY_V6), whose MAC is the host end's; the pod never resolves
+//! a neighbour. On the host a route to each single address leads to the pod, whose MAC is known too. So neither ARP nor
+//! neighbour discovery takes place on the pair at all.
 
 use std::{
     fs::File,
     io,
-    net::Ipv4Addr,
     os::fd::{AsFd as _, AsRawFd as _, BorrowedFd},
     process,
 };
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use netlink_packet_route::{
-    AddressFamily, RouteNetlinkMessage,
-    address::{AddressAttribute, AddressFlags},
-    link::{
-        AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags,
-        LinkInfo, LinkMessage,
-    },
-    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState},
-    route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType},
-    rule::{RuleAction, RuleAttribute, RuleMessage},
+    RouteNetlinkMessage,
+    address::AddressFlags,
+    link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
 };
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
-use super::{CHANGE, Link, LinkError, NEW, Netlink, REPLACE, address, at};
-use crate::sysctl;
-
-/// The next hop of every pod. Link-local and never on the wire (RFC 3927): the veth's host end answers for it.
-pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
+use super::{
+    CHANGE, Link, LinkError, NEW, Netlink, REPLACE, address, at,
+    hops::{families, gateway, route_to, whole},
+    ipv6::{allow_ipv6, has_ipv6, ignore_advertisements, trust_addresses},
+};
 
 /// How a pod is to be connected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodNetwork {
-    /// The pod's address.
-    pub addr: Ipv4Addr,
-    /// Length of its subnet's prefix.
-    pub prefix_len: u8,
+    /// The pod's addresses with their subnets' masks.
+    pub addresses: Vec<IpNet>,
     /// Name of the interface in the pod.
     pub if_name: String,
     /// Name of the host's end.
@@ -61,8 +53,8 @@ pub struct PodLink {
     pub mac: [u8; 6],
 }
 
-/// Connects a pod: makes the veth pair with one end in the pod's namespace `netns`, gives the pod its address, its
-/// routes and its neighbour, and the host the route and the neighbour of the pod. On an error nothing is left
+/// Connects a pod: makes the veth pair with one end in the pod's namespace `netns`, gives the pod its addresses, its
+/// routes and its neighbours, and the host the routes and the neighbours of the pod. On an error nothing is left
 /// behind.
 ///
 /// `admit` is called when the pair is there and both ends are down: whatever must know the pod before it can send its
@@ -83,8 +75,16 @@ pub fn connect_pod<E: From<LinkError>>(
         mac,
     };
     admit(&link)?;
-    set_up_host(&mut host, &end, pod.addr, mac)?;
-    set_up_pod(&mut Netlink::inside(netns)?, pod, host_mac)?;
+    set_up_host(&mut host, &end, &pod.addresses, mac)?;
+    let mut inside = within(netns, || {
+        if has_ipv6(&pod.addresses) {
+            allow_ipv6("lo")?;
+            allow_ipv6(&pod.if_name)?;
+            trust_addresses(&pod.if_name)?;
+        }
+        Netlink::new()
+    })?;
+    set_up_pod(&mut inside, pod, host_mac)?;
     // The end that came up first had no carrier then: what is sent to the pod is lost until it has.
     host.wait_until_operational(&end)?;
     made.keep();
@@ -166,31 +166,24 @@ fn find_host_end(host: &mut Netlink, pod: &PodNetwork) -> Result<Link, LinkError
 pub(super) fn set_up_host(
     host: &mut Netlink,
     link: &Link,
-    addr: Ipv4Addr,
+    addresses: &[IpNet],
     mac: [u8; 6],
 ) -> Result<(), LinkError> {
     ignore_advertisements(&link.name)?;
+    if has_ipv6(addresses) {
+        allow_ipv6(&link.name)?;
+    }
     host.refuse_ipv6_addresses(link)?;
     host.bring_up(link)?;
-    let mut route = route_out_of(link);
-    lead_to(&mut route, addr);
-    // A pod that was not deleted cleanly may have left a route to another interface: the address has one owner.
-    host.change(RouteNetlinkMessage::NewRoute(route), REPLACE, || {
-        format!("route {addr}/32 to {}", link.name)
-    })?;
-    host.set_neighbour(link, addr, mac)
-}
-
-/// The host's end listens to no router advertisement of a pod.
-fn ignore_advertisements(interface: &str) -> Result<(), LinkError> {
-    let name = format!("net/ipv6/conf/{interface}/accept_ra");
-    match sysctl::write(&name, "0") {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(LinkError::Refused {
-            action: format!("set {name} to 0"),
-            source,
-        }),
-        _ => Ok(()),
+    for addr in addresses.iter().map(IpNet::addr) {
+        let route = route_to(link, addr);
+        // A pod that was not deleted cleanly may have left a route to another interface: the address has one owner.
+        host.change(RouteNetlinkMessage::NewRoute(route), REPLACE, || {
+            format!("route {} to {}", whole(addr), link.name)
+        })?;
+        host.set_neighbour(link, addr, mac)?;
     }
+    Ok(())
 }
 
 fn set_up_pod(netlink: &mut Netlink, pod: &PodNetwork, host_mac: [u8; 6]) -> Result<(), LinkError> {
@@ -200,109 +193,25 @@ fn set_up_pod(netlink: &mut Netlink, pod: &PodNetwork, host_mac: [u8; 6]) -> Res
     let link = netlink
         .link(&pod.if_name)?
         .ok_or_else(|| LinkError::Disappeared(pod.if_name.clone()))?;
-    let net = Ipv4Net::new(pod.addr, pod.prefix_len).unwrap_or(pod.addr.into());
-    let mut own = address::of_interface(link.index, net);
-    // With the subnet's route the pod would ARP for its neighbours, whom only the node can reach.
-    own.attributes
-        .push(AddressAttribute::Flags(AddressFlags::Noprefixroute));
-    netlink.change(RouteNetlinkMessage::NewAddress(own), NEW, || {
-        format!("give {net} to {}", link.name)
-    })?;
+    for net in &pod.addresses {
+        // With the subnet's route the pod would ask for its neighbours, whom only the node can reach.
+        let own = address::of_interface(link.index, *net, AddressFlags::Noprefixroute);
+        netlink.change(RouteNetlinkMessage::NewAddress(own), NEW, || {
+            format!("give {net} to {}", link.name)
+        })?;
+    }
     netlink.bring_up(&link)?;
     if pod.polls {
         netlink.make_poll(&link)?;
     }
-
-    let has_default = netlink.routes()?.iter().any(|route| route.to.prefix_len() == 0);
-    let rank = has_default.then_some(link.index);
-    if let Some(table) = rank {
-        netlink.route_from(pod.addr, table)?;
+    for gateway in families(&pod.addresses).map(gateway) {
+        netlink.lead_out(&link, gateway, &pod.addresses)?;
+        netlink.set_neighbour(&link, gateway, host_mac)?;
     }
-    for table in std::iter::once(None).chain(rank.map(Some)) {
-        for gateway in [None, Some(GATEWAY)] {
-            netlink.route_out(&link, gateway, table, rank)?;
-        }
-    }
-    netlink.set_neighbour(&link, GATEWAY, host_mac)
+    netlink.wait_until_usable(&pod.addresses, &link)
 }
 
-/// Metric of the second interface's routes in the main table, to which its index is added: they serve once the first
-/// interface is gone.
-const LATER_METRIC: u32 = 1000;
-/// Table of a further interface's own routes, to which its index is added: above the kernel's own and the usual ones.
-const LATER_TABLE: u32 = 1_000_000;
-
 impl Netlink {
-    /// The default route by `gateway`, or without one the route to the gateway itself. `rank` is that of a further
-    /// interface, `table` whether it is for the table that only packets with its address look into.
-    fn route_out(
-        &mut self,
-        link: &Link,
-        gateway: Option<Ipv4Addr>,
-        table: Option<u32>,
-        rank: Option<u32>,
-    ) -> Result<(), LinkError> {
-        let mut route = route_out_of(link);
-        match gateway {
-            Some(gateway) => {
-                let gateway = RouteAttribute::Gateway(RouteAddress::Inet(gateway));
-                route.attributes.push(gateway);
-            }
-            None => lead_to(&mut route, GATEWAY),
-        }
-        if let Some(table) = table {
-            // With the attribute the header's field, too small for it, does not count.
-            route.header.table = RouteHeader::RT_TABLE_UNSPEC;
-            route.attributes.push(RouteAttribute::Table(LATER_TABLE + table));
-        } else if let Some(rank) = rank {
-            route
-                .attributes
-                .push(RouteAttribute::Priority(LATER_METRIC + rank));
-        }
-        let what = if gateway.is_some() {
-            "the default route"
-        } else {
-            "the route to the gateway"
-        };
-        self.change(RouteNetlinkMessage::NewRoute(route), NEW, || {
-            format!("add {what} in the pod")
-        })
-    }
-
-    /// Packets with the address of a further interface leave by it: on the first one they would be a stranger's.
-    fn route_from(&mut self, address: Ipv4Addr, table: u32) -> Result<(), LinkError> {
-        let mut rule = RuleMessage::default();
-        rule.header.family = AddressFamily::Inet;
-        rule.header.src_len = 32;
-        rule.header.action = RuleAction::ToTable;
-        rule.attributes = vec![
-            RuleAttribute::Source(address.into()),
-            RuleAttribute::Table(LATER_TABLE + table),
-        ];
-        match self.change(RouteNetlinkMessage::NewRule(rule), NEW, || {
-            format!("add a rule for packets from {address} in the pod")
-        }) {
-            // Left by an interface that was here before.
-            Err(error) if error.errno() == Some(libc::EEXIST) => Ok(()),
-            other => other,
-        }
-    }
-
-    /// The interface needs no IPv6 address of its own. Not by the sysctl, which spins for as long as somebody else changes
-    /// interfaces (`rtnl_trylock`, Linux 6.18).
-    fn refuse_ipv6_addresses(&mut self, link: &Link) -> Result<(), LinkError> {
-        let none = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
-        let mut message = at(link.index);
-        message.attributes.push(LinkAttribute::AfSpecUnspec(vec![none]));
-        match self.change(RouteNetlinkMessage::SetLink(message), CHANGE, || {
-            format!("keep IPv6 addresses off {}", link.name)
-        }) {
-            // Of a kernel without IPv6.
-            Err(error) if error.errno() == Some(libc::EAFNOSUPPORT) => Ok(()),
-            other => other,
-        }
-    }
-
     fn bring_up(&mut self, link: &Link) -> Result<(), LinkError> {
         let mut up = at(link.index);
         up.header.flags = LinkFlags::Up;
@@ -312,34 +221,23 @@ impl Netlink {
         })
     }
 
-    fn set_neighbour(&mut self, link: &Link, addr: Ipv4Addr, mac: [u8; 6]) -> Result<(), LinkError> {
-        let mut neighbour = NeighbourMessage::default();
-        neighbour.header.family = AddressFamily::Inet;
-        neighbour.header.ifindex = link.index;
-        neighbour.header.state = NeighbourState::Permanent;
-        neighbour.attributes = vec![
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(addr)),
-            NeighbourAttribute::LinkLayerAddress(mac.to_vec()),
-        ];
-        self.change(RouteNetlinkMessage::NewNeighbour(neighbour), REPLACE, || {
-            format!("set the neighbour {addr} on {}", link.name)
-        })
+    /// Opens a socket in the network namespace `netns`.
+    pub(super) fn inside(netns: BorrowedFd<'_>) -> Result<Self, LinkError> {
+        within(netns, Self::new)
     }
 }
 
-impl Netlink {
-    /// Opens a socket in the network namespace `netns`. The calling thread is inside for as long as that takes.
-    pub(super) fn inside(netns: BorrowedFd<'_>) -> Result<Self, LinkError> {
-        let own = File::open("/proc/thread-self/ns/net").map_err(LinkError::Namespace)?;
-        enter(netns).map_err(LinkError::Namespace)?;
-        let opened = Self::new();
-        if let Err(error) = enter(own.as_fd()) {
-            tracing::error!(%error, "cannot leave the pod's network namespace");
-            // What would be taken back from here on is the pod's, not the node's. The next call takes back what is there.
-            process::abort();
-        }
-        opened
+/// Does something in the network namespace `netns`. The calling thread is inside for as long as that takes.
+fn within<T>(netns: BorrowedFd<'_>, act: impl FnOnce() -> Result<T, LinkError>) -> Result<T, LinkError> {
+    let own = File::open("/proc/thread-self/ns/net").map_err(LinkError::Namespace)?;
+    enter(netns).map_err(LinkError::Namespace)?;
+    let done = act();
+    if let Err(error) = enter(own.as_fd()) {
+        tracing::error!(%error, "cannot leave the pod's network namespace");
+        // What would be taken back from here on is the pod's, not the node's. The next call takes back what is there.
+        process::abort();
     }
+    done
 }
 
 fn enter(netns: BorrowedFd<'_>) -> io::Result<()> {
@@ -347,26 +245,6 @@ fn enter(netns: BorrowedFd<'_>) -> io::Result<()> {
         netns,
         Some(LinkNameSpaceType::Network),
     )?)
-}
-
-/// A unicast route of the main table by an interface, to everywhere.
-fn route_out_of(link: &Link) -> RouteMessage {
-    let mut route = RouteMessage::default();
-    route.header.address_family = AddressFamily::Inet;
-    route.header.table = RouteHeader::RT_TABLE_MAIN;
-    route.header.protocol = RouteProtocol::Static;
-    route.header.kind = RouteType::Unicast;
-    route.attributes.push(RouteAttribute::Oif(link.index));
-    route
-}
-
-/// Makes a route one to a single address on the interface's own wire.
-fn lead_to(route: &mut RouteMessage, address: Ipv4Addr) {
-    route.header.scope = RouteScope::Link;
-    route.header.destination_prefix_length = 32;
-    route
-        .attributes
-        .push(RouteAttribute::Destination(RouteAddress::Inet(address)));
 }
 
 /// A random unicast, locally administered MAC (IEEE 802 section 8.4). Given explicitly, it is left alone by

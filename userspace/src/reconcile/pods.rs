@@ -19,6 +19,7 @@ use crate::{
     endpoints::{self, Endpoint, Key, State},
     ipam::store,
     links::{self, HostSide, Link, Netlink, PodNetwork},
+    node,
     root::Root,
 };
 
@@ -35,6 +36,12 @@ impl Keeper {
             return;
         };
         let state = std::mem::take(&mut sight.state);
+        if state.endpoints().any(|(_, endpoint)| has_ipv6(endpoint)) {
+            let changed = node::enable_forwarding_v6(&self.root);
+            if notes.unless_failed(changed) == Some(true) {
+                notes.note_mended("net.ipv6.conf.all.forwarding was 0".to_owned());
+            }
+        }
         self.host_ports = state
             .endpoints()
             .flat_map(|(_, endpoint)| endpoint.host_ports.iter().copied())
@@ -100,7 +107,7 @@ impl Keeper {
             return Ok(());
         };
         let pod = self.pod(sight, place, link.index, mac, host_mac, link.mtu);
-        let wrong = sight.host.wrong_with(link, address, mac);
+        let wrong = sight.host.wrong_with(link, &place.endpoint.addresses(), mac);
         if wrong.is_empty() && sight.maps.know(&pod) && self.hold.serves(sight.datapath, &pod)? {
             return Ok(());
         }
@@ -117,7 +124,7 @@ impl Keeper {
             notes.note_mended(format!("{item} (pod {address})"));
         }
         if !wrong.is_empty() {
-            netlink.mend_host(&link, address, mac)?;
+            netlink.mend_host(&link, &place.endpoint.addresses(), mac)?;
             for item in wrong {
                 notes.note_mended(format!("{item} (pod {address})"));
             }
@@ -143,8 +150,7 @@ impl Keeper {
             return Ok(());
         }
         let network = PodNetwork {
-            addr: net.addr(),
-            prefix_len: net.prefix_len(),
+            addresses: endpoint.addresses(),
             if_name: endpoint.if_name.clone(),
             host_if: endpoint.host_if_name.clone(),
             mtu: self
@@ -168,7 +174,8 @@ impl Keeper {
         })?;
         notes.note_mended(format!(
             "interface {} of pod {} was gone",
-            network.host_if, network.addr
+            network.host_if,
+            net.addr()
         ));
         Ok(())
     }
@@ -300,6 +307,13 @@ fn v4(endpoint: &Endpoint) -> Option<Ipv4Net> {
             IpNet::V4(address) => Some(address),
             IpNet::V6(_) => None,
         })
+}
+
+fn has_ipv6(endpoint: &Endpoint) -> bool {
+    endpoint
+        .addresses()
+        .iter()
+        .any(|address| address.addr().is_ipv6())
 }
 
 /// `azv` and eleven hexadecimal digits ([`attachments::veth_name`]).

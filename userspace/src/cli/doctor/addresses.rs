@@ -94,7 +94,7 @@ fn not_leased(space: &Space, endpoints: &[Endpoint]) -> Vec<Finding> {
 
 fn few_left(space: &Space) -> Vec<Finding> {
     let mut found = Vec::new();
-    for (subnet, pool) in space.pools.iter().filter(|(_, pool)| !pool.is_ipv6) {
+    for (subnet, pool) in &space.pools {
         let usage = space.usage(subnet, 0, 0);
         if usage.total > 0 && usage.used * 10 > usage.total * 9 {
             let about = format!(

@@ -19,12 +19,27 @@ impl Pool {
             subnet,
             gateway: gateway(&subnet).to_string(),
             addresses: BTreeMap::new(),
-            is_ipv6: matches!(subnet, IpNet::V6(_)),
+            is_ipv6: subnet.addr().is_ipv6(),
             priority: 0,
             ref_count: 0,
             on_interface: false,
             extra: Map::new(),
         }
+    }
+
+    /// The family, whatever the file says of it.
+    pub fn is_ipv6(&self) -> bool {
+        matches!(self.subnet, IpNet::V6(_))
+    }
+
+    /// Whether an address has no holder.
+    pub fn has_free(&self) -> bool {
+        self.free().next().is_some()
+    }
+
+    /// Whether the holder has an address.
+    pub fn is_held_by(&self, holder: &Holder) -> bool {
+        self.held_by(holder).is_some()
     }
 
     pub(super) fn update(&mut self, new: &SourcePool) {
@@ -58,7 +73,7 @@ impl Pool {
         is_busy: &dyn Fn(IpAddr) -> bool,
     ) -> Result<IpAddr, PoolError> {
         if let Some(held) = self.held_by(holder) {
-            return match request.address {
+            return match request.wanted(&self.subnet) {
                 Some(requested) if requested != held => Err(PoolError::HolderHasAnother(held)),
                 _ => {
                     self.record(held).take(holder, request);
@@ -66,7 +81,7 @@ impl Pool {
                 }
             };
         }
-        let address = match request.address {
+        let address = match request.wanted(&self.subnet) {
             Some(wanted) if self.free().any(|free| free.addr == wanted) && !is_busy(wanted) => wanted,
             Some(wanted) if self.addresses.contains_key(&wanted.to_string()) => {
                 return Err(PoolError::AddressInUse(wanted));

@@ -20,7 +20,7 @@ fn source(hosts: impl IntoIterator<Item = u8>) -> SourcePool {
 
 fn ask_for(host: u8) -> Request {
     Request {
-        address: Some(ip(host)),
+        addresses: vec![ip(host)],
         ..Request::default()
     }
 }
@@ -162,7 +162,7 @@ fn busy_addresses_are_not_given() {
             SUBNET,
             &holder("a"),
             &Request {
-                address: Some(ip(5)),
+                addresses: vec![ip(5)],
                 ..Request::default()
             },
             &|address| busy.contains(&address),
@@ -310,7 +310,7 @@ fn a_released_address_is_in_quarantine() {
     );
     // By name it can be had: whoever asks so knows what was there.
     let asked = Request {
-        address: Some(ip(5)),
+        addresses: vec![ip(5)],
         ..at(91_000, 30_000)
     };
     assert!(space.allocate(SUBNET, &holder("d"), &asked, &nobody).is_ok());

@@ -54,8 +54,8 @@ pub struct Settings {
     pub environment: String,
     /// `ipam.addresses`, of environment `static`.
     pub addresses: Vec<String>,
-    /// `ipam.subnet`.
-    pub subnet: Option<IpNet>,
+    /// `ipam.subnet`, of a family at most one.
+    pub subnets: Vec<IpNet>,
     /// The interface that the addresses must be of.
     pub master: Option<String>,
     /// How old the wireserver's answer may become (`ipam.queryInterval`).
@@ -71,7 +71,7 @@ impl Settings {
         Self {
             environment: environment.into(),
             addresses: Vec::new(),
-            subnet: None,
+            subnets: Vec::new(),
             master: None,
             query_interval: Self::QUERY_INTERVAL,
         }

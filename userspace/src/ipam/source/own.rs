@@ -8,6 +8,7 @@ use std::{
 use ipnet::IpNet;
 
 use super::{LocalNic, Settings, SourceError, SourceList, SourcePool, is_reserved};
+use crate::ipam::join;
 
 /// The secondary addresses of the interface `master`, or of all.
 pub(super) fn nic(local: &[LocalNic], master: Option<&str>) -> SourceList {
@@ -42,14 +43,16 @@ pub(super) fn nic(local: &[LocalNic], master: Option<&str>) -> SourceList {
 /// The addresses that the configuration names: `10.240.0.5`, `10.240.0.5-10.240.0.20`.
 pub(super) fn fixed(settings: &Settings, local: &[LocalNic]) -> Result<SourceList, SourceError> {
     let wrong = |problem: String| SourceError::Settings(problem);
-    let subnet = settings.subnet.ok_or_else(|| {
-        wrong("ipam.environment \"static\" needs ipam.subnet, such as 10.240.0.0/16".to_owned())
-    })?;
+    if settings.subnets.is_empty() {
+        let msg = "ipam.environment \"static\" needs ipam.subnet, such as 10.240.0.0/16";
+        return Err(wrong(msg.to_owned()));
+    }
     let own: BTreeSet<IpAddr> = local
         .iter()
         .flat_map(|nic| nic.addresses.iter().copied())
         .collect();
-    let (mut addresses, mut skipped) = (BTreeSet::new(), Vec::new());
+    let mut addresses: BTreeMap<IpNet, BTreeSet<IpAddr>> = BTreeMap::new();
+    let mut skipped = Vec::new();
     for text in &settings.addresses {
         let range = range(text).ok_or_else(|| {
             wrong(format!(
@@ -58,41 +61,48 @@ pub(super) fn fixed(settings: &Settings, local: &[LocalNic]) -> Result<SourceLis
             ))
         })?;
         for address in range {
-            if !subnet.contains(&address) {
+            let Some(subnet) = settings.subnets.iter().find(|subnet| subnet.contains(&address)) else {
                 return Err(wrong(format!(
-                    "ipam.addresses: {address} is outside ipam.subnet {subnet}"
+                    "ipam.addresses: {address} is outside ipam.subnet {}",
+                    join(&settings.subnets)
                 )));
-            }
-            if own.contains(&address) || is_reserved(&subnet, address) {
+            };
+            if own.contains(&address) || is_reserved(subnet, address) {
                 skipped.push(format!("{address} in {subnet}: is the node's own or reserved"));
             } else {
-                addresses.insert(address);
+                addresses.entry(*subnet).or_default().insert(address);
             }
         }
     }
-    if addresses.is_empty() {
+    if settings
+        .subnets
+        .iter()
+        .any(|subnet| !addresses.contains_key(subnet))
+    {
         return Err(wrong(
             "ipam.environment \"static\" needs a list of addresses in ipam.addresses".to_owned(),
         ));
     }
-    let carrier = local
-        .iter()
-        .find(|nic| nic.addresses.iter().any(|address| subnet.contains(address)));
-    let interface = settings
-        .master
-        .clone()
-        .or_else(|| carrier.map(|nic| nic.name.clone()));
+    let pools = addresses.into_iter().map(|(subnet, addresses)| SourcePool {
+        subnet,
+        interface: settings.master.clone().unwrap_or_else(|| carrier(&subnet, local)),
+        priority: 0,
+        addresses,
+        on_interface: false,
+    });
     Ok(SourceList {
-        pools: vec![SourcePool {
-            subnet,
-            interface: interface.unwrap_or_default(),
-            priority: 0,
-            addresses,
-            on_interface: false,
-        }],
+        pools: pools.collect(),
         skipped,
         misses_an_interface: false,
     })
+}
+
+/// The interface that has an address of the subnet; empty if none has.
+fn carrier(subnet: &IpNet, local: &[LocalNic]) -> String {
+    let carrier = local
+        .iter()
+        .find(|nic| nic.addresses.iter().any(|address| subnet.contains(address)));
+    carrier.map(|nic| nic.name.clone()).unwrap_or_default()
 }
 
 /// The incumbent's pool of environment `null`.
@@ -158,7 +168,7 @@ mod tests {
     fn settings(subnet: &str, addresses: &[&str]) -> Settings {
         Settings {
             addresses: addresses.iter().map(|text| (*text).to_owned()).collect(),
-            subnet: subnet.parse().ok(),
+            subnets: subnet.parse().into_iter().collect(),
             ..Settings::new("static")
         }
     }
