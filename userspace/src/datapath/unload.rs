@@ -133,8 +133,8 @@ fn remove_filters_of(netlink: &mut Netlink, link: &Link, qdisc_is_ours: bool) ->
 }
 
 fn restore_forwarding(restore: &Restore) -> Result<(), DatapathError> {
-    match restore.forwarding()? {
-        Some(before) => Ok(node::restore_forwarding(&before)?),
-        None => Ok(()),
+    if let Some(before) = restore.forwarding()? {
+        node::restore_forwarding(&before)?;
     }
+    Ok(node::restore_sysctls(&restore.sysctls()?)?)
 }
