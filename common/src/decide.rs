@@ -108,11 +108,14 @@ pub fn is_guarded(dst: [u8; 4], protocol: u8, dst_port: Option<[u8; 2]>) -> bool
 /// Whether a flow that a pod opens towards a destination of this range leaves with the node's address.
 ///
 /// Follows `-m iprange ! --dst-range 168.63.129.16 -m addrtype ! --dst-type local ! -d 10.0.0.0/8 -j MASQUERADE`:
-/// masquerade unless the destination is excluded. A local destination never reaches the uplink.
+/// masquerade unless the destination is excluded; one of a class that this version does not know is not. A local destination never reaches the uplink.
 #[inline(always)]
 pub fn masquerade(range: Option<&RangeEntry>) -> bool {
     match range {
-        Some(range) => matches!(range.class, RangeClass::MASQUERADED | RangeClass::CLOSED),
+        Some(range) => !matches!(
+            range.class,
+            RangeClass::EXCLUDED | RangeClass::API_SERVER | RangeClass::BALANCED | RangeClass::RETIRED
+        ),
         None => true,
     }
 }
@@ -230,7 +233,7 @@ mod tests {
         ] {
             assert!(!masquerade(Some(&range(class))), "{class}");
         }
-        for class in [RangeClass::MASQUERADED, RangeClass::CLOSED] {
+        for class in [RangeClass::MASQUERADED, RangeClass::CLOSED, 200] {
             assert!(masquerade(Some(&range(class))), "{class}");
         }
     }

@@ -66,7 +66,7 @@ impl Nat {
     /// The end of the tuple that is replaced: [`Nat::SOURCE`], [`Nat::DESTINATION`] or [`Nat::NONE`].
     #[inline(always)]
     pub const fn end(nat: u8) -> u8 {
-        nat & !Self::BALANCED
+        nat & (Self::SOURCE | Self::DESTINATION)
     }
 }
 

@@ -16,7 +16,7 @@ use causeway_common::{
     addr::Address as _,
     balance::{BACKEND_TRIES, slot},
     decide::{Role, is_given_up, tcp_flags::RST},
-    flow::{Flags, Hop, Nat, Progress, State},
+    flow::{Flags, Hop, Nat, State},
     maps::RangeClass,
     reason::Reason,
     tuple::TCP,
@@ -88,8 +88,10 @@ extern "C" fn cwy_to_api(skb: *mut __sk_buff, ip: *const Ip, transport: *const T
             if opens {
                 // The tuple begins anew.
                 entry.set_state(State::KERNEL);
-            } else if !is_reset {
-                entry.progress = entry.progress().with(Progress::RST).bits();
+            } else if is_reset {
+                // It shows that the opener has no connection any more.
+                note_progress(&key, entry, transport);
+            } else {
                 return Reason::Drained;
             }
         }

@@ -107,8 +107,9 @@ extern "C" fn cwy_give_up(
             return Reason::CarriedTakesStack;
         }
         AtIngress::Reset => {
+            // A reset of its own shows that the opener has no connection any more.
             if let Some(entry) = entry {
-                entry.progress = entry.progress().with(Progress::RST).bits();
+                note_progress(key, entry, transport);
             }
             return Reason::Drained;
         }

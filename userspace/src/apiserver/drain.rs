@@ -9,10 +9,7 @@ use etherparse::PacketBuilder;
 use super::sockets::Sockets;
 use crate::{
     datapath::{Datapath, DatapathError, End, Ending},
-    migrate::{
-        MigrateError,
-        conntrack::{Conntrack, Tuple},
-    },
+    migrate::{MigrateError, conntrack::Conntrack},
 };
 
 /// Why connections could not be ended.
@@ -29,110 +26,91 @@ pub(super) enum DrainError {
     Sockets(#[source] io::Error),
 }
 
-/// Ends every connection to `end`. Returns how many there were whose openers had not been told. To be repeated until there
-/// are none: a segment of ours may have been lost, or was taken for another one. `round` tells the calls apart.
+/// Ends every connection to `end`. Returns how many are not known to have ended. To be repeated until there are none: a
+/// segment of ours may have been lost, or was taken for another one. `round` tells the calls apart.
 pub(super) fn end(datapath: &Datapath, end: End, round: u32) -> Result<usize, DrainError> {
     let endings = datapath.end_connections(end)?;
-    let untold: Vec<&Ending> = endings.iter().filter(|ending| !ending.is_told).collect();
-    let of_node = end_sockets(end, &untold)?;
-    let meant = Meant::read(&untold)?;
-    let pods: BTreeMap<Ipv4Addr, PodEntry> = if untold.is_empty() {
-        BTreeMap::new()
-    } else {
-        datapath.pod_maps()?.pods().collect()
-    };
-    let frames: Vec<_> = untold
-        .iter()
-        .filter(|ending| !ending.of_node)
-        .filter_map(|ending| {
-            let pod = pods.get(&ending.client.0)?;
-            let seen = (meant.of(ending), ending.client);
-            Some((pod.ifindex, nudge(pod, seen, round)?))
-        })
-        .collect();
-    if !frames.is_empty() {
-        datapath.inject(&frames)?;
-    }
-    Ok(untold.len() + of_node)
-}
-
-/// Ends the node's own connections. Returns how many there were that the flow table does not know.
-fn end_sockets(end: End, untold: &[&Ending]) -> Result<usize, DrainError> {
     let mut sockets = Sockets::open().map_err(DrainError::Sockets)?;
     let connected = sockets.connected().map_err(DrainError::Sockets)?;
-    if connected.is_empty() {
+    let (of_node, of_pods): (Vec<&Ending>, Vec<&Ending>) = endings.iter().partition(|ending| ending.of_node);
+    let untold: Vec<&Ending> = of_pods.into_iter().filter(|ending| !ending.is_told).collect();
+    if untold.is_empty() && connected.is_empty() {
         return Ok(0);
     }
-    let translated = Translated::read()?;
+    let services = Services::read()?;
     let mut ended = 0;
     for socket in &connected {
-        let server = translated.server(socket.local, socket.remote);
-        let is_known = untold
-            .iter()
-            .any(|ending| (ending.client, ending.server) == (socket.local, server));
+        let server = services.real(socket.local, socket.remote);
         let is_of = match end {
             End::Address(address) => server.0 == address,
-            End::Backend(_) => is_known,
+            End::Backend(_) => of_node
+                .iter()
+                .any(|ending| (ending.client, ending.server) == (socket.local, server)),
         };
         if is_of {
             sockets.destroy(socket).map_err(DrainError::Sockets)?;
-            ended += usize::from(!is_known);
+            ended += 1;
         }
     }
-    Ok(ended)
+    nudge_all(datapath, &untold, &services, round)?;
+    Ok(untold.len() + ended)
+}
+
+/// Has the pods' openers say something.
+fn nudge_all(
+    datapath: &Datapath,
+    untold: &[&Ending],
+    services: &Services,
+    round: u32,
+) -> Result<(), DrainError> {
+    if untold.is_empty() {
+        return Ok(());
+    }
+    let pods: BTreeMap<Ipv4Addr, PodEntry> = datapath.pod_maps()?.pods().collect();
+    let frame = |ending: &&Ending| {
+        let pod = pods.get(&ending.client.0)?;
+        let server = services.meant(ending.client, ending.server);
+        Some((pod.ifindex, nudge(pod, (server, ending.client), round)?))
+    };
+    let frames: Vec<_> = untold.iter().filter_map(frame).collect();
+    datapath.inject(&frames)?;
+    Ok(())
 }
 
 type Side = (Ipv4Addr, u16);
 
-/// The connections whose destination the kernel translates: by opener and what it meant.
-struct Translated(BTreeMap<(Side, Side), Side>);
+/// Connections whose destination the kernel translates (a ClusterIP's, say), by their opener: what it meant, and what it
+/// has reached.
+struct Services(BTreeMap<Side, Vec<(Side, Side)>>);
 
-impl Translated {
+impl Services {
     fn read() -> Result<Self, MigrateError> {
-        let connections = Conntrack::open()?.connections()?;
-        let tcp = connections
-            .iter()
-            .filter(|connection| connection.original.protocol == TCP);
-        Ok(Self(
-            tcp.filter_map(|connection| {
-                let real = connection.destination()?;
-                Some(((connection.original.src, connection.original.dst), real))
-            })
-            .collect(),
-        ))
-    }
-
-    fn server(&self, client: Side, meant: Side) -> Side {
-        self.0.get(&(client, meant)).copied().unwrap_or(meant)
-    }
-}
-
-/// What the openers of connections meant, where the kernel has translated it: a ClusterIP, say.
-struct Meant(BTreeMap<Tuple, Side>);
-
-impl Meant {
-    fn read(endings: &[&Ending]) -> Result<Self, MigrateError> {
-        if endings.iter().all(|ending| ending.of_node) {
-            return Ok(Self(BTreeMap::new()));
+        let mut services: BTreeMap<Side, Vec<(Side, Side)>> = BTreeMap::new();
+        for connection in Conntrack::open()?.connections()? {
+            if let Some(real) = connection.destination()
+                && connection.original.protocol == TCP
+            {
+                let of_opener = services.entry(connection.original.src).or_default();
+                of_opener.push((connection.original.dst, real));
+            }
         }
-        let connections = Conntrack::open()?.connections()?;
-        let translated = connections
-            .iter()
-            .filter(|connection| connection.destination().is_some());
-        Ok(Self(
-            translated
-                .map(|connection| (connection.reply, connection.original.dst))
-                .collect(),
-        ))
+        Ok(Self(services))
     }
 
-    fn of(&self, ending: &Ending) -> Side {
-        let reply = Tuple {
-            protocol: TCP,
-            src: ending.server,
-            dst: ending.client,
-        };
-        self.0.get(&reply).copied().unwrap_or(ending.server)
+    fn of(&self, opener: Side) -> impl Iterator<Item = &(Side, Side)> {
+        self.0.get(&opener).into_iter().flatten()
+    }
+
+    /// What the opener has reached by what it meant.
+    fn real(&self, opener: Side, meant: Side) -> Side {
+        let found = self.of(opener).find(|(of, _)| *of == meant);
+        found.map_or(meant, |(_, real)| *real)
+    }
+
+    /// What the opener meant by what it has reached.
+    fn meant(&self, opener: Side, real: Side) -> Side {
+        let found = self.of(opener).find(|(_, of)| *of == real);
+        found.map_or(real, |(meant, _)| *meant)
     }
 }
 

@@ -27,7 +27,7 @@ pub struct Ending {
     pub server: (Ipv4Addr, u16),
     /// It is of the node itself, not of a pod.
     pub of_node: bool,
-    /// Its opener has been told.
+    /// Its opener has no connection any more: asked for it, it has answered with a reset.
     pub is_told: bool,
 }
 
@@ -60,19 +60,19 @@ impl Datapath {
         let mut flows = self.tables.flows()?;
         let mut ending = Vec::new();
         flows.for_each(|key, entry| {
-            if end.is_of(&key, &entry) && (entry.state == State::RESET || !entry.progress().is_over()) {
+            if end.is_of(&key, &entry) && !entry.progress().both(Progress::FIN) {
                 ending.push((key, entry));
             }
         })?;
         for (key, entry) in &ending {
             if entry.state != State::RESET {
-                flows.insert(
-                    *key,
-                    FlowEntry {
-                        state: State::RESET,
-                        ..*entry
-                    },
-                )?;
+                let told_nothing = entry.progress().without(Progress::RST).bits();
+                let reset = FlowEntry {
+                    state: State::RESET,
+                    progress: told_nothing,
+                    ..*entry
+                };
+                flows.replace(*key, reset)?;
             }
         }
         let node = self.tables.config()?.node_addr;
@@ -83,7 +83,7 @@ impl Datapath {
                 client: (key.src.into(), port(key.src_port)),
                 server: (key.dst.into(), port(key.dst_port)),
                 of_node: key.src == node || entry.has(Flags::HOST),
-                is_told: entry.state == State::RESET && entry.progress().either(Progress::RST),
+                is_told: entry.state == State::RESET && entry.progress().has(Progress::RST),
             })
             .collect())
     }

@@ -251,6 +251,17 @@ impl<K: Pod + Debug, V: Pod> Table<K, V> {
         self.map.insert(key, value, 0).map_err(failed(self.name))
     }
 
+    /// As [`Self::insert`], unless the key is not there any more.
+    #[cfg(feature = "cli")]
+    pub(crate) fn replace(&mut self, key: K, value: V) -> Result<(), DatapathError> {
+        /// Of `linux/bpf.h`.
+        const BPF_EXIST: u64 = 2;
+        match self.map.insert(key, value, BPF_EXIST) {
+            Err(error) if errno(&error) == Some(libc::ENOENT) => Ok(()),
+            replaced => replaced.map_err(failed(self.name)),
+        }
+    }
+
     /// Returns whether the key was there.
     pub(crate) fn remove(&mut self, key: &K) -> Result<bool, DatapathError> {
         match self.map.remove(key) {
