@@ -94,3 +94,30 @@ impl Flows {
         self.remember(&direction.key, direction.port)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use causeway_common::flow::Hop;
+
+    use super::*;
+
+    /// Once a second the programs ask the kernel where packets of a carried flow go, unless the hop is fixed: what is held
+    /// would leave with the pod's address.
+    #[test]
+    fn what_is_held_is_sent_nowhere_at_any_second() {
+        let mut entry: Entry = FlowEntry::kernel(0, 0);
+        entry.nat = Nat::SOURCE;
+        entry.leave_by(&Hop {
+            exit: Exit::UPLINK,
+            ifindex: 2,
+            mtu: 1500,
+            ..Hop::UNKNOWN
+        });
+        let held = held(entry);
+        assert_eq!(
+            (held.out_ifindex, held.state, held.nat),
+            (NOWHERE, State::CARRIED, Nat::NONE)
+        );
+        assert!(held.has(Flags::FIXED_HOP));
+    }
+}
