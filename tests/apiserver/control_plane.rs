@@ -50,6 +50,11 @@ impl ControlPlane {
         })
     }
 
+    /// Its certificate and the key to it.
+    pub(crate) fn config(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.config)
+    }
+
     /// Serves an address on every port.
     pub(crate) fn serve(&self, address: Ipv4Addr) -> Result<Server> {
         let over = Arc::new(AtomicBool::new(false));
@@ -60,7 +65,7 @@ impl ControlPlane {
             let listener = self.ns.bind(|| TcpListener::bind(address))?;
             listener.set_nonblocking(true)?;
             let (over, open) = (Arc::clone(&over), Arc::clone(&open));
-            let config = (port != PORTS[2]).then(|| Arc::clone(&self.config));
+            let config = (port != PORTS[2]).then(|| self.config());
             threads.push(thread::spawn(move || {
                 accept(&listener, &over, &open, config.as_ref());
             }));

@@ -1,6 +1,7 @@
 //! The virtual address goes back and forth under connections that are held open, and constant new ones.
 
 use std::{
+    collections::BTreeMap,
     net::{Ipv4Addr, SocketAddrV4},
     sync::{
         Mutex, PoisonError,
@@ -46,8 +47,39 @@ struct Shared {
     connections: AtomicU64,
     messages: AtomicU64,
     resets: AtomicU64,
-    /// Where each watcher is connected to.
-    at: Vec<Mutex<Option<Ipv4Addr>>>,
+    /// Where each watcher is.
+    at: Vec<Mutex<At>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum At {
+    Connecting(Ipv4Addr),
+    Connected(Ipv4Addr),
+}
+
+impl Shared {
+    fn set(&self, watcher: usize, at: At) {
+        *self.at[watcher].lock().unwrap_or_else(PoisonError::into_inner) = at;
+    }
+
+    /// How many watchers are elsewhere, by where, their namespace's number, and whether they talk.
+    fn elsewhere(&self, vip: Ipv4Addr, namespaces: usize) -> BTreeMap<(At, usize, bool), usize> {
+        let mut elsewhere = BTreeMap::new();
+        for (number, at) in self.at.iter().enumerate() {
+            let at = *at.lock().unwrap_or_else(PoisonError::into_inner);
+            if at != At::Connected(vip) {
+                *elsewhere
+                    .entry((at, number % namespaces, talks(number)))
+                    .or_default() += 1;
+            }
+        }
+        elsewhere
+    }
+}
+
+/// Every other watcher says nothing.
+fn talks(watcher: usize) -> bool {
+    watcher.is_multiple_of(2)
 }
 
 /// Flips `flips` times, every `pause_every`th with time to drain, under `watchers` connections. Returns figures.
@@ -60,7 +92,9 @@ fn flip(flips: usize, pause_every: usize, watchers: usize) -> Result<String> {
         connections: AtomicU64::new(0),
         messages: AtomicU64::new(0),
         resets: AtomicU64::new(0),
-        at: (0..watchers).map(|_| Mutex::new(None)).collect(),
+        at: (0..watchers)
+            .map(|_| Mutex::new(At::Connecting(VIPS[0])))
+            .collect(),
     };
     let namespaces = scene.everybody();
     let took = thread::scope(|scope| {
@@ -100,7 +134,7 @@ fn flip(flips: usize, pause_every: usize, watchers: usize) -> Result<String> {
 fn flip_all(scene: &Scene, shared: &Shared, flips: usize, pause_every: usize) -> Result<Vec<Duration>> {
     let mut rng = Rng::new(7);
     let mut took = Vec::new();
-    wait_until_all_are(shared, VIPS[0])?;
+    wait_until_all_are(scene, shared, VIPS[0])?;
     for flip in 1..=flips {
         let next = flip % 2;
         // Whoever connects from here on may already be refused at the old address, and goes to the new one.
@@ -121,7 +155,7 @@ fn flip_all(scene: &Scene, shared: &Shared, flips: usize, pause_every: usize) ->
             new.seen_as
         );
         if flip.is_multiple_of(pause_every) {
-            wait_until_all_are(shared, VIPS[next]).with_context(|| format!("after flip {flip}"))?;
+            wait_until_all_are(scene, shared, VIPS[next]).with_context(|| format!("after flip {flip}"))?;
         } else {
             thread::sleep(Duration::from_millis(20 + rng.below(200) as u64));
         }
@@ -129,28 +163,27 @@ fn flip_all(scene: &Scene, shared: &Shared, flips: usize, pause_every: usize) ->
     Ok(took)
 }
 
-fn wait_until_all_are(shared: &Shared, vip: Ipv4Addr) -> Result<()> {
+fn wait_until_all_are(scene: &Scene, shared: &Shared, vip: Ipv4Addr) -> Result<()> {
     let begun = Instant::now();
     loop {
-        let elsewhere = shared
-            .at
-            .iter()
-            .filter(|at| *at.lock().unwrap_or_else(PoisonError::into_inner) != Some(vip))
-            .count();
-        if elsewhere == 0 {
+        let elsewhere = shared.elsewhere(vip, scene.everybody().len());
+        if elsewhere.is_empty() {
             return Ok(());
         }
         if begun.elapsed() > GONE_AFTER {
-            bail!("{elsewhere} connections are not at {vip} after {GONE_AFTER:?}");
+            let status = scene.rig.node.causeway(&["apiserver", "status"])?;
+            let flows = scene.rig.node.causeway(&["flows", "list"])?;
+            bail!("not at {vip} after {GONE_AFTER:?}: {elsewhere:?}\n{status}\n{flows}");
         }
         thread::sleep(Duration::from_millis(20));
     }
 }
 
-/// Holds a connection open, and makes another one when it is ended. Every other watcher says nothing.
+/// Holds a connection open, and makes another one when it is ended.
 fn watch(shared: &Shared, scene: &Scene, ns: &Netns, number: usize) -> Result<()> {
     while !shared.over.load(Ordering::SeqCst) {
         let vip = VIPS[shared.current.load(Ordering::SeqCst)];
+        shared.set(number, At::Connecting(vip));
         // The address may be given up between the two.
         let Ok(mut watch) = scene.trust.connect(ns, SocketAddrV4::new(vip, 443)) else {
             thread::sleep(Duration::from_millis(5));
@@ -163,10 +196,8 @@ fn watch(shared: &Shared, scene: &Scene, ns: &Netns, number: usize) -> Result<()
             watch.seen_as
         );
         shared.connections.fetch_add(1, Ordering::SeqCst);
-        let set = |at| *shared.at[number].lock().unwrap_or_else(PoisonError::into_inner) = at;
-        set(Some(vip));
-        hold(shared, &mut watch, number.is_multiple_of(2));
-        set(None);
+        shared.set(number, At::Connected(vip));
+        hold(shared, &mut watch, talks(number));
     }
     Ok(())
 }

@@ -7,3 +7,4 @@ mod clients;
 mod control_plane;
 mod direct;
 mod flips;
+mod health;

@@ -6,14 +6,13 @@ use causeway_common::{balance::BACKENDS, maps::Balancer};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Deserializer, Serialize, de};
 
+use super::probe_document::{DAY, Probe, ProbeDocument};
 use crate::settings::{API_SERVER_PORTS, ApiServer};
 
 /// The port of the load balancer's health probe (Azure's documentation of API Server VNet Integration).
 const HEALTH_PORT: u16 = 9988;
 /// Seconds that connections to what is gone may go on.
 const DRAIN: u32 = 30;
-/// Seconds in a day: nobody waits longer.
-const DAY: u32 = 86_400;
 
 /// What stands in a document. A key that is absent has its default.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -77,30 +76,6 @@ fn parse<T: FromStr, E: de::Error>(text: &str, what: &str) -> Result<T, E> {
         .map_err(|_error| E::custom(format!("{text:?} is not {what}")))
 }
 
-/// `probe` of a [`Document`].
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
-pub struct ProbeDocument {
-    /// What the health port is asked.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub kind: Option<ProbeKind>,
-    /// The path of a request.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub path: Option<String>,
-    /// Seconds between two probes.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub interval_seconds: Option<u32>,
-    /// Seconds that a probe may take.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub timeout_seconds: Option<u32>,
-    /// Probes in a row that must succeed.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub healthy_after: Option<u32>,
-    /// Probes in a row that must fail.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub unhealthy_after: Option<u32>,
-}
-
 /// Who may use the public endpoint: anybody, or nobody.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -122,17 +97,14 @@ impl Mode {
     }
 }
 
-/// What a probe asks the health port, besides a TCP connection to each of the ports.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub enum ProbeKind {
-    /// Nothing: the ports alone.
-    None,
-    /// A connection.
-    #[default]
-    Tcp,
-    /// `GET` of the path, answered by a status of 200 to 299.
-    Http,
+impl FromStr for Mode {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let all = [Self::Public, Self::Private];
+        let named = all.into_iter().find(|mode| mode.name() == text);
+        named.ok_or("it is public or private")
+    }
 }
 
 /// The API server, with every default filled in.
@@ -158,23 +130,6 @@ pub struct Description {
     pub probe: Probe,
 }
 
-/// How a backend is probed.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Probe {
-    /// [`ProbeDocument::kind`].
-    pub kind: ProbeKind,
-    /// [`ProbeDocument::path`].
-    pub path: String,
-    /// [`ProbeDocument::interval_seconds`].
-    pub interval_seconds: u32,
-    /// [`ProbeDocument::timeout_seconds`].
-    pub timeout_seconds: u32,
-    /// [`ProbeDocument::healthy_after`].
-    pub healthy_after: u32,
-    /// [`ProbeDocument::unhealthy_after`].
-    pub unhealthy_after: u32,
-}
-
 impl Document {
     /// The document with the keys of `over` in place of its own where they are there.
     #[must_use]
@@ -198,7 +153,6 @@ impl Document {
     ///
     /// The first thing that makes no sense, with the key that has to be changed.
     pub fn check(self) -> Result<Description, String> {
-        let probe = self.probe.unwrap_or_default();
         let description = Description {
             subnets: self.subnets.unwrap_or_default(),
             vip: self.vip,
@@ -209,14 +163,7 @@ impl Document {
             drain_seconds: self.drain_seconds.unwrap_or(DRAIN),
             // An empty list is nobody's wish to refuse every connection.
             backends: self.backends.filter(|backends| !backends.is_empty()),
-            probe: Probe {
-                kind: probe.kind.unwrap_or_default(),
-                path: probe.path.unwrap_or_else(|| "/readyz".to_owned()),
-                interval_seconds: probe.interval_seconds.unwrap_or(5),
-                timeout_seconds: probe.timeout_seconds.unwrap_or(2),
-                healthy_after: probe.healthy_after.unwrap_or(1),
-                unhealthy_after: probe.unhealthy_after.unwrap_or(3),
-            },
+            probe: self.probe.unwrap_or_default().with_defaults(),
         };
         description.fault().map_or(Ok(description), Err)
     }
@@ -323,22 +270,6 @@ impl Description {
                 Mode::Private => self.public_addresses.clone(),
             },
         }
-    }
-}
-
-impl Probe {
-    fn fault(&self) -> Option<String> {
-        let numbers = [
-            ("intervalSeconds", self.interval_seconds),
-            ("timeoutSeconds", self.timeout_seconds),
-            ("healthyAfter", self.healthy_after),
-            ("unhealthyAfter", self.unhealthy_after),
-        ];
-        if let Some((name, value)) = numbers.iter().find(|(_, value)| *value == 0 || *value > DAY) {
-            return Some(format!("probe.{name}: {value} is not in 1 to {DAY}"));
-        }
-        let is_path = self.path.starts_with('/') && self.path.chars().all(|c| c.is_ascii_graphic());
-        (!is_path).then(|| format!("probe.path: {:?} is no path: write it as /readyz", self.path))
     }
 }
 

@@ -9,16 +9,24 @@ mod document;
 #[cfg(feature = "cli")]
 mod drain;
 #[cfg(feature = "cli")]
+mod known;
+#[cfg(feature = "cli")]
 mod probe;
+mod probe_document;
 #[cfg(feature = "cli")]
 mod sockets;
 #[cfg(feature = "cli")]
 mod steward;
+#[cfg(feature = "cli")]
+mod tls;
 
-pub use document::{Description, Document, Mode, Probe, ProbeDocument, ProbeKind};
+pub use document::{Description, Document, Mode};
+#[cfg(feature = "cli")]
+pub use known::{BackendState, Gone, Known, STATE};
 #[cfg(feature = "cli")]
 pub use probe::{probe, reach};
+pub use probe_document::{Probe, ProbeDocument, ProbeKind};
 #[cfg(feature = "cli")]
 pub use sockets::own_connections;
 #[cfg(feature = "cli")]
-pub use steward::{BackendState, Gone, Known, STATE, Steward};
+pub use steward::Steward;

@@ -2,78 +2,22 @@
 //! are healthy. What it knows stands in a file, so a restart forgets nothing.
 
 use std::{
-    collections::BTreeMap,
-    io,
     net::Ipv4Addr,
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use serde::{Deserialize, Serialize};
-
-use super::{Description, Mode, drain};
+use super::{
+    BackendState, Description, Gone, Mode, drain,
+    known::{Known, STATE},
+};
 use crate::{
     datapath::{Datapath, End, now},
-    durable,
     root::Root,
     settings::ApiServer,
 };
 
-/// Where it notes what it knows. `/run` forgets at boot, as connections do.
-pub const STATE: &str = "/run/causeway/apiserver.json";
 /// Rounds in which openers are told; after them, whoever is left is not there any more.
 const ROUNDS: u32 = 20;
-
-/// What is known of the API server on this node.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Known {
-    /// Its virtual address.
-    pub vip: Option<Ipv4Addr>,
-    /// Whether its public endpoint is in use.
-    pub mode: Mode,
-    /// Seconds since 1970 of the last change of either.
-    pub changed: Option<u64>,
-    /// How often the virtual address has changed.
-    pub changes: u64,
-    /// What is gone and not over yet.
-    pub gone: Vec<Gone>,
-    /// The backends.
-    pub backends: BTreeMap<Ipv4Addr, BackendState>,
-}
-
-/// Something that is gone.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Gone {
-    /// Its address.
-    pub address: Ipv4Addr,
-    /// It was a backend.
-    pub is_backend: bool,
-    /// It is the public endpoint's, and refused for as long as there is none.
-    pub is_public: bool,
-    /// `CLOCK_MONOTONIC` seconds from which on its connections are ended.
-    pub until: u32,
-    /// Rounds in which they were.
-    pub rounds: u32,
-    /// Connections that were ended.
-    pub ended: usize,
-    /// Nothing is left to be done.
-    pub is_over: bool,
-}
-
-/// A backend.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct BackendState {
-    /// Whether connections are opened to it.
-    pub is_healthy: bool,
-    /// Seconds since 1970 since when that is so.
-    pub since: u64,
-    /// Probes in a row that said otherwise.
-    pub against: u32,
-    /// What was wrong at the last probe.
-    pub fault: Option<String>,
-}
 
 /// Who knows.
 #[derive(Debug)]
@@ -86,12 +30,10 @@ pub struct Steward {
 impl Steward {
     /// With what was noted on this node.
     pub fn new(root: &Root) -> Self {
-        let noted = durable::read(&root.path(STATE)).ok().flatten();
-        let known = noted.and_then(|bytes| serde_json::from_slice(&bytes).ok());
         Self {
             root: root.clone(),
             wanted: None,
-            known: known.unwrap_or_default(),
+            known: Known::noted(root),
         }
     }
 
@@ -314,26 +256,9 @@ impl Steward {
 
     fn note_unless(&self, before: &Known) {
         if *before != self.known
-            && let Err(error) = self.note()
+            && let Err(error) = self.known.note(&self.root)
         {
             tracing::warn!(%error, path = STATE, "cannot note what is known of the API server");
-        }
-    }
-
-    fn note(&self) -> io::Result<()> {
-        let path = self.root.path(STATE);
-        path.parent().map_or(Ok(()), std::fs::create_dir_all)?;
-        durable::write(&path, &serde_json::to_vec_pretty(&self.known)?)
-    }
-}
-
-impl Gone {
-    /// What it was.
-    pub fn end(&self) -> End {
-        if self.is_backend {
-            End::Backend(self.address)
-        } else {
-            End::Address(self.address)
         }
     }
 }

@@ -16,7 +16,7 @@ use causeway::{
     root::Root,
     settings::Settings,
 };
-use clap::{Args, ValueEnum};
+use clap::Args;
 use ipnet::Ipv4Net;
 
 use super::Failure;
@@ -32,8 +32,8 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "ADDRESS")]
     vip: Option<Ipv4Addr>,
     /// public or private: who may come in
-    #[arg(long, value_enum, hide_possible_values = true)]
-    mode: Option<Access>,
+    #[arg(long)]
+    mode: Option<Mode>,
     /// A subnet delegated to it; repeatable
     #[arg(long = "subnet", value_name = "CIDR")]
     subnets: Vec<Ipv4Net>,
@@ -57,13 +57,6 @@ pub(crate) struct Arguments {
     unset: bool,
 }
 
-/// Who may use the public endpoint.
-#[derive(Clone, Copy, ValueEnum)]
-enum Access {
-    Public,
-    Private,
-}
-
 impl Arguments {
     fn document(self) -> Document {
         fn unless_empty<T>(values: Vec<T>) -> Option<Vec<T>> {
@@ -73,10 +66,7 @@ impl Arguments {
             subnets: unless_empty(self.subnets),
             vip: self.vip,
             ports: unless_empty(self.ports),
-            mode: self.mode.map(|mode| match mode {
-                Access::Public => Mode::Public,
-                Access::Private => Mode::Private,
-            }),
+            mode: self.mode,
             public_addresses: unless_empty(self.public_addresses),
             drain_seconds: self.drain_seconds,
             backends: unless_empty(self.backends).or(self.no_backends.then(Vec::new)),
