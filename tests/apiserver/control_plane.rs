@@ -4,8 +4,9 @@
 //! serves it, and what of its address was left.
 
 use std::{
+    collections::BTreeMap,
     io::{Read, Write},
-    net::{Ipv4Addr, Shutdown, SocketAddrV4, TcpListener, TcpStream},
+    net::{Ipv4Addr, Shutdown, SocketAddr, SocketAddrV4, TcpListener, TcpStream},
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
@@ -58,7 +59,7 @@ impl ControlPlane {
     /// Serves an address on every port.
     pub(crate) fn serve(&self, address: Ipv4Addr) -> Result<Server> {
         let over = Arc::new(AtomicBool::new(false));
-        let open = Arc::new(Mutex::new(Vec::new()));
+        let open = Open::default();
         let mut threads = Vec::new();
         for port in PORTS {
             let address = SocketAddrV4::new(address, port);
@@ -67,14 +68,15 @@ impl ControlPlane {
             let (over, open) = (Arc::clone(&over), Arc::clone(&open));
             let config = (port != PORTS[2]).then(|| self.config());
             threads.push(thread::spawn(move || {
-                accept(&listener, &over, &open, config.as_ref());
+                accept((port, &listener), &over, &open, config.as_ref());
             }));
         }
         Ok(Server { over, open, threads })
     }
 }
 
-type Open = Arc<Mutex<Vec<TcpStream>>>;
+/// The connections that are open, by their ports and clients.
+type Open = Arc<Mutex<BTreeMap<(u16, SocketAddr), TcpStream>>>;
 
 /// An API server. Dropped, it is gone: its connections with it.
 pub(crate) struct Server {
@@ -97,16 +99,21 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.stop_listening();
         if let Ok(open) = self.open.lock() {
-            for stream in open.iter() {
+            for stream in open.values() {
                 stream.shutdown(Shutdown::Both).ok();
             }
         }
     }
 }
 
-fn accept(listener: &TcpListener, over: &AtomicBool, open: &Open, config: Option<&Arc<ServerConfig>>) {
+fn accept(
+    (port, listener): (u16, &TcpListener),
+    over: &AtomicBool,
+    open: &Open,
+    config: Option<&Arc<ServerConfig>>,
+) {
     while !over.load(Ordering::SeqCst) {
-        let Ok((stream, _)) = listener.accept() else {
+        let Ok((stream, client)) = listener.accept() else {
             thread::sleep(Duration::from_millis(2));
             continue;
         };
@@ -114,10 +121,15 @@ fn accept(listener: &TcpListener, over: &AtomicBool, open: &Open, config: Option
         let Some(config) = config else { continue };
         stream.set_nonblocking(false).ok();
         if let (Ok(copy), Ok(mut open)) = (stream.try_clone(), open.lock()) {
-            open.push(copy);
+            open.insert((port, client), copy);
         }
-        let config = Arc::clone(config);
-        thread::spawn(move || talk(stream, config));
+        let (config, open) = (Arc::clone(config), Arc::clone(open));
+        thread::spawn(move || {
+            talk(stream, config).ok();
+            if let Ok(mut open) = open.lock() {
+                open.remove(&(port, client));
+            }
+        });
     }
 }
 
