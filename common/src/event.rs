@@ -1,10 +1,97 @@
-//! What the programs tell about a packet that they drop, for `causeway monitor`. Counters are complete; events are
-//! samples, so many a second, CPU and reason, and none while the buffer is full.
+//! What the programs tell of a packet, for `causeway monitor`: that it is dropped or refused, or begins a flow. Counters are
+//! complete; events are samples, so many a second, CPU and reason, and none while the buffer is full.
+
+use crate::{
+    maps::EVENT_BYTES,
+    reason::{Reason, Verdict},
+};
 
 /// Bytes of the packet that an event carries: the IPv4 header with options and the first of what follows it.
 pub const EVENT_PACKET: usize = 64;
-/// Events a second, CPU and reason.
-pub const EVENT_RATE: u32 = 8;
+
+/// What an event is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EventKind {
+    /// A packet that is dropped.
+    Drop,
+    /// What was asked for is refused: a connection, or a place in `cwy_flows`.
+    Refusal,
+    /// A packet that begins a flow, or a direction of one.
+    Flow,
+}
+
+impl EventKind {
+    /// What is to be told of a packet with this reason.
+    #[inline(always)]
+    pub const fn of(reason: Reason) -> Option<Self> {
+        match (reason, reason.verdict()) {
+            (_, Verdict::Dropped) => Some(Self::Drop),
+            (_, Verdict::Refused) | (Reason::OfferRefused | Reason::OfferQuota, _) => Some(Self::Refusal),
+            (Reason::Promoted | Reason::RecordedKernel | Reason::SnatPromoted | Reason::SnatKernel, _) => {
+                Some(Self::Flow)
+            }
+            _ => None,
+        }
+    }
+
+    /// [`Self::of`] for the number of a reason. By sets of bits: the kernel programs would branch for each reason.
+    #[inline(always)]
+    pub const fn of_number(reason: u32) -> Option<Self> {
+        const DROPS: [u64; 2] = EventKind::Drop.reasons();
+        const REFUSALS: [u64; 2] = EventKind::Refusal.reasons();
+        const FLOWS: [u64; 2] = EventKind::Flow.reasons();
+        if is_in(DROPS, reason) {
+            Some(Self::Drop)
+        } else if is_in(REFUSALS, reason) {
+            Some(Self::Refusal)
+        } else if is_in(FLOWS, reason) {
+            Some(Self::Flow)
+        } else {
+            None
+        }
+    }
+
+    /// Those of which an event of this kind is told, a bit each.
+    const fn reasons(self) -> [u64; 2] {
+        let mut set = [0; 2];
+        let mut number = 0;
+        while number < Reason::ALL.len() {
+            if let Some(kind) = Self::of(Reason::ALL[number])
+                && kind as u8 == self as u8
+            {
+                set[number / 64] |= 1 << (number % 64);
+            }
+            number += 1;
+        }
+        set
+    }
+
+    /// Events a second, CPU and reason.
+    #[inline(always)]
+    pub const fn rate(self) -> u32 {
+        match self {
+            Self::Drop | Self::Refusal => 8,
+            Self::Flow => 64,
+        }
+    }
+
+    /// Bytes of `cwy_events` that may be unread. There is always room for what goes wrong, however many flows begin.
+    #[inline(always)]
+    pub const fn room(self) -> u64 {
+        match self {
+            Self::Drop | Self::Refusal => EVENT_BYTES as u64,
+            Self::Flow => EVENT_BYTES as u64 / 2,
+        }
+    }
+}
+
+#[inline(always)]
+const fn is_in([low, high]: [u64; 2], number: u32) -> bool {
+    let half = if number < 64 { low } else { high };
+    number < 128 && half >> (number & 63) & 1 != 0
+}
+
+const _: () = assert!(Reason::ALL.len() <= 128);
 
 /// Record of `cwy_events`.
 #[repr(C)]
@@ -53,4 +140,20 @@ impl EventHook {
     }
 }
 
+const _: () = assert!(EventKind::Flow.room() < EventKind::Drop.room());
 const _: () = assert!(size_of::<Event>() == 8 + 4 + 4 + 1 + 1 + 2 + 4 + EVENT_PACKET);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_number_of_a_reason_tells_as_much_as_the_reason() {
+        for (number, reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(EventKind::of_number(number as u32), EventKind::of(*reason));
+        }
+        for number in [Reason::ALL.len() as u32, 127, 128, 192, u32::MAX] {
+            assert_eq!(EventKind::of_number(number), None, "{number}");
+        }
+    }
+}

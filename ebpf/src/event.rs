@@ -1,15 +1,15 @@
-//! Tells whoever listens about dropped packets: samples, so many a second, CPU and reason.
+//! Tells whoever listens about packets that are dropped, refused or begin a flow: samples, so many a second, CPU and reason.
 
 use core::hint::black_box;
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::__sk_buff,
-    helpers::generated::{bpf_ktime_get_coarse_ns, bpf_skb_load_bytes},
+    bindings::{__sk_buff, BPF_RB_AVAIL_DATA},
+    helpers::generated::{bpf_ktime_get_coarse_ns, bpf_ringbuf_query, bpf_skb_load_bytes},
     programs::TcContext,
 };
 use causeway_common::{
-    event::{EVENT_PACKET, EVENT_RATE, Event},
+    event::{EVENT_PACKET, Event, EventKind},
     reason::Reason,
 };
 
@@ -19,7 +19,7 @@ use crate::{
     packet::{self, ETH_LEN},
 };
 
-/// Writes an event, if this CPU may still write one of the reason in this second and the buffer has room.
+/// Writes an event, if one is to be told of the reason, this CPU may still write one of it in this second and the buffer has room.
 #[inline(always)]
 pub fn tell(ctx: &TcContext, hook: Hook, reason: Reason) {
     cwy_tell(ctx.as_ptr().cast(), hook as u32, reason as u32);
@@ -30,7 +30,15 @@ pub fn tell(ctx: &TcContext, hook: Hook, reason: Reason) {
 #[inline(never)]
 extern "C" fn cwy_tell(skb: *mut __sk_buff, hook: u32, reason: u32) -> u32 {
     let ctx = &TcContext::new(skb);
-    if !has_budget(reason, EVENT_RATE) {
+    let Some(kind) = EventKind::of_number(reason) else {
+        return 0;
+    };
+    if !has_budget(reason, kind.rate()) {
+        return 0;
+    }
+    let ring = (&raw const EVENTS).cast_mut().cast();
+    // SAFETY: the map, which nobody writes to here.
+    if unsafe { bpf_ringbuf_query(ring, u64::from(BPF_RB_AVAIL_DATA)) } >= kind.room() {
         return 0;
     }
     let Some(mut record) = EVENTS.reserve_untyped::<Event>(0) else {

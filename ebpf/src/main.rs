@@ -125,7 +125,7 @@ pub extern "C" fn cwy_sweep(element: &sweep::MapElement) -> i32 {
 fn finish(ctx: &TcContext, hook: Hook, reason: Reason) -> i32 {
     count::bump(hook, reason);
     log(ctx, hook, reason);
-    if matches!(reason.verdict(), Verdict::Dropped | Verdict::Refused) {
+    if reason.verdict() != Verdict::Carried && !is_told_already(reason) {
         event::tell(ctx, hook, reason);
     }
     match reason.verdict() {
@@ -133,6 +133,12 @@ fn finish(ctx: &TcContext, hook: Hook, reason: Reason) -> i32 {
         Verdict::Stack | Verdict::Noted => TC_ACT_UNSPEC,
         Verdict::Dropped => TC_ACT_SHOT,
     }
+}
+
+/// Of a flow that begins with a translation, [`to_uplink`] tells before the packet is changed.
+#[inline(always)]
+fn is_told_already(reason: Reason) -> bool {
+    matches!(reason, Reason::SnatPromoted | Reason::SnatKernel)
 }
 
 /// One line a packet, for whoever debugs the programs. A release object has neither the code nor the map behind it.

@@ -17,6 +17,7 @@ use crate::{
     balance,
     carry::{note_progress, translation},
     count::Hook,
+    event,
     forget::kept_flags,
     fragment, heal, host, icmp,
     learn::{Emitted, learn},
@@ -318,12 +319,14 @@ fn not_known(
     if ip.is_fragment {
         fragment::left(ip, Nat::SOURCE, &config.node_addr);
     }
-    translate(ctx, ip, &key, &to).map_err(|_failed| Reason::RewriteFailed)?;
-    Ok(if claim.carried {
+    let reason = if claim.carried {
         Reason::SnatPromoted
     } else {
         Reason::SnatKernel
-    })
+    };
+    event::tell(ctx, Hook::ToUplink, reason);
+    translate(ctx, ip, &key, &to).map_err(|_failed| Reason::RewriteFailed)?;
+    Ok(reason)
 }
 
 /// A packet that leaves with the pod's address: only its flow is learnt.

@@ -1,11 +1,14 @@
 //! What the other commands show: whether all is well, translations, the busiest pods.
 
-use std::net::SocketAddrV4;
+use std::{
+    net::{SocketAddrV4, TcpStream},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use causeway_tests::{
     echo::Echo,
-    fabric::{INTERNET, NODE},
+    fabric::{INTERNET, NODE, WIRESERVER},
     node::Datapath,
     talk::Udp,
 };
@@ -36,6 +39,50 @@ fn the_first_line_of_status_says_whether_all_is_well() -> Result<()> {
         document["problems"] == serde_json::json!(["CWY004"]),
         "{document}"
     );
+    Ok(())
+}
+
+#[test]
+fn monitor_shows_a_flow_that_begins_and_a_packet_that_is_dropped() -> Result<()> {
+    let scene = Scene::with(Datapath::Causeway, 20, 1)?;
+    let _far = Echo::start(&scene.rig.fabric.internet, 9)?;
+    let shown = |only: &str| -> Result<Vec<serde_json::Value>> {
+        let text = scene
+            .run(&["monitor", "--no-wait", "--json", "--only", only])?
+            .stdout;
+        let lines = str::from_utf8(&text)?.lines();
+        lines.map(|line| Ok(serde_json::from_str(line)?)).collect()
+    };
+    let (from, to) = (
+        SocketAddrV4::new(scene.pods[0].addr, 4000),
+        SocketAddrV4::new(INTERNET, 9),
+    );
+    Udp::connect_from(&scene.pods[0].ns, from, to)?.chat(3)?;
+    let flows = shown("flows")?;
+    let begun = flows.iter().filter(|event| event["reason"] == "snat_promoted");
+    let begun: Vec<_> = begun.collect();
+    ensure!(begun.len() == 1, "{flows:?}");
+    ensure!(
+        begun[0]["kind"] == "NewFlow" && begun[0]["src"] == from.ip().to_string() && begun[0]["dstPort"] == 9,
+        "{begun:?}"
+    );
+
+    // What is not asked for is gone with what was: one reader reads all.
+    let guarded = SocketAddrV4::new(WIRESERVER, 80);
+    let pod = &scene.pods[0].ns;
+    let patience = Duration::from_millis(100);
+    ensure!(
+        pod.run(|| TcpStream::connect_timeout(&guarded.into(), patience))?
+            .is_err()
+    );
+    let drops = shown("drops")?;
+    ensure!(
+        drops
+            .iter()
+            .any(|event| event["kind"] == "Dropped" && event["reason"] == "wireserver"),
+        "{drops:?}"
+    );
+    ensure!(drops.iter().all(|event| event["kind"] == "Dropped"), "{drops:?}");
     Ok(())
 }
 

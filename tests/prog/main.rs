@@ -14,6 +14,7 @@ mod carried;
 mod cpus;
 mod crowds;
 mod drops;
+mod events;
 mod fill;
 mod fragments;
 mod host;

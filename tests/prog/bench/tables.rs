@@ -2,15 +2,16 @@
 
 use std::net::Ipv4Addr;
 
-use aya::maps::{Array, HashMap, MapData, lpm_trie};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues, lpm_trie};
 use causeway_common::{
     balance::BACKEND_SLOTS,
     flow::{Exit, Flags, FlowEntry, Nat, Progress, State},
     lifetime::Timeouts,
     maps::{
-        Backend, Balancer, Config, IfaceEntry, POD_QUOTA, PodEntry, PortWord, RangeClass, RangeEntry,
+        Backend, Balancer, Budget, Config, IfaceEntry, POD_QUOTA, PodEntry, PortWord, RangeClass, RangeEntry,
         RangeKey, Usage, WIRE_QUOTA,
     },
+    reason::Reason,
     tuple::FlowKey,
 };
 
@@ -209,6 +210,16 @@ impl Bench {
     }
 
     /// Flows on the account of a pod; of the wire for 0.0.0.0.
+    /// Every CPU may tell as much as in a second that has just begun.
+    pub(crate) fn forget_budgets(&mut self) {
+        let mut budgets = PerCpuArray::<_, Budget>::try_from(self.map("cwy_budgets")).unwrap();
+        for reason in 0..Reason::ALL.len() as u32 {
+            let cpus = budgets.get(&reason, 0).unwrap().len();
+            let fresh = PerCpuValues::try_from(vec![Budget::default(); cpus]).unwrap();
+            budgets.set(reason, fresh, 0).unwrap();
+        }
+    }
+
     pub(crate) fn usage(&mut self, account: Ipv4Addr) -> i32 {
         self.usages().get(&account.octets(), 0).unwrap().flows
     }

@@ -146,12 +146,12 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Packets that are dropped, as it happens
+    /// What is dropped or refused, and flows that begin
     ///
     /// A sample: `status` has the counters.
     Monitor {
         #[command(flatten)]
-        until: monitor::Until,
+        options: monitor::Options,
         /// Print JSON, one document a line
         #[arg(long)]
         json: bool,
@@ -277,7 +277,7 @@ fn run(command: Command, root: &Root) -> Result<(), Failure> {
         Command::Ranges { shown } => show(&shown, || ranges::gather(&open(root)?)),
         Command::Doctor { shown } => show(&shown, || doctor::gather(root, doctor::Depth::Full)),
         Command::Explain { question, json } => explain::run(root, &question, json),
-        Command::Monitor { until, json } => monitor::run(&open(root)?, &until, json),
+        Command::Monitor { options, json } => monitor::run(&open(root)?, &options, json),
         Command::Sweep { json } => output::print(sweep::gather(&open(root)?)?, Format::new(json)),
         Command::Migrate { what } => migrate::run(root, &what),
         Command::Version { json } => output::print(version::gather(), Format::new(json)),

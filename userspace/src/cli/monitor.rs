@@ -1,4 +1,4 @@
-//! `causeway monitor`: what the programs drop, as it happens.
+//! `causeway monitor`: what the programs drop and refuse, and the flows that begin, as it happens.
 
 use std::{
     collections::HashMap,
@@ -9,18 +9,21 @@ use std::{
 
 use causeway::datapath::{Datapath, Events};
 use causeway_common::{
-    event::{Event, EventHook},
+    event::{Event, EventHook, EventKind},
     reason::Reason,
 };
-use clap::Args;
+use clap::{Args, ValueEnum};
 use etherparse::{LaxPacketHeaders, NetHeaders, TransportHeader};
 use serde::Serialize;
 
 use super::{Failure, output::API_VERSION, pods::interface_names};
 
-/// When to stop.
+/// What to print, and when to stop.
 #[derive(Args)]
-pub(crate) struct Until {
+pub(crate) struct Options {
+    /// drops, refusals or flows; repeatable
+    #[arg(long, value_name = "KIND", value_enum, hide_possible_values = true)]
+    only: Vec<Kind>,
     /// Stop after so many events
     #[arg(short, long, value_name = "COUNT")]
     count: Option<u64>,
@@ -29,24 +32,47 @@ pub(crate) struct Until {
     no_wait: bool,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Kind {
+    Drops,
+    Refusals,
+    Flows,
+}
+
+impl Kind {
+    /// Whether an event with this reason is of the kind. One that only a newer version knows is taken for a drop.
+    fn includes(self, reason: Option<Reason>) -> bool {
+        let kind = match reason.and_then(EventKind::of) {
+            Some(EventKind::Refusal) => Self::Refusals,
+            Some(EventKind::Flow) => Self::Flows,
+            Some(EventKind::Drop) | None => Self::Drops,
+        };
+        kind == self
+    }
+}
+
 /// Prints events until there is no reader any more.
-pub(crate) fn run(datapath: &Datapath, until: &Until, json: bool) -> Result<(), Failure> {
+pub(crate) fn run(datapath: &Datapath, options: &Options, json: bool) -> Result<(), Failure> {
     let mut events = datapath.events()?;
     let clock = Clock::new();
     let mut names = Names::default();
     let mut printed = 0;
-    while until.count.is_none_or(|count| printed < count) {
-        let Some(event) = next(&mut events, until.no_wait)? else {
+    while options.count.is_none_or(|count| printed < count) {
+        let Some(event) = next(&mut events, options.no_wait)? else {
             return Ok(());
         };
-        let dropped = Dropped::new(&event, &clock, &mut names)?;
+        let reason = Reason::ALL.get(usize::from(event.reason)).copied();
+        if !options.only.is_empty() && !options.only.iter().any(|kind| kind.includes(reason)) {
+            continue;
+        }
+        let told = Told::new(&event, &clock, &mut names)?;
         let mut out = io::stdout().lock();
         let written = if json {
-            serde_json::to_string(&dropped)
+            serde_json::to_string(&told)
                 .map_err(io::Error::from)
                 .and_then(|line| writeln!(out, "{line}"))
         } else {
-            writeln!(out, "{}", dropped.line())
+            writeln!(out, "{}", told.line())
         };
         written.and_then(|()| out.flush()).map_err(Failure::Output)?;
         printed += 1;
@@ -64,10 +90,10 @@ fn next(events: &mut Events, no_wait: bool) -> Result<Option<Event>, Failure> {
     }
 }
 
-/// A dropped packet as it is shown.
+/// What was told of a packet, as it is shown.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Dropped {
+struct Told {
     api_version: &'static str,
     kind: &'static str,
     /// Seconds since 1970.
@@ -82,20 +108,22 @@ struct Dropped {
     packet: Packet,
 }
 
-impl Dropped {
+impl Told {
     fn new(event: &Event, clock: &Clock, names: &mut Names) -> Result<Self, Failure> {
-        let reason = Reason::ALL.get(usize::from(event.reason));
+        let reason = Reason::ALL.get(usize::from(event.reason)).copied();
         Ok(Self {
             api_version: API_VERSION,
-            kind: "Dropped",
+            kind: match reason.and_then(EventKind::of) {
+                Some(EventKind::Refusal) => "Refused",
+                Some(EventKind::Flow) => "NewFlow",
+                Some(EventKind::Drop) | None => "Dropped",
+            },
             time: clock.wall(event.time).as_secs_f64(),
             hook: EventHook::name(event.hook),
             interface: names.of(event.ifindex)?,
             ifindex: event.ifindex,
-            reason: reason.map_or("unknown", |reason| reason.name()),
-            meaning: reason.map_or("not known to this version of the command", |reason| {
-                reason.meaning()
-            }),
+            reason: reason.map_or("unknown", Reason::name),
+            meaning: reason.map_or("not known to this version of the command", Reason::meaning),
             length: event.length,
             packet: Packet::read(&event.packet[..usize::from(event.captured).min(event.packet.len())]),
         })
@@ -229,14 +257,26 @@ mod tests {
         let clock = Clock {
             start: Duration::from_secs(1000),
         };
-        let dropped = Dropped::new(&event(&packet), &clock, &mut Names::default()).unwrap();
-        let line = dropped.line();
+        let told = Told::new(&event(&packet), &clock, &mut Names::default()).unwrap();
+        let line = told.line();
         assert!(line.starts_with("1001.500 to_uplink"), "{line}");
         assert!(line.contains(" snat_no_port "), "{line}");
         assert!(
             line.ends_with("udp 10.240.0.5:40000 > 203.0.113.10:53, 142 bytes"),
             "{line}"
         );
+    }
+
+    #[test]
+    fn every_reason_that_is_told_of_is_of_one_kind() {
+        for reason in Reason::ALL.iter().copied() {
+            let kinds = [Kind::Drops, Kind::Refusals, Kind::Flows];
+            let of = kinds.iter().filter(|kind| kind.includes(Some(reason))).count();
+            assert_eq!(of, 1, "{}", reason.name());
+        }
+        assert!(Kind::Flows.includes(Some(Reason::SnatPromoted)));
+        assert!(Kind::Refusals.includes(Some(Reason::OfferQuota)));
+        assert!(Kind::Drops.includes(Some(Reason::SnatQuota)) && Kind::Drops.includes(None));
     }
 
     #[test]
