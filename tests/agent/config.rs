@@ -100,6 +100,11 @@ fn a_wrong_file_changes_nothing_and_is_named_with_its_line() -> Result<()> {
     agent.end()?;
     let mut agent = Agent::start(&rig.node)?;
     ensure!(seen_from(&pod, &vnet, at)? == NODE, "not kept over a start");
+    // And one that starts after a boot, which has emptied /run.
+    agent.end()?;
+    fs::remove_file(rig.node.root.join(causeway::settings::FILE))?;
+    let mut agent = Agent::start(&rig.node)?;
+    ensure!(seen_from(&pod, &vnet, at)? == NODE, "not kept over a boot");
     rig.node.root.write(MASQ, "nonMasqueradeCIDRs:\n- 10.0.0.0/8\n")?;
     agent.wait_for("readiness", |agent| Ok(agent.get("/readyz").is_ok()))?;
     ensure!(seen_from(&pod, &vnet, at)? == pod.addr);

@@ -1,7 +1,8 @@
 //! What an administrator has chosen for the node's datapath.
 //!
 //! The agent reads its files and notes here what follows from them, so that a plug-in that has to load the datapath
-//! while no agent runs loads it with the same choice. `/run` forgets at boot, as the datapath itself does.
+//! while no agent runs loads it with the same choice. `/run` forgets at boot, as the datapath itself does; the choice that
+//! was right last is kept beyond, for a boot with files that are wrong.
 
 mod api_server;
 
@@ -29,6 +30,8 @@ use crate::{
 
 /// Where they are noted.
 pub const FILE: &str = "/run/causeway/settings.json";
+/// Where the last choice that was right is kept.
+pub const KEPT: &str = "/var/lib/causeway/settings.json";
 
 /// The choice.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,25 +81,27 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// What was noted on this node; the defaults where nothing was, or nothing that can be read.
+    /// What was noted on this node since it booted, else what was kept from before; the defaults where nothing was, or
+    /// nothing that can be read.
     pub fn noted(root: &Root) -> Self {
-        let path = root.path(FILE);
-        let read = durable::read(&path).and_then(|bytes| match bytes {
-            Some(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(io::Error::other),
-            None => Ok(None),
-        });
-        match read {
-            Ok(noted) => noted.unwrap_or_default(),
-            Err(error) => {
-                tracing::warn!(%error, path = %path.display(), "what the agent has noted cannot be read: defaults are used");
-                Self::default()
-            }
-        }
+        let files = [FILE, KEPT].into_iter();
+        files
+            .filter_map(|file| read(&root.path(file)))
+            .next()
+            .unwrap_or_default()
     }
 
     /// Notes them.
     pub fn note(&self, root: &Root) -> Result<(), SettingsError> {
-        let path = root.path(FILE);
+        self.write(root.path(FILE))
+    }
+
+    /// Keeps them for the next boot.
+    pub fn keep(&self, root: &Root) -> Result<(), SettingsError> {
+        self.write(root.path(KEPT))
+    }
+
+    fn write(&self, path: PathBuf) -> Result<(), SettingsError> {
         let failed = |source| SettingsError {
             path: path.clone(),
             source,
@@ -139,6 +144,17 @@ impl Settings {
     pub fn timeouts(&self) -> Timeouts {
         self.timeouts.over(node::timeouts())
     }
+}
+
+fn read(path: &Path) -> Option<Settings> {
+    let read = durable::read(path).and_then(|bytes| match bytes {
+        Some(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(io::Error::other),
+        None => Ok(None),
+    });
+    read.unwrap_or_else(|error| {
+        tracing::warn!(%error, path = %path.display(), "what the agent has noted cannot be read");
+        None
+    })
 }
 
 /// The settings cannot be noted.
@@ -239,6 +255,22 @@ mod tests {
         assert_eq!(Settings::noted(&root), settings);
         std::fs::write(root.path(FILE), "{").unwrap();
         assert_eq!(Settings::noted(&root), Settings::default());
+    }
+
+    #[test]
+    fn what_was_kept_counts_until_something_is_noted() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = Root::new(directory.path());
+        let of_quota = |pod_quota| Settings {
+            pod_quota,
+            ..Settings::default()
+        };
+        of_quota(7).keep(&root).unwrap();
+        assert_eq!(Settings::noted(&root), of_quota(7));
+        of_quota(8).note(&root).unwrap();
+        assert_eq!(Settings::noted(&root), of_quota(8));
+        std::fs::write(root.path(FILE), "{").unwrap();
+        assert_eq!(Settings::noted(&root), of_quota(7));
     }
 
     #[test]

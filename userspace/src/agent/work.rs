@@ -15,7 +15,7 @@ pub(super) struct Work {
 }
 
 impl Work {
-    /// Follows the files, if they are right; else what was in force before, if anything was in this boot.
+    /// Follows the files, if they are right; else what was in force before, or was kept from the boot before.
     pub(super) fn begin(root: &Root, shared: &Shared) -> Self {
         let loaded = config::load(root);
         shared.note_reload(loaded.as_ref().map(drop).map_err(ToString::to_string));
@@ -23,6 +23,7 @@ impl Work {
         let settings = match loaded {
             Ok(configuration) => {
                 let settings = configuration.settings.clone();
+                keep(root, &settings);
                 steward.follow(configuration.api_server.as_ref());
                 shared.set_configuration(configuration);
                 shared.note_applied();
@@ -45,6 +46,7 @@ impl Work {
         match config::load(root) {
             Ok(configuration) => {
                 self.settings = configuration.settings.clone();
+                keep(root, &self.settings);
                 self.steward.follow(configuration.api_server.as_ref());
                 shared.set_configuration(configuration);
                 self.follow(root, shared);
@@ -60,6 +62,13 @@ impl Work {
     pub(super) fn follow(&mut self, root: &Root, shared: &Shared) {
         let settings = in_force(root, &self.settings, &self.steward);
         note_application(shared, self.keeper.follow(settings));
+    }
+}
+
+/// For a start with files that are wrong, after a boot too.
+fn keep(root: &Root, settings: &Settings) {
+    if let Err(error) = settings.keep(root) {
+        tracing::warn!(%error, "a wrong configuration would cost what is in force now at the next boot");
     }
 }
 

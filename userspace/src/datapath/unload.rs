@@ -19,6 +19,7 @@ use crate::{
     node,
     restore::Restore,
     root::Root,
+    settings,
 };
 
 /// What unloading found.
@@ -53,7 +54,7 @@ impl super::Datapath {
         DatapathError::collect(|| "unloading".to_owned(), errors)?;
         restore.clear()?;
         let run = root.path("/run/causeway");
-        clear(&run).map_err(|source| DatapathError::file(run, source))?;
+        clear(&run, &root.path(settings::KEPT)).map_err(|source| DatapathError::file(run, source))?;
         drop(lock);
         Ok(Unloaded { was_loaded })
     }
@@ -61,7 +62,7 @@ impl super::Datapath {
 
 /// Removes what is noted for the time between two boots, but not under an agent that runs: its lock and its socket are
 /// how it is found.
-fn clear(run: &Path) -> io::Result<()> {
+fn clear(run: &Path, kept: &Path) -> io::Result<()> {
     let agent = run.join(AGENT_LOCK);
     let is_running = match File::open(&agent) {
         Ok(lock) => lock.try_lock().is_err(),
@@ -69,6 +70,9 @@ fn clear(run: &Path) -> io::Result<()> {
         Err(error) => return Err(error),
     };
     if !is_running {
+        pins::ignore_missing(fs::remove_file(kept))?;
+        // Something else may be kept there.
+        kept.parent().map(fs::remove_dir);
         return pins::ignore_missing(fs::remove_dir_all(run));
     }
     for entry in fs::read_dir(run)? {
