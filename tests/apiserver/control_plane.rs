@@ -18,6 +18,7 @@ use std::{
 use anyhow::{Context, Result};
 use causeway_tests::{delegated, fabric::Fabric, netns::Netns};
 use rcgen::{CertifiedKey, generate_simple_self_signed};
+use rustix::net::sockopt;
 use rustls::{
     ServerConfig, ServerConnection, StreamOwned,
     pki_types::{CertificateDer, PrivateKeyDer},
@@ -120,6 +121,7 @@ fn accept(
         // The health port is asked for a connection alone.
         let Some(config) = config else { continue };
         stream.set_nonblocking(false).ok();
+        watch_over(&stream).ok();
         if let (Ok(copy), Ok(mut open)) = (stream.try_clone(), open.lock()) {
             open.insert((port, client), copy);
         }
@@ -131,6 +133,14 @@ fn accept(
             }
         });
     }
+}
+
+/// Nobody tells the server that its client was reset: it finds out by asking, as those of real API servers do.
+fn watch_over(stream: &TcpStream) -> rustix::io::Result<()> {
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, Duration::from_secs(3))?;
+    sockopt::set_tcp_keepintvl(stream, Duration::from_secs(1))?;
+    sockopt::set_tcp_keepcnt(stream, 3)
 }
 
 fn talk(stream: TcpStream, config: Arc<ServerConfig>) -> Result<()> {

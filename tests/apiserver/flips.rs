@@ -141,10 +141,7 @@ fn flip_all(scene: &Scene, shared: &Shared, flips: usize, pause_every: usize) ->
         shared.current.store(next, Ordering::SeqCst);
         took.push(set(&scene.rig.node, &["--vip", &VIPS[next].to_string()])?);
         let last = took.last().copied().unwrap_or_default();
-        ensure!(
-            last < Duration::from_secs(1),
-            "flip {flip} was in force after {last:?}"
-        );
+        ensure!(last < GONE_AFTER, "flip {flip} was in force after {last:?}");
         let ns = scene.everybody()[flip % 3];
         is_refused(ns, at(VIPS[1 - next])).with_context(|| format!("flip {flip}: the old address"))?;
         let new = scene.trust.connect(ns, at(VIPS[next]))?;
@@ -172,7 +169,7 @@ fn wait_until_all_are(scene: &Scene, shared: &Shared, vip: Ipv4Addr) -> Result<(
         }
         if begun.elapsed() > GONE_AFTER {
             let status = scene.rig.node.causeway(&["apiserver", "status"])?;
-            let flows = scene.rig.node.causeway(&["flows", "list"])?;
+            let flows = scene.rig.node.causeway(&["flows"])?;
             bail!("not at {vip} after {GONE_AFTER:?}: {elsewhere:?}\n{status}\n{flows}");
         }
         thread::sleep(Duration::from_millis(20));

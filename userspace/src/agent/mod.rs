@@ -177,6 +177,8 @@ async fn serve(root: &Root, started: Instant) -> Result<(), AgentError> {
             Depth::Whole
         };
         agent.pass(depth).await;
+        // What has been refused for long enough is found here.
+        agent.look_at_api_server().await;
         tell_systemd(&[NotifyState::Watchdog]);
     }
     tell_systemd(&[NotifyState::Stopping]);

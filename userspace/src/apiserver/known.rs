@@ -10,6 +10,10 @@ use crate::{datapath::End, durable, root::Root};
 /// Where it notes what it knows. `/run` forgets at boot, as connections do.
 pub const STATE: &str = "/run/causeway/apiserver.json";
 
+/// Seconds beyond the drain in which connections to an address that was given up are refused: so long may a resolver have it
+/// (the time to live of Azure's private zones is 300 s).
+pub(super) const REFUSED: u32 = 300;
+
 /// What is known of the API server on this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -79,6 +83,13 @@ impl Known {
 }
 
 impl Gone {
+    /// Whether there is still something to it at `now`, `CLOCK_MONOTONIC` seconds. The public endpoint's addresses are refused
+    /// for as long as there is none.
+    pub(super) fn is_kept(&self, now: u32) -> bool {
+        let is_refused = !self.is_backend && now < self.until.saturating_add(REFUSED);
+        !self.is_over || self.is_public || is_refused
+    }
+
     /// What it was.
     pub fn end(&self) -> End {
         if self.is_backend {

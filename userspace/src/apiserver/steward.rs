@@ -211,13 +211,13 @@ impl Steward {
         self.known.gone.iter().any(|gone| !gone.is_over)
     }
 
-    /// Whether something has drained for long enough.
+    /// Whether something has drained, or was refused, for long enough.
     pub fn is_due(&self) -> bool {
         let now = now();
         self.known
             .gone
             .iter()
-            .any(|gone| !gone.is_over && gone.until <= now)
+            .any(|gone| !gone.is_over && gone.until <= now || !gone.is_kept(now))
     }
 
     /// Ends what has drained for long enough. Returns whether the programs have to follow something else.
@@ -248,8 +248,7 @@ impl Steward {
                 tracing::info!(address = %gone.address, connections = gone.ended, "its connections have ended");
             }
         }
-        // The public endpoint's addresses are refused for as long as there is none.
-        self.known.gone.retain(|gone| !gone.is_over || gone.is_public);
+        self.known.gone.retain(|gone| gone.is_kept(now));
         self.note_unless(&before);
         before.gone.len() != self.known.gone.len()
     }
@@ -272,7 +271,7 @@ fn epoch() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::apiserver::Document;
+    use crate::apiserver::{Document, known::REFUSED};
 
     struct Scene {
         steward: Steward,
@@ -297,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_that_is_left_is_given_up_until_it_has_drained_and_not_if_it_comes_back() {
+    fn an_address_that_is_left_is_given_up_until_nobody_has_it_any_more_and_not_if_it_comes_back() {
         let Scene {
             mut steward,
             _directory,
@@ -310,8 +309,12 @@ mod tests {
         steward.follow(Some(&with("10.226.0.4")));
         assert_eq!(given_up(&steward), ["10.226.0.5"]);
         assert!(steward.is_draining());
-        assert!(steward.look(None));
-        assert!(given_up(&steward).is_empty() && !steward.is_draining());
+        assert!(!steward.look(None) && !steward.is_draining());
+        assert_eq!(given_up(&steward), ["10.226.0.5"], "resolvers may have it");
+        assert!(!steward.is_due());
+        steward.known.gone[0].until = now().saturating_sub(REFUSED);
+        assert!(steward.is_due() && steward.look(None));
+        assert!(given_up(&steward).is_empty() && !steward.is_due());
         assert_eq!(steward.known().changes, 2);
         let again = Steward::new(&steward.root);
         assert_eq!(again.known(), steward.known(), "a restart forgets nothing");
