@@ -4,6 +4,7 @@ mod bounds;
 mod config;
 mod deploy;
 mod healing;
+mod helm;
 mod hooks;
 mod metrics;
 mod places;
