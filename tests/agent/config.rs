@@ -98,7 +98,7 @@ fn a_wrong_file_changes_nothing_and_is_named_with_its_line() -> Result<()> {
     );
     // Also an agent that starts with it: what was in force stays so.
     agent.end()?;
-    let mut agent = Agent::start(&rig.node)?;
+    let agent = Agent::start(&rig.node)?;
     ensure!(seen_from(&pod, &vnet, at)? == NODE, "not kept over a start");
     // And one that starts after a boot, which has emptied /run.
     agent.end()?;

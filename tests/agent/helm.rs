@@ -20,7 +20,8 @@ fn yaml(text: &str) -> Result<Value> {
 
 /// JSON is YAML in another dress (YAML 1.2 section 1.2).
 fn to_yaml(arguments: &[Any]) -> Result<Any, FuncError> {
-    let value = arguments.first().map(from_any).unwrap_or_default();
+    let value = arguments.first().map(from_any);
+    let value = value.ok_or_else(|| FuncError::Generic("toYaml takes a value".to_owned()))?;
     Ok(Any::from(value.to_string()))
 }
 

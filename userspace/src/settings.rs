@@ -93,26 +93,26 @@ impl Settings {
 
     /// Notes them.
     pub fn note(&self, root: &Root) -> Result<(), SettingsError> {
-        self.write(root.path(FILE))
+        self.write(&root.path(FILE))
     }
 
     /// Keeps them for the next boot.
     pub fn keep(&self, root: &Root) -> Result<(), SettingsError> {
-        self.write(root.path(KEPT))
+        self.write(&root.path(KEPT))
     }
 
-    fn write(&self, path: PathBuf) -> Result<(), SettingsError> {
+    fn write(&self, path: &Path) -> Result<(), SettingsError> {
         let failed = |source| SettingsError {
-            path: path.clone(),
+            path: path.to_owned(),
             source,
         };
         let bytes = serde_json::to_vec_pretty(self).map_err(|error| failed(error.into()))?;
-        if durable::read(&path).ok().flatten().as_ref() == Some(&bytes) {
+        if durable::read(path).ok().flatten().as_ref() == Some(&bytes) {
             return Ok(());
         }
         path.parent()
             .map_or(Ok(()), std::fs::create_dir_all)
-            .and_then(|()| durable::write(&path, &bytes))
+            .and_then(|()| durable::write(path, &bytes))
             .map_err(failed)
     }
 
