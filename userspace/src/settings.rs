@@ -84,11 +84,8 @@ impl Settings {
     /// What was noted on this node since it booted, else what was kept from before; the defaults where nothing was, or
     /// nothing that can be read.
     pub fn noted(root: &Root) -> Self {
-        let files = [FILE, KEPT].into_iter();
-        files
-            .filter_map(|file| read(&root.path(file)))
-            .next()
-            .unwrap_or_default()
+        let mut files = [FILE, KEPT].into_iter();
+        files.find_map(|file| read(&root.path(file))).unwrap_or_default()
     }
 
     /// Notes them.
