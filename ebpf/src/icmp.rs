@@ -136,8 +136,9 @@ extern "C" fn cwy_icmp_wire(buffer: *mut __sk_buff, ip: *const Ip) -> Reason {
         (State::CARRIED, _) if answer.in_ifindex == skb(ctx).ifindex && ip.ttl > 1 => {
             carry(ctx, ip, &quoted, answer)
         }
-        (State::CARRIED | State::KERNEL, Nat::DESTINATION) => {
+        (State::CARRIED | State::KERNEL, Nat::DESTINATION | Nat::FROM_BACKEND) => {
             match translate(ctx, ip, &quoted, &translation(answer)) {
+                Ok(()) if answer.nat == Nat::FROM_BACKEND => Reason::Balanced,
                 Ok(()) => Reason::KernelFlowTranslated,
                 Err(Failed) => Reason::RewriteFailed,
             }
@@ -173,6 +174,12 @@ extern "C" fn cwy_icmp_out(skb: *mut __sk_buff, ip: *const Ip) -> Reason {
     let Some(own) = quoted.own_direction() else {
         return Reason::OtherProtocol;
     };
+    if own.nat == Nat::TO_BACKEND {
+        return match translate(ctx, ip, &quoted, &translation(own)) {
+            Ok(()) => Reason::Balanced,
+            Err(Failed) => Reason::RewriteFailed,
+        };
+    }
     if own.nat == Nat::SOURCE && own.nat_addr == config.node_addr {
         return match translate(ctx, ip, &quoted, &translation(own)) {
             Ok(()) => Reason::SnatIcmpError,
@@ -195,7 +202,12 @@ extern "C" fn cwy_icmp_out(skb: *mut __sk_buff, ip: *const Ip) -> Reason {
 fn carry(ctx: &TcContext, ip: &Ip, quoted: &Quoted, entry: &Entry) -> Reason {
     let (exit, ifindex, macs) = (entry.exit, entry.out_ifindex, Macs::of(entry));
     let to = translation(entry);
-    let done = translate_quoted(ctx, ip, quoted, &to).and_then(|()| forward_addr(ctx, ip, &to, macs));
+    let outer = if changes_outside(ip, quoted, &to) {
+        to
+    } else {
+        Translation { nat: Nat::NONE, ..to }
+    };
+    let done = translate_quoted(ctx, ip, quoted, &to).and_then(|()| forward_addr(ctx, ip, &outer, macs));
     match done {
         Ok(()) => redirect(ctx, exit, ifindex),
         Err(Failed) => Reason::RewriteFailed,
@@ -205,11 +217,21 @@ fn carry(ctx: &TcContext, ip: &Ip, quoted: &Quoted, entry: &Entry) -> Reason {
 #[inline(always)]
 fn translate(ctx: &TcContext, ip: &Ip, quoted: &Quoted, to: &Translation) -> Result<(), Failed> {
     translate_quoted(ctx, ip, quoted, to)?;
-    // An error that the node sends about a pod's packet has the node's address already.
-    if to.nat == Nat::SOURCE && ip.src == to.addr {
-        Ok(())
-    } else {
+    if changes_outside(ip, quoted, to) {
         translate_addr(ctx, ip, to)
+    } else {
+        Ok(())
+    }
+}
+
+/// Whether the error's own address is that of the changed end. An error that the node sends about a pod's packet has the
+/// node's address already; of what a router says about a packet to a backend, the virtual address is not the source.
+#[inline(always)]
+fn changes_outside(ip: &Ip, quoted: &Quoted, to: &Translation) -> bool {
+    match to.nat {
+        Nat::SOURCE => ip.src != to.addr,
+        Nat::FROM_BACKEND => ip.src == quoted.key.dst,
+        _ => true,
     }
 }
 
@@ -256,7 +278,7 @@ impl Edit<'_> {
     #[inline(always)]
     fn translate(&self, quoted: &Quoted, to: &Translation) -> Result<(), Failed> {
         let key = &quoted.key;
-        let (old_addr, old_port, addr_at, port_at) = match to.nat {
+        let (old_addr, old_port, addr_at, port_at) = match Nat::end(to.nat) {
             Nat::SOURCE => (key.dst, key.dst_port, quoted.l3() + 16, quoted.l4() + 2),
             Nat::DESTINATION => (key.src, key.src_port, quoted.l3() + 12, quoted.l4()),
             _ => return Ok(()),

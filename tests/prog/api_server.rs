@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use causeway_common::{
-    flow::{Nat, State},
+    flow::{Exit, Nat, State},
     maps::RangeClass,
     reason::Reason,
     tuple::TCP,
@@ -12,6 +12,7 @@ use etherparse::{NetHeaders, PacketHeaders, TcpHeader, TransportHeader};
 
 use crate::{
     bench::{Bench, Entry, Hook, ROUTER_MAC, key},
+    icmp_errors::{assert_quotes, error, original},
     packets::{Ends, ack, seen, syn, tcp},
 };
 
@@ -162,6 +163,82 @@ fn a_connection_reaches_its_backend_and_the_answer_has_the_virtual_address() {
     bench.balance(&[[10, 226, 0, 6]], &[443, 4443]);
     let ran = bench.run(Hook::ToUplink, uplink, &syn(out, ends));
     assert_eq!(seen(&ran.packet, None).dst, BACKEND);
+}
+
+/// A flow with a backend, carried or not, and its ends as the client knows them and as the wire does.
+fn balanced(is_carried: bool) -> (Bench, Ends, Ends) {
+    let mut bench = bench(RangeClass::BALANCED);
+    bench.balance(&[BACKEND.octets()], &[443]);
+    let (a, uplink) = (bench.a, bench.uplink_ifindex);
+    let inside = ends(&bench, 40_000, 443);
+    let outside = Ends {
+        dst: BACKEND,
+        ..inside
+    };
+    let sent = syn((bench.uplink_mac, ROUTER_MAC), inside);
+    assert_eq!(bench.run(Hook::ToUplink, uplink, &sent).reason, Reason::Balanced);
+    if is_carried {
+        let (forward, answer) = (key(inside, TCP), key(outside.reversed(), TCP));
+        let entry = Entry {
+            state: State::CARRIED,
+            in_ifindex: a.ifindex,
+            in_mac: a.mac,
+            exit: Exit::UPLINK,
+            out_ifindex: uplink,
+            ..bench.flow(&forward).unwrap()
+        };
+        bench.insert(forward, entry);
+        let entry = Entry {
+            state: State::CARRIED,
+            in_ifindex: uplink,
+            exit: Exit::POD,
+            out_ifindex: a.ifindex,
+            ..bench.flow(&answer).unwrap()
+        };
+        bench.insert(answer, entry);
+    }
+    (bench, inside, outside)
+}
+
+/// A router's, which has its own address, and the backend's, which has the virtual one from then on.
+#[test]
+fn an_error_about_a_packet_to_a_backend_is_about_the_virtual_address() {
+    let router = Ipv4Addr::new(10, 240, 0, 1);
+    for (is_carried, (from, seen_from)) in [false, true]
+        .into_iter()
+        .flat_map(|carried| [(carried, (router, router)), (carried, (BACKEND, VIP))])
+    {
+        let (mut bench, inside, outside) = balanced(is_carried);
+        let uplink = bench.uplink_ifindex;
+        let link = (ROUTER_MAC, bench.uplink_mac);
+        let sent = error(link, from, inside.src, (3, 4), &original(TCP, outside));
+        let ran = bench.run(Hook::FromUplink, uplink, &sent);
+        let expected = if is_carried {
+            Reason::CarriedToPod
+        } else {
+            Reason::Balanced
+        };
+        assert_eq!(ran.reason, expected);
+        assert_quotes(&ran.packet, seen_from, inside.src, &original(TCP, inside));
+    }
+}
+
+#[test]
+fn an_error_about_an_answer_of_a_backend_reaches_the_backend() {
+    for is_carried in [false, true] {
+        let (mut bench, inside, outside) = balanced(is_carried);
+        let (a, uplink) = (bench.a, bench.uplink_ifindex);
+        let (hook, ifindex, link, expected) = if is_carried {
+            (Hook::FromPod, a.ifindex, a.sends(), Reason::CarriedToUplink)
+        } else {
+            let link = (bench.uplink_mac, ROUTER_MAC);
+            (Hook::ToUplink, uplink, link, Reason::Balanced)
+        };
+        let sent = error(link, a.addr, VIP, (3, 3), &original(TCP, inside.reversed()));
+        let ran = bench.run(hook, ifindex, &sent);
+        assert_eq!(ran.reason, expected);
+        assert_quotes(&ran.packet, a.addr, BACKEND, &original(TCP, outside.reversed()));
+    }
 }
 
 #[test]

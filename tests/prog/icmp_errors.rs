@@ -86,7 +86,7 @@ pub(crate) fn error(
 
 /// Asserts both outer checksums with etherparse, and that the quoted packet is `expected` byte for byte: that one is
 /// made anew with the addresses it should have, so its checksums are etherparse's too.
-fn assert_quotes(frame: &[u8], src: Ipv4Addr, dst: Ipv4Addr, expected: &[u8]) {
+pub(crate) fn assert_quotes(frame: &[u8], src: Ipv4Addr, dst: Ipv4Addr, expected: &[u8]) {
     let headers = PacketHeaders::from_ethernet_slice(frame).unwrap();
     let Some(NetHeaders::Ipv4(ip, _)) = headers.net else {
         panic!("not IPv4: {frame:02x?}")
