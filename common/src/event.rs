@@ -103,7 +103,7 @@ pub struct Event {
     pub ifindex: u32,
     /// Length of the frame in bytes.
     pub length: u32,
-    /// [`Reason`](crate::reason::Reason) as a number.
+    /// [`Reason`] as a number.
     pub reason: u8,
     /// [`EventHook`].
     pub hook: u8,
