@@ -184,11 +184,18 @@ fn without_a_healthy_backend_a_connection_is_refused_at_once() -> Result<()> {
     watch.chat()?;
     scene.servers.clear();
     scene.wait_for_healthy(0)?;
+    // What the agent knows is in force a moment later: until then the servers' host refuses.
+    let node = &scene.rig.node;
+    scene.agent.wait_for("the programs to refuse", |_| {
+        is_refused(&node.ns, VIP)?;
+        Ok(node.count("no_backend")? > 0)
+    })?;
+    let before = node.count("no_backend")?;
     for ns in [&scene.pod.ns, &scene.rig.node.ns] {
         is_refused(ns, VIP)?;
         is_refused(ns, SERVICE)?;
     }
-    ensure!(scene.rig.node.count("no_backend")? >= 4);
+    ensure!(scene.rig.node.count("no_backend")? >= before + 4);
     ensure!(scene.healthy()? == 0);
     let status = scene.rig.node.causeway(&["apiserver", "status"])?;
     ensure!(
