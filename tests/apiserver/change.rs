@@ -206,6 +206,37 @@ fn a_private_cluster_has_no_public_endpoint() -> Result<()> {
     Ok(())
 }
 
+/// What `status` says: which ports answer from here, and who is connected to which address.
+#[test]
+fn status_shows_ports_and_connections() -> Result<()> {
+    let scene = scene(30)?;
+    let _servers = [scene.plane.serve(VIPS[0])?, scene.plane.serve(VIPS[1])?];
+    let _old = scene.connect_all(at(VIPS[0]))?;
+    set(&scene.rig.node, &["--vip", &VIPS[1].to_string()])?;
+    let _new = scene.connect_all(at(VIPS[1]))?;
+    let status = scene.rig.node.causeway(&["apiserver", "status", "--json"])?;
+    let status: serde_json::Value = serde_json::from_str(&status)?;
+    let answering = |port: u16| {
+        let ports = status["ports"].as_array().into_iter().flatten();
+        ports
+            .filter(|answer| answer["port"] == port && answer["milliseconds"].is_f64())
+            .count()
+    };
+    for port in [443, 4443, 9988] {
+        ensure!(answering(port) == 1, "{port}: {status:#}");
+    }
+    let connections = status["connections"].as_array().cloned().unwrap_or_default();
+    for (vip, what) in [(VIPS[1], "in use"), (VIPS[0], "drains")] {
+        let row = connections.iter().find(|row| row["address"] == vip.to_string());
+        let row = row.with_context(|| format!("{vip}: {status:#}"))?;
+        ensure!(
+            row["what"] == what && row["connections"].as_u64() >= Some(3),
+            "{row}"
+        );
+    }
+    Ok(())
+}
+
 #[test]
 fn a_wrong_word_changes_nothing() -> Result<()> {
     let scene = scene(1)?;
