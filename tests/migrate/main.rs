@@ -2,7 +2,9 @@
 
 mod apply;
 mod dry_run;
+mod gate;
 mod incumbent;
 mod interrupted;
+mod ports;
 mod snapshot;
 mod traffic;

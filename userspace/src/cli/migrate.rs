@@ -108,19 +108,23 @@ impl Report for Done {
     const KIND: &'static str = "Migration";
 
     fn write_text(&self, out: &mut dyn Write) -> io::Result<()> {
-        match self {
-            Self::Applied(done) => writeln!(
-                out,
-                "taken over: {} pods; {} flows that are carried, {} of services, {} from outside",
-                done.pods, done.carried, done.kernel, done.answers
-            ),
+        let (lost, place) = match self {
+            Self::Applied(done) => {
+                writeln!(
+                    out,
+                    "taken over: {} pods; {} flows that are carried, {} of services, {} from outside",
+                    done.pods, done.carried, done.kernel, done.answers
+                )?;
+                (&done.lost_flows, "could not be taken over")
+            }
             Self::RolledBack(done) => {
                 writeln!(out, "given back: {} pods, {} flows", done.pods, done.flows)?;
-                match done.lost {
-                    0 => Ok(()),
-                    lost => writeln!(out, "{lost} flows are lost: conntrack has no room for them"),
-                }
+                (&done.lost_flows, "are lost: conntrack has no room for them")
             }
+        };
+        if !lost.is_empty() {
+            writeln!(out, "{} flows {place}", lost.len())?;
         }
+        lost.iter().try_for_each(|flow| writeln!(out, "    {flow}"))
     }
 }

@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// What was taken over.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Applied {
     /// Pods that are served by Causeway.
@@ -34,6 +34,10 @@ pub struct Applied {
     pub kernel: usize,
     /// Flows from outside whose answers keep the pods' addresses.
     pub answers: usize,
+    /// Flows that could not be taken over.
+    pub lost: usize,
+    /// Them, as their openers send them.
+    pub lost_flows: Vec<String>,
 }
 
 /// Takes the node over, or goes on where that was interrupted. A node that has been taken over already is looked at again:
@@ -146,18 +150,15 @@ fn carry_out(root: &Root, journal: &Journal) -> Result<Applied, MigrateError> {
     for wire in &mut wires {
         wire.route(&mut kernel)?;
     }
+    let mut flows = open()?;
+    flows.reserve(&mut conntrack)?;
     // From here on new flows are translated by Causeway.
     rules::remove(&journal.rules)?;
-    let mut flows = open()?;
-    let mut imported = flows.take_over(&mut conntrack)?;
+    let mut imported = Imported::default();
+    flows.take_over(&mut imported, &mut conntrack)?;
     // And from here on all of them. With the bridge's address what it masqueraded ends.
     pair.share(journal, &mut kernel)?;
-    let Imported {
-        carried,
-        kernel: shared,
-    } = flows.take_over(&mut conntrack)?;
-    imported.carried += carried;
-    imported.kernel += shared;
+    flows.take_over(&mut imported, &mut conntrack)?;
     pair.leave_bridge(journal, &mut kernel)?;
     for wire in &wires {
         wire.set_bridge(&mut kernel, 0)?;
@@ -169,6 +170,8 @@ fn carry_out(root: &Root, journal: &Journal) -> Result<Applied, MigrateError> {
         carried: imported.carried,
         kernel: imported.kernel,
         answers,
+        lost: imported.lost.len(),
+        lost_flows: imported.lost.iter().map(ToString::to_string).collect(),
     })
 }
 

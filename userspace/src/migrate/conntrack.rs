@@ -1,54 +1,24 @@
 //! The kernel's connection tracking, over ctnetlink: connections with their translations are read, made and removed.
 
-use std::{collections::BTreeMap, io, net::Ipv4Addr};
+mod message;
 
-use causeway_common::tuple::{ICMP, TCP};
-use libc::{AF_INET, NLM_F_CREATE, NLM_F_EXCL};
+use std::{collections::BTreeMap, fmt, io, net::Ipv4Addr};
 
+use causeway_common::tuple::{ICMP, TCP, UDP};
+use libc::{NLM_F_CREATE, NLM_F_EXCL};
+
+use self::message::{connection, cta, generic, translation, tuple, with_state};
 use super::{
     MigrateError,
-    netlink::{Body, Protocol, Socket, attribute},
+    netlink::{Protocol, Socket},
 };
 
 /// `NFNL_SUBSYS_CTNETLINK << 8` and the messages (linux/netfilter/nfnetlink_conntrack.h, Linux 6.18).
 const NEW: u16 = 0x0100;
 const GET: u16 = 0x0101;
 const DELETE: u16 = 0x0102;
-/// Length of `struct nfgenmsg` in bytes.
-const GENERIC: usize = 4;
-
-/// `CTA_*` of the same file.
-mod cta {
-    pub(crate) const TUPLE_ORIG: u16 = 1;
-    pub(crate) const TUPLE_REPLY: u16 = 2;
-    pub(crate) const STATUS: u16 = 3;
-    pub(crate) const PROTOINFO: u16 = 4;
-    pub(crate) const NAT_SRC: u16 = 6;
-    pub(crate) const TIMEOUT: u16 = 7;
-    pub(crate) const MARK: u16 = 8;
-    pub(crate) const ID: u16 = 12;
-    pub(crate) const NAT_DST: u16 = 13;
-    pub(crate) const ZONE: u16 = 18;
-    pub(crate) const TUPLE_IP: u16 = 1;
-    pub(crate) const TUPLE_PROTO: u16 = 2;
-    pub(crate) const IP_SRC: u16 = 1;
-    pub(crate) const IP_DST: u16 = 2;
-    pub(crate) const PROTO_NUM: u16 = 1;
-    pub(crate) const PROTO_SRC_PORT: u16 = 2;
-    pub(crate) const PROTO_DST_PORT: u16 = 3;
-    pub(crate) const PROTO_ICMP_ID: u16 = 4;
-    pub(crate) const PROTO_ICMP_TYPE: u16 = 5;
-    pub(crate) const PROTO_ICMP_CODE: u16 = 6;
-    pub(crate) const PROTOINFO_TCP: u16 = 1;
-    pub(crate) const TCP_STATE: u16 = 1;
-    pub(crate) const TCP_FLAGS_ORIGINAL: u16 = 4;
-    pub(crate) const TCP_FLAGS_REPLY: u16 = 5;
-    pub(crate) const NAT_MIN_IP: u16 = 1;
-    pub(crate) const NAT_MAX_IP: u16 = 2;
-    pub(crate) const NAT_PROTO: u16 = 3;
-    pub(crate) const NAT_PORT_MIN: u16 = 1;
-    pub(crate) const NAT_PORT_MAX: u16 = 2;
-}
+/// How often a connection is made in place of one that a packet has begun meanwhile.
+const ATTEMPTS: u32 = 16;
 
 /// `IPS_*` (linux/netfilter/nf_conntrack_common.h).
 const SEEN_REPLY: u32 = 1 << 1;
@@ -67,9 +37,6 @@ pub(crate) mod tcp {
     pub(crate) const BE_LIBERAL: u8 = 0x08;
 }
 
-/// An ICMP echo request.
-const ECHO: u8 = 8;
-
 /// Address and port; of ICMP the identifier.
 pub(crate) type End = (Ipv4Addr, u16);
 
@@ -87,6 +54,18 @@ impl Tuple {
             src: self.dst,
             dst: self.src,
             ..*self
+        }
+    }
+}
+
+impl fmt::Display for Tuple {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ((src, src_port), (dst, dst_port)) = (self.src, self.dst);
+        match self.protocol {
+            TCP => write!(f, "tcp {src}:{src_port} -> {dst}:{dst_port}"),
+            UDP => write!(f, "udp {src}:{src_port} -> {dst}:{dst_port}"),
+            ICMP => write!(f, "icmp {src} -> {dst}, echo {src_port}"),
+            other => write!(f, "protocol {other} {src} -> {dst}"),
         }
     }
 }
@@ -137,6 +116,14 @@ impl Connection {
         (!is_same).then_some(real)
     }
 
+    /// Whether `other`, which has one of its tuples, is what a packet of this very connection has begun, or is over.
+    fn supersedes(&self, other: &Self) -> bool {
+        let is_translated = other.reply != other.original.reversed();
+        let is_answers = other.original == self.reply || other.original == self.original.reversed();
+        let is_over = other.original.protocol == TCP && matches!(other.state, tcp::TIME_WAIT | tcp::CLOSE);
+        other.original == self.original || is_answers && !is_translated || is_over
+    }
+
     /// Whether the rule of a masquerade has seen it.
     pub(crate) fn has_source_translation(&self) -> bool {
         self.status & SRC_NAT != 0
@@ -164,8 +151,18 @@ impl Conntrack {
             .map_err(failed("list the connections of conntrack"))?;
         Ok(messages
             .iter()
-            .filter_map(|message| connection(message.get(GENERIC..)?))
+            .filter_map(|message| connection(message))
             .collect())
+    }
+
+    /// The connection that this is a tuple of, in either direction; `answers`: as its answers come.
+    fn find(&mut self, found: &Tuple, answers: bool) -> Result<Option<Connection>> {
+        let message = generic().with_nested(cta::TUPLE_ORIG, &tuple(found, answers));
+        match self.0.ask(GET, 0, &message.0) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+            Err(error) => Err(failed("look for a connection of conntrack")(error)),
+            Ok(messages) => Ok(messages.iter().find_map(|message| connection(message))),
+        }
     }
 
     /// Every connection by both of its tuples.
@@ -220,7 +217,31 @@ impl Conntrack {
         }
     }
 
-    /// Makes conntrack take a connection without translation, half of which it has seen, for an open one.
+    /// Makes a connection in place of what a packet has begun since it was removed, or of what is over. Returns whether there
+    /// was room for it: a living connection of another opener may have its answers' tuple.
+    pub(crate) fn replace(&mut self, connection: &Connection) -> Result<bool> {
+        for _ in 0..ATTEMPTS {
+            if self.create(connection)? {
+                return Ok(true);
+            }
+            let there = match self.find(&connection.original, false)? {
+                None => self.find(&connection.reply, true)?,
+                there => there,
+            };
+            match there {
+                Some(there) if (there.original, there.reply) == (connection.original, connection.reply) => {
+                    self.refresh(connection)?;
+                    return Ok(true);
+                }
+                Some(there) if connection.supersedes(&there) => self.remove(&there)?,
+                Some(_) => return Ok(false),
+                None => {}
+            }
+        }
+        Ok(false)
+    }
+
+    /// Gives a connection, part of which conntrack has not seen, its state and its time.
     pub(crate) fn refresh(&mut self, connection: &Connection) -> Result<()> {
         let message = generic()
             .with_nested(cta::TUPLE_ORIG, &tuple(&connection.original, false))
@@ -230,100 +251,6 @@ impl Conntrack {
             done => done.map(drop).map_err(failed("change a connection of conntrack")),
         }
     }
-}
-
-fn with_state(message: Body, connection: &Connection) -> Body {
-    if connection.original.protocol != TCP {
-        return message;
-    }
-    let flags = [tcp::BE_LIBERAL, tcp::BE_LIBERAL];
-    let info = Body::default()
-        .with(cta::TCP_STATE, &[connection.state])
-        .with(cta::TCP_FLAGS_ORIGINAL, &flags)
-        .with(cta::TCP_FLAGS_REPLY, &flags);
-    let info = Body::default().with_nested(cta::PROTOINFO_TCP, &info);
-    message.with_nested(cta::PROTOINFO, &info)
-}
-
-fn generic() -> Body {
-    Body::new(&[AF_INET as u8, 0, 0, 0])
-}
-
-fn tuple(tuple: &Tuple, answers: bool) -> Body {
-    let addresses = Body::default()
-        .with(cta::IP_SRC, &tuple.src.0.octets())
-        .with(cta::IP_DST, &tuple.dst.0.octets());
-    let protocol = Body::default().with(cta::PROTO_NUM, &[tuple.protocol]);
-    let protocol = match tuple.protocol {
-        ICMP => protocol
-            .with(cta::PROTO_ICMP_ID, &tuple.src.1.to_be_bytes())
-            .with(cta::PROTO_ICMP_TYPE, &[if answers { 0 } else { ECHO }])
-            .with(cta::PROTO_ICMP_CODE, &[0]),
-        _ => protocol
-            .with(cta::PROTO_SRC_PORT, &tuple.src.1.to_be_bytes())
-            .with(cta::PROTO_DST_PORT, &tuple.dst.1.to_be_bytes()),
-    };
-    Body::default()
-        .with_nested(cta::TUPLE_IP, &addresses)
-        .with_nested(cta::TUPLE_PROTO, &protocol)
-}
-
-fn translation((address, port): End) -> Body {
-    let ports = Body::default()
-        .with(cta::NAT_PORT_MIN, &port.to_be_bytes())
-        .with(cta::NAT_PORT_MAX, &port.to_be_bytes());
-    Body::default()
-        .with(cta::NAT_MIN_IP, &address.octets())
-        .with(cta::NAT_MAX_IP, &address.octets())
-        .with_nested(cta::NAT_PROTO, &ports)
-}
-
-fn connection(bytes: &[u8]) -> Option<Connection> {
-    let number = |kind| {
-        let value = attribute(bytes, kind).and_then(|value| value.try_into().ok());
-        value.map_or(0, u32::from_be_bytes)
-    };
-    if attribute(bytes, cta::ZONE).is_some_and(|zone| zone != [0, 0]) {
-        return None;
-    }
-    let info = attribute(bytes, cta::PROTOINFO).and_then(|info| attribute(info, cta::PROTOINFO_TCP));
-    let info = |kind| info.and_then(|info| attribute(info, kind)?.first().copied());
-    Some(Connection {
-        original: read_tuple(attribute(bytes, cta::TUPLE_ORIG)?)?,
-        reply: read_tuple(attribute(bytes, cta::TUPLE_REPLY)?)?,
-        status: number(cta::STATUS),
-        timeout: number(cta::TIMEOUT),
-        mark: number(cta::MARK),
-        state: info(cta::TCP_STATE).unwrap_or_default(),
-        opener_closed: info(cta::TCP_FLAGS_ORIGINAL).is_some_and(|flags| flags & tcp::CLOSE_INIT != 0),
-        id: attribute(bytes, cta::ID).unwrap_or_default().to_vec(),
-    })
-}
-
-fn read_tuple(bytes: &[u8]) -> Option<Tuple> {
-    let (addresses, protocol) = (
-        attribute(bytes, cta::TUPLE_IP)?,
-        attribute(bytes, cta::TUPLE_PROTO)?,
-    );
-    let address = |kind| {
-        let address: [u8; 4] = attribute(addresses, kind)?.try_into().ok()?;
-        Some(Ipv4Addr::from(address))
-    };
-    let port = |kind| Some(u16::from_be_bytes(attribute(protocol, kind)?.try_into().ok()?));
-    let number = *attribute(protocol, cta::PROTO_NUM)?.first()?;
-    let (src, dst) = match number {
-        ICMP => {
-            let kind = *attribute(protocol, cta::PROTO_ICMP_TYPE)?.first()?;
-            let id = port(cta::PROTO_ICMP_ID)?;
-            (matches!(kind, 0 | ECHO)).then_some((id, id))?
-        }
-        _ => (port(cta::PROTO_SRC_PORT)?, port(cta::PROTO_DST_PORT)?),
-    };
-    Some(Tuple {
-        protocol: number,
-        src: (address(cta::IP_SRC)?, src),
-        dst: (address(cta::IP_DST)?, dst),
-    })
 }
 
 fn failed(action: &'static str) -> impl Fn(io::Error) -> MigrateError {
@@ -336,18 +263,6 @@ fn failed(action: &'static str) -> impl Fn(io::Error) -> MigrateError {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_tuple_is_read_as_it_was_written() {
-        for (protocol, ports) in [(TCP, (40_000, 443)), (17, (53, 53)), (ICMP, (7, 7))] {
-            let written = Tuple {
-                protocol,
-                src: (Ipv4Addr::new(10, 240, 0, 5), ports.0),
-                dst: (Ipv4Addr::new(203, 0, 113, 10), ports.1),
-            };
-            assert_eq!(read_tuple(&tuple(&written, false).0), Some(written));
-        }
-    }
 
     #[test]
     fn translations_show_in_the_answers() {

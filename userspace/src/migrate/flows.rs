@@ -8,6 +8,8 @@
 mod entries;
 mod hand_back;
 mod held;
+mod moved_again;
+mod reserve;
 mod take_over;
 
 use std::{collections::BTreeMap, io, net::Ipv4Addr, thread, time::Duration};
@@ -20,10 +22,9 @@ use causeway_common::{
     tuple::FlowKey,
 };
 use ipnet::Ipv4Net;
-use serde::Serialize;
 
 pub(super) use self::take_over::Imported;
-use super::MigrateError;
+use super::{MigrateError, conntrack::Tuple};
 use crate::datapath::Datapath;
 
 type Key = FlowKey<[u8; 4]>;
@@ -46,11 +47,21 @@ pub(super) struct Flows {
 }
 
 /// What was given back.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
+#[derive(Debug, Default)]
 pub(super) struct Exported {
     pub(super) flows: usize,
-    /// Flows for which conntrack has no room.
-    pub(super) lost: usize,
+    /// Flows for which conntrack has no room, as their openers send them.
+    pub(super) lost: Vec<Tuple>,
+}
+
+impl Exported {
+    fn count(&mut self, opener: Tuple, is_known: bool) {
+        if is_known {
+            self.flows += 1;
+        } else {
+            self.lost.push(opener);
+        }
+    }
 }
 
 impl Flows {
@@ -87,8 +98,23 @@ impl Flows {
         narrowest.is_none_or(|(_, class)| *class != RangeClass::EXCLUDED)
     }
 
+    /// Whether a flow to this address leaves the node, and one from there comes from outside.
+    fn is_outside(&self, address: Ipv4Addr) -> bool {
+        address != self.node() && !self.pods.contains_key(&address)
+    }
+
     fn put(&mut self, key: Key, entry: Entry) -> Result<()> {
         self.entries.insert(key, entry, 0).map_err(failed("cwy_flows"))
+    }
+
+    /// Writes an entry where there is none.
+    fn put_first(&mut self, key: Key, entry: Entry) -> Result<()> {
+        match self.entries.insert(key, entry, NOEXIST) {
+            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::EEXIST) => {
+                Ok(())
+            }
+            done => done.map_err(failed("cwy_flows")),
+        }
     }
 
     fn get(&self, key: &Key) -> Option<Entry> {
@@ -126,6 +152,9 @@ impl Flows {
 fn failed(name: &'static str) -> impl Fn(MapError) -> MigrateError {
     move |source| MigrateError::Map { name, source }
 }
+
+/// `BPF_NOEXIST` (linux/bpf.h).
+const NOEXIST: u64 = 1;
 
 /// `MEMBARRIER_CMD_GLOBAL` (linux/membarrier.h).
 const GLOBAL: libc::c_long = 1;

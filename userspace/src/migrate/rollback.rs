@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// What was given back.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RolledBack {
     /// Pods that are on the bridge.
@@ -30,6 +30,8 @@ pub struct RolledBack {
     pub flows: usize,
     /// Flows for which it has no room.
     pub lost: usize,
+    /// Them, as their openers send them.
+    pub lost_flows: Vec<String>,
 }
 
 /// Gives the node back as it was found, or goes on where that was interrupted.
@@ -86,7 +88,8 @@ pub(super) fn carry_out(root: &Root, journal: &mut Journal) -> Result<RolledBack
     Ok(RolledBack {
         pods: wires.len(),
         flows: exported.flows,
-        lost: exported.lost,
+        lost: exported.lost.len(),
+        lost_flows: exported.lost.iter().map(ToString::to_string).collect(),
     })
 }
 

@@ -13,6 +13,7 @@ use super::{
 use crate::datapath::now;
 
 /// A direction of a translated flow: its key, and the source that it leaves with.
+#[derive(Clone, Copy)]
 pub(super) struct Direction {
     /// As it stands before it is translated.
     pub(super) key: Key,
@@ -36,6 +37,25 @@ impl Flows {
             pod,
             port: source.1,
         })
+    }
+
+    /// `CLOCK_MONOTONIC` seconds at which an entry was seen that has `left` seconds to live.
+    pub(super) fn seen_with(&self, entry: &Entry, protocol: u8, left: u32) -> u32 {
+        let lifetime = self.config.timeouts.of(entry, protocol);
+        now().wrapping_sub(lifetime.saturating_sub(left))
+    }
+
+    /// Seconds that a flow has to live, one of whose entries this is. 0: it has expired.
+    pub(super) fn left_of(&self, key: &Key, entry: &Entry) -> u32 {
+        let left = |entry: &Entry| {
+            let idle = now().saturating_sub(entry.last_seen);
+            self.config.timeouts.of(entry, key.protocol).saturating_sub(idle)
+        };
+        let peer_key = entry.peer_key(key);
+        let peer = self
+            .get(&peer_key)
+            .filter(|peer| peer.peer_key(&peer_key) == *key);
+        left(entry).max(peer.as_ref().map_or(0, left))
     }
 
     /// The entry of the flow's own direction.
@@ -79,6 +99,19 @@ impl Flows {
         entry
     }
 
+    /// Both entries of a flow that conntrack knows, with the time that it has left.
+    pub(super) fn halves(&self, of: &Direction, state: u8, connection: &Connection) -> [Entry; 2] {
+        let progress = progress(connection);
+        let halves = [
+            self.forward(of, state, progress),
+            self.reverse(of, state, progress),
+        ];
+        halves.map(|mut half| {
+            half.last_seen = self.seen_with(&half, of.key.protocol, connection.timeout);
+            half
+        })
+    }
+
     /// Whether a flow of this pod may be carried from here.
     pub(super) fn state_for(&self, pod: &PodEntry) -> u8 {
         if pod.may_be_carried() && self.next_hop.is_some() {
@@ -87,6 +120,14 @@ impl Flows {
             State::KERNEL
         }
     }
+}
+
+/// The entry of the answers to a pod's flow for as long as they are the kernel's. It says whose they are, or the programs would
+/// take the port, and with it the flow, for lost.
+pub(super) fn answers_to_kernel(question: &Key) -> Entry {
+    let mut entry = FlowEntry::kernel(Flags::HOST, now());
+    (entry.nat_addr, entry.nat_port) = (question.src, question.src_port);
+    entry
 }
 
 /// The key of a direction of a flow; of an ICMP query the question has the identifier as its source's port, the answer as

@@ -10,8 +10,7 @@ use causeway_common::{
 use super::{
     super::conntrack::{Connection, Conntrack, Tuple, tcp},
     Entry, Exported, Flows, Key, Result,
-    entries::{key, tuple},
-    held::held,
+    entries::{answers_to_kernel, key, tuple},
     let_packets_pass,
 };
 use crate::{datapath::now, migrate::MigrateError};
@@ -34,16 +33,21 @@ impl Flows {
     pub(crate) fn hand_back(&mut self, conntrack: &mut Conntrack) -> Result<Exported> {
         // The last packets that the rule has not seen are translated here, and noted, before the flows are listed.
         let_packets_pass();
-        let known = conntrack.by_tuple()?;
+        // What began since it was last done.
+        self.announce(conntrack)?;
         let mut exported = Exported::default();
-        for (key, entry) in self.translated()? {
-            let done = match entry.state {
-                State::CARRIED => self.give(&key, &entry, &known, conntrack)?,
-                _ => self.give_wholly(&key, &entry, &known, conntrack)?,
-            };
-            exported.flows += usize::from(done);
-            exported.lost += usize::from(!done);
+        self.settle_moved(&mut exported, conntrack)?;
+        let known = conntrack.by_tuple()?;
+        let (carried, others): (Vec<_>, Vec<_>) = self
+            .translated()?
+            .into_iter()
+            .partition(|(_, entry)| entry.state == State::CARRIED);
+        for (key, entry) in &carried {
+            self.give(key, entry, &known, &mut exported, conntrack)?;
         }
+        // The rule has not known the ports of the others yet.
+        self.settle_moved(&mut exported, conntrack)?;
+        self.give_held(&others, &known, &mut exported, conntrack)?;
         exported.flows += self.refresh(&known, conntrack)?;
         self.forget_untranslated(conntrack)?;
         Ok(exported)
@@ -64,13 +68,13 @@ impl Flows {
         Ok(())
     }
 
-    /// The forward entries of the pods' translated flows, without those that are over.
+    /// The forward entries of the pods' translated flows, without those that have expired.
     fn translated(&self) -> Result<Vec<(Key, Entry)>> {
         let is_it = |key: &Key, entry: &Entry| {
             let is_ours = entry.nat == Nat::SOURCE && !entry.has(Flags::HOST) && has_ports(key.protocol);
             // Of ICMP only questions of a ping: conntrack knows no others by their identifier.
             let is_known = key.protocol != ICMP || key.dst_port == [0; 2];
-            is_ours && is_known && !(key.protocol == TCP && entry.progress().is_over())
+            is_ours && is_known && self.left_of(key, entry) > 0
         };
         self.all(is_it)
     }
@@ -101,22 +105,29 @@ impl Flows {
         if key.protocol == ICMP {
             reply.src.1 = port;
         }
-        self.open_connection(original, reply, entry.progress())
+        let connection = self.open_connection(original, reply, entry);
+        Connection {
+            timeout: self.left_of(key, entry),
+            ..connection
+        }
     }
 
-    pub(super) fn open_connection(&self, original: Tuple, reply: Tuple, progress: Progress) -> Connection {
-        let timeouts = &self.config.timeouts;
-        let is_open = progress.either(Progress::PAST_SYN);
-        let (timeout, state) = match original.protocol {
-            TCP if is_open => (timeouts.tcp_established, tcp::ESTABLISHED),
-            TCP => (timeouts.tcp_opening, tcp::SYN_RECV),
-            UDP => (timeouts.udp_stream, 0),
-            _ => (timeouts.icmp, 0),
+    /// A connection that is as far as this entry of its opener. One that was reset is taken for open, for the time that it
+    /// has left: the reset may have been a stranger's.
+    pub(super) fn open_connection(&self, original: Tuple, reply: Tuple, entry: &Entry) -> Connection {
+        let progress = entry.progress();
+        let state = match original.protocol {
+            TCP if progress.both(Progress::FIN) => tcp::TIME_WAIT,
+            TCP if progress.either(Progress::PAST_SYN) => tcp::ESTABLISHED,
+            TCP => tcp::SYN_RECV,
+            _ => 0,
         };
+        let timeout = self.config.timeouts.of(entry, original.protocol);
         Connection::new(original, reply, timeout, state)
     }
 
-    /// Conntrack may know the first packet of it, without its translation, or with it from an earlier call.
+    /// Conntrack may know the first packet of it, without its translation, or with it from an earlier call. Returns whether
+    /// there is room for it.
     fn make_known(
         &self,
         key: &Key,
@@ -125,13 +136,14 @@ impl Flows {
         conntrack: &mut Conntrack,
     ) -> Result<bool> {
         let connection = self.connection(key, entry);
-        if let Some(first) = known.get(&connection.original) {
-            if first.reply == connection.reply {
-                return Ok(true);
+        match known.get(&connection.original) {
+            Some(first) if first.reply == connection.reply && first.state == connection.state => Ok(true),
+            Some(first) if first.reply != connection.reply => {
+                conntrack.remove(first)?;
+                conntrack.replace(&connection)
             }
-            conntrack.remove(first)?;
+            _ => conntrack.replace(&connection),
         }
-        conntrack.create(&connection)
     }
 
     /// The answers go first: conntrack takes them without having seen what they answer.
@@ -140,39 +152,51 @@ impl Flows {
         key: &Key,
         entry: &Entry,
         known: &BTreeMap<Tuple, Connection>,
+        exported: &mut Exported,
         conntrack: &mut Conntrack,
-    ) -> Result<bool> {
+    ) -> Result<()> {
         let is_known = self.make_known(key, entry, known, conntrack)?;
-        self.put(entry.peer_key(key), FlowEntry::kernel(Flags::HOST, now()))?;
-        self.put(*key, FlowEntry::kernel(0, now()))?;
-        Ok(is_known)
+        exported.count(tuple(key), is_known);
+        self.put(entry.peer_key(key), answers_to_kernel(key))?;
+        self.put(*key, FlowEntry::kernel(0, now()))
     }
 
-    /// A flow of which the kernel translates the destination: its connection is made anew, with the source as well.
-    fn give_wholly(
+    /// Flows that take the stack, of some of which the kernel translates the destination: their connections are made anew,
+    /// with the source as well, and meanwhile no packet may come.
+    fn give_held(
         &mut self,
-        forward: &Key,
-        entry: &Entry,
+        flows: &[(Key, Entry)],
         known: &BTreeMap<Tuple, Connection>,
+        exported: &mut Exported,
         conntrack: &mut Conntrack,
-    ) -> Result<bool> {
-        let translated = self.connection(forward, entry);
-        let Some(before) = known.get(&translated.original.reversed()) else {
-            return self.give(forward, entry, known, conntrack);
-        };
-        let original = key(&before.original, true);
-        let answer = entry.peer_key(forward);
-        self.put(original, held(*entry))?;
-        self.put(answer, held(self.get(&answer).unwrap_or(*entry)))?;
-        let_packets_pass();
-        conntrack.remove(before)?;
-        let mut whole = before.clone();
-        whole.reply = translated.reply;
-        let is_known = conntrack.create(&whole)?;
-        self.put(answer, FlowEntry::kernel(Flags::HOST, now()))?;
-        self.put(*forward, FlowEntry::kernel(0, now()))?;
-        self.put(original, FlowEntry::kernel(0, now()))?;
-        Ok(is_known)
+    ) -> Result<()> {
+        let mut held = Vec::new();
+        for (forward, entry) in flows {
+            let translated = self.connection(forward, entry);
+            let Some(before) = known.get(&translated.original.reversed()) else {
+                self.give(forward, entry, known, exported, conntrack)?;
+                continue;
+            };
+            let mut whole = before.clone();
+            whole.reply = translated.reply;
+            let source = (self.node(), u16::from_be_bytes(entry.nat_port));
+            if let Some(direction) = self.direction(&translated.original, source) {
+                self.hold_flow(key(&before.original, true), &direction, entry.progress())?;
+            }
+            held.push((forward, entry, before, whole));
+        }
+        if !held.is_empty() {
+            let_packets_pass();
+        }
+        for (forward, entry, before, whole) in held {
+            conntrack.remove(before)?;
+            let is_known = conntrack.replace(&whole)?;
+            exported.count(whole.original, is_known);
+            self.put(entry.peer_key(forward), FlowEntry::kernel(Flags::HOST, now()))?;
+            self.put(*forward, FlowEntry::kernel(0, now()))?;
+            self.put(key(&whole.original, true), FlowEntry::kernel(0, now()))?;
+        }
+        Ok(())
     }
 
     /// Carried flows without translation: of TCP conntrack has seen the handshake only, of others perhaps nothing any more.
@@ -208,7 +232,7 @@ impl Flows {
             {
                 continue;
             }
-            conntrack.refresh(&self.open_connection(original, original.reversed(), entry.progress()))?;
+            conntrack.refresh(&self.open_connection(original, original.reversed(), &entry))?;
         }
         Ok(done.len())
     }

@@ -2,14 +2,15 @@
 //! that stands in their entries, in case that whoever began it was killed.
 
 use causeway_common::{
-    flow::{Exit, Flags, FlowEntry, Nat, State},
+    flow::{Exit, Flags, FlowEntry, Nat, Progress, State},
     tuple::FlowKey,
 };
 
 use super::{
-    super::conntrack::{Connection, Conntrack},
+    super::conntrack::{Connection, Conntrack, Tuple},
     Entry, Flows, Key, Result,
-    entries::{Direction, key, progress, tuple},
+    entries::{Direction, key, tuple},
+    reserve::noted,
 };
 use crate::datapath::now;
 
@@ -27,12 +28,41 @@ pub(super) fn held(mut entry: Entry) -> Entry {
 }
 
 impl Flows {
+    /// Holds a flow of a pod that the kernel translates. `question`: as the pod sends it.
+    pub(super) fn hold_flow(&mut self, question: Key, of: &Direction, progress: Progress) -> Result<()> {
+        self.put(question, held(self.forward(of, State::CARRIED, progress)))?;
+        self.put(of.answer, held(self.reverse(of, State::CARRIED, progress)))
+    }
+
+    /// Holds what arrives with this tuple from a pod or by the wire. Returns what there was under its key, if it arrives there at
+    /// all; `asks`: it is the opener's.
+    pub(super) fn hold_arriving(
+        &mut self,
+        tuple: &Tuple,
+        asks: bool,
+    ) -> Result<Option<(Key, Option<Entry>)>> {
+        let mut entry = FlowEntry::kernel(0, now());
+        entry.mtu = u16::MAX;
+        match self.pods.get(&tuple.src.0) {
+            Some(pod) => (entry.in_ifindex, entry.in_mac) = (pod.ifindex, pod.mac),
+            None if tuple.src.0 == self.node() => return Ok(None),
+            None => entry.in_ifindex = self.config.uplink_ifindex,
+        }
+        let key = key(tuple, asks);
+        let before = self.get(&key);
+        self.put(key, held(entry))?;
+        Ok(Some((key, before)))
+    }
+
     /// Finishes what an interrupted call has left: flows that are held become flows of the kernel, of which Causeway
     /// translates the source.
     pub(crate) fn release_held(&mut self, conntrack: &mut Conntrack) -> Result<()> {
         let held = self.all(|_, entry| entry.out_ifindex == NOWHERE)?;
-        let (answers, questions): (Vec<_>, Vec<_>) =
-            held.into_iter().partition(|(_, entry)| entry.exit == Exit::POD);
+        let of_pods = |entry: &Entry| entry.exit != Exit::STACK && !entry.has(Flags::HOST);
+        let (of_pods, others): (Vec<_>, Vec<_>) = held.into_iter().partition(|(_, entry)| of_pods(entry));
+        let (answers, questions): (Vec<_>, Vec<_>) = of_pods
+            .into_iter()
+            .partition(|(_, entry)| entry.exit == Exit::POD);
         for (question, entry) in &questions {
             let is_answer = |(answer, of): &&(Key, Entry)| {
                 let pod = (of.nat_addr, of.nat_port, answer.protocol);
@@ -45,7 +75,28 @@ impl Flows {
                 None => self.remove(question)?,
             }
         }
-        Ok(())
+        others
+            .iter()
+            .try_for_each(|(key, entry)| self.release(key, entry, conntrack))
+    }
+
+    /// What is the kernel's goes on as conntrack has it; of the node's own it may be that the programs have to translate it.
+    fn release(&mut self, key: &Key, entry: &Entry, conntrack: &mut Conntrack) -> Result<()> {
+        let as_sent = Entry {
+            nat: Nat::DESTINATION,
+            ..*entry
+        };
+        if !entry.has(Flags::HOST) {
+            return self.remove(key);
+        }
+        if conntrack.by_tuple()?.contains_key(&tuple(key)) {
+            self.remove(&as_sent.peer_key(key))?;
+            return self.put(*key, FlowEntry::kernel(Flags::HOST, now()));
+        }
+        let mut answers = FlowEntry::kernel(Flags::HOST, now());
+        (answers.nat, answers.nat_addr, answers.nat_port) = (as_sent.nat, entry.nat_addr, entry.nat_port);
+        answers.progress = entry.progress;
+        self.put(*key, answers)
     }
 
     /// `question` is the flow as the pod sends it, `of` its entry, `answer` the key of its answers on the wire.
@@ -64,34 +115,36 @@ impl Flows {
         let known = conntrack.by_tuple()?;
         let connection = match known.get(&original) {
             Some(connection) => connection.clone(),
-            None => self.open_connection(original, tuple(&inside).reversed(), of.progress()),
+            None => self.open_connection(original, tuple(&inside).reversed(), of),
         };
-        self.keep_service(&connection, &direction, conntrack)
+        if !self.keep_service(&connection, &direction, conntrack)? {
+            tracing::warn!(%original, "conntrack has no room for this connection");
+        }
+        Ok(())
     }
 
-    /// Leaves the destination's translation of a held flow to conntrack, and takes the source's.
+    /// Leaves the destination's translation of a held flow to conntrack, and takes the source's. Returns whether conntrack had
+    /// room for that.
     pub(super) fn keep_service(
         &mut self,
         connection: &Connection,
         direction: &Direction,
         conntrack: &mut Conntrack,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         conntrack.remove(connection)?;
         let mut kept = connection.clone();
         kept.reply.dst = connection.original.src;
-        if !conntrack.create(&kept)? {
-            // A packet came all the same, and conntrack has begun the connection anew by its own rules.
-            tracing::warn!(original = ?connection.original, "a connection of a service could not be kept as it was");
-        }
-        let progress = progress(connection);
-        self.put(direction.key, self.forward(direction, State::KERNEL, progress))?;
-        self.remove(&direction.answer.reversed())?;
-        self.put(direction.answer, self.reverse(direction, State::KERNEL, progress))?;
+        let is_known = conntrack.replace(&kept)?;
+        let [forward, reverse] = self.halves(direction, State::KERNEL, connection);
+        self.put(direction.key, forward)?;
+        self.remove(&noted(connection))?;
+        self.put(direction.answer, reverse)?;
         let question = key(&connection.original, true);
         if question != direction.key {
             self.put(question, FlowEntry::kernel(0, now()))?;
         }
-        self.remember(&direction.key, direction.port)
+        self.remember(&direction.key, direction.port)?;
+        Ok(is_known)
     }
 }
 

@@ -3,28 +3,28 @@
 use std::{collections::BTreeSet, net::Ipv4Addr};
 
 use causeway_common::{
-    flow::{Flags, FlowEntry, State},
+    flow::{Flags, FlowEntry, Nat},
     tuple::TCP,
 };
-use serde::Serialize;
 
 use super::{
     super::conntrack::{Connection, Conntrack, Tuple},
-    Flows, Result,
-    entries::{Direction, key, progress},
-    held::held,
+    Entry, Flows, Key, Result,
+    entries::{Direction, answers_to_kernel, key, progress},
     let_packets_pass,
+    reserve::noted,
 };
 use crate::datapath::now;
 
-/// How many flows were taken over.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
-#[serde(rename_all = "camelCase")]
+/// What was taken over.
+#[derive(Debug, Default)]
 pub(crate) struct Imported {
-    /// Carried from now on.
+    /// Flows that are carried from now on.
     pub(crate) carried: usize,
-    /// Of services: the kernel's, with our translation.
+    /// Flows of services: the kernel's, with our translation.
     pub(crate) kernel: usize,
+    /// Flows for which conntrack has no room any more, as their openers send them.
+    pub(crate) lost: Vec<Tuple>,
 }
 
 /// A connection that the kernel translates as it leaves the node.
@@ -58,8 +58,8 @@ impl Flows {
     }
 
     /// Makes the flows of pods that the kernel translates as they leave the node Causeway's. No new ones of that kind may
-    /// come meanwhile.
-    pub(crate) fn take_over(&mut self, conntrack: &mut Conntrack) -> Result<Imported> {
+    /// come meanwhile, and the ports of those that are there have to be held.
+    pub(crate) fn take_over(&mut self, imported: &mut Imported, conntrack: &mut Conntrack) -> Result<()> {
         self.release_held(conntrack)?;
         let (mut once, mut twice, mut others) = (Vec::new(), Vec::new(), Vec::new());
         for connection in conntrack.connections()? {
@@ -80,98 +80,146 @@ impl Flows {
                 direction,
             });
         }
-        self.carry(&once, conntrack)?;
-        self.share(&twice, conntrack)?;
-        for connection in &others {
-            conntrack.remove(connection)?;
-            conntrack.create(connection)?;
-        }
-        Ok(Imported {
-            carried: once.len(),
-            kernel: twice.len(),
-        })
+        imported.carried += self.carry(&once, conntrack)?;
+        self.share(twice, imported, conntrack)?;
+        self.keep_others(&others, imported, conntrack)
     }
 
     /// The directions of a pod's connection that leaves by the uplink with the node's address.
     fn leaving(&self, connection: &Connection) -> Option<Direction> {
         let source = connection.source().filter(|source| source.0 == self.node())?;
         let remote = connection.reply.src;
-        let stays = |address: Ipv4Addr| address == self.node() || self.pods.contains_key(&address);
-        if stays(remote.0) {
+        if !self.is_outside(remote.0) {
             return None;
         }
         let inside = Tuple {
             dst: remote,
             ..connection.original
         };
-        self.direction(&inside, source)
+        self.direction(&inside, self.on_the_wire(connection, source))
     }
 
     /// Flows without a service are carried. Of TCP the answers' entry comes first: conntrack must not see answers to what it
     /// has not seen, and what is still on its way through the kernel is left alone. Of others it comes last, because a
-    /// first packet on its way would be taken for the node's, and be given another port.
-    fn carry(&mut self, flows: &[Masqueraded], conntrack: &mut Conntrack) -> Result<()> {
+    /// first packet on its way would be taken for the node's, and be given another port. Returns how many there are.
+    fn carry(&mut self, flows: &[Masqueraded], conntrack: &mut Conntrack) -> Result<usize> {
         for first_pass in [true, false] {
             for Masqueraded {
                 connection,
                 direction,
             } in flows
             {
-                let (state, progress) = (self.state_for(&direction.pod), progress(connection));
-                let is_tcp = direction.key.protocol == TCP;
-                if first_pass == is_tcp {
+                if self.has_begun_anew(direction) {
+                    continue;
+                }
+                let [forward, reverse] = self.halves(direction, self.state_for(&direction.pod), connection);
+                if first_pass == (direction.key.protocol == TCP) {
                     // What the programs noted of the kernel's translation.
-                    self.remove(&direction.answer.reversed())?;
-                    self.put(direction.answer, self.reverse(direction, state, progress))?;
+                    self.remove(&noted(connection))?;
+                    self.put_half(direction.answer, reverse)?;
+                } else if first_pass {
+                    self.put_half(direction.answer, answers_to_kernel(&direction.key))?;
                 }
                 if first_pass {
-                    self.put(direction.key, self.forward(direction, state, progress))?;
+                    self.put_half(direction.key, forward)?;
                 }
             }
             if !flows.is_empty() {
                 let_packets_pass();
             }
         }
-        flows.iter().try_for_each(
-            |Masqueraded {
-                 connection,
-                 direction,
-             }| {
+        let mut carried = 0;
+        for Masqueraded {
+            connection,
+            direction,
+        } in flows
+        {
+            if !self.has_begun_anew(direction) {
                 self.remember(&direction.key, direction.port)?;
-                conntrack.remove(connection)
-            },
-        )
+                carried += 1;
+            }
+            conntrack.remove(connection)?;
+        }
+        Ok(carried)
+    }
+
+    /// Whether the pod has ended the flow and opened another with its tuple since conntrack was asked: that has a port
+    /// already.
+    fn has_begun_anew(&self, direction: &Direction) -> bool {
+        self.get(&direction.key)
+            .is_some_and(|entry| entry.nat == Nat::SOURCE && entry.nat_port != direction.port.to_be_bytes())
+    }
+
+    /// Writes half of a flow, unless it is there: what it has seen since counts.
+    fn put_half(&mut self, key: Key, half: Entry) -> Result<()> {
+        let of = |entry: &Entry| (entry.nat_addr, entry.nat_port);
+        match self.get(&key) {
+            Some(there) if of(&there) == of(&half) && there.nat != Nat::NONE => Ok(()),
+            _ => self.put(key, half),
+        }
     }
 
     /// Of a flow that a service leads outside, the kernel keeps the service's translation. Its connection has to be made
     /// anew for that, and meanwhile no packet may come.
-    fn share(&mut self, flows: &[Masqueraded], conntrack: &mut Conntrack) -> Result<()> {
+    fn share(
+        &mut self,
+        mut flows: Vec<Masqueraded>,
+        imported: &mut Imported,
+        conntrack: &mut Conntrack,
+    ) -> Result<()> {
+        flows.retain(|flow| !self.has_begun_anew(&flow.direction));
         if flows.is_empty() {
             return Ok(());
         }
         for Masqueraded {
             connection,
             direction,
-        } in flows
+        } in &flows
         {
-            let progress = progress(connection);
-            self.put(
-                key(&connection.original, true),
-                held(self.forward(direction, State::CARRIED, progress)),
-            )?;
-            self.put(
-                direction.answer,
-                held(self.reverse(direction, State::CARRIED, progress)),
-            )?;
+            self.hold_flow(key(&connection.original, true), direction, progress(connection))?;
         }
         let_packets_pass();
         for Masqueraded {
             connection,
             direction,
-        } in flows
+        } in &flows
         {
-            self.keep_service(connection, direction, conntrack)?;
+            if self.keep_service(connection, direction, conntrack)? {
+                imported.kernel += 1;
+            } else {
+                imported.lost.push(connection.original);
+            }
         }
         Ok(())
+    }
+
+    /// What the kernel masquerades and does not leave to Causeway is made anew, with the same translations but not with the
+    /// fate of the address. Its packets that come from a pod or by the wire are held meanwhile.
+    fn keep_others(
+        &mut self,
+        connections: &[Connection],
+        imported: &mut Imported,
+        conntrack: &mut Conntrack,
+    ) -> Result<()> {
+        if connections.is_empty() {
+            return Ok(());
+        }
+        let mut before = Vec::new();
+        for connection in connections {
+            for (tuple, asks) in [(&connection.original, true), (&connection.reply, false)] {
+                before.extend(self.hold_arriving(tuple, asks)?);
+            }
+        }
+        let_packets_pass();
+        for connection in connections {
+            conntrack.remove(connection)?;
+            if !conntrack.replace(connection)? {
+                imported.lost.push(connection.original);
+            }
+        }
+        before.into_iter().try_for_each(|(key, entry)| match entry {
+            Some(entry) => self.put(key, entry),
+            None => self.remove(&key),
+        })
     }
 }
