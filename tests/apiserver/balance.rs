@@ -7,89 +7,16 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
-use causeway_tests::{
-    agent::Agent,
-    delegated::{NOBODYS, SERVERS},
-    netns::Netns,
-    node::Pod,
-    rig::Rig,
-    rules,
-};
+use causeway_tests::delegated::{NOBODYS, SERVERS};
 
 use crate::{
-    clients::{Trust, Watch, is_refused},
-    control_plane::{ControlPlane, PORTS, Server},
+    clients::{Watch, is_refused},
+    control_plane::PORTS,
+    scene::{SERVICE, Scene, VIP},
 };
 
-/// The ClusterIP of `kubernetes`, which leads to the virtual address.
-const SERVICE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 1), 443);
-const VIP: SocketAddrV4 = SocketAddrV4::new(NOBODYS, 443);
-
-struct Scene {
-    rig: Rig,
-    pod: Pod,
-    servers: Vec<Option<Server>>,
-    plane: ControlPlane,
-    trust: Trust,
-    agent: Agent,
-}
-
 fn scene() -> Result<Scene> {
-    let rig = Rig::causeway()?;
-    let plane = ControlPlane::new(&rig.fabric)?;
-    let trust = Trust::new(&plane.certificate)?;
-    let servers = SERVERS.map(|address| plane.serve(address).map(Some));
-    let servers = servers.into_iter().collect::<Result<_>>()?;
-    let addresses = SERVERS.map(|address| address.to_string()).join(", ");
-    rig.node.root.write(
-        "/etc/causeway/config.yaml",
-        &format!(
-            "apiServer:\n  subnets: [10.226.0.0/28]\n  vip: {NOBODYS}\n  backends: [{addresses}]\n  drainSeconds: 1\n  \
-             probe: {{intervalSeconds: 1, timeoutSeconds: 1, unhealthyAfter: 2}}\n"
-        ),
-    )?;
-    let agent = Agent::start(&rig.node)?;
-    let pod = rig.pod("a")?;
-    rules::forbid_invalid(&rig.node.ns)?;
-    rules::cluster_ip(&rig.node.ns, SERVICE, VIP)?;
-    Ok(Scene {
-        rig,
-        pod,
-        servers,
-        plane,
-        trust,
-        agent,
-    })
-}
-
-impl Scene {
-    fn connect(&self, ns: &Netns, to: SocketAddrV4, count: usize) -> Result<Vec<Watch>> {
-        (0..count).map(|_| self.trust.connect(ns, to)).collect()
-    }
-
-    fn healthy(&self) -> Result<usize> {
-        let status = self.rig.node.causeway(&["apiserver", "status", "--json"])?;
-        let status: serde_json::Value = serde_json::from_str(&status)?;
-        let backends = status["backends"].as_array().cloned().unwrap_or_default();
-        Ok(backends
-            .iter()
-            .filter(|backend| backend["isHealthy"] == true)
-            .count())
-    }
-
-    fn wait_for_healthy(&mut self, count: usize) -> Result<()> {
-        let node = &self.rig.node;
-        self.agent.wait_for("other backends", |_| {
-            let status: serde_json::Value =
-                serde_json::from_str(&node.causeway(&["apiserver", "status", "--json"])?)?;
-            let backends = status["backends"].as_array().cloned().unwrap_or_default();
-            Ok(backends
-                .iter()
-                .filter(|backend| backend["isHealthy"] == true)
-                .count()
-                == count)
-        })
-    }
+    Scene::new("probe: {intervalSeconds: 1, timeoutSeconds: 1, unhealthyAfter: 2}")
 }
 
 fn by_server(watches: &[Watch]) -> BTreeMap<Ipv4Addr, usize> {
@@ -158,7 +85,7 @@ fn a_backend_that_goes_gets_no_more_connections_and_those_it_had_end_after_the_d
     if let Some(server) = &mut scene.servers[1] {
         server.stop_listening();
     }
-    scene.wait_for_healthy(2)?;
+    scene.wait_for_health([true, false, true])?;
     let new = scene.connect(&scene.pod.ns, VIP, 20)?;
     ensure!(!by_server(&new).contains_key(&gone), "{:?}", by_server(&new));
     let (its, others): (Vec<_>, Vec<_>) = watches.into_iter().partition(|watch| *watch.server.ip() == gone);
@@ -171,7 +98,7 @@ fn a_backend_that_goes_gets_no_more_connections_and_those_it_had_end_after_the_d
     }
     scene.servers[1] = None;
     scene.servers[1] = Some(scene.plane.serve(gone)?);
-    scene.wait_for_healthy(3)?;
+    scene.wait_for_health([true; 3])?;
     let again = scene.connect(&scene.pod.ns, VIP, 30)?;
     ensure!(by_server(&again).contains_key(&gone));
     Ok(())
@@ -183,7 +110,7 @@ fn without_a_healthy_backend_a_connection_is_refused_at_once() -> Result<()> {
     let mut watch = scene.trust.connect(&scene.pod.ns, VIP)?;
     watch.chat()?;
     scene.servers.clear();
-    scene.wait_for_healthy(0)?;
+    scene.wait_for_health([false; 3])?;
     // What the agent knows is in force a moment later: until then the servers' host refuses.
     let node = &scene.rig.node;
     scene.agent.wait_for("the programs to refuse", |_| {
@@ -196,7 +123,7 @@ fn without_a_healthy_backend_a_connection_is_refused_at_once() -> Result<()> {
         is_refused(ns, SERVICE)?;
     }
     ensure!(scene.rig.node.count("no_backend")? >= before + 4);
-    ensure!(scene.healthy()? == 0);
+    ensure!(scene.health()? == [false; 3]);
     let status = scene.rig.node.causeway(&["apiserver", "status"])?;
     ensure!(
         status.contains("not healthy") && status.contains("refused"),

@@ -12,15 +12,10 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
-use causeway_tests::{
-    agent::Agent,
-    delegated::{NOBODYS, SERVERS},
-    node::Node,
-    rig::Rig,
-};
+use causeway_tests::delegated::SERVERS;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
-use crate::control_plane::ControlPlane;
+use crate::{control_plane::ControlPlane, scene::Scene};
 
 const PORT: u16 = 6443;
 
@@ -99,54 +94,28 @@ fn answer(stream: impl Read + Write, status: u16) -> Result<()> {
 }
 
 fn follows_what_servers_say(kind: &str) -> Result<()> {
-    let rig = Rig::causeway()?;
-    let plane = ControlPlane::new(&rig.fabric)?;
-    let tls = (kind == "https").then(|| plane.config());
-    let _servers: Vec<_> = SERVERS
-        .iter()
-        .map(|server| plane.serve(*server))
-        .collect::<Result<_>>()?;
+    let mut scene = Scene::new(&format!(
+        "healthPort: {PORT}\n  probe: {{kind: {kind}, path: \"/readyz?verbose\", intervalSeconds: 1, timeoutSeconds: 1, \
+         unhealthyAfter: 2}}"
+    ))?;
+    let tls = (kind == "https").then(|| scene.plane.config());
     let ready: Vec<_> = SERVERS
         .iter()
-        .map(|server| Ready::serve(&plane, *server, tls.clone()))
+        .map(|server| Ready::serve(&scene.plane, *server, tls.clone()))
         .collect::<Result<_>>()?;
-    let addresses = SERVERS.map(|address| address.to_string()).join(", ");
-    rig.node.root.write(
-        "/etc/causeway/config.yaml",
-        &format!(
-            "apiServer:\n  subnets: [10.226.0.0/28]\n  vip: {NOBODYS}\n  backends: [{addresses}]\n  drainSeconds: 1\n  \
-             healthPort: {PORT}\n  probe: {{kind: {kind}, path: \"/readyz?verbose\", intervalSeconds: 1, timeoutSeconds: 1, \
-             unhealthyAfter: 2}}\n"
-        ),
-    )?;
-    let mut agent = Agent::start(&rig.node)?;
-    let mut are_well = |well: [bool; 3]| {
-        agent.wait_for("what the servers say to be known", |_| {
-            Ok(health(&rig.node)? == well)
-        })
-    };
+    scene.wait_for_health([true; 3])?;
     ready[1].say(503);
-    are_well([true, false, true])?;
-    let status = rig.node.causeway(&["apiserver", "status"])?;
+    scene.wait_for_health([true, false, true])?;
+    let status = scene.rig.node.causeway(&["apiserver", "status"])?;
     ensure!(
         status.contains("GET /readyz?verbose is answered with status 503"),
         "{status}"
     );
     ready[1].say(200);
     ready[2].say(401);
-    are_well([true, true, false])?;
+    scene.wait_for_health([true, true, false])?;
     ready[2].say(204);
-    are_well([true, true, true])
-}
-
-fn health(node: &Node) -> Result<Vec<bool>> {
-    let status: serde_json::Value =
-        serde_json::from_str(&node.causeway(&["apiserver", "status", "--json"])?)?;
-    let backends = status["backends"].as_array().cloned().unwrap_or_default();
-    Ok(backends
-        .iter()
-        .map(|backend| backend["isHealthy"] == true)
-        .collect())
+    scene.wait_for_health([true; 3])
 }
 
 #[test]
@@ -163,24 +132,17 @@ fn a_server_that_says_by_https_that_it_is_not_ready_gets_nobody() -> Result<()> 
 /// A server that speaks no TLS on the health port is not healthy by HTTPS.
 #[test]
 fn a_health_port_without_tls_fails_https() -> Result<()> {
-    let rig = Rig::causeway()?;
-    let plane = ControlPlane::new(&rig.fabric)?;
-    let _server = plane.serve(SERVERS[0])?;
-    let _ready = Ready::serve(&plane, SERVERS[0], None)?;
-    rig.node.root.write(
-        "/etc/causeway/config.yaml",
-        &format!(
-            "apiServer:\n  vip: {NOBODYS}\n  backends: [{}]\n  healthPort: {PORT}\n  \
-             probe: {{kind: https, intervalSeconds: 1, unhealthyAfter: 1}}\n",
-            SERVERS[0]
-        ),
-    )?;
-    let mut agent = Agent::start(&rig.node)?;
-    agent.wait_for(
-        "the server to be found out",
-        |_| Ok(health(&rig.node)? == [false]),
-    )?;
-    let status = rig.node.causeway(&["apiserver", "status"])?;
+    let mut scene = Scene::new(&format!(
+        "healthPort: {PORT}\n  probe: {{kind: https, path: \"/readyz?verbose\", intervalSeconds: 1, unhealthyAfter: 1}}"
+    ))?;
+    let tls = scene.plane.config();
+    let _ready = [
+        Ready::serve(&scene.plane, SERVERS[0], None)?,
+        Ready::serve(&scene.plane, SERVERS[1], Some(Arc::clone(&tls)))?,
+        Ready::serve(&scene.plane, SERVERS[2], Some(tls))?,
+    ];
+    scene.wait_for_health([false, true, true])?;
+    let status = scene.rig.node.causeway(&["apiserver", "status"])?;
     ensure!(status.contains(&format!("port {PORT}: TLS")), "{status}");
     Ok(())
 }

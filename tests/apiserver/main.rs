@@ -8,3 +8,5 @@ mod control_plane;
 mod direct;
 mod flips;
 mod health;
+mod scene;
+mod watch;

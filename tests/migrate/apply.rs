@@ -6,7 +6,7 @@ use std::{
     os::unix::fs::PermissionsExt as _,
 };
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use causeway::go_json;
 use causeway_tests::{echo::Echo, fabric::INTERNET, netns::Netns, talk::Tcp};
 use rustix::fs::{FlockOperation, flock};
@@ -27,13 +27,17 @@ fn round_trips(times: u32) -> Result<()> {
     let mut traffic = Traffic::open(&site)?;
     let before = Snapshot::of(&site)?;
     for trip in 0..times {
-        let (applied, lost) = traffic.during(&site, || site.migrate("--apply"))?;
-        println!("trip {trip}: {applied}, {lost:?}");
+        let migrate = |verb| {
+            let done = site.migrate(verb)?;
+            println!("trip {trip}: {done}");
+            ensure!(done["lost"] == 0, "{done}");
+            Ok(())
+        };
+        let ((), lost) = traffic.during(&site, || migrate("--apply"))?;
         assert_few(&lost);
         traffic.assert_works()?;
         assert_eq!(site.node.causeway_json("status")?["uplink"]["interface"], "eth0");
-        let (back, lost) = traffic.during(&site, || site.migrate("--rollback"))?;
-        println!("trip {trip}: {back}, {lost:?}");
+        let ((), lost) = traffic.during(&site, || migrate("--rollback"))?;
         assert_few(&lost);
         traffic.assert_works()?;
         Snapshot::of(&site)?.assert_is(&before);

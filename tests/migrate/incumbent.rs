@@ -24,6 +24,8 @@ pub(crate) const SERVICE_OUTSIDE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new
 pub(crate) const SERVICE_INSIDE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 11), 80);
 /// Leads to the last pod, port 8080, from outside.
 pub(crate) const HOST_PORT: u16 = 8088;
+/// Leads to the last pod, port 8080, from outside, with the node's address as source.
+pub(crate) const NODE_PORT: u16 = 30_080;
 /// Where everybody listens.
 pub(crate) const PORT: u16 = 8080;
 
@@ -74,6 +76,7 @@ impl Site {
         rules::cluster_ip(&node.ns, SERVICE_OUTSIDE, SocketAddrV4::new(INTERNET, PORT))?;
         rules::cluster_ip(&node.ns, SERVICE_INSIDE, SocketAddrV4::new(last, PORT))?;
         rules::host_port(&node.ns, HOST_PORT, SocketAddrV4::new(last, PORT))?;
+        rules::node_port(&node.ns, NODE_PORT, SocketAddrV4::new(last, PORT))?;
         let rule: Vec<&str> = stock::MASQUERADE.split_whitespace().collect();
         node.ns.output("iptables", &rule)?;
         // The kernel's own: a port would wait for fifteen seconds.

@@ -107,36 +107,46 @@ fn what_begins_while_the_node_is_taken_over_gets_no_port_of_what_was_there() -> 
 
 #[test]
 fn what_begins_while_the_node_is_given_back_keeps_its_port_from_then_on() -> Result<()> {
-    let site = Site::new(2)?;
+    let site = Site::new(3)?;
     let server = Echo::start(&site.fabric.internet, PORT)?;
-    let [first, second] = &site.pods[..] else {
+    let [first, second, _] = &site.pods[..] else {
         unreachable!()
     };
     site.migrate("--apply")?;
-    let (mut before, mut after) = (None, None);
+    let of_service = |port| Pair::open_to(&second.ns, SocketAddrV4::new(second.addr, port), SERVICE_OUTSIDE);
+    let (mut of_service, mut another_of_service) = (of_service(42_001)?, of_service(42_002)?);
+    let (mut before, mut after) = (Vec::new(), Vec::new());
     let back = migrate_by_steps(
         &site,
         "--rollback",
         || {
-            before = Some(Pair::open(&first.ns, first.addr, 42_000)?);
+            before.push(Pair::open(&first.ns, first.addr, 42_000)?);
             Ok(())
         },
         || {
-            after = Some(Pair::open(&second.ns, second.addr, 42_000)?);
+            after.push(Pair::open(&second.ns, second.addr, 42_000)?);
+            after.push(Pair::open(&first.ns, first.addr, 42_001)?);
+            // One that is over soon, and whose port is wanted again.
+            Pair::open(&first.ns, first.addr, 42_002).map(drop)?;
             Ok(())
         },
     )?;
-    let (mut before, mut after) = (before.context("not opened")?, after.context("not opened")?);
+    let ([before], [after, another]) = (&mut before[..], &mut after[..]) else {
+        unreachable!()
+    };
     assert_eq!(back["lost"], 0, "{back}");
-    let mut both = [
-        ("opened before the rule was there", &mut before),
-        ("opened when it was", &mut after),
+    let mut all = [
+        ("of a service", &mut of_service),
+        ("another of a service", &mut another_of_service),
+        ("opened before the rule was there", before),
+        ("opened when it was", after),
+        ("opened then, with the port of the service's", another),
     ];
-    assert_apart(&server, &mut both)?;
+    assert_apart(&server, &mut all)?;
     site.assert_no_leak();
     // Nothing is left that would not be taken over again.
     site.migrate("--apply")?;
-    assert_apart(&server, &mut both)
+    assert_apart(&server, &mut all)
 }
 
 #[test]
@@ -171,8 +181,8 @@ fn flows_of_many_pods_on_few_ports_live_through_round_trips() -> Result<()> {
     let mut idle = Vec::new();
     for _ in 0..100 {
         let mut pair = Pair(
-            Tcp::connect(&site.pods[1].ns, outside)?,
-            Udp::connect(&site.pods[1].ns, outside)?,
+            Tcp::connect(&site.pods[2].ns, outside)?,
+            Udp::connect(&site.pods[2].ns, outside)?,
         );
         pair.chat()?;
         idle.push(pair);

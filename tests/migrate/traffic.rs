@@ -17,7 +17,7 @@ use causeway_tests::{
     talk::{Tcp, Udp},
 };
 
-use crate::incumbent::{HOST_PORT, PORT, SERVICE_INSIDE, SERVICE_OUTSIDE, Site};
+use crate::incumbent::{HOST_PORT, NODE_PORT, PORT, SERVICE_INSIDE, SERVICE_OUTSIDE, Site};
 
 /// Servers everywhere, and who talks to them.
 pub(crate) struct Traffic {
@@ -71,6 +71,14 @@ impl Traffic {
             (
                 "hostPort from the VNet",
                 Tcp::connect(&site.fabric.vnet, at(NODE, HOST_PORT))?,
+            ),
+            (
+                "NodePort from the VNet",
+                Tcp::connect(&site.fabric.vnet, at(NODE, NODE_PORT))?,
+            ),
+            (
+                "a pod to itself, by a service",
+                Tcp::connect(&site.server().ns, SERVICE_INSIDE)?,
             ),
             (
                 "partner to a pod",

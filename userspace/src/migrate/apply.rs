@@ -147,6 +147,10 @@ fn carry_out(root: &Root, journal: &Journal) -> Result<Applied, MigrateError> {
         datapath.add_pod(&wire.as_pod())?;
     }
     answers += open()?.note_answers(&addresses, &mut conntrack)?;
+    let mut imported = Imported {
+        lost: open()?.keep_masqueraded(&mut conntrack)?,
+        ..Imported::default()
+    };
     for wire in &mut wires {
         wire.route(&mut kernel)?;
     }
@@ -154,7 +158,6 @@ fn carry_out(root: &Root, journal: &Journal) -> Result<Applied, MigrateError> {
     flows.reserve(&mut conntrack)?;
     // From here on new flows are translated by Causeway.
     rules::remove(&journal.rules)?;
-    let mut imported = Imported::default();
     flows.take_over(&mut imported, &mut conntrack)?;
     // And from here on all of them. With the bridge's address what it masqueraded ends.
     pair.share(journal, &mut kernel)?;

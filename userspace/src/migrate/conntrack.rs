@@ -130,6 +130,25 @@ impl Connection {
     }
 }
 
+/// A flow for which conntrack has no room.
+#[derive(Debug)]
+pub(crate) struct Lost {
+    /// As its opener sends it.
+    opener: Tuple,
+    /// As that of the connection sends it which has its port, and that one's state.
+    holder: Option<(Tuple, u8)>,
+}
+
+impl fmt::Display for Lost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.opener.fmt(f)?;
+        match self.holder {
+            Some((holder, state)) => write!(f, ", whose port conntrack has given to {holder} ({state})"),
+            None => f.write_str(", which conntrack makes anew as often as it is removed"),
+        }
+    }
+}
+
 /// A socket of ctnetlink in the caller's network namespace.
 #[derive(Debug)]
 pub(crate) struct Conntrack(Socket);
@@ -217,12 +236,18 @@ impl Conntrack {
         }
     }
 
-    /// Makes a connection in place of what a packet has begun since it was removed, or of what is over. Returns whether there
-    /// was room for it: a living connection of another opener may have its answers' tuple.
-    pub(crate) fn replace(&mut self, connection: &Connection) -> Result<bool> {
+    /// Makes a connection in place of what a packet has begun since it was removed, or of what is over. Returns why it could
+    /// not: a living connection of another opener may have its answers' tuple.
+    pub(crate) fn replace(&mut self, connection: &Connection) -> Result<Option<Lost>> {
+        let lost = |holder| {
+            Some(Lost {
+                opener: connection.original,
+                holder,
+            })
+        };
         for _ in 0..ATTEMPTS {
             if self.create(connection)? {
-                return Ok(true);
+                return Ok(None);
             }
             let there = match self.find(&connection.original, false)? {
                 None => self.find(&connection.reply, true)?,
@@ -231,14 +256,14 @@ impl Conntrack {
             match there {
                 Some(there) if (there.original, there.reply) == (connection.original, connection.reply) => {
                     self.refresh(connection)?;
-                    return Ok(true);
+                    return Ok(None);
                 }
                 Some(there) if connection.supersedes(&there) => self.remove(&there)?,
-                Some(_) => return Ok(false),
+                Some(there) => return Ok(lost(Some((there.original, there.state)))),
                 None => {}
             }
         }
-        Ok(false)
+        Ok(lost(None))
     }
 
     /// Gives a connection, part of which conntrack has not seen, its state and its time.

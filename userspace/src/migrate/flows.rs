@@ -24,7 +24,7 @@ use causeway_common::{
 use ipnet::Ipv4Net;
 
 pub(super) use self::take_over::Imported;
-use super::{MigrateError, conntrack::Tuple};
+use super::{MigrateError, conntrack::Lost};
 use crate::datapath::Datapath;
 
 type Key = FlowKey<[u8; 4]>;
@@ -50,16 +50,14 @@ pub(super) struct Flows {
 #[derive(Debug, Default)]
 pub(super) struct Exported {
     pub(super) flows: usize,
-    /// Flows for which conntrack has no room, as their openers send them.
-    pub(super) lost: Vec<Tuple>,
+    pub(super) lost: Vec<Lost>,
 }
 
 impl Exported {
-    fn count(&mut self, opener: Tuple, is_known: bool) {
-        if is_known {
-            self.flows += 1;
-        } else {
-            self.lost.push(opener);
+    fn count(&mut self, lost: Option<Lost>) {
+        match lost {
+            None => self.flows += 1,
+            Some(lost) => self.lost.push(lost),
         }
     }
 }

@@ -43,6 +43,8 @@ pub(crate) enum Protocol {
 pub(crate) struct Socket {
     fd: OwnedFd,
     sequence: u32,
+    /// What the kernel writes its answers to.
+    datagram: Vec<u8>,
 }
 
 impl Socket {
@@ -60,7 +62,11 @@ impl Socket {
             SocketFlags::CLOEXEC,
             number,
         )?;
-        Ok(Self { fd, sequence: 0 })
+        Ok(Self {
+            fd,
+            sequence: 0,
+            datagram: vec![0; DATAGRAM],
+        })
     }
 
     /// Opens a socket of rtnetlink in another network namespace, which a thread of its own enters for that.
@@ -104,10 +110,11 @@ impl Socket {
         request.extend([0; 4]);
         request.extend(body);
         retry_on_intr(|| send(&self.fd, &request, SendFlags::empty()))?;
-        let (mut answers, mut datagram) = (Answers::default(), vec![0; DATAGRAM]);
+        let mut answers = Answers::default();
         while !answers.is_over {
-            let (_, length) = retry_on_intr(|| recv(&self.fd, datagram.as_mut_slice(), RecvFlags::TRUNC))?;
-            let datagram = datagram.get(..length).ok_or_else(unreadable)?;
+            let (_, length) =
+                retry_on_intr(|| recv(&self.fd, self.datagram.as_mut_slice(), RecvFlags::TRUNC))?;
+            let datagram = self.datagram.get(..length).ok_or_else(unreadable)?;
             answers.take(datagram, self.sequence)?;
         }
         Ok(answers)

@@ -8,7 +8,7 @@ use causeway_common::{
 };
 
 use super::{
-    super::conntrack::{Connection, Conntrack, Tuple, tcp},
+    super::conntrack::{Connection, Conntrack, Lost, Tuple, tcp},
     Entry, Exported, Flows, Key, Result,
     entries::{answers_to_kernel, key, tuple},
     let_packets_pass,
@@ -42,14 +42,17 @@ impl Flows {
             .translated()?
             .into_iter()
             .partition(|(_, entry)| entry.state == State::CARRIED);
+        // First those whose ports the rule does not know yet.
+        self.give_held(&others, &known, &mut exported, conntrack)?;
         for (key, entry) in &carried {
             self.give(key, entry, &known, &mut exported, conntrack)?;
         }
-        // The rule has not known the ports of the others yet.
+        // The rule may have chosen ports of flows that had expired meanwhile.
         self.settle_moved(&mut exported, conntrack)?;
-        self.give_held(&others, &known, &mut exported, conntrack)?;
         exported.flows += self.refresh(&known, conntrack)?;
         self.forget_untranslated(conntrack)?;
+        // The pods' routes are about to change.
+        exported.lost.extend(self.keep_masqueraded(conntrack)?);
         Ok(exported)
     }
 
@@ -126,18 +129,18 @@ impl Flows {
         Connection::new(original, reply, timeout, state)
     }
 
-    /// Conntrack may know the first packet of it, without its translation, or with it from an earlier call. Returns whether
-    /// there is room for it.
+    /// Conntrack may know the first packet of it, without its translation, or with it from an earlier call. Returns why
+    /// there is no room for it.
     fn make_known(
         &self,
         key: &Key,
         entry: &Entry,
         known: &BTreeMap<Tuple, Connection>,
         conntrack: &mut Conntrack,
-    ) -> Result<bool> {
+    ) -> Result<Option<Lost>> {
         let connection = self.connection(key, entry);
         match known.get(&connection.original) {
-            Some(first) if first.reply == connection.reply && first.state == connection.state => Ok(true),
+            Some(first) if first.reply == connection.reply && first.state == connection.state => Ok(None),
             Some(first) if first.reply != connection.reply => {
                 conntrack.remove(first)?;
                 conntrack.replace(&connection)
@@ -155,10 +158,22 @@ impl Flows {
         exported: &mut Exported,
         conntrack: &mut Conntrack,
     ) -> Result<()> {
-        let is_known = self.make_known(key, entry, known, conntrack)?;
-        exported.count(tuple(key), is_known);
-        self.put(entry.peer_key(key), answers_to_kernel(key))?;
+        // The pod may have ended it since it was listed, and opened another with its tuple, which is the kernel's already.
+        let is_still_ours = |there: Entry| there.nat == entry.nat && there.nat_port == entry.nat_port;
+        if !self.get(key).is_some_and(is_still_ours) {
+            return Ok(());
+        }
+        exported.count(self.make_known(key, entry, known, conntrack)?);
+        let answer = entry.peer_key(key);
+        self.forget_moved(&answer)?;
+        self.put(answer, answers_to_kernel(key))?;
         self.put(*key, FlowEntry::kernel(0, now()))
+    }
+
+    /// What the programs have noted of another that had this port in conntrack, and is over, is not for the flow that has it
+    /// from here on.
+    fn forget_moved(&mut self, answer: &Key) -> Result<()> {
+        self.remove(&answer.reversed())
     }
 
     /// Flows that take the stack, of some of which the kernel translates the destination: their connections are made anew,
@@ -190,8 +205,14 @@ impl Flows {
         }
         for (forward, entry, before, whole) in held {
             conntrack.remove(before)?;
-            let is_known = conntrack.replace(&whole)?;
-            exported.count(whole.original, is_known);
+            let mut lost = conntrack.replace(&whole)?;
+            if lost.is_some() {
+                // The rule has just chosen its port for another, which was given one more at the uplink.
+                self.settle_moved(exported, conntrack)?;
+                lost = conntrack.replace(&whole)?;
+            }
+            exported.count(lost);
+            self.forget_moved(&entry.peer_key(forward))?;
             self.put(entry.peer_key(forward), FlowEntry::kernel(Flags::HOST, now()))?;
             self.put(*forward, FlowEntry::kernel(0, now()))?;
             self.put(key(&whole.original, true), FlowEntry::kernel(0, now()))?;

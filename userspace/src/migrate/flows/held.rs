@@ -7,7 +7,7 @@ use causeway_common::{
 };
 
 use super::{
-    super::conntrack::{Connection, Conntrack, Tuple},
+    super::conntrack::{Connection, Conntrack, Lost, Tuple},
     Entry, Flows, Key, Result,
     entries::{Direction, key, tuple},
     reserve::noted,
@@ -17,10 +17,13 @@ use crate::datapath::now;
 /// No interface has this index: what is redirected there is lost.
 const NOWHERE: u32 = 0x7fff_fffe;
 
-/// An entry whose packets are lost. What it would translate stays in it.
+/// An entry whose packets are lost. What it would translate stays in it. That of the answers shows that the port is taken;
+/// of the other the programs would look once a second whether it has its port still.
 pub(super) fn held(mut entry: Entry) -> Entry {
     entry.state = State::CARRIED;
-    entry.nat = Nat::NONE;
+    if entry.nat == Nat::SOURCE {
+        entry.nat = Nat::NONE;
+    }
     entry.out_ifindex = NOWHERE;
     // Or the programs would look once a second where the packets belong, and send them there.
     entry.flags |= Flags::FIXED_HOP;
@@ -117,24 +120,24 @@ impl Flows {
             Some(connection) => connection.clone(),
             None => self.open_connection(original, tuple(&inside).reversed(), of),
         };
-        if !self.keep_service(&connection, &direction, conntrack)? {
-            tracing::warn!(%original, "conntrack has no room for this connection");
+        if let Some(lost) = self.keep_service(&connection, &direction, conntrack)? {
+            tracing::warn!(flow = %lost, "a flow is lost");
         }
         Ok(())
     }
 
-    /// Leaves the destination's translation of a held flow to conntrack, and takes the source's. Returns whether conntrack had
-    /// room for that.
+    /// Leaves the destination's translation of a held flow to conntrack, and takes the source's. Returns why
+    /// conntrack has no room for that.
     pub(super) fn keep_service(
         &mut self,
         connection: &Connection,
         direction: &Direction,
         conntrack: &mut Conntrack,
-    ) -> Result<bool> {
+    ) -> Result<Option<Lost>> {
         conntrack.remove(connection)?;
         let mut kept = connection.clone();
         kept.reply.dst = connection.original.src;
-        let is_known = conntrack.replace(&kept)?;
+        let lost = conntrack.replace(&kept)?;
         let [forward, reverse] = self.halves(direction, State::KERNEL, connection);
         self.put(direction.key, forward)?;
         self.remove(&noted(connection))?;
@@ -144,7 +147,7 @@ impl Flows {
             self.put(question, FlowEntry::kernel(0, now()))?;
         }
         self.remember(&direction.key, direction.port)?;
-        Ok(is_known)
+        Ok(lost)
     }
 }
 

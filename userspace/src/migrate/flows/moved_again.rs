@@ -43,8 +43,7 @@ impl Flows {
             conntrack.remove(&flow.before)?;
         }
         for flow in &moved {
-            let is_known = conntrack.replace(&flow.after)?;
-            exported.count(flow.after.original, is_known);
+            exported.count(conntrack.replace(&flow.after)?);
             self.put(flow.answer, FlowEntry::kernel(Flags::HOST, now()))?;
             self.remove(&flow.noted)?;
             if flow.direction.is_some() {
@@ -65,6 +64,11 @@ impl Flows {
         let known = conntrack.by_tuple()?;
         let moved = |(noted, entry): &(Key, Entry)| {
             let before = known.get(&tuple(noted).reversed())?.clone();
+            // Where the one that has the port is given back already, what was moved is over.
+            let opener = self.get(&key(&before.original, true));
+            if opener.is_some_and(|entry| entry.nat == Nat::SOURCE && !entry.has(Flags::HOST)) {
+                return None;
+            }
             let source = (self.node(), u16::from_be_bytes(entry.nat_port));
             let mut after = before.clone();
             after.reply.dst = source;

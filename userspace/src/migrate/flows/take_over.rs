@@ -8,7 +8,7 @@ use causeway_common::{
 };
 
 use super::{
-    super::conntrack::{Connection, Conntrack, Tuple},
+    super::conntrack::{Connection, Conntrack, Lost, Tuple},
     Entry, Flows, Key, Result,
     entries::{Direction, answers_to_kernel, key, progress},
     let_packets_pass,
@@ -23,8 +23,7 @@ pub(crate) struct Imported {
     pub(crate) carried: usize,
     /// Flows of services: the kernel's, with our translation.
     pub(crate) kernel: usize,
-    /// Flows for which conntrack has no room any more, as their openers send them.
-    pub(crate) lost: Vec<Tuple>,
+    pub(crate) lost: Vec<Lost>,
 }
 
 /// A connection that the kernel translates as it leaves the node.
@@ -61,13 +60,9 @@ impl Flows {
     /// come meanwhile, and the ports of those that are there have to be held.
     pub(crate) fn take_over(&mut self, imported: &mut Imported, conntrack: &mut Conntrack) -> Result<()> {
         self.release_held(conntrack)?;
-        let (mut once, mut twice, mut others) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut once, mut twice) = (Vec::new(), Vec::new());
         for connection in conntrack.connections()? {
             let Some(direction) = self.leaving(&connection) else {
-                // What is masqueraded ends with the address that it is masqueraded with; what is translated by itself stays.
-                if connection.has_source_translation() && connection.reply.dst.0 == self.node() {
-                    others.push(connection);
-                }
                 continue;
             };
             let of = if connection.destination().is_none() {
@@ -82,7 +77,8 @@ impl Flows {
         }
         imported.carried += self.carry(&once, conntrack)?;
         self.share(twice, imported, conntrack)?;
-        self.keep_others(&others, imported, conntrack)
+        imported.lost.extend(self.keep_masqueraded(conntrack)?);
+        Ok(())
     }
 
     /// The directions of a pod's connection that leaves by the uplink with the node's address.
@@ -184,42 +180,45 @@ impl Flows {
             direction,
         } in &flows
         {
-            if self.keep_service(connection, direction, conntrack)? {
-                imported.kernel += 1;
-            } else {
-                imported.lost.push(connection.original);
+            match self.keep_service(connection, direction, conntrack)? {
+                None => imported.kernel += 1,
+                Some(lost) => imported.lost.push(lost),
             }
         }
         Ok(())
     }
 
-    /// What the kernel masquerades and does not leave to Causeway is made anew, with the same translations but not with the
-    /// fate of the address. Its packets that come from a pod or by the wire are held meanwhile.
-    fn keep_others(
-        &mut self,
-        connections: &[Connection],
-        imported: &mut Imported,
-        conntrack: &mut Conntrack,
-    ) -> Result<()> {
+    /// What is masqueraded ends with the address that it is masqueraded with, and when it leaves by another interface
+    /// (`nf_nat_oif_changed`, Linux 6.18); what is translated by itself goes on. So what the kernel masquerades and does not
+    /// leave to Causeway is made anew, with the same translations. Its packets that come from a pod or by the wire are held
+    /// meanwhile. Returns what could not be made again.
+    pub(crate) fn keep_masqueraded(&mut self, conntrack: &mut Conntrack) -> Result<Vec<Lost>> {
+        let mut connections = conntrack.connections()?;
+        connections.retain(|connection| {
+            let is_masqueraded = connection.has_source_translation() && connection.reply.dst.0 == self.node();
+            is_masqueraded && self.leaving(connection).is_none()
+        });
+        let mut lost = Vec::new();
         if connections.is_empty() {
-            return Ok(());
+            return Ok(lost);
         }
         let mut before = Vec::new();
-        for connection in connections {
+        for connection in &connections {
             for (tuple, asks) in [(&connection.original, true), (&connection.reply, false)] {
                 before.extend(self.hold_arriving(tuple, asks)?);
             }
         }
         let_packets_pass();
-        for connection in connections {
+        for connection in &connections {
             conntrack.remove(connection)?;
-            if !conntrack.replace(connection)? {
-                imported.lost.push(connection.original);
+            lost.extend(conntrack.replace(connection)?);
+        }
+        for (key, entry) in before {
+            match entry {
+                Some(entry) => self.put(key, entry)?,
+                None => self.remove(&key)?,
             }
         }
-        before.into_iter().try_for_each(|(key, entry)| match entry {
-            Some(entry) => self.put(key, entry),
-            None => self.remove(&key),
-        })
+        Ok(lost)
     }
 }
