@@ -77,10 +77,6 @@ impl Traffic {
                 Tcp::connect(&site.fabric.vnet, at(NODE, NODE_PORT))?,
             ),
             (
-                "a pod to itself, by a service",
-                Tcp::connect(&site.server().ns, SERVICE_INSIDE)?,
-            ),
-            (
                 "partner to a pod",
                 Tcp::connect(&site.fabric.partner, at(server, PORT))?,
             ),

@@ -163,7 +163,11 @@ impl Flows {
         if !self.get(key).is_some_and(is_still_ours) {
             return Ok(());
         }
-        exported.count(self.make_known(key, entry, known, conntrack)?);
+        // Of a connection that is over the kernel may give the port to another, as it does of its own.
+        let lost = self.make_known(key, entry, known, conntrack)?;
+        if !(key.protocol == TCP && entry.progress().is_over() && lost.is_some()) {
+            exported.count(lost);
+        }
         let answer = entry.peer_key(key);
         self.forget_moved(&answer)?;
         self.put(answer, answers_to_kernel(key))?;
