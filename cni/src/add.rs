@@ -105,7 +105,6 @@ impl Connection<'_> {
     fn make<'a>(&'a self, undo: &mut Undo<'a>) -> Result<Value, CniError> {
         let Self { call, ground, .. } = self;
         let datapath = &ground.datapath;
-        let address = ground.address.addr();
         let mac = call.conf.mac.map_or_else(links::random_mac, Ok)?;
         // Noted before it is made: whatever is made of it from here on is found by a DEL.
         undo.push("forgetting the endpoint", Safety::Always, || {
@@ -124,7 +123,9 @@ impl Connection<'_> {
         // Told while the link is still down: no packet of the pod finds the datapath unprepared.
         let admit = |link: &PodLink| -> Result<(), CniError> {
             undo.push("removing the pod from the datapath", Safety::Always, move || {
-                datapath.remove_pod(address).map(drop)
+                let addresses = ground.addresses().into_iter().map(|net| net.addr());
+                let removed = addresses.map(|address| datapath.remove_pod(address).map(drop));
+                removed.fold(Ok(()), Result::and)
             });
             Ok(datapath.add_pod(&self.pod(link, network.polls))?)
         };
@@ -142,6 +143,7 @@ impl Connection<'_> {
     fn pod(&self, link: &PodLink, takes_frames: bool) -> Pod {
         Pod {
             addr: self.ground.address.addr(),
+            addr_v6: self.ground.address_v6(),
             ifindex: link.host_ifindex,
             host_if: self.host_if.clone(),
             mac: link.mac,

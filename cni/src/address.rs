@@ -1,7 +1,10 @@
 //! Where a pod's addresses come from: the addresses of this node, or another IPAM plug-in. And the uplink that goes
 //! with it.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv6Addr},
+};
 
 use causeway::{
     apiserver,
@@ -54,6 +57,11 @@ impl Ground {
     /// Every address with its subnet's mask.
     pub(crate) fn addresses(&self) -> Vec<IpNet> {
         self.ips.iter().map(|ip| ip.address).collect()
+    }
+
+    /// The address of IPv6, if there is one.
+    pub(crate) fn address_v6(&self) -> Option<Ipv6Addr> {
+        links::first_of_each(&self.addresses()).1
     }
 
     /// The gateway to note for a family, if there is an address of it.
@@ -327,7 +335,7 @@ fn clear_remnants(datapath: &Datapath, netlink: &mut Netlink, host_if: &str) -> 
         return Ok(());
     };
     tracing::warn!(interface = host_if, "an interface of an earlier ADD is removed");
-    for (address, entry) in datapath.pods()? {
+    for (address, entry) in datapath.addresses()? {
         if entry.ifindex == link.index {
             datapath.remove_pod(address)?;
         }

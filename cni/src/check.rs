@@ -83,9 +83,7 @@ pub(crate) fn faults(
     };
     let (host, mut wrong) = links::inspect_pod(netns, &expected)?;
     if let Some(host) = host {
-        for address in expected.addresses.iter().map(IpNet::addr) {
-            wrong.extend(inspect_datapath(root, endpoint, address, &host)?);
-        }
+        wrong.extend(inspect_datapath(root, endpoint, &expected.addresses, &host)?);
     }
     Ok(wrong)
 }
@@ -178,11 +176,11 @@ fn told(
 fn inspect_datapath(
     root: &Root,
     endpoint: &Endpoint,
-    address: IpAddr,
+    addresses: &[IpNet],
     host: &Link,
 ) -> Result<Vec<String>, CniError> {
-    // The kernel moves what is of IPv6.
-    let IpAddr::V4(address) = address else {
+    let (addr, addr_v6) = links::first_of_each(addresses);
+    let Some(addr) = addr else {
         return Ok(Vec::new());
     };
     let Some(datapath) = Datapath::open(root)? else {
@@ -191,7 +189,8 @@ fn inspect_datapath(
         ]);
     };
     let pod = Pod {
-        addr: address,
+        addr,
+        addr_v6,
         ifindex: host.index,
         host_if: host.name.clone(),
         mac: endpoint.mac().unwrap_or_default(),

@@ -1,4 +1,6 @@
-//! Addresses as they stand on the wire.
+//! Addresses as they stand on the wire, and what their family has of its own.
+
+use crate::icmp::{self, IcmpQuery};
 
 /// An IP address in network byte order, usable as part of a map key.
 pub trait Address: Copy + Eq {
@@ -8,6 +10,17 @@ pub trait Address: Copy + Eq {
     const BITS: u32;
     /// The unspecified address (`0.0.0.0`, `::`).
     const UNSPECIFIED: Self;
+    /// The family's ICMP: `IPPROTO_ICMP`, `IPPROTO_ICMPV6`.
+    const ICMP: u8;
+    /// The platform's host, which answers DNS, health probes and, on two TCP ports, hands out the VM's credentials;
+    /// unspecified where the family has none.
+    const WIRESERVER: Self;
+
+    /// What an ICMP message is that has an identifier; `None` for another one.
+    fn icmp_query(kind: u8, code: u8) -> Option<IcmpQuery>;
+
+    /// Whether an ICMP type quotes a packet of another flow.
+    fn is_icmp_error(kind: u8) -> bool;
 
     /// The address folded into 32 bits, for hashing.
     fn fold(self) -> u32;
@@ -21,6 +34,18 @@ impl Address for [u8; 4] {
     const FAMILY: &'static str = "ipv4";
     const BITS: u32 = 32;
     const UNSPECIFIED: Self = [0; 4];
+    const ICMP: u8 = 1;
+    const WIRESERVER: Self = [168, 63, 129, 16];
+
+    #[inline(always)]
+    fn icmp_query(kind: u8, code: u8) -> Option<IcmpQuery> {
+        icmp::v4_query(kind, code)
+    }
+
+    #[inline(always)]
+    fn is_icmp_error(kind: u8) -> bool {
+        icmp::is_v4_error(kind)
+    }
 
     #[inline(always)]
     fn fold(self) -> u32 {
@@ -38,6 +63,18 @@ impl Address for [u8; 16] {
     const FAMILY: &'static str = "ipv6";
     const BITS: u32 = 128;
     const UNSPECIFIED: Self = [0; 16];
+    const ICMP: u8 = 58;
+    const WIRESERVER: Self = Self::UNSPECIFIED;
+
+    #[inline(always)]
+    fn icmp_query(kind: u8, code: u8) -> Option<IcmpQuery> {
+        icmp::v6_query(kind, code)
+    }
+
+    #[inline(always)]
+    fn is_icmp_error(kind: u8) -> bool {
+        icmp::is_v6_error(kind)
+    }
 
     #[inline(always)]
     fn fold(self) -> u32 {

@@ -18,43 +18,6 @@ pub mod tcp_flags {
     pub const ACK: u8 = 0x10;
 }
 
-/// ICMP type of an echo request (RFC 792).
-pub const ECHO_REQUEST: u8 = 8;
-/// ICMP type of an echo reply (RFC 792).
-pub const ECHO_REPLY: u8 = 0;
-
-/// An ICMP message with an identifier: a question, or the answer to one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct IcmpQuery {
-    /// It is the question.
-    pub asks: bool,
-    /// What tells apart two questions with one identifier, in place of the port of the end that answers: how the
-    /// question's type differs from an echo's, and the code. Zero for a ping.
-    pub kind: [u8; 2],
-}
-
-/// The ICMP messages that have flows, as nf_conntrack has them (`nf_conntrack_proto_icmp.c`, Linux 6.18): echo,
-/// timestamp and information (RFC 792), address mask (RFC 950). An answer has its question's code.
-#[inline(always)]
-pub fn icmp_query(kind: u8, code: u8) -> Option<IcmpQuery> {
-    let question = match kind {
-        ECHO_REPLY => ECHO_REQUEST,
-        14 | 16 | 18 => kind - 1,
-        _ => kind,
-    };
-    matches!(question, ECHO_REQUEST | 13 | 15 | 17).then_some(IcmpQuery {
-        asks: question == kind,
-        kind: [question ^ ECHO_REQUEST, code],
-    })
-}
-
-/// Whether an ICMP type quotes a packet of another flow: destination unreachable, source quench, time exceeded,
-/// parameter problem (RFC 792). A redirect is none: it is for the first hop and is never translated.
-#[inline(always)]
-pub fn is_icmp_error(kind: u8) -> bool {
-    matches!(kind, 3 | 4 | 11 | 12)
-}
-
 /// What a packet is to its flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -68,7 +31,7 @@ pub enum Role {
 
 /// The role of a packet. `flags` are the TCP flags of a TCP packet, the ICMP type of an ICMP packet.
 #[inline(always)]
-pub fn role(protocol: u8, flags: u8) -> Role {
+pub fn role<A: Address>(protocol: u8, flags: u8) -> Role {
     use tcp_flags::{ACK, FIN, RST, SYN};
     match protocol {
         tuple::TCP => match flags & (SYN | ACK | FIN | RST) {
@@ -76,7 +39,7 @@ pub fn role(protocol: u8, flags: u8) -> Role {
             both if both == SYN | ACK => Role::Answers,
             _ => Role::Continues,
         },
-        tuple::ICMP if icmp_query(flags, 0).is_none_or(|query| !query.asks) => Role::Answers,
+        _ if protocol == A::ICMP && A::icmp_query(flags, 0).is_none_or(|query| !query.asks) => Role::Answers,
         _ => Role::Opens,
     }
 }
@@ -86,18 +49,19 @@ pub fn role(protocol: u8, flags: u8) -> Role {
 /// A second lock only, since the kernel decides in any case: link-local services (IMDS, node-local DNS),
 /// the wireserver, multicast and broadcast, and a pod that talks to itself are never carried.
 #[inline(always)]
-pub fn may_be_offered<A: Address>(key: &FlowKey<A>, wireserver: A) -> bool {
-    !key.dst.is_special() && !key.src.is_special() && key.src != key.dst && key.dst != wireserver
+pub fn may_be_offered<A: Address>(key: &FlowKey<A>) -> bool {
+    !key.dst.is_special() && !key.src.is_special() && key.src != key.dst && key.dst != A::WIRESERVER
 }
 
-/// The platform's host, which answers DNS, health probes and, on two TCP ports, hands out the VM's credentials.
-pub const WIRESERVER: [u8; 4] = [168, 63, 129, 16];
+/// [`Address::WIRESERVER`] of IPv4.
+pub const WIRESERVER: [u8; 4] = <[u8; 4]>::WIRESERVER;
 
 /// Whether a pod must not send this: TCP to the wireserver's ports 80 (goal state) and 32526 (HostGAPlugin).
 /// `dst_port` is `None` for a fragment that does not hold it: such a packet might carry either port.
 #[inline(always)]
-pub fn is_guarded(dst: [u8; 4], protocol: u8, dst_port: Option<[u8; 2]>) -> bool {
-    dst == WIRESERVER
+pub fn is_guarded<A: Address>(dst: A, protocol: u8, dst_port: Option<[u8; 2]>) -> bool {
+    A::WIRESERVER != A::UNSPECIFIED
+        && dst == A::WIRESERVER
         && protocol == tuple::TCP
         && match dst_port.map(u16::from_be_bytes) {
             Some(port) => port == 80 || port == 32_526,
@@ -134,13 +98,13 @@ mod tests {
     fn only_a_lone_syn_opens_a_tcp_flow() {
         use tcp_flags::{ACK, FIN, RST, SYN};
         let ece_cwr = 0xc0;
-        assert_eq!(role(tuple::TCP, SYN), Role::Opens);
+        assert_eq!(role::<[u8; 4]>(tuple::TCP, SYN), Role::Opens);
         assert_eq!(
-            role(tuple::TCP, SYN | ece_cwr),
+            role::<[u8; 4]>(tuple::TCP, SYN | ece_cwr),
             Role::Opens,
             "ECN setup, RFC 3168 section 6.1.1"
         );
-        assert_eq!(role(tuple::TCP, SYN | ACK), Role::Answers);
+        assert_eq!(role::<[u8; 4]>(tuple::TCP, SYN | ACK), Role::Answers);
         for flags in [
             ACK,
             FIN | ACK,
@@ -152,39 +116,23 @@ mod tests {
             0,
             0xff,
         ] {
-            assert_eq!(role(tuple::TCP, flags), Role::Continues, "{flags:#x}");
+            assert_eq!(role::<[u8; 4]>(tuple::TCP, flags), Role::Continues, "{flags:#x}");
         }
     }
 
     #[test]
     fn icmp_questions_open_and_replies_answer() {
-        for (question, answer) in [(ECHO_REQUEST, ECHO_REPLY), (13, 14), (15, 16), (17, 18)] {
-            assert_eq!(role(tuple::ICMP, question), Role::Opens);
-            assert_eq!(role(tuple::ICMP, answer), Role::Answers);
+        for (question, answer) in [(8, 0), (13, 14), (15, 16), (17, 18)] {
+            assert_eq!(role::<[u8; 4]>(tuple::ICMP, question), Role::Opens);
+            assert_eq!(role::<[u8; 4]>(tuple::ICMP, answer), Role::Answers);
         }
+        assert_eq!(role::<[u8; 16]>(58, 128), Role::Opens);
+        assert_eq!(role::<[u8; 16]>(58, 129), Role::Answers);
         assert_eq!(
-            role(47, 0),
+            role::<[u8; 4]>(47, 0),
             Role::Opens,
             "GRE has nothing that tells the first packet"
         );
-    }
-
-    #[test]
-    fn an_icmp_answer_belongs_to_the_question_of_its_type_and_code() {
-        let mut kinds = Vec::new();
-        for (question, answer) in [(ECHO_REQUEST, ECHO_REPLY), (13, 14), (15, 16), (17, 18)] {
-            for code in [0, 7] {
-                let [asked, answered] = [question, answer].map(|kind| icmp_query(kind, code).unwrap());
-                assert!(asked.asks && !answered.asks, "{question} {answer}");
-                assert_eq!(asked.kind, answered.kind);
-                assert!(!kinds.contains(&asked.kind), "{question} {code}");
-                kinds.push(asked.kind);
-            }
-        }
-        assert_eq!(icmp_query(ECHO_REQUEST, 0).unwrap().kind, [0; 2]);
-        for other in [1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12, 19, 42, 43, 255] {
-            assert_eq!(icmp_query(other, 0), None, "{other}");
-        }
     }
 
     #[test]
@@ -208,7 +156,7 @@ mod tests {
             protocol: tuple::TCP,
             _pad: [0; 3],
         };
-        assert!(may_be_offered(&key([10, 240, 0, 6]), WIRESERVER));
+        assert!(may_be_offered(&key([10, 240, 0, 6])));
         for dst in [
             [10, 240, 0, 5],
             WIRESERVER,
@@ -217,7 +165,7 @@ mod tests {
             [255; 4],
             [127, 0, 0, 1],
         ] {
-            assert!(!may_be_offered(&key(dst), WIRESERVER), "{dst:?}");
+            assert!(!may_be_offered(&key(dst)), "{dst:?}");
         }
     }
 

@@ -51,6 +51,28 @@ impl EventKind {
         }
     }
 
+    /// Whether something is to be told of a packet with this reason when all has been done to it. Of a flow that begins
+    /// with a translation it is told before, with the packet as the pod sent it.
+    #[inline(always)]
+    pub const fn is_told_last(reason: u32) -> bool {
+        const TOLD: [u64; 2] = {
+            let (drops, refusals, flows) = (
+                EventKind::Drop.reasons(),
+                EventKind::Refusal.reasons(),
+                EventKind::Flow.reasons(),
+            );
+            let mut told = [
+                drops[0] | refusals[0] | flows[0],
+                drops[1] | refusals[1] | flows[1],
+            ];
+            let before = [Reason::SnatPromoted as usize, Reason::SnatKernel as usize];
+            told[before[0] / 64] &= !(1 << (before[0] % 64));
+            told[before[1] / 64] &= !(1 << (before[1] % 64));
+            told
+        };
+        is_in(TOLD, reason)
+    }
+
     /// Those of which an event of this kind is told, a bit each.
     const fn reasons(self) -> [u64; 2] {
         let mut set = [0; 2];
@@ -151,6 +173,9 @@ mod tests {
     fn the_number_of_a_reason_tells_as_much_as_the_reason() {
         for (number, reason) in Reason::ALL.iter().enumerate() {
             assert_eq!(EventKind::of_number(number as u32), EventKind::of(*reason));
+            let is_told_before = matches!(reason, Reason::SnatPromoted | Reason::SnatKernel);
+            let is_told = EventKind::of(*reason).is_some() && !is_told_before;
+            assert_eq!(EventKind::is_told_last(number as u32), is_told);
         }
         for number in [Reason::ALL.len() as u32, 127, 128, 192, u32::MAX] {
             assert_eq!(EventKind::of_number(number), None, "{number}");

@@ -24,11 +24,7 @@ pub use self::{
     progress::Progress,
     transition::{AtEgress, AtIngress, at_egress, at_ingress, completes, keeps_address},
 };
-use crate::{
-    addr::Address,
-    decide::Role,
-    tuple::{self, FlowKey},
-};
+use crate::{addr::Address, decide::Role, tuple::FlowKey};
 
 /// Values of [`FlowEntry::state`].
 #[derive(Debug)]
@@ -267,12 +263,12 @@ impl<A: Address> FlowEntry<A> {
     /// Whether a packet under the entry's key belongs to its flow.
     ///
     /// Of ICMP the key does not say it: it has a question's identifier where it has an answer's kind
-    /// ([`crate::decide::IcmpQuery::kind`]), and one can be the other's number. What is translated has its questions in one
+    /// ([`crate::icmp::IcmpQuery::kind`]), and one can be the other's number. What is translated has its questions in one
     /// direction and its answers in the other; without translation nothing is changed, whichever it is.
     #[inline(always)]
     pub fn is_for(&self, role: Role, protocol: u8) -> bool {
         match self.nat {
-            _ if protocol != tuple::ICMP => true,
+            _ if protocol != A::ICMP => true,
             Nat::SOURCE => role == Role::Opens,
             Nat::DESTINATION => role == Role::Answers,
             _ => true,

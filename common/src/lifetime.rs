@@ -81,9 +81,8 @@ impl Timeouts {
             tuple::TCP if entry.progress().both(Progress::FIN) => self.tcp_closing,
             tuple::TCP if both_spoke && entry.progress().either(Progress::PAST_SYN) => self.tcp_established,
             tuple::TCP => self.tcp_opening,
-            tuple::UDP if both_spoke => self.udp_stream,
-            tuple::UDP => self.udp,
-            tuple::ICMP => self.icmp,
+            _ if protocol == A::ICMP => self.icmp,
+            tuple::UDP if !both_spoke => self.udp,
             // Without ports a mapping is the only one of its protocol towards the remote: it is not given up early.
             _ => self.udp_stream,
         }

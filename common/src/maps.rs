@@ -18,7 +18,11 @@
 //! | `cwy_events` | none | [`Event`](crate::event::Event) | programs | command line |
 //! | `cwy_sweep_job` | 0 | [`SweepJob`] | sweeper, `cwy_sweep` | sweeper, `cwy_sweep` |
 //! | `cwy_cfg` | 0 | [`Config`] | CNI, agent | programs |
+//! | `cwy_ipv6` | hook | program for IPv6 | CNI | programs |
 //! | `cwy_count` | [`Reason`](crate::reason::Reason) | [`Count`] per CPU | programs | command line |
+//!
+//! For IPv6 there are `cwy_flows6`, `cwy_pods6`, `cwy_ifaces6`, `cwy_usage6`, `cwy_age_queue6` and `cwy_cfg6`, with the addresses
+//! of that family.
 
 use crate::lifetime::Timeouts;
 
@@ -33,6 +37,8 @@ pub const POD_ENTRIES: usize = 1024;
 pub const AGE_ENTRIES: usize = FLOW_ENTRIES / 2;
 /// Entries of `cwy_usage`: the pods and the wire.
 pub const USAGE_ENTRIES: usize = POD_ENTRIES + 1;
+/// Entries of `cwy_ipv6`: a program for each tc hook.
+pub const HOOKS: usize = 4;
 /// Bytes of `cwy_events`.
 pub const EVENT_BYTES: usize = 256 << 10;
 /// Flows that a pod may have at a time: a quarter of the table, and as many as fill all ports towards one remote.
@@ -294,6 +300,7 @@ pub struct Count {
 // No padding: the sizes are the sums of the fields.
 const _: () = assert!(size_of::<PodEntry>() == 4 + 6 + 6 + 2 + 2 + 4);
 const _: () = assert!(size_of::<IfaceEntry<[u8; 4]>>() == 4 + 6 + 2);
+const _: () = assert!(size_of::<IfaceEntry<[u8; 16]>>() == 16 + 6 + 2);
 const _: () = assert!(size_of::<RangeEntry>() == 4);
 const _: () = assert!(size_of::<PortWord>() == 8);
 const _: () = assert!(size_of::<Balancer>() == 16);
@@ -301,13 +308,14 @@ const _: () = assert!(size_of::<Backend<[u8; 4]>>() == 4);
 const _: () = assert!(size_of::<Timeouts>() == 8 * 4);
 const _: () = assert!(size_of::<RangeKey<[u8; 4]>>() == 1 + 4);
 const _: () = assert!(size_of::<Config<[u8; 4]>>() == 4 + 4 + 4 + 4 + 4 + 4 + 4 + 32);
+const _: () = assert!(size_of::<Config<[u8; 16]>>() == 16 + 4 + 4 + 4 + 4 + 4 + 4 + 32);
 const _: () = assert!(size_of::<Count>() == 4 * 8);
 const _: () = assert!(size_of::<Usage>() == 4 + 4);
 const _: () = assert!(size_of::<Budget>() == 4 + 4);
 const _: () = assert!(size_of::<SweepJob>() == 4 * 4);
 
 /// The names of the maps, as `bpftool` and the pin directory show them.
-pub const MAP_NAMES: [&str; 17] = [
+pub const MAP_NAMES: [&str; 18] = [
     "cwy_flows",
     "cwy_pods",
     "cwy_ifaces",
@@ -325,10 +333,32 @@ pub const MAP_NAMES: [&str; 17] = [
     "cwy_sweep_job",
     "cwy_cfg",
     "cwy_count",
+    IPV6_MAP,
 ];
 
+/// The map by which the programs for IPv4 hand over what is of IPv6.
+pub const IPV6_MAP: &str = "cwy_ipv6";
+
+/// The names of the maps that are there once a pod has an IPv6 address: layouts as those of IPv4, with other addresses.
+pub const V6_MAP_NAMES: [&str; 6] = [
+    "cwy_flows6",
+    "cwy_pods6",
+    "cwy_ifaces6",
+    "cwy_usage6",
+    "cwy_age_queue6",
+    "cwy_cfg6",
+];
+
+/// Maps that the programs of both families have in common.
+pub const SHARED_MAP_NAMES: [&str; 4] = ["cwy_budgets", "cwy_events", "cwy_sweep_job", "cwy_count"];
+
 /// The names of the programs, as `bpftool` and the pin directory show them.
-pub const PROGRAM_NAMES: [&str; 4] = ["cwy_from_pod", "cwy_to_pod", "cwy_from_uplink", "cwy_to_uplink"];
+pub const PROGRAM_NAMES: [&str; HOOKS] = ["cwy_from_pod", "cwy_to_pod", "cwy_from_uplink", "cwy_to_uplink"];
+/// The programs for IPv6, in the places of those for IPv4 on whose hooks they go on.
+pub const V6_PROGRAM_NAMES: [&str; HOOKS] =
+    ["cwy_from_pod6", "cwy_to_pod6", "cwy_from_wire6", "cwy_to_wire6"];
+/// As [`SWEEP_PROGRAM`], for IPv6.
+pub const V6_SWEEP_PROGRAM: &str = "cwy_sweep6";
 /// The name of the XDP program, and of its pin: there only where it is asked for.
 pub const XDP_PROGRAM: &str = "cwy_xdp_uplink";
 /// The name of the iterator program that sweeps, and of its pin.
@@ -341,18 +371,26 @@ pub const INJECT_PROGRAM: &str = "cwy_inject";
 const NAME_MAX: usize = 15;
 
 const _: () = {
-    let mut i = 0;
-    while i < MAP_NAMES.len() {
-        assert!(MAP_NAMES[i].len() <= NAME_MAX);
-        i += 1;
-    }
-    let mut i = 0;
-    while i < PROGRAM_NAMES.len() {
-        assert!(PROGRAM_NAMES[i].len() <= NAME_MAX);
-        i += 1;
-    }
-    assert!(XDP_PROGRAM.len() <= NAME_MAX);
+    assert!(are_short(&MAP_NAMES) && are_short(&V6_MAP_NAMES));
+    assert!(are_short(&PROGRAM_NAMES) && are_short(&V6_PROGRAM_NAMES));
+    assert!(are_short(&[
+        XDP_PROGRAM,
+        SWEEP_PROGRAM,
+        V6_SWEEP_PROGRAM,
+        INJECT_PROGRAM
+    ]));
 };
+
+const fn are_short(names: &[&str]) -> bool {
+    let mut i = 0;
+    while i < names.len() {
+        if names[i].len() > NAME_MAX {
+            return false;
+        }
+        i += 1;
+    }
+    true
+}
 
 #[cfg(test)]
 mod tests {

@@ -133,6 +133,8 @@ reasons! {
     BalanceRefused, Refused, "balance_refused", "opens a connection to the API server that cannot be told from another one, or for which cwy_flows has no room: refused";
     NotBalanced, Refused, "not_balanced", "of a connection to the API server's virtual address that is not known: reset";
     Drained, Refused, "drained", "of a connection whose API server or backend is gone, after the time to drain: reset";
+    NeighbourDiscovery, Stack, "neighbour_discovery", "neighbour discovery or multicast listener discovery of IPv6: the kernel's";
+    NeighbourSpoofed, Dropped, "neighbour_spoofed", "ICMPv6 by which a pod speaks for another's address or as a router, or might";
 }
 
 /// Entries of `cwy_count`: room for reasons to come without a change of the layout.

@@ -16,14 +16,14 @@ pub const UDP_LITE: u8 = 136;
 /// Whether flows of a protocol are told apart by ports or identifiers. The others are told apart by address alone: one
 /// flow for each pair of hosts and protocol, as nf_conntrack's generic tracker does.
 #[inline(always)]
-pub const fn has_ports(protocol: u8) -> bool {
-    matches!(protocol, TCP | UDP | ICMP)
+pub const fn has_ports<A: Address>(protocol: u8) -> bool {
+    protocol == A::ICMP || matches!(protocol, TCP | UDP)
 }
 
 /// Key of `cwy_flows`: one direction of a flow, as the packet stands on the wire at the hook that looks it up.
 ///
 /// For an ICMP query the identifier takes the place of the asking end's port: it is `src_port` of a question and
-/// `dst_port` of its answer (RFC 5508 section 3.1). The other port is [`IcmpQuery::kind`](crate::decide::IcmpQuery),
+/// `dst_port` of its answer (RFC 5508 section 3.1). The other port is [`IcmpQuery::kind`](crate::icmp::IcmpQuery),
 /// zero for a ping. Protocols without ports have zeros.
 ///
 /// Aligned to words, or the compiler would read and write it byte by byte.
@@ -89,6 +89,12 @@ impl<A: Address> FlowKey<A> {
             protocol: self.protocol,
             _pad: [0; 3],
         }
+    }
+
+    /// Whether the flow is told apart from others by ports ([`has_ports`]).
+    #[inline(always)]
+    pub fn has_ports(&self) -> bool {
+        has_ports::<A>(self.protocol)
     }
 
     /// A hash of the whole tuple. `seed` makes it unpredictable from outside (RFC 6056 section 3.3.3).

@@ -1,6 +1,7 @@
 //! Marks the map types as plain data for aya.
 
 use crate::{
+    addr::Address,
     crowd::Crowd,
     event::Event,
     flow::FlowEntry,
@@ -22,23 +23,28 @@ macro_rules! plain_data {
     };
 }
 
+macro_rules! plain_data_of_a_family {
+    ($($type:ident),+ $(,)?) => {
+        $(
+            // SAFETY: as above; [`Address`] is implemented for byte arrays of two lengths, for both of which the size is
+            // asserted.
+            unsafe impl<A: Address + aya::Pod> aya::Pod for $type<A> {}
+        )+
+    };
+}
+
 plain_data!(
-    FlowKey<[u8; 4]>,
-    FlowEntry<[u8; 4]>,
-    FragmentKey<[u8; 4]>,
-    FragmentEntry<[u8; 4]>,
-    IfaceEntry<[u8; 4]>,
-    Config<[u8; 4]>,
     PodEntry,
     RangeEntry,
-    RangeKey<[u8; 4]>,
     PortWord,
     Balancer,
-    Backend<[u8; 4]>,
     Count,
-    Crowd<[u8; 4]>,
     Event,
     Usage,
     Budget,
     SweepJob,
+    RangeKey<[u8; 4]>,
+    Backend<[u8; 4]>,
+    Crowd<[u8; 4]>,
 );
+plain_data_of_a_family!(FlowKey, FlowEntry, FragmentKey, FragmentEntry, IfaceEntry, Config);

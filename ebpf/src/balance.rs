@@ -22,15 +22,20 @@ use causeway_common::{
     tuple::TCP,
 };
 
+use crate::family::maps::BACKENDS;
+use crate::family::maps::BALANCER;
+use crate::family::maps::class_of;
 use crate::{
-    carry::{note_progress, translation},
-    forget::{forget_half, kept_flags},
-    maps::{Addr, BACKENDS, BALANCER, Entry, FLOWS, Key, class_of, config, flow, now, own, pod},
+    carry::note_progress,
+    end::forget_half,
+    forget::kept_flags,
+    maps::{Addr, Entry, FLOWS, Key, config, flow, now, own, pod},
     next_hop,
     packet::{self, Ip, Transport},
     reclaim::remember,
-    rewrite::{Translation, translate},
+    rewrite::Translation,
     snat::{fill_answer, host_holds},
+    translate::{translate, translation},
     usage,
 };
 

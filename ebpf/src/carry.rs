@@ -10,20 +10,19 @@ use aya_ebpf::{
 };
 use causeway_common::{
     decide::{Role, tcp_flags},
-    flow::{AtIngress, Exit, Flags, Hop, KEEPALIVE, Nat, Progress, at_ingress},
+    flow::{AtIngress, Exit, Flags, KEEPALIVE, Nat, Progress, at_ingress},
     lifetime::{is_within, seconds},
     reason::Reason,
     tuple::{TAG_CARRIED, TCP},
 };
 
 use crate::{
-    balance,
-    forget::forget,
-    heal,
-    maps::{Entry, Key, config, flow, is_idle, own, pod},
+    family,
+    maps::{Entry, Key, config, flow, is_idle, own},
+    nat::{self, translate, translation},
     next_hop,
     packet::{self, Ip, Transport, skb},
-    rewrite::{Macs, Translation, forward, translate},
+    rewrite::{Macs, Translation, forward},
 };
 
 /// What the established path of an ingress hook says of a packet that is not for it. No carried packet has this reason.
@@ -83,7 +82,7 @@ pub fn carry(
 /// What becomes of the packet that is the first of its flow in a second.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
-enum Turn {
+pub enum Turn {
     Carry,
     Keepalive,
     Forget,
@@ -122,49 +121,25 @@ extern "C" fn cwy_once_a_second(
 #[inline(always)]
 fn turn(ctx: &TcContext, key: &Key, entry: &mut Entry, flags: u8, now: u32) -> Turn {
     entry.last_seen = now;
-    if entry.nat == Nat::SOURCE && config().is_some_and(|config| config.node_addr != entry.nat_addr) {
-        forget(key);
-        return Turn::Forget;
-    }
-    if entry.nat == Nat::SOURCE && !heal::answers_of(key, entry) {
-        return Turn::Lost;
-    }
-    if entry.nat == Nat::TO_BACKEND {
-        balance::answers_of(key, entry);
+    if let Err(turn) = nat::look_after(key, entry) {
+        return turn;
     }
     // A reset that nobody meant: the connection goes on.
     if entry.progress().either(Progress::RST) && flags & tcp_flags::RST == 0 {
         entry.progress = entry.progress().without(Progress::RST).bits();
-        if let Some(peer) = flow(&entry.peer_key(key)) {
+        if let Some(peer) = flow(&nat::peer_key(key, entry)) {
             peer.progress = peer.progress().without(Progress::RST).bits();
         }
     }
     if entry.exit == Exit::UPLINK && !entry.has(Flags::FIXED_HOP) {
         next_hop::refresh(ctx, key, entry);
     }
-    show_to_xdp(ctx, key, entry);
+    family::show_to_xdp(ctx, key, entry);
     if entry.nat == Nat::NONE && key.protocol != TCP && now.wrapping_sub(entry.last_up) >= KEEPALIVE {
         entry.last_up = now;
         return Turn::Keepalive;
     }
     Turn::Carry
-}
-
-/// Frames of a flow from the wire to a pod may be redirected by XDP for this second, if the pod takes them.
-#[inline(always)]
-fn show_to_xdp(ctx: &TcContext, key: &Key, entry: &mut Entry) {
-    let from_wire = config().is_some_and(|config| config.uplink_ifindex == entry.in_ifindex);
-    if !from_wire || entry.exit != Exit::POD || entry.nat == Nat::FROM_BACKEND {
-        return;
-    }
-    let addr = if entry.nat == Nat::DESTINATION {
-        entry.nat_addr
-    } else {
-        key.dst
-    };
-    if let Some(pod) = pod(&addr) {
-        entry.in_mac = pod.frames_at(packet::dst_mac(ctx));
-    }
 }
 
 /// Sends a rewritten packet past the stack. Without flags the helpers cannot fail here: a device that is gone costs the
@@ -221,36 +196,13 @@ extern "C" fn cwy_note_on_peer(key: *const Key, entry: *const Entry, seen: u32) 
         return 0;
     };
     let seen = Progress::from_bits(seen as u8);
-    let peer_key = entry.peer_key(key);
+    let peer_key = nat::peer_key(key, entry);
     // Under the peer's key may be half of another flow: that of a pod's translated flow, if its server speaks to the pod's
     // own address as well.
     if let Some(peer) = flow(&peer_key)
-        && peer.peer_key(&peer_key) == *key
+        && nat::peer_key(&peer_key, peer) == *key
     {
         peer.progress = peer.progress().and_peer(seen).bits();
     }
     0
-}
-
-/// Where the entry sends its packets.
-#[inline(always)]
-pub fn hop(entry: &Entry) -> Hop {
-    Hop {
-        exit: entry.exit,
-        flags: 0,
-        mtu: entry.mtu,
-        ifindex: entry.out_ifindex,
-        dst_mac: entry.out_dst_mac,
-        src_mac: entry.out_src_mac,
-    }
-}
-
-/// What the entry replaces.
-#[inline(always)]
-pub fn translation(entry: &Entry) -> Translation {
-    Translation {
-        nat: entry.nat,
-        addr: entry.nat_addr,
-        port: entry.nat_port,
-    }
 }

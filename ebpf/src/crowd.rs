@@ -13,8 +13,9 @@ use causeway_common::{
     ports::is_of_a_class,
 };
 
+use crate::family::maps::CROWDS;
 use crate::{
-    maps::{Addr, CROWDS, Key, config, flow, now},
+    maps::{Addr, Key, config, flow, now},
     snat::is_reserved,
 };
 

@@ -1,7 +1,5 @@
-//! Forgets flows: both halves, with what else remembers them.
-//!
-//! The half that holds the port goes first. A packet that comes between still leaves with the port, and the next one
-//! claims it anew; the other way round it would renew a half that is about to go.
+//! Forgets flows that are over: both halves, with what else remembers them. The half
+//! that holds the port goes first, as where flows are ended.
 
 use core::ptr::from_ref;
 
@@ -11,60 +9,21 @@ use causeway_common::{
 };
 
 use crate::{
-    crowd,
     maps::{AGES, Addr, Entry, FLOWS, Key, config, flow, own},
-    moved, usage,
+    nat::{self, HeldPort},
+    usage,
 };
-
-/// Forgets the flow of which `key` is one direction.
-#[inline(always)]
-pub fn forget(key: &Key) {
-    let Some(entry) = flow(key) else {
-        return;
-    };
-    let peer_key = entry.peer_key(key);
-    let holds_port = entry.nat == Nat::DESTINATION;
-    if holds_port {
-        forget_half(key);
-    }
-    if flow(&peer_key).is_some_and(|peer| is_peer(key, &peer_key, peer)) {
-        forget_half(&peer_key);
-    }
-    if !holds_port {
-        forget_half(key);
-    }
-}
-
-/// [`forget`] in a frame of its own.
-#[inline(never)]
-pub fn end(key: &Key) {
-    forget(key);
-}
 
 /// Whether an entry under the key of the peer is the peer's. A forward half that was lost and written anew may have
 /// another port: it is not the peer of the half that was left behind.
 #[inline(always)]
-fn is_peer(key: &Key, peer_key: &Key, peer: &Entry) -> bool {
-    peer.peer_key(peer_key) == *key
-}
-
-/// Forgets one direction.
-#[inline(always)]
-pub fn forget_half(key: &Key) {
-    cwy_forget_half(from_ref(key));
-}
-
-/// Verified by itself.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn cwy_forget_half(key: *const Key) -> u32 {
-    // SAFETY: the caller's reference.
-    unsafe { own(key) }.map_or(0, |key| flow(&key).map_or(0, |entry| remove(&key, entry)))
+pub fn is_peer(key: &Key, peer_key: &Key, peer: &Entry) -> bool {
+    nat::peer_key(peer_key, peer) == *key
 }
 
 /// Removes the entry of a half. Who has removed it does what goes with it. Returns 1 if it was still there, else 0.
 #[inline(always)]
-fn remove(key: &Key, entry: &Entry) -> u32 {
+pub fn remove(key: &Key, entry: &Entry) -> u32 {
     cwy_remove(from_ref(key), from_ref(entry))
 }
 
@@ -77,27 +36,14 @@ extern "C" fn cwy_remove(key: *const Key, entry: *const Entry) -> u32 {
         return 0;
     };
     let is_counted = entry.has(Flags::COUNTED);
-    let holds_port = entry.nat == Nat::DESTINATION;
-    let was_moved = holds_port && entry.nat_port != key.dst_port;
-    let inside = (entry.nat_addr, entry.nat_port);
+    let port = HeldPort::of(&key, entry);
     if FLOWS.remove(&key).is_err() {
         return 0;
     }
     if is_counted {
         usage::closed(&key.src);
     }
-    if holds_port {
-        crowd::mark_free(&key);
-    }
-    if was_moved {
-        // In the place of the other: the frame is the last of a deep call.
-        key = Key {
-            src: inside.0,
-            src_port: inside.1,
-            ..key.reversed()
-        };
-        moved::forget(&key);
-    }
+    port.give_back(&mut key);
     1
 }
 
@@ -148,7 +94,7 @@ pub fn look(config: &Config<Addr>, key: &Key, entry: &Entry, now: u32) -> Look {
     if !timeouts.expired(entry, key.protocol, entry.last_seen, now) {
         return Look::Kept;
     }
-    let peer_key = entry.peer_key(key);
+    let peer_key = nat::peer_key(key, entry);
     let is_offer = entry.state == State::OFFERED;
     let peer = flow(&peer_key).filter(|peer| is_peer(key, &peer_key, peer));
     let halves = match peer {

@@ -15,13 +15,15 @@ use causeway_common::{
     reason::Reason,
 };
 
+use crate::family::maps::FRAGS;
 use crate::{
-    carry::{hop, redirect, translation},
+    carry::redirect,
     count::{Hook, bump},
-    maps::{Addr, Entry, FRAGS, Key, config, flow, now},
+    maps::{Addr, Entry, Key, config, flow, now},
+    masquerade::needs_snat,
     packet::{self, Ip, skb},
-    rewrite::{Failed, Macs, Translation, forward, forward_addr, translate, translate_addr},
-    to_uplink::needs_snat,
+    rewrite::{Failed, Macs, Translation, forward, forward_addr},
+    translate::{translate, translate_addr, translation},
 };
 
 type Remembered = FragmentEntry<Addr>;
@@ -57,7 +59,7 @@ extern "C" fn cwy_part_pod(buffer: *mut __sk_buff, ip: *const Ip) -> Reason {
             }
         };
     }
-    let Ok(transport) = packet::first_transport(ctx, ip) else {
+    let Ok(transport) = packet::read_first_transport(ctx, ip) else {
         return Reason::Fragment;
     };
     let key = packet::key(ip, &transport);
@@ -100,7 +102,7 @@ extern "C" fn cwy_part_wire(buffer: *mut __sk_buff, ip: *const Ip, round: u32) -
             None => wait(ctx, ip, round),
         };
     }
-    let Ok(transport) = packet::first_transport(ctx, ip) else {
+    let Ok(transport) = packet::read_first_transport(ctx, ip) else {
         return Reason::OtherProtocol;
     };
     let key = packet::key(ip, &transport);
@@ -256,4 +258,17 @@ fn remember(id: &FragmentKey<Addr>, hop: &Hop, to: &Translation) {
         first_seen: now(),
     };
     FRAGS.insert(id, first, u64::from(BPF_ANY)).ok();
+}
+
+/// Where the entry sends its packets.
+#[inline(always)]
+fn hop(entry: &Entry) -> Hop {
+    Hop {
+        exit: entry.exit,
+        flags: 0,
+        mtu: entry.mtu,
+        ifindex: entry.out_ifindex,
+        dst_mac: entry.out_dst_mac,
+        src_mac: entry.out_src_mac,
+    }
 }

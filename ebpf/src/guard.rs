@@ -5,42 +5,27 @@ use aya_ebpf::programs::TcContext;
 use causeway_common::{maps::IfaceEntry, reason::Reason};
 
 use crate::{
-    maps::{Addr, iface},
+    family::{self, Addr},
+    maps::iface,
     packet::{self, Ip, skb},
 };
 
-/// Offsets in an ARP packet for IPv4 over Ethernet (RFC 826), from the start of the frame.
-const ARP_SENDER_MAC: usize = packet::ETH_LEN + 8;
-const ARP_SENDER_ADDR: usize = packet::ETH_LEN + 14;
-
-/// The packet's source is the pod of this interface, or the reason why it is dropped.
+/// The packet's source is the pod of this interface, and it speaks for no other; or the reason why it is dropped.
 #[inline(always)]
 pub fn check_source(ctx: &TcContext, ip: &Ip) -> Result<(), Reason> {
     let pod = sender(ctx)?;
-    if ip.src == pod.addr {
-        Ok(())
-    } else {
-        Err(Reason::SourceAddress)
+    if !family::is_source(pod, ip) {
+        return Err(Reason::SourceAddress);
     }
+    family::check_link(ctx, ip, pod)
 }
 
-/// The verdict on a frame without an IPv4 header; `reason` says what it is instead.
+/// The verdict on a frame without an IP header; `reason` says what it is instead.
 #[inline(never)]
 pub fn check_other(ctx: &TcContext, reason: Reason) -> Reason {
-    let pod = match sender(ctx) {
-        Ok(pod) => pod,
-        Err(dropped) => return dropped,
-    };
-    if reason != Reason::Arp {
-        return reason;
-    }
-    let sender_addr = packet::addr_at(ctx, ARP_SENDER_ADDR);
-    // A probe for a free address has no sender address yet (RFC 5227 section 2.1.1).
-    let is_own = sender_addr == Some(pod.addr) || sender_addr == Some([0; 4]);
-    if is_own && packet::mac_at(ctx, ARP_SENDER_MAC) == pod.mac {
-        reason
-    } else {
-        Reason::ArpSpoofed
+    match sender(ctx) {
+        Ok(pod) => family::check_other(ctx, pod, reason),
+        Err(dropped) => dropped,
     }
 }
 

@@ -13,12 +13,11 @@ use aya_ebpf::{
 use causeway_common::{
     flow::{Exit, Flags, Nat, State},
     reason::Reason,
-    tuple::has_ports,
 };
 
 use crate::{
     count::{Hook, bump},
-    forget::forget_half,
+    end::forget_half,
     maps::{Addr, Entry, FLOWS, Key, PODS, config, flow, has_budget, now, own, pod},
     next_hop,
     packet::skb,
@@ -138,7 +137,7 @@ extern "C" fn cwy_lost_answer(answer: *const Key) -> u32 {
         return 0;
     };
     let has_budget = || has_budget(Reason::FlowRestored as u32, SEARCHES);
-    if !has_ports(answer.protocol) || flow(&answer).is_some() || !has_budget() {
+    if !answer.has_ports() || flow(&answer).is_some() || !has_budget() {
         return 0;
     }
     let mut search = Search { answer, is_found: 0 };

@@ -13,18 +13,19 @@ use causeway_common::{
     flow::{Flags, Nat},
     maps::Config,
     reason::Reason,
-    tuple::{TCP, UDP, has_ports},
+    tuple::{TCP, UDP},
 };
 
 use crate::{
     balance,
-    carry::{note_progress, translation},
-    forget::end,
+    carry::note_progress,
+    end::end,
     maps::{Addr, Entry, FLOWS, Key, config, flow, now},
     packet::{self, Ip, Transport, skb},
     reclaim::remember,
-    rewrite::{Translation, translate},
+    rewrite::Translation,
     snat::{self, Claim},
+    translate::{translate, translation},
 };
 
 /// A packet with the node's address. It is translated only if its port is a pod's towards this remote.
@@ -100,9 +101,7 @@ fn opens(ctx: &TcContext, config: &Config<Addr>, ip: &Ip, key: &Key, role: Role)
     }
     let answer = key.reversed();
     match flow(&answer) {
-        Some(owner)
-            if owner.nat == Nat::DESTINATION && !owner.has(Flags::HOST) && !has_ports(ip.protocol) =>
-        {
+        Some(owner) if owner.nat == Nat::DESTINATION && !owner.has(Flags::HOST) && ip.is_portless() => {
             // There is no other port to give to the node's own tunnel: it has the protocol, the pod's flow ends.
             end(&answer);
             hold(&answer);

@@ -4,15 +4,15 @@ use core::ptr::from_ref;
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use causeway_common::{
+    addr::Address as _,
     decide::Role,
     flow::{AtEgress, Exit, Flags, Hop, Nat, State, at_egress, completes},
     reason::Reason,
-    tuple::ICMP,
 };
 
 use crate::{
     count::{Hook, bump},
-    maps::{EEXIST, Entry, FLOWS, Key, flow, now, own},
+    maps::{Addr, EEXIST, Entry, FLOWS, Key, flow, now, own},
     reclaim::remember,
 };
 
@@ -64,7 +64,7 @@ fn promote(packet: &Emitted<'_>, entry: &mut Entry) -> Reason {
     entry.leave_by(&packet.hop);
     entry.set_state(State::CARRIED);
     // An echo reply opens nothing by itself, and the answer to a flow from outside must be known as one.
-    let must_await = packet.key.protocol == ICMP || packet.answer_flags & Flags::ANSWER != 0;
+    let must_await = packet.key.protocol == Addr::ICMP || packet.answer_flags & Flags::ANSWER != 0;
     if must_await && packet.role == Role::Opens {
         insert(
             packet,

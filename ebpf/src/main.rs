@@ -7,6 +7,7 @@
 //! | `cwy_from_uplink` | tc ingress, uplink | [`from_uplink`] |
 //! | `cwy_to_uplink` | tc egress, uplink | [`to_uplink`] |
 //! | `cwy_xdp_uplink` | XDP, uplink, where it is asked for | [`xdp_uplink`] |
+//! | `cwy_from_pod6` … `cwy_to_wire6` | none: [`hand_over`] goes on there with IPv6 | `main_ipv6.rs` |
 //! | `cwy_inject` | none: userspace runs it on a frame | here |
 //! | `cwy_sweep` | iterator over `cwy_flows`, run by userspace | [`sweep`] |
 //!
@@ -24,11 +25,15 @@
 )]
 #![expect(internal_features, reason = "there is no other way to an atomic addition")]
 
+mod answers;
 mod balance;
 mod carry;
 mod count;
 mod crowd;
+mod end;
 mod event;
+#[path = "ipv4/mod.rs"]
+mod family;
 mod forget;
 mod fragment;
 mod from_pod;
@@ -40,10 +45,13 @@ mod host;
 mod icmp;
 mod learn;
 mod maps;
+mod masquerade;
 mod moved;
+mod nat;
 mod next_hop;
 mod offer;
 mod packet;
+mod quoted;
 mod reclaim;
 mod reset;
 mod rewrite;
@@ -51,32 +59,38 @@ mod snat;
 mod sweep;
 mod to_pod;
 mod to_uplink;
+mod translate;
 mod usage;
+mod verdict;
 mod xdp_uplink;
 
 use aya_ebpf::{
-    bindings::{TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC},
+    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
     macros::{classifier, xdp},
     programs::{TcContext, XdpContext},
 };
-use causeway_common::reason::{Reason, Verdict};
 use count::Hook;
+use family::hand_over;
+use verdict::finish;
 
 /// Pods to everywhere: source check, carry, offer.
 #[classifier]
 pub fn cwy_from_pod(ctx: TcContext) -> i32 {
+    hand_over(&ctx, Hook::FromPod);
     finish(&ctx, Hook::FromPod, reclaim::after_offer(from_pod::handle(&ctx)))
 }
 
 /// What the stack delivers to a pod: promote, or record that the kernel keeps the flow.
 #[classifier]
 pub fn cwy_to_pod(ctx: TcContext) -> i32 {
+    hand_over(&ctx, Hook::ToPod);
     finish(&ctx, Hook::ToPod, to_pod::handle(&ctx))
 }
 
 /// The wire to the node: reverse SNAT, carry, offer.
 #[classifier]
 pub fn cwy_from_uplink(ctx: TcContext) -> i32 {
+    hand_over(&ctx, Hook::FromUplink);
     finish(
         &ctx,
         Hook::FromUplink,
@@ -87,8 +101,9 @@ pub fn cwy_from_uplink(ctx: TcContext) -> i32 {
 /// What the stack sends to the wire: SNAT, promote, record. The one place where SNAT is decided.
 #[classifier]
 pub fn cwy_to_uplink(ctx: TcContext) -> i32 {
+    hand_over(&ctx, Hook::ToUplink);
     match to_uplink::handle(&ctx) {
-        Some(reason) => finish(&ctx, Hook::ToUplink, reclaim::or_begin_anew(&ctx, reason)),
+        Some(reason) => finish(&ctx, Hook::ToUplink, nat::or_begin_anew(&ctx, reason)),
         None => TC_ACT_UNSPEC,
     }
 }
@@ -116,54 +131,3 @@ pub extern "C" fn cwy_sweep(element: &sweep::MapElement) -> i32 {
     sweep::handle(element);
     0
 }
-
-/// Counts the reason and turns it into a tc action.
-///
-/// "Not ours" is `TC_ACT_UNSPEC` and never `TC_ACT_OK`: under tcx the latter ends the chain, and programs that
-/// follow ours would not run.
-#[inline(always)]
-fn finish(ctx: &TcContext, hook: Hook, reason: Reason) -> i32 {
-    count::bump(hook, reason);
-    log(ctx, hook, reason);
-    if reason.verdict() != Verdict::Carried && !is_told_already(reason) {
-        event::tell(ctx, hook, reason);
-    }
-    match reason.verdict() {
-        Verdict::Carried | Verdict::Refused => TC_ACT_REDIRECT,
-        Verdict::Stack | Verdict::Noted => TC_ACT_UNSPEC,
-        Verdict::Dropped => TC_ACT_SHOT,
-    }
-}
-
-/// Of a flow that begins with a translation, [`to_uplink`] tells before the packet is changed.
-#[inline(always)]
-fn is_told_already(reason: Reason) -> bool {
-    matches!(reason, Reason::SnatPromoted | Reason::SnatKernel)
-}
-
-/// One line a packet, for whoever debugs the programs. A release object has neither the code nor the map behind it.
-#[cfg(feature = "log")]
-#[inline(always)]
-fn log(ctx: &TcContext, hook: Hook, reason: Reason) {
-    aya_log_ebpf::info!(
-        ctx,
-        "hook {} reason {} length {}",
-        hook as u8,
-        reason as u8,
-        ctx.len()
-    );
-}
-
-#[cfg(not(feature = "log"))]
-#[inline(always)]
-fn log(_: &TcContext, _: Hook, _: Reason) {}
-
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    loop {}
-}
-
-/// GPL-only helpers refuse any other licence string.
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,32 +1,29 @@
-//! Every map of the project. Layouts, writers and readers: `causeway_common::maps`.
-//!
-//! No LRU for flows: eviction would cut live ones, and one half of a pair at a time.
+//! The maps, and how they are read. Those that hold addresses are the [family](crate::family)'s; layouts, writers and
+//! readers: `causeway_common::maps`.
 
 use core::ptr::from_ref;
 
 use aya_ebpf::{
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, Queue, RingBuf, lpm_trie},
+    btf_maps::{Array, PerCpuArray, RingBuf},
     macros::btf_map,
 };
 use causeway_common::{
-    addr::Address,
-    balance::BACKEND_SLOTS,
-    crowd::{CROWD_SLOTS, Crowd},
     flow::FlowEntry,
-    fragment::{FRAGMENT_ENTRIES, FragmentEntry, FragmentKey},
     lifetime::seconds,
-    maps::{
-        AGE_ENTRIES, Backend, Balancer, Budget, Config, Count, EVENT_BYTES, FLOW_ENTRIES, IfaceEntry,
-        POD_ENTRIES, PodEntry, PortWord, RANGE_ENTRIES, RangeEntry, RangeKey, SweepJob, USAGE_ENTRIES, Usage,
-    },
-    moved::{MOVED_ENTRIES, Moved},
-    ports::RESERVED_ENTRIES,
+    maps::{Budget, Config, Count, EVENT_BYTES, IfaceEntry, PodEntry, SweepJob},
     reason::COUNT_ENTRIES,
     tuple::FlowKey,
 };
 
-/// The family that the programs are built for.
-pub type Addr = [u8; 4];
+pub use crate::family::{
+    Addr,
+    maps::{AGES, FLOWS, PODS, USAGE},
+};
+use crate::{
+    family::maps::{CFG, IFACES},
+    nat,
+};
+
 /// Key of `cwy_flows`.
 pub type Key = FlowKey<Addr>;
 /// Value of `cwy_flows`.
@@ -34,54 +31,6 @@ pub type Entry = FlowEntry<Addr>;
 
 /// `-EEXIST` of an insert with `BPF_NOEXIST`: somebody was first.
 pub const EEXIST: i32 = -17;
-
-/// Both directions of every flow, by the tuple on the wire at the hook.
-#[btf_map(name = "cwy_flows")]
-pub static FLOWS: HashMap<Key, Entry, FLOW_ENTRIES> = HashMap::new();
-
-/// The pods of this node, by address.
-#[btf_map(name = "cwy_pods")]
-pub static PODS: HashMap<Addr, PodEntry, POD_ENTRIES> = HashMap::new();
-
-/// Who may send on a host veth, by ifindex.
-#[btf_map(name = "cwy_ifaces")]
-pub static IFACES: HashMap<u32, IfaceEntry<Addr>, POD_ENTRIES> = HashMap::new();
-
-/// Ranges that are not masqueraded, in two lists.
-#[btf_map(name = "cwy_ranges")]
-pub static RANGES: LpmTrie<RangeKey<Addr>, RangeEntry, RANGE_ENTRIES> = LpmTrie::new();
-
-/// Ports that no translated flow may take.
-#[btf_map(name = "cwy_ports")]
-pub static PORTS: Array<PortWord, RESERVED_ENTRIES> = Array::new();
-
-/// How the API server's virtual address is spread.
-#[btf_map(name = "cwy_balancer")]
-pub static BALANCER: Array<Balancer, 1> = Array::new();
-
-/// The backends of the API server's virtual address, by slot.
-#[btf_map(name = "cwy_backends")]
-pub static BACKENDS: Array<Backend<Addr>, BACKEND_SLOTS> = Array::new();
-
-/// Datagrams whose first fragment has passed.
-#[btf_map(name = "cwy_frags")]
-pub static FRAGS: LruHashMap<FragmentKey<Addr>, FragmentEntry<Addr>, FRAGMENT_ENTRIES> = LruHashMap::new();
-
-/// Maps of the ports towards crowded remotes.
-#[btf_map(name = "cwy_crowds")]
-pub static CROWDS: Array<Crowd<Addr>, CROWD_SLOTS> = Array::new();
-
-/// Hints to the ports of flows that have another than their own.
-#[btf_map(name = "cwy_moved")]
-pub static MOVED: Array<Moved, MOVED_ENTRIES> = Array::new();
-
-/// How many flows each pod, and the wire, has opened.
-#[btf_map(name = "cwy_usage")]
-pub static USAGE: HashMap<Addr, Usage, USAGE_ENTRIES> = HashMap::new();
-
-/// Flows in the order in which they began or were looked at last.
-#[btf_map(name = "cwy_age_queue")]
-pub static AGES: Queue<Key, AGE_ENTRIES> = Queue::new();
 
 /// What each CPU may still do in this second, by reason.
 #[btf_map(name = "cwy_budgets")]
@@ -95,10 +44,6 @@ pub static EVENTS: RingBuf<(), EVENT_BYTES> = RingBuf::new();
 #[btf_map(name = "cwy_sweep_job")]
 pub static SWEEP_JOB: Array<SweepJob, 1> = Array::new();
 
-/// What is to be known of the node.
-#[btf_map(name = "cwy_cfg")]
-pub static CFG: Array<Config<Addr>, 1> = Array::new();
-
 /// Packets by reason and hook.
 #[btf_map(name = "cwy_count")]
 pub static COUNT: PerCpuArray<Count, COUNT_ENTRIES> = PerCpuArray::new();
@@ -107,25 +52,6 @@ pub static COUNT: PerCpuArray<Count, COUNT_ENTRIES> = PerCpuArray::new();
 #[inline(always)]
 pub fn config() -> Option<&'static Config<Addr>> {
     CFG.get(0)
-}
-
-/// What the list in force says of a destination.
-#[inline(always)]
-pub fn range_of(config: &Config<Addr>, dst: &Addr) -> Option<&'static RangeEntry> {
-    let key = RangeKey {
-        list: config.range_list as u8,
-        addr: *dst,
-    };
-    let bits = RangeKey::<Addr>::LIST_BITS + <Addr as Address>::BITS;
-    RANGES.get(&lpm_trie::Key::new(bits, key))
-}
-
-/// The class of a destination, 0 for none.
-#[inline(always)]
-pub fn class_of(dst: &Addr) -> u8 {
-    config()
-        .and_then(|config| range_of(config, dst))
-        .map_or(0, |range| range.class)
 }
 
 /// The entry of a flow, to read and to note times and progress in place.
@@ -169,7 +95,9 @@ extern "C" fn cwy_is_idle(key: *const Key, entry: *const Entry, now: u32) -> u32
         return 0;
     };
     let over = |seen| config.timeouts.expired(entry, key.protocol, seen, now);
-    u32::from(over(entry.last_seen) && flow(&entry.peer_key(key)).is_none_or(|peer| over(peer.last_seen)))
+    u32::from(
+        over(entry.last_seen) && flow(&nat::peer_key(key, entry)).is_none_or(|peer| over(peer.last_seen)),
+    )
 }
 
 /// The pod that has this address.

@@ -21,11 +21,10 @@ use causeway_common::{
 
 use crate::{
     count::{Hook, bump},
+    family,
     maps::{Entry, Key, config, iface},
     packet::{self, skb},
 };
-
-const AF_INET: u8 = 2;
 
 /// Where a frame that leaves the uplink goes: the kernel has just resolved it. The route has the MTU.
 ///
@@ -104,15 +103,13 @@ struct Found {
 fn lookup(ctx: &TcContext, key: &Key, in_ifindex: u32) -> Found {
     // SAFETY: integers and arrays of integers: all zeros is a value.
     let mut request: bpf_fib_lookup = unsafe { core::mem::zeroed() };
-    request.family = AF_INET;
     request.l4_protocol = key.protocol;
     request.sport = u16::from_ne_bytes(key.src_port);
     request.dport = u16::from_ne_bytes(key.dst_port);
     request.ifindex = in_ifindex;
     // A length makes the kernel look at the route's MTU, and give it back in the same field.
     request.__bindgen_anon_1.tot_len = 1;
-    request.__bindgen_anon_3.ipv4_src = u32::from_ne_bytes(key.src);
-    request.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(key.dst);
+    family::set_ends(&mut request, key);
     let size = size_of::<bpf_fib_lookup>() as i32;
     // SAFETY: `request` is `size` bytes of our stack; the helper reads and writes no more.
     let result = unsafe { fib_lookup(ctx.as_ptr(), &raw mut request, size, 0) };

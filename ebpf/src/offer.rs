@@ -8,8 +8,8 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use causeway_common::{
-    decide::{WIRESERVER, may_be_offered},
-    flow::{AtIngress, Flags, Nat, Progress, State, at_ingress},
+    decide::may_be_offered,
+    flow::{AtIngress, Flags, Nat, State, at_ingress},
     reason::Reason,
 };
 
@@ -18,7 +18,7 @@ use crate::{
     count::Hook,
     forget::kept_flags,
     maps::{Entry, FLOWS, Key, config, flow, is_idle, now, own},
-    moved,
+    nat,
     packet::{self, IP_END, Ip, Mac, Transport, skb},
     reclaim::remember,
     usage,
@@ -56,7 +56,7 @@ extern "C" fn cwy_give_up(
     let idle = entry.as_deref().is_some_and(|entry| is_idle(key, entry, now()));
     match at_ingress(entry.as_deref(), transport.role(ip), key.protocol, ifindex, idle) {
         AtIngress::Offer => {
-            if !may_be_offered(key, WIRESERVER) {
+            if !may_be_offered(key) {
                 return Reason::NeverOffered;
             }
             let has_options = ip.l4() != IP_END;
@@ -143,55 +143,53 @@ struct Offer {
     _pad: u8,
 }
 
-/// Writes the offer, or says why the flow is not offered.
+/// Writes the offer, or says why the flow is not offered. In steps beside each other, not below: 512 bytes of stack are all
+/// that a program's functions have together.
 #[inline(always)]
 fn write_offer(key: &Key, offer: &Offer) -> Result<(), Reason> {
-    match cwy_write_offer(from_ref(key), from_ref(offer)) {
-        0 => Ok(()),
-        OVER_QUOTA => Err(Reason::OfferQuota),
-        _ => Err(Reason::OfferRefused),
-    }
-}
-
-const OVER_QUOTA: u32 = 1;
-const NO_ROOM: u32 = 2;
-
-/// Returns 0, [`OVER_QUOTA`] or [`NO_ROOM`]. Verified by itself.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn cwy_write_offer(key: *const Key, offer: *const Offer) -> u32 {
-    // SAFETY: the caller's references.
-    let (Some(key), Some(offer)) = (unsafe { own(key) }, unsafe { offer.as_ref() }) else {
-        return NO_ROOM;
-    };
     let is_counted = offer.kept & Flags::COUNTED != 0;
     if !is_counted && !usage::has_room(&key.src) {
-        return OVER_QUOTA;
+        return Err(Reason::OfferQuota);
     }
-    let mut entry = Entry::awaited(0, now());
-    if offer.again {
-        let answer = key.reversed();
-        entry.flags = kept_flags(flow(&answer).as_deref());
-        if FLOWS.insert(answer, &entry, u64::from(BPF_ANY)).is_err() {
-            return NO_ROOM;
-        }
-    }
-    entry.state = offer.state;
-    entry.flags = Flags::WENT_UP | Flags::COUNTED;
-    entry.progress = Progress::SPOKE.bits();
-    entry.in_ifindex = offer.ifindex;
-    entry.in_mac = offer.mac;
-    if FLOWS.insert(&key, &entry, u64::from(BPF_ANY)).is_err() {
-        return NO_ROOM;
+    if offer.again && cwy_await_again(from_ref(key)) != 0
+        || cwy_write_offer(from_ref(key), from_ref(offer)) != 0
+    {
+        return Err(Reason::OfferRefused);
     }
     if offer.was_moved {
-        moved::forget(&key);
+        nat::forget_moved(key);
     }
     if !is_counted {
         usage::opened(&key.src);
     }
     if !offer.is_known {
-        remember(&key);
+        remember(key);
     }
-    0
+    Ok(())
+}
+
+/// Lets the answers' direction start again. Returns 0 if there was room. Verified by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn cwy_await_again(key: *const Key) -> u32 {
+    // SAFETY: the caller's reference.
+    let Some(answer) = (unsafe { key.as_ref() }).map(Key::reversed) else {
+        return 1;
+    };
+    let entry = Entry::awaited(kept_flags(flow(&answer).as_deref()), now());
+    u32::from(FLOWS.insert(&answer, &entry, u64::from(BPF_ANY)).is_err())
+}
+
+/// Returns 0 if there was room. Verified by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn cwy_write_offer(key: *const Key, offer: *const Offer) -> u32 {
+    // SAFETY: the caller's references.
+    let (Some(key), Some(offer)) = (unsafe { own(key) }, unsafe { offer.as_ref() }) else {
+        return 1;
+    };
+    let mut entry = Entry::offer(offer.ifindex, offer.mac, now());
+    entry.state = offer.state;
+    entry.flags = Flags::WENT_UP | Flags::COUNTED;
+    u32::from(FLOWS.insert(&key, &entry, u64::from(BPF_ANY)).is_err())
 }

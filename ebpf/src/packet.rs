@@ -1,76 +1,34 @@
 //! Reads headers. The only place, with `rewrite`, that knows offsets; a header is whole or absent.
 
-use core::mem::offset_of;
+use core::{
+    mem::offset_of,
+    ptr::{from_mut, from_ref},
+};
 
 use aya_ebpf::{EbpfContext as _, bindings::__sk_buff, programs::TcContext};
 use causeway_common::{
-    checksum,
-    decide::{Role, icmp_query, role},
+    addr::Address as _,
+    decide::{Role, role},
     reason::Reason,
-    tuple::{FlowKey, ICMP, TCP, UDP, has_ports},
+    tuple::{TCP, UDP},
 };
 
+pub use crate::family::{IP_END, Ip, ip, key};
 use crate::{
+    family::{Addr, PROTOCOL},
     headers::Headers,
-    maps::{Addr, Entry, Key},
+    maps::Entry,
 };
 
 /// Length of an Ethernet header without a tag.
 pub const ETH_LEN: usize = 14;
-/// Offset of the IPv4 header's time to live.
-pub const TTL: usize = ETH_LEN + 8;
-/// Offset of the IPv4 header's checksum.
-pub const IP_CHECK: usize = ETH_LEN + 10;
-/// Offset of the IPv4 source address.
-pub const IP_SRC: usize = ETH_LEN + 12;
-/// Offset of the IPv4 destination address.
-pub const IP_DST: usize = ETH_LEN + 16;
-/// End of an IPv4 header without options.
-pub const IP_END: usize = ETH_LEN + 20;
-
-const ETHERTYPE_IPV4: u16 = 0x0800;
-const ETHERTYPE_ARP: u16 = 0x0806;
-const ETHERTYPE_IPV6: u16 = 0x86dd;
+const ICMP: u8 = Addr::ICMP;
 
 /// `PACKET_HOST`: the frame is addressed to the interface that received it.
 const PACKET_HOST: u32 = 0;
 
 /// A MAC address.
 pub type Mac = [u8; 6];
-
-/// An IPv4 header. Without padding: functions that are verified by themselves take it by reference.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct Ip {
-    pub src: Addr,
-    pub dst: Addr,
-    /// Length of the packet by its header, bytes.
-    pub total_len: u16,
-    /// Identification, network order.
-    pub id: [u8; 2],
-    pub protocol: u8,
-    pub ttl: u8,
-    /// Offset of the payload from the start of the frame. A byte, so that the verifier knows a bound wherever the
-    /// compiler keeps it.
-    l4: u8,
-    /// More fragments follow, or this is not the first one.
-    pub is_fragment: bool,
-    /// The transport header is in this packet.
-    pub is_first: bool,
-    /// Whether the header's checksum is right. A router drops a packet whose is not (RFC 1812 section 5.2.2): the
-    /// kernel does, so such a packet is the kernel's. With options it is taken for right.
-    pub has_good_checksum: bool,
-}
-
-const _: () = assert!(size_of::<Ip>() == 4 + 4 + 2 + 2 + 6);
-
-impl Ip {
-    /// Offset of the payload from the start of the frame.
-    #[inline(always)]
-    pub fn l4(&self) -> usize {
-        usize::from(self.l4)
-    }
-}
 
 /// What a transport header says of the flow. Without padding, as [`Ip`].
 #[repr(C)]
@@ -118,66 +76,87 @@ pub fn is_for_us(ctx: &TcContext) -> bool {
 #[inline(always)]
 pub fn linearise_headers(ctx: &TcContext) -> bool {
     let linear = (ctx.data_end() - ctx.data()) as u32;
-    let wanted = if linear > (ETH_LEN + 9) as u32 && byte(ctx, ETH_LEN + 9) == Some(TCP) {
-        54
+    let transport = if linear > PROTOCOL as u32 && byte(ctx, PROTOCOL) == Some(TCP) {
+        20
     } else {
-        42
+        8
     };
+    let wanted = IP_END as u32 + transport;
     let len = ctx.len();
     // A failure leaves the buffer as it was; parsing then finds the header absent.
     linear < wanted && linear < len && ctx.skb.pull_data(if len < wanted { len } else { wanted }).is_ok()
 }
 
-/// The IPv4 header, or why there is none.
-#[inline(always)]
-pub fn ip(ctx: &impl Headers) -> Result<Ip, Reason> {
-    match u16_at(ctx, 12).map(u16::from_be_bytes) {
-        Some(ETHERTYPE_IPV4) => {}
-        Some(ETHERTYPE_ARP) => return Err(Reason::Arp),
-        Some(ETHERTYPE_IPV6) => return Err(Reason::Ipv6),
-        _ => return Err(Reason::NotIp),
-    }
-    let (start, end) = (ctx.start(), ctx.end());
-    if start + IP_END > end {
-        return Err(Reason::Malformed);
-    }
-    // SAFETY: `IP_END` bytes were checked to be in the buffer. The kernel puts this header on a word boundary
-    // wherever the machine needs it (`NET_IP_ALIGN`).
-    let word = |offset: usize| unsafe { *((start + ETH_LEN + offset) as *const u32) };
-    let words = [word(0), word(4), word(8), word(12), word(16)];
-    let [version_and_length, _, length_high, length_low] = words[0].to_ne_bytes();
-    let [id_high, id_low, fragment_high, fragment_low] = words[1].to_ne_bytes();
-    let [ttl, protocol, _, _] = words[2].to_ne_bytes();
+/// What [`cwy_ip`] and [`cwy_transport`] say of a header that is there. None is absent for this reason.
+const THERE: Reason = Reason::CarriedToPod;
 
-    let header_len = usize::from(version_and_length & 0x0f) * 4;
-    let total_len = match u16::from_be_bytes([length_high, length_low]) {
-        // BIG TCP (Linux 6.3): the field cannot hold the length of a GSO packet above 64 KiB.
-        0 if ctx.is_gso() => (ctx.length() - ETH_LEN as u32).min(u32::from(u16::MAX)) as u16,
-        total_len => total_len,
-    };
-    let fits = usize::from(total_len) >= header_len && u32::from(total_len) + ETH_LEN as u32 <= ctx.length();
-    if version_and_length >> 4 != 4 || header_len < 20 || !fits {
-        return Err(Reason::Malformed);
+/// As [`ip`], where time does not count: verified once, and not for each of the ways a header can look.
+#[inline(always)]
+pub fn read_ip(ctx: &TcContext) -> Result<Ip, Reason> {
+    let mut ip = Ip::NOTHING;
+    match cwy_ip(ctx.as_ptr().cast(), from_mut(&mut ip)) {
+        THERE => Ok(ip),
+        reason => Err(reason),
     }
-    let fragment = u16::from_be_bytes([fragment_high, fragment_low]);
-    Ok(Ip {
-        src: words[3].to_ne_bytes(),
-        dst: words[4].to_ne_bytes(),
-        protocol,
-        ttl,
-        total_len,
-        l4: (ETH_LEN + header_len) as u8,
-        is_fragment: fragment & 0x3fff != 0,
-        is_first: fragment & 0x1fff == 0,
-        has_good_checksum: header_len != 20 || checksum::is_good(words),
-        id: [id_high, id_low],
-    })
+}
+
+/// As [`transport`], like [`read_ip`].
+#[inline(always)]
+pub fn read_transport(ctx: &TcContext, ip: &Ip) -> Result<Transport, Reason> {
+    if ip.is_fragment && !ip.is_portless() {
+        return Err(Reason::Fragment);
+    }
+    read_first_transport(ctx, ip)
+}
+
+/// As [`first_transport`], like [`read_ip`].
+#[inline(always)]
+pub fn read_first_transport(ctx: &TcContext, ip: &Ip) -> Result<Transport, Reason> {
+    let mut transport = Transport::PORTLESS;
+    match cwy_transport(ctx.as_ptr().cast(), from_ref(ip), from_mut(&mut transport)) {
+        THERE => Ok(transport),
+        reason => Err(reason),
+    }
+}
+
+/// Verified by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn cwy_ip(skb: *mut __sk_buff, into: *mut Ip) -> Reason {
+    // SAFETY: the caller's own, which nobody else holds.
+    let Some(into) = (unsafe { into.as_mut() }) else {
+        return Reason::Malformed;
+    };
+    match ip(&TcContext::new(skb)) {
+        Ok(ip) => {
+            *into = ip;
+            THERE
+        }
+        Err(reason) => reason,
+    }
+}
+
+/// Verified by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn cwy_transport(skb: *mut __sk_buff, ip: *const Ip, into: *mut Transport) -> Reason {
+    // SAFETY: the caller's reference, and its own, which nobody else holds.
+    let (Some(ip), Some(into)) = (unsafe { ip.as_ref() }, unsafe { into.as_mut() }) else {
+        return Reason::Malformed;
+    };
+    match first_transport(&TcContext::new(skb), ip) {
+        Ok(transport) => {
+            *into = transport;
+            THERE
+        }
+        Err(reason) => reason,
+    }
 }
 
 /// The transport header of a packet that belongs to a flow we know how to follow, or why there is none.
 #[inline(always)]
 pub fn transport(ctx: &impl Headers, ip: &Ip) -> Result<Transport, Reason> {
-    if ip.is_fragment && has_ports(ip.protocol) {
+    if ip.is_fragment && !ip.is_portless() {
         return Err(Reason::Fragment);
     }
     first_transport(ctx, ip)
@@ -186,6 +165,9 @@ pub fn transport(ctx: &impl Headers, ip: &Ip) -> Result<Transport, Reason> {
 /// As [`transport`], also for a first fragment.
 #[inline(always)]
 pub fn first_transport(ctx: &impl Headers, ip: &Ip) -> Result<Transport, Reason> {
+    if !ip.is_plain() {
+        return Err(Reason::OtherProtocol);
+    }
     let header_len = match ip.protocol {
         TCP => 20,
         UDP | ICMP => 8,
@@ -197,9 +179,9 @@ pub fn first_transport(ctx: &impl Headers, ip: &Ip) -> Result<Transport, Reason>
     }
     // SAFETY: `header_len` bytes, 8 at least, were checked to be in the buffer.
     let read = |offset: usize| unsafe { *((start + offset) as *const u8) };
-    // SAFETY: as above; an IPv4 header's length is a multiple of 4, so these offsets are even.
+    // SAFETY: as above; the length of an IP header is a multiple of 4, so these offsets are even.
     let word = |offset: usize| unsafe { (*((start + offset) as *const u16)).to_ne_bytes() };
-    // SAFETY: as above, and as in `ip`.
+    // SAFETY: as above. The kernel puts the headers on word boundaries wherever the machine needs it (`NET_IP_ALIGN`).
     let ports = || unsafe { *(start as *const u32) };
     match ip.protocol {
         TCP => {
@@ -230,7 +212,7 @@ pub fn first_transport(ctx: &impl Headers, ip: &Ip) -> Result<Transport, Reason>
                 _pad: [0; 2],
             })
         }
-        _ => match icmp_query(read(0), read(1)) {
+        _ => match Addr::icmp_query(read(0), read(1)) {
             Some(query) => {
                 let (id, kind) = (word(4), query.kind);
                 let ports = if query.asks { [id, kind] } else { [kind, id] };
@@ -246,24 +228,18 @@ pub fn first_transport(ctx: &impl Headers, ip: &Ip) -> Result<Transport, Reason>
     }
 }
 
-/// The flow that a packet belongs to.
-#[inline(always)]
-pub fn key(ip: &Ip, transport: &Transport) -> Key {
-    let word = u32::from_ne_bytes;
-    FlowKey::from_words([
-        word(ip.src),
-        word(ip.dst),
-        transport.ports,
-        word([ip.protocol, 0, 0, 0]),
-    ])
-}
-
 #[inline(always)]
 fn joined([[a, b], [c, d]]: [[u8; 2]; 2]) -> u32 {
     u32::from_ne_bytes([a, b, c, d])
 }
 
 impl Transport {
+    /// Both ports, one word in memory order.
+    #[inline(always)]
+    pub fn ports(&self) -> u32 {
+        self.ports
+    }
+
     /// What a protocol without ports has.
     pub const PORTLESS: Self = Self {
         ports: 0,
@@ -282,7 +258,7 @@ impl Transport {
     /// What the packet is to its flow.
     #[inline(always)]
     pub fn role(&self, ip: &Ip) -> Role {
-        role(ip.protocol, self.flags)
+        role::<Addr>(ip.protocol, self.flags)
     }
 }
 
@@ -337,13 +313,6 @@ pub fn mac_at(ctx: &impl Headers, offset: usize) -> Mac {
     let word = |i: usize| unsafe { *((start + i) as *const u16) }.to_ne_bytes();
     let ([a, b], [c, d], [e, f]) = (word(0), word(2), word(4));
     [a, b, c, d, e, f]
-}
-
-/// Four bytes at `offset`, or `None` when the frame is shorter.
-#[inline(always)]
-pub fn addr_at(ctx: &impl Headers, offset: usize) -> Option<Addr> {
-    let ([a, b], [c, d]) = (u16_at(ctx, offset)?, u16_at(ctx, offset + 2)?);
-    Some([a, b, c, d])
 }
 
 /// Two bytes at an even `offset`, or `None` when the frame is shorter.

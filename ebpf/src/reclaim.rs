@@ -6,18 +6,13 @@
 
 use core::{ffi::c_void, ptr::from_ref};
 
-use aya_ebpf::{
-    bindings::BPF_EXIST,
-    helpers::generated::{bpf_loop, bpf_redirect},
-    programs::TcContext,
-};
+use aya_ebpf::{bindings::BPF_EXIST, helpers::generated::bpf_loop};
 use causeway_common::reason::Reason;
 
 use crate::{
     count::{Hook, bump},
     forget::{Look, forget_if_over},
     maps::{AGES, Key, flow, now, own},
-    packet::skb,
 };
 
 /// How many flows one packet looks at.
@@ -57,25 +52,18 @@ extern "C" fn cwy_remember(key: *const Key) -> u32 {
 #[inline(always)]
 pub fn after_offer(reason: Reason) -> Reason {
     if reason == Reason::OfferRefused || reason == Reason::OfferQuota {
-        cwy_make_room();
+        make_room();
     }
     reason
 }
 
-/// After a flow was refused for want of room or a port: if room can be made, the packet passes the uplink's egress once more.
+/// Looks at the oldest flows, and forgets those that are over. Whether there were any.
 #[inline(always)]
-pub fn or_begin_anew(ctx: &TcContext, reason: Reason) -> Reason {
-    let is_refused =
-        reason == Reason::SnatTableFull || reason == Reason::SnatQuota || reason == Reason::SnatNoPort;
-    if !is_refused || cwy_make_room() == 0 {
-        return reason;
-    }
-    // SAFETY: the helper takes integers only.
-    unsafe { bpf_redirect(skb(ctx).ifindex, 0) };
-    Reason::RoomMade
+pub fn make_room() -> bool {
+    cwy_make_room() != 0
 }
 
-/// Looks at the oldest flows, and forgets those that are over. Returns how many those were. Verified by itself.
+/// [`make_room`]. Returns how many those were. Verified by itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn cwy_make_room() -> u32 {

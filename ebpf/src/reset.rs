@@ -17,7 +17,8 @@ use causeway_common::{
 };
 
 use crate::{
-    packet::{self, ETH_LEN, IP_CHECK, IP_DST, IP_END, IP_SRC, Ip, TTL, Transport, skb},
+    family::{IP_CHECK, IP_DST, IP_SRC, TTL},
+    packet::{self, ETH_LEN, IP_END, Ip, Transport, skb},
     rewrite::Macs,
 };
 

@@ -5,7 +5,6 @@ use causeway_common::{
     flow::{Exit, Flags, Hop},
     maps::PodEntry,
     reason::Reason,
-    tuple::has_ports,
 };
 
 use crate::{
@@ -23,17 +22,17 @@ pub fn handle(ctx: &TcContext) -> Reason {
 #[inline(always)]
 fn classify(ctx: &TcContext) -> Result<Reason, Reason> {
     packet::linearise_headers(ctx);
-    let ip = packet::ip(ctx)?;
-    if !ip.is_first && has_ports(ip.protocol) {
+    let ip = packet::read_ip(ctx)?;
+    if !ip.is_first && !ip.is_portless() {
         return Ok(Reason::Fragment);
     }
-    let transport = match packet::first_transport(ctx, &ip) {
-        Err(Reason::OtherProtocol) if !has_ports(ip.protocol) => Transport::PORTLESS,
+    let transport = match packet::read_first_transport(ctx, &ip) {
+        Err(Reason::OtherProtocol) if ip.is_portless() => Transport::PORTLESS,
         transport => transport?,
     };
     let config = config().ok_or(Reason::NotToPod)?;
     let key = packet::key(&ip, &transport);
-    let is_fragment = ip.is_fragment && has_ports(ip.protocol);
+    let is_fragment = ip.is_fragment && !ip.is_portless();
     // The stack puts the tag on no fragment. A flow that is known does not change by one; a flow that begins with one stays
     // with the kernel, and its answer is known as one.
     if is_fragment && flow(&key).is_some() {

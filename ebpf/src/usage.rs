@@ -4,6 +4,7 @@
 use core::{
     hint::black_box,
     intrinsics::{AtomicOrdering, atomic_xadd},
+    ptr::from_ref,
 };
 
 use causeway_common::{addr::Address, flow::Flags, maps::Usage};
@@ -13,17 +14,18 @@ use crate::maps::{Addr, Entry, Key, USAGE, config};
 /// Whether the opener may have another flow.
 #[inline(always)]
 pub fn has_room(opener: &Addr) -> bool {
-    cwy_has_room(u32::from_ne_bytes(*opener)) != 0
+    cwy_has_room(from_ref(opener)) != 0
 }
 
-/// `opener` is an address as it lies in memory. Verified by itself.
+/// Verified by itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn cwy_has_room(opener: u32) -> u32 {
-    let Some(config) = config() else {
+extern "C" fn cwy_has_room(opener: *const Addr) -> u32 {
+    // SAFETY: the caller's reference. On a stack of its own: as in `maps::own`.
+    let (Some(opener), Some(config)) = (unsafe { opener.as_ref() }.copied(), config()) else {
         return 0;
     };
-    let has_room = match account(&opener.to_ne_bytes()) {
+    let has_room = match account(&opener) {
         Some(usage) => usage.has_room(config.pod_quota),
         None => wire().is_none_or(|usage| usage.has_room(config.wire_quota)),
     };

@@ -1,21 +1,25 @@
 //! `cwy_xdp_uplink`: XDP on the uplink, where it is asked for. What `cwy_from_uplink` would do to a frame of a carried flow,
 //! if all that it had to do is to rewrite and redirect it ([`at_driver`]); everything else goes on to it untouched.
 
-use aya_ebpf::{bindings::xdp_action, helpers::generated::bpf_redirect, programs::XdpContext};
+use aya_ebpf::{
+    bindings::xdp_action,
+    helpers::generated::bpf_redirect,
+    programs::{TcContext, XdpContext},
+};
 use causeway_common::{
     checksum,
-    flow::{Frame, Nat, Progress, at_driver},
+    flow::{Exit, Frame, Nat, Progress, at_driver},
     lifetime::is_within,
     reason::Reason,
     tuple::{TCP, UDP},
 };
 
 use crate::{
-    carry::translation,
     count::{Hook, bump},
-    maps::{Key, flow, nanoseconds},
+    maps::{Entry, Key, config, flow, nanoseconds, pod},
     packet::{self, ETH_LEN, IP_END, Ip},
     rewrite::{Macs, Translation, forward_addr},
+    translate::translation,
 };
 
 /// Returns an XDP action. What is passed on has not been changed.
@@ -28,7 +32,7 @@ pub fn handle(ctx: &XdpContext) -> u32 {
 fn carry(ctx: &XdpContext) -> Option<u32> {
     let ip = packet::ip(ctx)
         .ok()
-        .filter(|ip| ip.has_good_checksum && ip.l4() == IP_END)?;
+        .filter(|ip| ip.is_sound() && ip.l4() == IP_END)?;
     let transport = packet::transport(ctx, &ip).ok()?;
     let key = packet::key(&ip, &transport);
     let entry = flow(&key)?;
@@ -54,6 +58,23 @@ fn carry(ctx: &XdpContext) -> Option<u32> {
     bump(Hook::FromUplink, Reason::CarriedByXdp);
     // SAFETY: the helper takes integers only.
     Some(unsafe { bpf_redirect(out_ifindex, 0) } as u32)
+}
+
+/// Frames of a flow from the wire to a pod may be redirected by XDP for this second, if the pod takes them.
+#[inline(always)]
+pub fn show_to_xdp(ctx: &TcContext, key: &Key, entry: &mut Entry) {
+    let from_wire = config().is_some_and(|config| config.uplink_ifindex == entry.in_ifindex);
+    if !from_wire || entry.exit != Exit::POD || entry.nat == Nat::FROM_BACKEND {
+        return;
+    }
+    let addr = if entry.nat == Nat::DESTINATION {
+        entry.nat_addr
+    } else {
+        key.dst
+    };
+    if let Some(pod) = pod(&addr) {
+        entry.in_mac = pod.frames_at(packet::dst_mac(ctx));
+    }
 }
 
 /// Replaces the port, and corrects the transport checksum for it and for the address. `None`, with nothing changed, for a

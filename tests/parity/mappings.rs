@@ -4,8 +4,8 @@ use std::{collections::HashMap, net::Ipv4Addr};
 
 use anyhow::{Context, Result, bail};
 use causeway_common::{
-    decide::ECHO_REQUEST,
     flow::{Flags, Nat},
+    icmp::ECHO_REQUEST,
     tuple,
 };
 use causeway_tests::{netns::Netns, node::Node};
@@ -44,7 +44,7 @@ impl Inside {
     }
 
     pub(crate) fn has_port(&self) -> bool {
-        tuple::has_ports(self.protocol)
+        tuple::has_ports::<[u8; 4]>(self.protocol)
     }
 }
 
@@ -123,7 +123,7 @@ impl Tracked {
 
     fn inside(&self) -> Inside {
         let [original, _] = self.directions;
-        let (own, remote) = if tuple::has_ports(self.protocol) {
+        let (own, remote) = if tuple::has_ports::<[u8; 4]>(self.protocol) {
             (original.src_port, original.dst_port)
         } else {
             (0, 0)

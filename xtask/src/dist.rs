@@ -3,7 +3,7 @@
 use std::{fs, os::unix::fs::PermissionsExt as _, path::Path, process::Command};
 
 use anyhow::{Context as _, Result};
-use xtask::ebpf_object::{self, CAUSEWAY, Output};
+use xtask::ebpf_object::{self, CAUSEWAY, CAUSEWAY_IPV6, Output};
 
 use crate::{
     progress::heading,
@@ -28,10 +28,15 @@ const FILES: &[(&str, &str)] = &[
 /// Compiles the kernel programs, then the workspace.
 pub(crate) fn build(workspace: &Workspace) -> Result<()> {
     heading("kernel programs");
-    let object = workspace.root.join("target/causeway.bpf.o");
-    let toolchain = ebpf_object::build(&CAUSEWAY, &workspace.root, &object, Output::Shown)?;
-    println!("compiled by {toolchain}");
-    println!("{} ({} bytes)", object.display(), fs::metadata(&object)?.len());
+    for (programs, name) in [(CAUSEWAY, "causeway.bpf.o"), (CAUSEWAY_IPV6, "causeway6.bpf.o")] {
+        let object = workspace.root.join("target").join(name);
+        let toolchain = ebpf_object::build(&programs, &workspace.root, &object, Output::Shown)?;
+        println!(
+            "{} ({} bytes), compiled by {toolchain}",
+            object.display(),
+            fs::metadata(&object)?.len()
+        );
+    }
 
     heading("release build");
     // By itself: among the others cargo would link it with the library features that only the command line wants.

@@ -48,6 +48,12 @@ pub const CAUSEWAY: Programs = Programs {
     ],
 };
 
+/// The same programs for IPv6, with their parts that differ.
+pub const CAUSEWAY_IPV6: Programs = Programs {
+    object: "causeway6",
+    ..CAUSEWAY
+};
+
 /// What the bench sends, counts and compares with.
 pub const BENCH: Programs = Programs {
     package: "causeway-bench-ebpf",
@@ -83,7 +89,7 @@ pub fn build(programs: &Programs, root: &Path, out: &Path, output: Output) -> Re
     let toolchain = select(&probe(root)).map_err(BuildError::NoToolchain)?;
     let target = Target::of_this_build();
     let mut command = cargo(programs, &toolchain, &target, root, Verb::Build);
-    if *programs == CAUSEWAY && env::var_os(LOG_VARIABLE).is_some_and(|value| value == "1") {
+    if programs.package == CAUSEWAY.package && env::var_os(LOG_VARIABLE).is_some_and(|value| value == "1") {
         command.args(["--features", "log"]);
     }
     run(programs, command, output)?;

@@ -5,7 +5,7 @@ use causeway_common::maps::Config;
 
 use super::answer_key;
 use crate::{
-    forget::forget,
+    end::forget,
     maps::{Addr, Entry, FLOWS, Key, config, flow, now},
 };
 

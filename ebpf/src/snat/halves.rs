@@ -9,13 +9,12 @@ use aya_ebpf::{
 use causeway_common::{
     flow::{Exit, Flags, Hop, Nat, Progress},
     reason::Reason,
-    tuple::has_ports,
 };
 
 use super::{Claim, Won, answer_key};
 use crate::{
     count::{Hook, bump},
-    forget::forget_half,
+    end::forget_half,
     maps::{Entry, FLOWS, Key, config, now, own, pod},
     moved, next_hop,
     reclaim::remember,
@@ -51,7 +50,7 @@ pub extern "C" fn cwy_write_forward(skb: *mut __sk_buff, key: *const Key, claim:
         forget_half(&answer_key(config, &key, won.port()));
         return 1;
     }
-    if has_ports(key.protocol) {
+    if key.has_ports() {
         moved::note(&key, won.port());
     }
     let is_new = won.has(Won::IS_NEW);

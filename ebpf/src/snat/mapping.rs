@@ -5,7 +5,7 @@ use core::{ffi::c_void, ptr::from_ref};
 use aya_ebpf::helpers::generated::bpf_loop;
 use causeway_common::{
     ports::{CROWD_SEARCH, PROBES, candidate, candidate_from, candidate_id},
-    tuple::{ICMP, TCP, UDP, has_ports},
+    tuple::{ICMP, TCP, UDP},
 };
 
 use super::{Won, answer_key, is_ours};
@@ -44,7 +44,7 @@ extern "C" fn cwy_find_mapping(key: *const Key) -> u32 {
     let state = (&raw mut search).cast();
     // SAFETY: the callback has the signature that the helper calls (Linux 5.17), and `search` outlives the call.
     unsafe { bpf_loop(PROBES, look_at_candidate as *mut c_void, state, 0) };
-    if search.found == 0 && has_ports(search.key.protocol) && crowd::has_map(&search.answer) {
+    if search.found == 0 && search.key.has_ports() && crowd::has_map(&search.answer) {
         // SAFETY: as above.
         unsafe { bpf_loop(CROWD_SEARCH, look_in_crowd as *mut c_void, state, 0) };
     }

@@ -12,9 +12,10 @@ use causeway_common::{
     tuple::{TCP, UDP},
 };
 
+use crate::family::maps::PORTS;
 use crate::{
     count::{Hook, bump},
-    maps::{Addr, Key, PORTS},
+    maps::{Addr, Key},
 };
 
 /// NodePorts, `ip_local_reserved_ports` and whatever else userspace has reserved.

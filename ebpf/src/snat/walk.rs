@@ -10,7 +10,7 @@ use aya_ebpf::{
 use causeway_common::{
     ports::{CROWD_TRIES, CROWDED_PROBES, PROBES, candidate, candidate_id},
     reason::Reason,
-    tuple::{ICMP, TCP, UDP, has_ports},
+    tuple::{ICMP, TCP, UDP},
 };
 
 use super::{
@@ -128,7 +128,7 @@ impl Search {
         if self.walk.end == OURS && is_crowded {
             crowd::mark_taken(&self.walk.answer);
         }
-        let may_go_on = self.walk.may_take != 0 && has_ports(self.walk.key.protocol);
+        let may_go_on = self.walk.may_take != 0 && self.walk.key.has_ports();
         if self.walk.end != Reason::SnatNoPort as u8 || !may_go_on {
             return;
         }

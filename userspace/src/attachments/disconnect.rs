@@ -1,11 +1,7 @@
 //! The end of an attachment. Everything of it goes, however much of it is there. The address is given back last, and only
 //! when nothing answers to it any more.
 
-use std::{
-    collections::BTreeSet,
-    fmt::Display,
-    net::{IpAddr, Ipv4Addr},
-};
+use std::{collections::BTreeSet, fmt::Display, net::IpAddr};
 
 use causeway_common::maps::PodEntry;
 use thiserror::Error;
@@ -129,25 +125,21 @@ fn forget_pods(
     };
     let mut found = Vec::new();
     let mut foreign = BTreeSet::new();
-    for (address, entry) in datapath.pods()? {
+    for (address, entry) in datapath.addresses()? {
         if index.is_some_and(|index| entry.ifindex == index) {
             found.push(address);
-        } else if addresses.contains(&IpAddr::V4(address)) && answers_elsewhere(&entry, &mut netlink)? {
+        } else if addresses.contains(&address) && answers_elsewhere(&entry, &mut netlink)? {
             foreign.insert(address);
         }
     }
-    let known = addresses.iter().filter_map(|address| match address {
-        IpAddr::V4(address) => Some(*address),
-        IpAddr::V6(_) => None,
-    });
-    let all: BTreeSet<Ipv4Addr> = known.chain(found.iter().copied()).collect();
+    let all: BTreeSet<IpAddr> = addresses.iter().chain(&found).copied().collect();
     let mut errors: Vec<DatapathError> = Vec::new();
     for address in all.difference(&foreign) {
         errors.extend(datapath.remove_pod(*address).err());
     }
     match errors.into_iter().next() {
         Some(error) => Err(error.into()),
-        None => Ok(found.into_iter().map(IpAddr::V4).collect()),
+        None => Ok(found),
     }
 }
 

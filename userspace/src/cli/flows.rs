@@ -5,11 +5,12 @@ mod filter;
 use std::{
     collections::HashMap,
     io::{self, Write},
-    net::Ipv4Addr,
+    net::{IpAddr, SocketAddr},
 };
 
 use causeway::datapath::{self, Datapath};
 use causeway_common::{
+    addr::Address,
     flow::{Exit, Flags, FlowEntry, Nat, Progress, State},
     tuple::{self, FlowKey},
 };
@@ -34,9 +35,9 @@ pub(crate) struct Flows {
 #[serde(rename_all = "camelCase")]
 pub(super) struct Flow {
     pub(super) protocol: String,
-    source: Ipv4Addr,
+    source: IpAddr,
     source_port: u16,
-    destination: Ipv4Addr,
+    destination: IpAddr,
     destination_port: u16,
     state: &'static str,
     nat: Option<Translation>,
@@ -50,7 +51,7 @@ pub(super) struct Flow {
 #[derive(Serialize)]
 struct Translation {
     kind: &'static str,
-    address: Ipv4Addr,
+    address: IpAddr,
     port: u16,
 }
 
@@ -75,27 +76,52 @@ pub(crate) fn gather(datapath: &Datapath, filter: &Filter) -> Result<Flows, Fail
     gather_only(datapath, filter, |_| true)
 }
 
-/// Those of them that are `wanted`.
+/// Those of them whose [`Nat`] is `wanted`.
 pub(super) fn gather_only(
     datapath: &Datapath,
     filter: &Filter,
-    wanted: impl Fn(&FlowEntry<[u8; 4]>) -> bool,
+    wanted: impl Fn(u8) -> bool,
 ) -> Result<Flows, Failure> {
+    let (names, now) = (interface_names()?, datapath::now());
+    let mut found = Flows {
+        flows: Vec::new(),
+        omitted: 0,
+    };
     let mut matching = Vec::new();
     datapath.for_each_flow(|key, entry| {
-        if wanted(&entry) && filter.matches(&key, &entry) {
+        if wanted(entry.nat) && filter.matches(&key, &entry) {
             matching.push((key, entry));
         }
     })?;
-    matching.sort_unstable_by_key(|(key, _)| (key.src, key.dst, key.protocol, key.src_port, key.dst_port));
-    let shown = filter.limit.unwrap_or(usize::MAX).min(matching.len());
-    let omitted = matching.len() - shown;
-    let (names, now) = (interface_names()?, datapath::now());
-    let flows = matching[..shown]
-        .iter()
-        .map(|(key, entry)| flow(key, entry, &names, now))
-        .collect();
-    Ok(Flows { flows, omitted })
+    found.take(matching, filter, &names, now);
+    let mut matching = Vec::new();
+    datapath.for_each_flow_v6(|key, entry| {
+        if wanted(entry.nat) && filter.matches(&key, &entry) {
+            matching.push((key, entry));
+        }
+    })?;
+    found.take(matching, filter, &names, now);
+    Ok(found)
+}
+
+impl Flows {
+    /// Takes those of one family, as many as are to be shown.
+    fn take<A: Address + Into<IpAddr> + Ord>(
+        &mut self,
+        mut matching: Vec<(FlowKey<A>, FlowEntry<A>)>,
+        filter: &Filter,
+        names: &HashMap<u32, String>,
+        now: u32,
+    ) {
+        matching
+            .sort_unstable_by_key(|(key, _)| (key.src, key.dst, key.protocol, key.src_port, key.dst_port));
+        let room = filter.limit.unwrap_or(usize::MAX) - self.flows.len();
+        let shown = room.min(matching.len());
+        self.omitted += matching.len() - shown;
+        let flows = matching[..shown].iter();
+        self.flows
+            .extend(flows.map(|(key, entry)| flow(key, entry, names, now)));
+    }
 }
 
 impl Report for Flows {
@@ -149,11 +175,16 @@ impl Flow {
     }
 
     fn is_icmp(&self) -> bool {
-        self.protocol == "icmp"
+        self.protocol.starts_with("icmp")
     }
 }
 
-fn flow(key: &FlowKey<[u8; 4]>, entry: &FlowEntry<[u8; 4]>, names: &HashMap<u32, String>, now: u32) -> Flow {
+fn flow<A: Address + Into<IpAddr>>(
+    key: &FlowKey<A>,
+    entry: &FlowEntry<A>,
+    names: &HashMap<u32, String>,
+    now: u32,
+) -> Flow {
     Flow {
         protocol: protocol_name(key.protocol),
         source: key.src.into(),
@@ -177,7 +208,7 @@ fn flow(key: &FlowKey<[u8; 4]>, entry: &FlowEntry<[u8; 4]>, names: &HashMap<u32,
     }
 }
 
-fn translation(entry: &FlowEntry<[u8; 4]>) -> Option<Translation> {
+fn translation<A: Address + Into<IpAddr>>(entry: &FlowEntry<A>) -> Option<Translation> {
     let kind = match entry.nat {
         Nat::NONE => return None,
         Nat::SOURCE => "source",
@@ -221,6 +252,7 @@ pub(super) fn protocol_name(protocol: u8) -> String {
         tuple::TCP => "tcp".to_owned(),
         tuple::UDP => "udp".to_owned(),
         tuple::ICMP => "icmp".to_owned(),
+        <[u8; 16]>::ICMP => "icmpv6".to_owned(),
         other => other.to_string(),
     }
 }
@@ -260,16 +292,18 @@ fn directions(progress: Progress) -> Directions {
 }
 
 /// `10.240.0.9:443`; for ICMP, whose one identifier stands on the requester's side, `10.240.0.9 id 7`.
-pub(super) fn endpoint(addr: Ipv4Addr, port: u16, is_icmp: bool) -> String {
+pub(super) fn endpoint(addr: IpAddr, port: u16, is_icmp: bool) -> String {
     match (is_icmp, port) {
         (true, 0) => addr.to_string(),
         (true, id) => format!("{addr} id {id}"),
-        (false, port) => format!("{addr}:{port}"),
+        (false, port) => SocketAddr::new(addr, port).to_string(),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
     use super::*;
 
     pub(super) fn key() -> FlowKey<[u8; 4]> {
@@ -327,9 +361,10 @@ mod tests {
 
     #[test]
     fn an_echo_identifier_is_no_port() {
-        let addr = Ipv4Addr::new(10, 240, 0, 9);
+        let addr = Ipv4Addr::new(10, 240, 0, 9).into();
         assert_eq!(endpoint(addr, 7, true), "10.240.0.9 id 7");
         assert_eq!(endpoint(addr, 0, true), "10.240.0.9");
         assert_eq!(endpoint(addr, 0, false), "10.240.0.9:0");
+        assert_eq!(endpoint(Ipv6Addr::LOCALHOST.into(), 7, false), "[::1]:7");
     }
 }

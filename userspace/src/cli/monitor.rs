@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     io::{self, Write},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -161,10 +161,19 @@ impl Packet {
             return Self::default();
         };
         let mut packet = Self::default();
-        if let Some(NetHeaders::Ipv4(ip, _)) = &headers.net {
-            packet.src = Some(IpAddr::from(ip.source));
-            packet.dst = Some(IpAddr::from(ip.destination));
-            packet.protocol = Some(ip.protocol.0);
+        match &headers.net {
+            Some(NetHeaders::Ipv4(ip, _)) => {
+                packet.src = Some(IpAddr::from(ip.source));
+                packet.dst = Some(IpAddr::from(ip.destination));
+                packet.protocol = Some(ip.protocol.0);
+            }
+            Some(NetHeaders::Ipv6(ip, extensions)) => {
+                packet.src = Some(IpAddr::from(ip.source));
+                packet.dst = Some(IpAddr::from(ip.destination));
+                let behind = extensions.next_header(ip.next_header);
+                packet.protocol = Some(behind.unwrap_or(ip.next_header).0);
+            }
+            _ => {}
         }
         let ports = match &headers.transport {
             Some(TransportHeader::Tcp(tcp)) => Some((tcp.source_port, tcp.destination_port)),
@@ -177,10 +186,13 @@ impl Packet {
 
     fn line(&self) -> String {
         let (Some(src), Some(dst), Some(protocol)) = (self.src, self.dst, self.protocol) else {
-            return "not an IPv4 packet".to_owned();
+            return "not an IP packet".to_owned();
         };
         let end = |addr: IpAddr, port: Option<u16>| {
-            port.map_or_else(|| addr.to_string(), |port| format!("{addr}:{port}"))
+            port.map_or_else(
+                || addr.to_string(),
+                |port| SocketAddr::new(addr, port).to_string(),
+            )
         };
         let protocol = super::flows::protocol_name(protocol);
         format!(
@@ -268,6 +280,19 @@ mod tests {
     }
 
     #[test]
+    fn an_event_of_ipv6_shows_both_ends_as_well() {
+        let [src, dst] =
+            ["fd00::5", "fd00::6"].map(|addr| addr.parse::<std::net::Ipv6Addr>().unwrap().octets());
+        let mut packet = Vec::new();
+        PacketBuilder::ipv6(src, dst, 64)
+            .udp(40_000, 53)
+            .write(&mut packet, &[0; 100])
+            .unwrap();
+        let line = Packet::read(&packet[..64]).line();
+        assert_eq!(line, "udp [fd00::5]:40000 > [fd00::6]:53");
+    }
+
+    #[test]
     fn every_reason_that_is_told_of_is_of_one_kind() {
         for reason in Reason::ALL.iter().copied() {
             let kinds = [Kind::Drops, Kind::Refusals, Kind::Flows];
@@ -284,6 +309,6 @@ mod tests {
         for bytes in [&[][..], &[0x45, 0], &[0xff; 64]] {
             assert_eq!(Packet::read(bytes), Packet::default());
         }
-        assert_eq!(Packet::default().line(), "not an IPv4 packet");
+        assert_eq!(Packet::default().line(), "not an IP packet");
     }
 }

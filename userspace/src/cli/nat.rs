@@ -21,7 +21,7 @@ pub(crate) struct Translations {
 
 /// The halves that a packet from inside meets: each has one of the answers beside it.
 pub(crate) fn gather(datapath: &Datapath, filter: &Filter) -> Result<Translations, Failure> {
-    let Flows { flows, omitted } = flows::gather_only(datapath, filter, |entry| entry.nat == Nat::SOURCE)?;
+    let Flows { flows, omitted } = flows::gather_only(datapath, filter, |nat| nat == Nat::SOURCE)?;
     Ok(Translations {
         translations: flows,
         omitted,

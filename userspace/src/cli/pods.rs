@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     io::{self, Write},
-    net::Ipv4Addr,
+    net::IpAddr,
 };
 
 use causeway::{
@@ -26,7 +26,7 @@ pub(crate) struct Pods {
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Pod {
-    address: Ipv4Addr,
+    address: IpAddr,
     state: &'static str,
     /// The host's end; null when it is gone.
     interface: Option<String>,
@@ -41,12 +41,13 @@ struct Pod {
 
 pub(crate) fn gather(datapath: &Datapath) -> Result<Pods, Failure> {
     let names = interface_names()?;
-    let mut flows: HashMap<[u8; 4], usize> = HashMap::new();
-    datapath.for_each_flow(|key, _| *flows.entry(key.src).or_default() += 1)?;
+    let mut flows: HashMap<IpAddr, usize> = HashMap::new();
+    datapath.for_each_flow(|key, _| *flows.entry(key.src.into()).or_default() += 1)?;
+    datapath.for_each_flow_v6(|key, _| *flows.entry(key.src.into()).or_default() += 1)?;
     let now = datapath::now();
-    let mut entries = datapath.pods()?;
+    let mut entries = datapath.addresses()?;
     entries.sort_unstable_by_key(|(addr, _)| *addr);
-    let pod = |(address, entry): (Ipv4Addr, PodEntry)| Pod {
+    let pod = |(address, entry): (IpAddr, PodEntry)| Pod {
         address,
         state: state(&entry),
         interface: names.get(&entry.ifindex).cloned(),
@@ -54,7 +55,7 @@ pub(crate) fn gather(datapath: &Datapath) -> Result<Pods, Failure> {
         mac: mac(entry.mac),
         host_mac: mac(entry.host_mac),
         mtu: entry.mtu,
-        flows: flows.get(&address.octets()).copied().unwrap_or(0),
+        flows: flows.get(&address).copied().unwrap_or(0),
         changed_seconds: seconds_since(entry.changed, now),
     };
     Ok(Pods {

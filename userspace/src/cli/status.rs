@@ -20,7 +20,7 @@ use causeway_common::{
 use serde::Serialize;
 
 pub(super) use self::counts::count_flows;
-use self::counts::{FlowCount, PodCount, Usages, count_pods, usages};
+use self::counts::{FlowCount, PodCount, Usages, count_flows_v6, count_pods, usages};
 
 use super::{
     Failure, doctor,
@@ -58,6 +58,8 @@ struct Loaded {
     hooks: Vec<HookStatus>,
     pods: PodCount,
     flows: FlowCount,
+    /// Null until a pod has an address of IPv6.
+    flows_v6: Option<FlowCount>,
     timeouts: BTreeMap<&'static str, u32>,
     usage: Usages,
     counters: Vec<Counter>,
@@ -127,6 +129,7 @@ fn loaded(datapath: &Datapath, all: bool) -> Result<Loaded, Failure> {
         hooks,
         pods: count_pods(&datapath.pods()?),
         flows: count_flows(datapath)?,
+        flows_v6: count_flows_v6(datapath)?,
         timeouts: BTreeMap::from(config.timeouts.named()),
         usage: usages(datapath, &config)?,
         counters: datapath
@@ -154,6 +157,7 @@ impl Report for Status {
             hooks,
             pods,
             flows,
+            flows_v6,
             counters,
             timeouts,
             usage,
@@ -184,16 +188,10 @@ impl Report for Status {
             write!(out, ", {} attaching", pods.attaching)?;
         }
         writeln!(out, " (room for {})", pods.capacity)?;
-        writeln!(
-            out,
-            "flows     {} carried, {} kernel, {} offered: {} of {} entries, {:.1} % full",
-            flows.carried,
-            flows.kernel,
-            flows.offered,
-            flows.entries,
-            flows.capacity,
-            flows.fill_ratio * 100.0
-        )?;
+        write_flows(out, "flows", flows)?;
+        if let Some(flows) = flows_v6 {
+            write_flows(out, "IPv6", flows)?;
+        }
         if self.verbose {
             write_limits(out, timeouts, usage)?;
         }
@@ -206,6 +204,19 @@ impl Report for Status {
     fn failure(self) -> Option<Failure> {
         (!self.loaded).then_some(Failure::NotLoaded(self.root))
     }
+}
+
+fn write_flows(out: &mut dyn Write, heading: &str, flows: &FlowCount) -> io::Result<()> {
+    writeln!(
+        out,
+        "{heading:<9} {} carried, {} kernel, {} offered: {} of {} entries, {:.1} % full",
+        flows.carried,
+        flows.kernel,
+        flows.offered,
+        flows.entries,
+        flows.capacity,
+        flows.fill_ratio * 100.0
+    )
 }
 
 fn write_limits(out: &mut dyn Write, timeouts: &BTreeMap<&str, u32>, usage: &Usages) -> io::Result<()> {

@@ -4,7 +4,7 @@ use std::{
     cmp::Reverse,
     collections::HashMap,
     io::{self, Write},
-    net::Ipv4Addr,
+    net::IpAddr,
 };
 
 use causeway::{
@@ -12,12 +12,12 @@ use causeway::{
     endpoints,
     root::Root,
 };
-use causeway_common::{flow::State, maps::Usage};
+use causeway_common::flow::State;
 use clap::Args;
 use serde::Serialize;
 
 use super::{
-    Failure, maps, open,
+    Failure, open,
     output::{self, Format, Report},
 };
 
@@ -46,7 +46,7 @@ pub(crate) struct Top {
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Pod {
-    address: Ipv4Addr,
+    address: IpAddr,
     /// `namespace/name`; empty where it is not known.
     name: String,
     /// By its account; a quota is for these.
@@ -76,17 +76,16 @@ fn gather(
     datapath: &Datapath,
     root: &Root,
     rows: usize,
-    before: &mut HashMap<Ipv4Addr, i32>,
+    before: &mut HashMap<IpAddr, i32>,
 ) -> Result<Top, Failure> {
-    let usage: Vec<([u8; 4], Usage)> = maps::elements(datapath, "cwy_usage")?;
+    let usage = datapath.usage()?;
     let (states, names) = (count(datapath)?, names(root));
     let quota = datapath.config()?.pod_quota;
     let mut pods: Vec<Pod> = usage
         .into_iter()
-        .filter(|(addr, _)| *addr != [0; 4])
-        .map(|(addr, usage)| {
-            let address = Ipv4Addr::from(addr);
-            let [offered, carried, kernel] = states.get(&addr).copied().unwrap_or_default();
+        .filter(|(address, _)| !address.is_unspecified())
+        .map(|(address, usage)| {
+            let [offered, carried, kernel] = states.get(&address).copied().unwrap_or_default();
             Pod {
                 address,
                 name: names.get(&address).cloned().unwrap_or_default(),
@@ -107,21 +106,23 @@ fn gather(
 }
 
 /// Entries of which each address is the source, by state: offered, carried, the kernel's.
-fn count(datapath: &Datapath) -> Result<HashMap<[u8; 4], [usize; 3]>, DatapathError> {
-    let mut states: HashMap<[u8; 4], [usize; 3]> = HashMap::new();
-    datapath.for_each_flow(|key, entry| {
-        let of_source = states.entry(key.src).or_default();
-        match entry.state {
+fn count(datapath: &Datapath) -> Result<HashMap<IpAddr, [usize; 3]>, DatapathError> {
+    let mut states: HashMap<IpAddr, [usize; 3]> = HashMap::new();
+    let mut count = |source: IpAddr, state: u8| {
+        let of_source = states.entry(source).or_default();
+        match state {
             State::OFFERED => of_source[0] += 1,
             State::CARRIED => of_source[1] += 1,
             _ => of_source[2] += 1,
         }
-    })?;
+    };
+    datapath.for_each_flow(|key, entry| count(key.src.into(), entry.state))?;
+    datapath.for_each_flow_v6(|key, entry| count(key.src.into(), entry.state))?;
     Ok(states)
 }
 
 /// Names of pods by their addresses; none where the state file cannot be read.
-fn names(root: &Root) -> HashMap<Ipv4Addr, String> {
+fn names(root: &Root) -> HashMap<IpAddr, String> {
     let Ok(Some(state)) = endpoints::snapshot(root) else {
         return HashMap::new();
     };
@@ -130,9 +131,7 @@ fn names(root: &Root) -> HashMap<Ipv4Addr, String> {
         let parts = [endpoint.namespace.as_str(), endpoint.pod.as_str()];
         let parts: Vec<&str> = parts.into_iter().filter(|part| !part.is_empty()).collect();
         for address in endpoint.addresses() {
-            if let ipnet::IpNet::V4(address) = address {
-                names.insert(address.addr(), parts.join("/"));
-            }
+            names.insert(address.addr(), parts.join("/"));
         }
     }
     names

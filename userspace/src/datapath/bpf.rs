@@ -14,7 +14,7 @@ use std::{
     ffi::CString,
     io::{self, ErrorKind},
     os::{
-        fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+        fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
         unix::ffi::OsStrExt as _,
     },
     path::Path,
@@ -22,6 +22,7 @@ use std::{
 
 use super::attach::Direction;
 
+const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
@@ -174,6 +175,24 @@ pub(crate) fn program_id(path: &Path) -> io::Result<u32> {
     Ok(info.id)
 }
 
+/// The kernel's number of the program in a place of a program array; `None` if there is none.
+pub(crate) fn program_at(map: BorrowedFd<'_>, index: u32) -> io::Result<Option<u32>> {
+    let mut id = 0u32;
+    let mut attributes = ElementAttributes {
+        map_fd: map.as_raw_fd().cast_unsigned(),
+        _hole: 0,
+        key: (&raw const index) as u64,
+        value: (&raw mut id) as u64,
+        flags: 0,
+    };
+    // SAFETY: key and value of a program array have four bytes, as these integers, which outlive the call.
+    match unsafe { bpf(BPF_MAP_LOOKUP_ELEM, &mut attributes) } {
+        Ok(_) => Ok(Some(id)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// # Safety
 ///
 /// Any bytes must be a value of `I`.
@@ -234,6 +253,16 @@ struct PathAttributes {
     path: u64,
     fd: u32,
     flags: u32,
+}
+
+/// `BPF_MAP_*_ELEM` of `union bpf_attr`.
+#[repr(C)]
+struct ElementAttributes {
+    map_fd: u32,
+    _hole: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
 }
 
 /// `info` of `union bpf_attr`.

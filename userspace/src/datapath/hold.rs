@@ -11,7 +11,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use causeway_common::maps::{MAP_NAMES, PROGRAM_NAMES};
+use causeway_common::maps::{MAP_NAMES, PROGRAM_NAMES, V6_MAP_NAMES, V6_PROGRAM_NAMES};
 
 use super::{
     Datapath, DatapathError, Pod,
@@ -135,7 +135,7 @@ impl Hold {
             self.ifindex(path).unwrap_or(0) != 0
         } else {
             // The others are loaded when they are asked for.
-            MAP_NAMES.contains(&name) || PROGRAM_NAMES.contains(&name)
+            is_map(name) || PROGRAM_NAMES.contains(&name) || V6_PROGRAM_NAMES.contains(&name)
         };
         let Some(object) = self.objects.get_mut(path.as_os_str()).filter(|_| belongs) else {
             self.objects.remove(path.as_os_str());
@@ -144,7 +144,7 @@ impl Hold {
         pins.create()?;
         let failed = |source| DatapathError::file(path, source);
         bpf::pin(&object.descriptor, path).map_err(failed)?;
-        let mode = if MAP_NAMES.contains(&name) { 0o640 } else { 0o600 };
+        let mode = if is_map(name) { 0o640 } else { 0o600 };
         pins::restrict(path, mode)?;
         object.inode = fs::symlink_metadata(path).map_err(failed)?.ino();
         Ok(true)
@@ -157,6 +157,10 @@ impl Hold {
     fn ifindex(&self, path: &Path) -> Option<u32> {
         bpf::link_ifindex(&self.objects.get(path.as_os_str())?.descriptor).ok()
     }
+}
+
+fn is_map(name: &str) -> bool {
+    MAP_NAMES.contains(&name) || V6_MAP_NAMES.contains(&name)
 }
 
 fn is_link(pins: &PinTree, path: &Path) -> bool {

@@ -8,6 +8,7 @@ use super::{
     Datapath, DatapathError, Pod,
     attach::{self, Direction, Hook, Mechanism},
     bpf,
+    family::Family,
 };
 use crate::links::Netlink;
 
@@ -67,34 +68,42 @@ impl Datapath {
     /// Compares what the programs know of a pod with what they should: its address, MAC and the host's end of its link.
     /// Returns what is wrong, each item by its name.
     pub fn inspect_pod(&self, pod: &Pod) -> Result<Vec<String>, DatapathError> {
-        let mut wrong = Vec::new();
-        match self.tables.pods()?.get(&pod.addr.octets())? {
-            Some(entry) if entry.is_ready() => {
-                let known = (entry.ifindex, entry.mac, entry.host_mac);
-                if known != (pod.ifindex, pod.mac, pod.host_mac) {
-                    wrong.push(format!(
-                        "the entry {} of map cwy_pods is of another link",
-                        pod.addr
-                    ));
-                }
-            }
-            _ => wrong.push(format!("the entry {} of map cwy_pods is missing", pod.addr)),
-        }
-        match self.tables.ifaces()?.get(&pod.ifindex)? {
-            Some(entry) if (entry.addr, entry.mac) == (pod.addr.octets(), pod.mac) => {}
-            Some(_) => wrong.push(format!(
-                "the entry {} of map cwy_ifaces is of another pod",
-                pod.ifindex
-            )),
-            None => wrong.push(format!("the entry {} of map cwy_ifaces is missing", pod.ifindex)),
-        }
-        if self.tables.usage()?.get(&pod.addr.octets())?.is_none() {
-            wrong.push(format!("the entry {} of map cwy_usage is missing", pod.addr));
+        let mut wrong = self.inspect_address(pod, pod.addr.octets())?;
+        if let Some(addr) = pod.addr_v6.filter(|_| self.has_ipv6()) {
+            wrong.extend(self.inspect_address(pod, addr.octets())?);
         }
         for hook in self.states(pod.ifindex, Some(&pod.host_if), Hook::pod)? {
             wrong.extend(hook.missing());
         }
         wrong.extend(self.inspect_uplink()?);
+        Ok(wrong)
+    }
+
+    fn inspect_address<A: Family>(&self, pod: &Pod, addr: A) -> Result<Vec<String>, DatapathError> {
+        let (tables, names, ip) = (self.tables.of::<A>(), A::MAPS, addr.ip());
+        let mut wrong = Vec::new();
+        match tables.pods()?.get(&addr)? {
+            Some(entry) if entry.is_ready() => {
+                let known = (entry.ifindex, entry.mac, entry.host_mac);
+                if known != (pod.ifindex, pod.mac, pod.host_mac) {
+                    wrong.push(format!("the entry {ip} of map {} is of another link", names.pods));
+                }
+            }
+            _ => wrong.push(format!("the entry {ip} of map {} is missing", names.pods)),
+        }
+        match tables.ifaces()?.get(&pod.ifindex)? {
+            Some(entry) if (entry.addr, entry.mac) == (addr, pod.mac) => {}
+            found => {
+                let what = found.map_or("missing", |_| "of another pod");
+                wrong.push(format!(
+                    "the entry {} of map {} is {what}",
+                    pod.ifindex, names.ifaces
+                ));
+            }
+        }
+        if tables.usage()?.get(&addr)?.is_none() {
+            wrong.push(format!("the entry {ip} of map {} is missing", names.usage));
+        }
         Ok(wrong)
     }
 

@@ -9,9 +9,9 @@ use causeway_common::{
     flow::FlowEntry,
     fragment::{FRAGMENT_ENTRIES, FragmentEntry, FragmentKey},
     maps::{
-        AGE_ENTRIES, Backend, Balancer, Budget, Config, Count, EVENT_BYTES, FLOW_ENTRIES, IfaceEntry,
-        MAP_NAMES, POD_ENTRIES, PodEntry, PortWord, RANGE_ENTRIES, RangeEntry, RangeKey, SweepJob,
-        USAGE_ENTRIES, Usage,
+        AGE_ENTRIES, Backend, Balancer, Budget, Config, Count, EVENT_BYTES, FLOW_ENTRIES, HOOKS, IPV6_MAP,
+        IfaceEntry, MAP_NAMES, POD_ENTRIES, PodEntry, PortWord, RANGE_ENTRIES, RangeEntry, RangeKey,
+        SweepJob, USAGE_ENTRIES, Usage, V6_MAP_NAMES,
     },
     moved::{MOVED_ENTRIES, Moved},
     ports::RESERVED_ENTRIES,
@@ -19,7 +19,7 @@ use causeway_common::{
     tuple::FlowKey,
 };
 
-use super::{DatapathError, pins::PinTree, tables::errno};
+use super::{DatapathError, family::Family, pins::PinTree, tables::errno};
 
 /// Type, sizes in bytes, capacity and flags of a map.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -50,42 +50,25 @@ impl fmt::Display for Layout {
 /// `BPF_F_NO_PREALLOC`, which the kernel demands of an LPM trie.
 const NO_PREALLOC: u32 = 1;
 
+fn layout(map_type: MapType, key: usize, value: usize, entries: usize, flags: u32) -> Layout {
+    Layout {
+        map_type,
+        key: key as u32,
+        value: value as u32,
+        entries: entries as u32,
+        flags,
+    }
+}
+
 /// What the programs expect of the map `name`.
 pub(crate) fn expected(name: &str) -> Option<Layout> {
     type Address = [u8; 4];
     const LPM_KEY: usize = size_of::<u32>() + size_of::<RangeKey<Address>>();
-    let layout = |map_type, key: usize, value: usize, entries: usize, flags| {
-        Some(Layout {
-            map_type,
-            key: key as u32,
-            value: value as u32,
-            entries: entries as u32,
-            flags,
-        })
-    };
+    if let Some(layout) = of_family::<Address>(name, "").or_else(|| of_family::<[u8; 16]>(name, "6")) {
+        return Some(layout);
+    }
     let index = size_of::<u32>();
-    match name {
-        "cwy_flows" => layout(
-            MapType::Hash,
-            size_of::<FlowKey<Address>>(),
-            size_of::<FlowEntry<Address>>(),
-            FLOW_ENTRIES,
-            0,
-        ),
-        "cwy_pods" => layout(
-            MapType::Hash,
-            size_of::<Address>(),
-            size_of::<PodEntry>(),
-            POD_ENTRIES,
-            0,
-        ),
-        "cwy_ifaces" => layout(
-            MapType::Hash,
-            index,
-            size_of::<IfaceEntry<Address>>(),
-            POD_ENTRIES,
-            0,
-        ),
+    Some(match name {
         "cwy_ranges" => layout(
             MapType::LpmTrie,
             LPM_KEY,
@@ -111,31 +94,42 @@ pub(crate) fn expected(name: &str) -> Option<Layout> {
         ),
         "cwy_crowds" => layout(MapType::Array, index, size_of::<Crowd<Address>>(), CROWD_SLOTS, 0),
         "cwy_moved" => layout(MapType::Array, index, size_of::<Moved>(), MOVED_ENTRIES, 0),
-        "cwy_usage" => layout(
-            MapType::Hash,
-            size_of::<Address>(),
-            size_of::<Usage>(),
-            USAGE_ENTRIES,
-            0,
-        ),
-        "cwy_age_queue" => layout(MapType::Queue, 0, size_of::<FlowKey<Address>>(), AGE_ENTRIES, 0),
         "cwy_budgets" => layout(MapType::PerCpuArray, index, size_of::<Budget>(), COUNT_ENTRIES, 0),
         "cwy_events" => layout(MapType::RingBuf, 0, 0, EVENT_BYTES, 0),
         "cwy_sweep_job" => layout(MapType::Array, index, size_of::<SweepJob>(), 1, 0),
-        "cwy_cfg" => layout(MapType::Array, index, size_of::<Config<Address>>(), 1, 0),
+        IPV6_MAP => layout(MapType::ProgramArray, index, size_of::<u32>(), HOOKS, 0),
         "cwy_count" => layout(MapType::PerCpuArray, index, size_of::<Count>(), COUNT_ENTRIES, 0),
-        _ => None,
-    }
+        _ => return None,
+    })
 }
 
-/// Maps that userspace does not touch, and that a tree may lack: its programs do without.
-const OPTIONAL: [&str; 1] = ["cwy_moved"];
+/// Of the maps that each family has, whose names end with `suffix`.
+fn of_family<A: Family>(name: &str, suffix: &str) -> Option<Layout> {
+    let index = size_of::<u32>();
+    let (key, addr) = (size_of::<FlowKey<A>>(), size_of::<A>());
+    Some(match name.strip_suffix(suffix)? {
+        "cwy_flows" => layout(MapType::Hash, key, size_of::<FlowEntry<A>>(), FLOW_ENTRIES, 0),
+        "cwy_pods" => layout(MapType::Hash, addr, size_of::<PodEntry>(), POD_ENTRIES, 0),
+        "cwy_ifaces" => layout(MapType::Hash, index, size_of::<IfaceEntry<A>>(), POD_ENTRIES, 0),
+        "cwy_usage" => layout(MapType::Hash, addr, size_of::<Usage>(), USAGE_ENTRIES, 0),
+        "cwy_age_queue" => layout(MapType::Queue, 0, key, AGE_ENTRIES, 0),
+        "cwy_cfg" => layout(MapType::Array, index, size_of::<Config<A>>(), 1, 0),
+        _ => return None,
+    })
+}
+
+/// Maps that a tree may lack: its programs do without.
+const OPTIONAL: [&str; 2] = ["cwy_moved", IPV6_MAP];
 /// Maps that a tree of an earlier build may lack as well, and that few nodes need: they are compared when they are opened.
 const ON_DEMAND: [&str; 2] = ["cwy_balancer", "cwy_backends"];
 
 /// Compares every map of a tree with what the programs expect.
 pub(crate) fn check(pins: &PinTree) -> Result<(), DatapathError> {
-    for name in MAP_NAMES.into_iter().filter(|name| !ON_DEMAND.contains(name)) {
+    let of_v6 = V6_MAP_NAMES
+        .into_iter()
+        .filter(|_| pins.map(V6_MAP_NAMES[0]).exists());
+    let always = MAP_NAMES.into_iter().filter(|name| !ON_DEMAND.contains(name));
+    for name in always.chain(of_v6) {
         let path = pins.map(name);
         let info = match MapInfo::from_pin(&path) {
             Ok(info) => info,
@@ -181,7 +175,9 @@ mod tests {
 
     #[test]
     fn every_map_has_a_layout() {
-        assert!(MAP_NAMES.iter().all(|name| expected(name).is_some()));
+        let all = MAP_NAMES.iter().chain(&V6_MAP_NAMES);
+        assert!(all.copied().all(|name| expected(name).is_some()));
+        assert_ne!(expected("cwy_flows"), expected("cwy_flows6"));
         assert_eq!(expected("cwy_other"), None);
     }
 

@@ -7,7 +7,9 @@ use aya::{
     Btf, Ebpf, EbpfLoader,
     programs::{Iter, Program, ProgramError, SchedClassifier, Xdp},
 };
-use causeway_common::maps::{Config, MAP_NAMES, PROGRAM_NAMES, SWEEP_PROGRAM, Usage, XDP_PROGRAM};
+use causeway_common::maps::{
+    Config, MAP_NAMES, PROGRAM_NAMES, SHARED_MAP_NAMES, Usage, V6_MAP_NAMES, V6_SWEEP_PROGRAM, XDP_PROGRAM,
+};
 
 use super::{
     DatapathError,
@@ -21,6 +23,9 @@ use crate::{links::Netlink, node::Uplink, restore::Restore, root::Root, settings
 
 /// The kernel programs, compiled by the build script.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/causeway.bpf.o"));
+
+/// Those for IPv6.
+pub static OBJECT_V6: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/causeway6.bpf.o"));
 
 /// Loads, pins and attaches the datapath. The caller holds the lock and has seen that there is none.
 pub(crate) fn load(root: &Root, uplink: &Uplink, mode: AttachMode) -> Result<(), DatapathError> {
@@ -72,22 +77,46 @@ fn fill(root: &Root, staging: &PinTree, uplink: &Uplink, mode: AttachMode) -> Re
     Ok(())
 }
 
-/// The object with its maps: those that are pinned, or new ones, which are pinned.
-fn open_object(pins: &PinTree) -> Result<Ebpf, DatapathError> {
-    let mut loader = EbpfLoader::new();
-    // Nothing in the object depends on the kernel's own types, and reading them takes longer than all the rest.
-    loader.btf(None);
-    for name in MAP_NAMES {
-        loader.map_pin_path(name, pins.map(name));
-    }
-    loader
-        .load(OBJECT)
-        .map_err(|source| DatapathError::Load(Box::new(source)))
+/// An embedded object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Object {
+    /// The programs on the hooks, which serve IPv4.
+    V4,
+    /// Those that they hand IPv6 over to.
+    V6,
 }
 
-/// The pin of the sweep program of a tree, which is loaded when it is first asked for.
-pub(crate) fn sweep_program(pins: &PinTree) -> Result<PathBuf, DatapathError> {
-    on_demand(pins, SWEEP_PROGRAM, |program| {
+impl Object {
+    /// The object with its maps: those that are pinned, or new ones, which are pinned.
+    pub(crate) fn open(self, pins: &PinTree) -> Result<Ebpf, DatapathError> {
+        let mut loader = EbpfLoader::new();
+        // Nothing in the object depends on the kernel's own types, and reading them takes longer than all the rest.
+        loader.btf(None);
+        let (bytes, names) = match self {
+            Self::V4 => (OBJECT, MAP_NAMES.to_vec()),
+            Self::V6 => (OBJECT_V6, [&V6_MAP_NAMES[..], &SHARED_MAP_NAMES].concat()),
+        };
+        for name in names {
+            loader.map_pin_path(name, pins.map(name));
+        }
+        loader
+            .load(bytes)
+            .map_err(|source| DatapathError::Load(Box::new(source)))
+    }
+
+    /// The object that has the program.
+    fn with(program: &str) -> Self {
+        if program == V6_SWEEP_PROGRAM {
+            Self::V6
+        } else {
+            Self::V4
+        }
+    }
+}
+
+/// The pin of a sweep program of a tree, which is loaded when it is first asked for.
+pub(crate) fn sweep_program(pins: &PinTree, name: &'static str) -> Result<PathBuf, DatapathError> {
+    on_demand(pins, name, |program| {
         let program: &mut Iter = program.try_into()?;
         program.load("bpf_map_elem", &Btf::from_sys_fs()?)
     })
@@ -120,7 +149,7 @@ fn on_demand(
     if path.exists() {
         return Ok(path);
     }
-    let mut object = open_object(pins)?;
+    let mut object = Object::with(name).open(pins)?;
     let program = object
         .program_mut(name)
         .ok_or(DatapathError::UnknownProgram(name))?;
@@ -147,13 +176,23 @@ pub(crate) fn load_object(pins: &PinTree) -> Result<(), DatapathError> {
 
 /// Loads the programs with the maps of a tree, and pins each at the path that `path` gives for its name.
 pub(crate) fn programs(pins: &PinTree, path: impl Fn(&str) -> PathBuf) -> Result<(), DatapathError> {
-    let mut object = open_object(pins)?;
-    verify(&mut object)?;
-    for name in PROGRAM_NAMES {
+    let mut object = Object::V4.open(pins)?;
+    verify(&mut object, &PROGRAM_NAMES)?;
+    pin_programs(&mut object, &PROGRAM_NAMES, path)
+}
+
+/// Pins each of the programs at the path that `path` gives for its name. What is there goes.
+pub(crate) fn pin_programs(
+    object: &mut Ebpf,
+    names: &[&'static str],
+    path: impl Fn(&str) -> PathBuf,
+) -> Result<(), DatapathError> {
+    for &name in names {
         let program = object
             .program_mut(name)
             .ok_or(DatapathError::UnknownProgram(name))?;
         let path = path(name);
+        pins::unpin(&path)?;
         program.pin(&path).map_err(|source| DatapathError::Pin {
             path: path.clone(),
             source: source.into(),
@@ -165,10 +204,10 @@ pub(crate) fn programs(pins: &PinTree, path: impl Fn(&str) -> PathBuf) -> Result
 
 /// Loads the programs, all at once: the verifier is most of the time that a node's first pod waits for, and each call of it
 /// has a CPU of its own.
-fn verify(object: &mut Ebpf) -> Result<(), DatapathError> {
+pub(crate) fn verify(object: &mut Ebpf, names: &[&'static str]) -> Result<(), DatapathError> {
     thread::scope(|scope| {
         let programs = object.programs_mut().filter_map(|(name, program)| {
-            let name = PROGRAM_NAMES.into_iter().find(|known| *known == name)?;
+            let name = *names.iter().find(|known| **known == name)?;
             Some(scope.spawn(move || load_program(name, program)))
         });
         // All are started before the first is waited for.

@@ -2,42 +2,61 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use causeway_common::maps::{IfaceEntry, PodEntry, Usage};
+use causeway_common::{
+    addr::Address,
+    maps::{IPV6_MAP, IfaceEntry, PodEntry, Usage},
+};
 
 use super::{
     Datapath, DatapathError, Pod,
     attach::{self, AttachMode, Hook},
+    family::Family,
     now,
     pods::Sharing,
+    tables::FamilyTables,
 };
 use crate::{links::Netlink, restore::Restore};
 
 /// What the programs know of all pods, at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PodMaps {
-    pods: BTreeMap<Ipv4Addr, PodEntry>,
-    ifaces: BTreeMap<u32, IfaceEntry<[u8; 4]>>,
-    accounts: BTreeSet<Ipv4Addr>,
+    of_v4: FamilyMaps<[u8; 4]>,
+    /// Empty until the programs for IPv6 are loaded.
+    of_v6: FamilyMaps<[u8; 16]>,
+    /// The programs for IPv4 hand over what is of IPv6.
+    takes_v6: bool,
 }
 
-impl PodMaps {
-    /// The entries of pods that have not departed.
-    pub fn pods(&self) -> impl Iterator<Item = (Ipv4Addr, PodEntry)> {
-        let entries = self.pods.iter().map(|(addr, entry)| (*addr, *entry));
-        entries.filter(|(_, entry)| entry.flags & PodEntry::DEPARTED == 0)
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct FamilyMaps<A> {
+    pods: BTreeMap<A, PodEntry>,
+    ifaces: BTreeMap<u32, IfaceEntry<A>>,
+    accounts: BTreeSet<A>,
+}
+
+impl<A: Family> FamilyMaps<A> {
+    fn read(tables: &FamilyTables<'_, A>) -> Result<Self, DatapathError> {
+        Ok(Self {
+            pods: tables.pods()?.all()?.into_iter().collect(),
+            ifaces: tables.ifaces()?.all()?.into_iter().collect(),
+            accounts: tables.usage()?.all()?.into_iter().map(|(addr, _)| addr).collect(),
+        })
     }
 
-    /// The entry of one of them.
-    pub fn pod(&self, addr: Ipv4Addr) -> Option<PodEntry> {
+    fn pod(&self, addr: A) -> Option<PodEntry> {
         let entry = self.pods.get(&addr).copied();
         entry.filter(|entry| entry.flags & PodEntry::DEPARTED == 0)
     }
 
-    /// Whether the programs know the pod as it is.
-    pub fn know(&self, pod: &Pod) -> bool {
+    fn pods(&self) -> impl Iterator<Item = (A, PodEntry)> {
+        let entries = self.pods.iter().map(|(addr, entry)| (*addr, *entry));
+        entries.filter(|(_, entry)| entry.flags & PodEntry::DEPARTED == 0)
+    }
+
+    fn know(&self, pod: &Pod, addr: A) -> bool {
         let is_pods = |known: PodEntry| {
             let wanted = pod.entry();
             known
@@ -46,9 +65,33 @@ impl PodMaps {
                     ..wanted
                 }
         };
-        self.pod(pod.addr).is_some_and(is_pods)
-            && self.ifaces.get(&pod.ifindex) == Some(&pod.iface())
-            && self.accounts.contains(&pod.addr)
+        self.pod(addr).is_some_and(is_pods)
+            && self.ifaces.get(&pod.ifindex) == Some(&pod.iface(addr))
+            && self.accounts.contains(&addr)
+    }
+}
+
+impl PodMaps {
+    /// The entries of pods that have not departed.
+    pub fn pods(&self) -> impl Iterator<Item = (Ipv4Addr, PodEntry)> {
+        self.of_v4.pods().map(|(addr, entry)| (addr.into(), entry))
+    }
+
+    /// As [`Self::pods`], by the addresses of IPv6.
+    pub fn pods_v6(&self) -> impl Iterator<Item = (Ipv6Addr, PodEntry)> {
+        self.of_v6.pods().map(|(addr, entry)| (addr.into(), entry))
+    }
+
+    /// The entry of one of them.
+    pub fn pod(&self, addr: Ipv4Addr) -> Option<PodEntry> {
+        self.of_v4.pod(addr.octets())
+    }
+
+    /// Whether the programs know the pod as it is.
+    pub fn know(&self, pod: &Pod) -> bool {
+        let of_v6 = pod.addr_v6.filter(|_| self.takes_v6);
+        self.of_v4.know(pod, pod.addr.octets())
+            && of_v6.is_none_or(|addr| self.of_v6.know(pod, addr.octets()))
     }
 }
 
@@ -56,34 +99,26 @@ impl Datapath {
     /// Reads what the programs know of all pods.
     pub fn pod_maps(&self) -> Result<PodMaps, DatapathError> {
         Ok(PodMaps {
-            pods: self.pods()?.into_iter().collect(),
-            ifaces: self.tables.ifaces()?.all()?.into_iter().collect(),
-            accounts: self
-                .tables
-                .usage()?
-                .all()?
-                .into_iter()
-                .map(|(addr, _)| addr.into())
-                .collect(),
+            of_v4: FamilyMaps::read(&self.tables.of())?,
+            of_v6: if self.has_ipv6() {
+                FamilyMaps::read(&self.tables.of())?
+            } else {
+                FamilyMaps::default()
+            },
+            takes_v6: self.pins.map(IPV6_MAP).exists(),
         })
     }
 
     /// Puts right what [`Self::inspect_pod`] finds wrong with a pod that is there. Returns the names of the items.
     pub fn mend_pod(&self, pod: &Pod) -> Result<Vec<String>, DatapathError> {
+        let of_v6 = match pod.addr_v6 {
+            Some(addr) if self.ensure_ipv6()? => Some(addr.octets()),
+            _ => None,
+        };
         let _changing = self.lock_pods(Sharing::WithOthers)?;
         let mut mended = Vec::new();
-        let key = pod.addr.octets();
-        let mut usage = self.tables.usage()?;
-        if usage.get(&key)?.is_none() {
-            usage.insert(key, Usage::default())?;
-            mended.push(format!("entry {} of cwy_usage was missing", pod.addr));
-        }
-        let iface = pod.iface();
-        let mut ifaces = self.tables.ifaces()?;
-        if ifaces.get(&pod.ifindex)? != Some(iface) {
-            ifaces.insert(pod.ifindex, iface)?;
-            mended.push(format!("entry {} of cwy_ifaces was missing", pod.ifindex));
-        }
+        self.mend_sender(pod.addr.octets(), pod, &mut mended)?;
+        of_v6.map_or(Ok(()), |addr| self.mend_sender(addr, pod, &mut mended))?;
         let mode = AttachMode::from_env()?;
         let (mut netlink, restore) = (Netlink::new()?, Restore::new(&self.root));
         for hook in Hook::pod(&pod.host_if, pod.ifindex) {
@@ -92,27 +127,65 @@ impl Datapath {
                 mended.push(format!("{} was not attached to {hook}", hook.program()));
             }
         }
-        let mut pods = self.tables.pods()?;
-        let before = pods.get(&key)?;
+        self.mend_entry(pod.addr.octets(), pod, &mut mended)?;
+        of_v6.map_or(Ok(()), |addr| self.mend_entry(addr, pod, &mut mended))?;
+        Ok(mended)
+    }
+
+    /// Its account, and who may send on its interface.
+    fn mend_sender<A: Family>(
+        &self,
+        addr: A,
+        pod: &Pod,
+        mended: &mut Vec<String>,
+    ) -> Result<(), DatapathError> {
+        let tables = self.tables.of::<A>();
+        let mut usage = tables.usage()?;
+        if usage.get(&addr)?.is_none() {
+            usage.insert(addr, Usage::default())?;
+            mended.push(format!("entry {} of {} was missing", addr.ip(), A::MAPS.usage));
+        }
+        let iface = pod.iface(addr);
+        let mut ifaces = tables.ifaces()?;
+        if ifaces.get(&pod.ifindex)? != Some(iface) {
+            ifaces.insert(pod.ifindex, iface)?;
+            mended.push(format!("entry {} of {} was missing", pod.ifindex, A::MAPS.ifaces));
+        }
+        Ok(())
+    }
+
+    fn mend_entry<A: Family>(
+        &self,
+        addr: A,
+        pod: &Pod,
+        mended: &mut Vec<String>,
+    ) -> Result<(), DatapathError> {
+        let mut pods = self.tables.of::<A>().pods()?;
+        let before = pods.get(&addr)?;
         let entry = PodEntry {
             changed: before.map_or_else(now, |before| before.changed),
             ..pod.entry()
         };
-        if before != Some(entry) {
-            pods.insert(
-                key,
-                PodEntry {
-                    changed: now(),
-                    ..entry
-                },
-            )?;
-            mended.push(format!("entry {} of cwy_pods was missing", pod.addr));
+        if before == Some(entry) {
+            return Ok(());
         }
-        Ok(mended)
+        let entry = PodEntry {
+            changed: now(),
+            ..entry
+        };
+        pods.insert(addr, entry)?;
+        mended.push(format!("entry {} of {} was missing", addr.ip(), A::MAPS.pods));
+        Ok(())
     }
 }
 
 impl Pod {
+    /// Its addresses.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let of_v6 = self.addr_v6.map(IpAddr::V6);
+        [IpAddr::V4(self.addr)].into_iter().chain(of_v6)
+    }
+
     /// Its entry once it is served.
     pub(super) fn entry(&self) -> PodEntry {
         let mut flags = PodEntry::READY;
@@ -133,9 +206,9 @@ impl Pod {
     }
 
     /// Who may send on its interface.
-    pub(super) fn iface(&self) -> IfaceEntry<[u8; 4]> {
+    pub(super) fn iface<A: Address>(&self, addr: A) -> IfaceEntry<A> {
         IfaceEntry {
-            addr: self.addr.octets(),
+            addr,
             mac: self.mac,
             _pad: [0; 2],
         }

@@ -13,8 +13,10 @@ mod drain;
 mod error;
 mod events;
 mod expedite;
+mod family;
 mod hold;
 mod inspect;
+mod ipv6;
 mod layout;
 mod load;
 mod mend;
@@ -28,12 +30,16 @@ mod unload;
 mod upgrade;
 mod xdp;
 
-use std::{net::Ipv4Addr, path::Path, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    path::Path,
+    time::Duration,
+};
 
 pub use attach::{AttachFailure, AttachMode, Direction, Mechanism};
 use causeway_common::{
     flow::FlowEntry,
-    maps::{Config, Count, PodEntry},
+    maps::{Config, Count, PodEntry, Usage},
     reason::Reason,
     tuple::FlowKey,
 };
@@ -45,7 +51,7 @@ pub use expedite::Expedited;
 pub use hold::Hold;
 pub use inspect::{HookState, mechanisms};
 pub use layout::Layout;
-pub use load::OBJECT;
+pub use load::{OBJECT, OBJECT_V6};
 pub use mend::PodMaps;
 pub use pods::{Pod, Removed, now};
 pub use ports::HostPort;
@@ -55,7 +61,7 @@ pub use unload::Unloaded;
 pub use upgrade::Upgraded;
 pub use xdp::XdpRefusal;
 
-use self::{attach::Hook, pins::PinTree, tables::Tables};
+use self::{attach::Hook, family::Family, pins::PinTree, tables::Tables};
 use crate::{durable::Lock, links::Netlink, node::Uplink, restore::Restore, root::Root};
 
 /// One direction of a flow.
@@ -110,7 +116,21 @@ impl Datapath {
         self.pins.directory()
     }
 
-    /// The pods, departed ones included, in no order.
+    /// The addresses of pods, of both families, departed ones included, in no order.
+    pub fn addresses(&self) -> Result<Vec<(IpAddr, PodEntry)>, DatapathError> {
+        let mut all = self.addresses_of::<[u8; 4]>()?;
+        if self.has_ipv6() {
+            all.extend(self.addresses_of::<[u8; 16]>()?);
+        }
+        Ok(all)
+    }
+
+    fn addresses_of<A: Family>(&self) -> Result<Vec<(IpAddr, PodEntry)>, DatapathError> {
+        let pods = self.tables.of::<A>().pods()?.all()?;
+        Ok(pods.into_iter().map(|(addr, entry)| (addr.ip(), entry)).collect())
+    }
+
+    /// The pods by their IPv4 addresses, departed ones included, in no order.
     pub fn pods(&self) -> Result<Vec<(Ipv4Addr, PodEntry)>, DatapathError> {
         let pods = self.tables.pods()?.all()?;
         Ok(pods
@@ -137,6 +157,17 @@ impl Datapath {
         self.tables.flows()?.for_each(each)
     }
 
+    /// As [`Self::for_each_flow`], of IPv6.
+    pub fn for_each_flow_v6(
+        &self,
+        each: impl FnMut(FlowKey<[u8; 16]>, FlowEntry<[u8; 16]>),
+    ) -> Result<(), DatapathError> {
+        if self.has_ipv6() {
+            self.tables.of::<[u8; 16]>().flows()?.for_each(each)?;
+        }
+        Ok(())
+    }
+
     /// How often each reason was given, over all CPUs.
     pub fn counts(&self) -> Result<Vec<(Reason, Count)>, DatapathError> {
         self.tables.counts()
@@ -145,15 +176,32 @@ impl Datapath {
     /// How many flows the pods have opened, and how many all hosts outside have towards pods.
     pub fn flow_counts(&self) -> Result<(i64, i64), DatapathError> {
         let (mut pods, mut outside) = (0, 0);
-        for (account, usage) in self.tables.usage()?.all()? {
+        for (account, usage) in self.usage()? {
             let flows = i64::from(usage.flows.max(0));
-            if account == [0; 4] {
+            if account.is_unspecified() {
                 outside += flows;
             } else {
                 pods += flows;
             }
         }
         Ok((pods, outside))
+    }
+
+    /// The accounts of openers, by their addresses; hosts outside have the unspecified one of their family.
+    pub fn usage(&self) -> Result<Vec<(IpAddr, Usage)>, DatapathError> {
+        let mut all = self.usage_of::<[u8; 4]>()?;
+        if self.has_ipv6() {
+            all.extend(self.usage_of::<[u8; 16]>()?);
+        }
+        Ok(all)
+    }
+
+    fn usage_of<A: Family>(&self) -> Result<Vec<(IpAddr, Usage)>, DatapathError> {
+        let usage = self.tables.of::<A>().usage()?.all()?;
+        Ok(usage
+            .into_iter()
+            .map(|(addr, usage)| (addr.ip(), usage))
+            .collect())
     }
 
     /// What the programs know of the node.

@@ -2,15 +2,21 @@
 
 use std::{
     fs::{self, File, TryLockError},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use causeway_common::maps::{PodEntry, Usage};
+use causeway_common::{
+    addr::Address,
+    flow::FlowEntry,
+    maps::{PodEntry, Usage},
+    tuple::FlowKey,
+};
 
 use super::{
     Datapath, DatapathError,
     attach::{self, AttachMode, Hook},
-    tables::{self, Entry, Key},
+    family::Family,
+    tables,
 };
 use crate::{links::Netlink, restore::Restore};
 
@@ -19,6 +25,8 @@ use crate::{links::Netlink, restore::Restore};
 pub struct Pod {
     /// Its address.
     pub addr: Ipv4Addr,
+    /// Its address of IPv6, if it has one.
+    pub addr_v6: Option<Ipv6Addr>,
     /// Index of the host's end of its link.
     pub ifindex: u32,
     /// Name of the host's end.
@@ -59,19 +67,38 @@ impl Datapath {
             self.forget_departed(0)?;
             added = self.admit(pod, mode);
         }
-        if added.is_err()
-            && let Err(error) = self.remove_pod(pod.addr)
-        {
-            tracing::warn!(pod = %pod.addr, %error, "cannot remove a pod that failed to be added");
+        if added.is_err() {
+            for addr in pod.addresses() {
+                if let Err(error) = self.remove_pod(addr) {
+                    tracing::warn!(pod = %addr, %error, "cannot remove a pod that failed to be added");
+                }
+            }
         }
         added
     }
 
     fn admit(&self, pod: &Pod, mode: AttachMode) -> Result<(), DatapathError> {
+        let of_v6 = match pod.addr_v6 {
+            Some(addr) if self.ensure_ipv6()? => Some(addr.octets()),
+            _ => None,
+        };
         let _changing = self.lock_pods(Sharing::WithOthers)?;
-        let mut pods = self.tables.pods()?;
-        let mut ifaces = self.tables.ifaces()?;
-        if let Some(before) = pods.get(&pod.addr.octets())?
+        self.announce(pod.addr.octets(), pod)?;
+        of_v6.map_or(Ok(()), |addr| self.announce(addr, pod))?;
+        let (mut netlink, restore) = (Netlink::new()?, Restore::new(&self.root));
+        for hook in Hook::pod(&pod.host_if, pod.ifindex) {
+            attach::attach(&mut netlink, &self.pins, &restore, &hook, mode)?;
+        }
+        let entry = pod.entry();
+        self.tables.pods()?.insert(pod.addr.octets(), entry)?;
+        of_v6.map_or(Ok(()), |addr| self.tables.of().pods()?.insert(addr, entry))
+    }
+
+    /// Tells the programs about an address of a pod that they do not serve yet.
+    fn announce<A: Family>(&self, addr: A, pod: &Pod) -> Result<(), DatapathError> {
+        let tables = self.tables.of::<A>();
+        let (mut pods, mut ifaces) = (tables.pods()?, tables.ifaces()?);
+        if let Some(before) = pods.get(&addr)?
             && before.ifindex != pod.ifindex
         {
             if before.flags & PodEntry::DEPARTED == 0 {
@@ -80,67 +107,72 @@ impl Datapath {
                 attach::remove_defunct(&self.pins)?;
             }
             // Packets of the last owner may have arrived late.
-            self.purge(pod.addr)?;
-            self.tables.usage()?.remove(&pod.addr.octets())?;
+            self.purge(addr)?;
+            tables.usage()?.remove(&addr)?;
         }
-        let mut usage = self.tables.usage()?;
-        if usage.get(&pod.addr.octets())?.is_none() {
-            usage
-                .insert(pod.addr.octets(), Usage::default())
-                .map_err(too_many)?;
+        let mut usage = tables.usage()?;
+        if usage.get(&addr)?.is_none() {
+            usage.insert(addr, Usage::default()).map_err(too_many)?;
         }
-        let entry = pod.entry();
-        ifaces.insert(pod.ifindex, pod.iface()).map_err(too_many)?;
-        pods.insert(pod.addr.octets(), PodEntry { flags: 0, ..entry })
-            .map_err(too_many)?;
-        let (mut netlink, restore) = (Netlink::new()?, Restore::new(&self.root));
-        for hook in Hook::pod(&pod.host_if, pod.ifindex) {
-            attach::attach(&mut netlink, &self.pins, &restore, &hook, mode)?;
-        }
-        pods.insert(pod.addr.octets(), entry)
+        ifaces.insert(pod.ifindex, pod.iface(addr)).map_err(too_many)?;
+        let entry = PodEntry {
+            flags: 0,
+            ..pod.entry()
+        };
+        pods.insert(addr, entry).map_err(too_many)
     }
 
-    /// Makes the programs forget a pod. In this order, each step whatever became of those before: nothing more enters
-    /// from its interface; what is under way from it is dropped; its flows end; the programs leave its interface.
-    /// Idempotent.
+    /// Makes the programs forget an address of a pod. In this order, each step whatever became of those before: nothing more
+    /// enters from its interface; what is under way from it is dropped; its flows end; with the address of IPv4 the programs
+    /// leave its interface. Idempotent.
     ///
     /// When this returns without an error, no entry of the address is left, and it may be given to another pod.
-    pub fn remove_pod(&self, addr: Ipv4Addr) -> Result<Removed, DatapathError> {
+    pub fn remove_pod(&self, addr: impl Into<IpAddr>) -> Result<Removed, DatapathError> {
+        match addr.into() {
+            IpAddr::V4(addr) => self.remove(addr.octets(), |before| self.leave_interface(before)),
+            IpAddr::V6(addr) if self.has_ipv6() => self.remove(addr.octets(), |_| Ok(())),
+            IpAddr::V6(_) => Ok(Removed {
+                flows: 0,
+                was_known: false,
+            }),
+        }
+    }
+
+    fn remove<A: Family>(
+        &self,
+        addr: A,
+        leave: impl FnOnce(Option<u32>) -> Result<(), DatapathError>,
+    ) -> Result<Removed, DatapathError> {
+        let tables = self.tables.of::<A>();
         let mut errors = Vec::new();
         let mut note = |result: Result<(), DatapathError>| errors.extend(result.err());
-        let before = self.tables.pods().and_then(|pods| pods.get(&addr.octets()));
+        let before = tables.pods().and_then(|pods| pods.get(&addr));
         let (before, unreadable) = match before {
             Ok(before) => (before.filter(|entry| entry.flags & PodEntry::DEPARTED == 0), None),
             Err(error) => (None, Some(error)),
         };
         note(unreadable.map_or(Ok(()), Err));
         if let Some(entry) = before {
-            note(
-                self.tables
-                    .ifaces()
-                    .and_then(|mut ifaces| ifaces.remove(&entry.ifindex))
-                    .map(drop),
-            );
+            let removed = tables
+                .ifaces()
+                .and_then(|mut ifaces| ifaces.remove(&entry.ifindex));
+            note(removed.map(drop));
             note(self.mark_departed(addr));
         }
         let purged = self.purge(addr);
         let flows = *purged.as_ref().unwrap_or(&0);
         note(purged.map(drop));
-        note(
-            self.tables
-                .usage()
-                .and_then(|mut usage| usage.remove(&addr.octets()))
-                .map(drop),
-        );
-        note(self.leave_interface(before.map(|entry| entry.ifindex)));
-        DatapathError::collect(|| format!("the removal of pod {addr}"), errors)?;
+        let removed = tables.usage().and_then(|mut usage| usage.remove(&addr));
+        note(removed.map(drop));
+        note(leave(before.map(|entry| entry.ifindex)));
+        DatapathError::collect(|| format!("the removal of pod {}", addr.ip()), errors)?;
         Ok(Removed {
             flows,
             was_known: before.is_some(),
         })
     }
 
-    fn mark_departed(&self, addr: Ipv4Addr) -> Result<(), DatapathError> {
+    fn mark_departed<A: Family>(&self, addr: A) -> Result<(), DatapathError> {
         let _changing = self.lock_pods(Sharing::WithOthers)?;
         let departed = PodEntry {
             ifindex: 0,
@@ -150,15 +182,15 @@ impl Datapath {
             flags: PodEntry::DEPARTED,
             changed: now(),
         };
-        self.tables.pods()?.insert(addr.octets(), departed)
+        self.tables.of().pods()?.insert(addr, departed)
     }
 
     /// Deletes every flow entry that has the address in it: as source, as destination, or as what a translation
     /// restores. Both halves of a translated flow do. Returns how many they were.
-    fn purge(&self, addr: Ipv4Addr) -> Result<usize, DatapathError> {
-        let mut flows = self.tables.flows()?;
+    fn purge<A: Family>(&self, addr: A) -> Result<usize, DatapathError> {
+        let mut flows = self.tables.of::<A>().flows()?;
         let mut of_pod = Vec::new();
-        flows.for_each(|key, entry| of_pod.extend(mentions(&key, &entry, addr.octets()).then_some(key)))?;
+        flows.for_each(|key, entry| of_pod.extend(mentions(&key, &entry, addr).then_some(key)))?;
         let mut purged = 0;
         for key in of_pod {
             purged += usize::from(flows.remove(&key)?);
@@ -188,7 +220,15 @@ impl Datapath {
 
     /// Forgets pods that departed more than `seconds` ago, unless somebody is adding or removing one just now.
     fn forget_departed(&self, seconds: u32) -> Result<(), DatapathError> {
-        let mut pods = self.tables.pods()?;
+        self.forget_departed_of::<[u8; 4]>(seconds)?;
+        if self.has_ipv6() {
+            self.forget_departed_of::<[u8; 16]>(seconds)?;
+        }
+        Ok(())
+    }
+
+    fn forget_departed_of<A: Family>(&self, seconds: u32) -> Result<(), DatapathError> {
+        let mut pods = self.tables.of::<A>().pods()?;
         let now = now();
         let is_old = |entry: &PodEntry| {
             entry.flags & PodEntry::DEPARTED != 0 && now.wrapping_sub(entry.changed) > seconds
@@ -243,7 +283,7 @@ pub(super) enum Sharing {
     Alone,
 }
 
-fn mentions(key: &Key, entry: &Entry, addr: [u8; 4]) -> bool {
+fn mentions<A: Address>(key: &FlowKey<A>, entry: &FlowEntry<A>, addr: A) -> bool {
     key.src == addr || key.dst == addr || entry.nat_addr == addr
 }
 
@@ -261,6 +301,7 @@ mod tests {
     };
 
     use super::*;
+    use crate::datapath::tables::{Entry, Key};
 
     const POD: [u8; 4] = [10, 240, 0, 9];
     const NODE: [u8; 4] = [10, 240, 0, 4];

@@ -1,7 +1,7 @@
 //! The maps with their types. A map is opened from its pin when it is used: that is two system calls, and no handle
 //! has to be shared or kept.
 
-use std::{fmt::Debug, ops::RangeInclusive, os::fd::AsFd as _, path::Path};
+use std::{fmt::Debug, marker::PhantomData, ops::RangeInclusive, os::fd::AsFd as _, path::Path};
 
 use aya::{
     Pod,
@@ -11,8 +11,8 @@ use causeway_common::{
     crowd::{CROWD_SLOTS, Crowd},
     flow::FlowEntry,
     maps::{
-        Backend, Balancer, Config, Count, IfaceEntry, PodEntry, PortWord, RangeEntry, RangeKey, SweepJob,
-        Usage,
+        Backend, Balancer, Config, Count, IPV6_MAP, IfaceEntry, PodEntry, PortWord, RangeEntry, RangeKey,
+        SweepJob, Usage,
     },
     ports::{RESERVED_ENTRIES, reserved_bit},
     reason::Reason,
@@ -22,6 +22,8 @@ use causeway_common::{
 use super::{
     DatapathError,
     bpf::{self, batch, iterate},
+    family::Family,
+    ipv6,
     pins::PinTree,
     ports::HostPort,
 };
@@ -43,20 +45,40 @@ impl Tables {
         Self { pins }
     }
 
-    pub(crate) fn pods(&self) -> Result<Table<[u8; 4], PodEntry>, DatapathError> {
-        self.hash("cwy_pods")
+    /// Those of one family.
+    pub(crate) fn of<A: Family>(&self) -> FamilyTables<'_, A> {
+        FamilyTables {
+            tables: self,
+            family: PhantomData,
+        }
     }
 
-    pub(crate) fn ifaces(&self) -> Result<Table<u32, IfaceEntry<[u8; 4]>>, DatapathError> {
-        self.hash("cwy_ifaces")
+    pub(crate) fn pods(&self) -> Result<Table<[u8; 4], PodEntry>, DatapathError> {
+        self.of().pods()
     }
 
     pub(crate) fn flows(&self) -> Result<Table<Key, Entry>, DatapathError> {
-        self.hash("cwy_flows")
+        self.of().flows()
     }
 
     pub(crate) fn usage(&self) -> Result<Table<[u8; 4], Usage>, DatapathError> {
-        self.hash("cwy_usage")
+        self.of().usage()
+    }
+
+    /// Whether there is a program for each of the `hooks` in the map that leads to those for IPv6.
+    pub(crate) fn is_handed_over(&self, hooks: usize) -> Result<bool, DatapathError> {
+        let map: MapData = self.open(IPV6_MAP)?;
+        for hook in 0..hooks as u32 {
+            let program = bpf::program_at(map.fd().as_fd(), hook);
+            let program = program.map_err(|source| DatapathError::Batch {
+                name: IPV6_MAP,
+                source,
+            })?;
+            if program.is_none() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     pub(crate) fn sweep_job(&self) -> Result<SweepJob, DatapathError> {
@@ -127,11 +149,16 @@ impl Tables {
     }
 
     pub(crate) fn config(&self) -> Result<Config<[u8; 4]>, DatapathError> {
-        self.config_map()?.get(&0, 0).map_err(failed("cwy_cfg"))
+        self.of().config()
     }
 
+    /// What the programs for IPv6 know of the node follows.
     pub(crate) fn set_config(&self, config: &Config<[u8; 4]>) -> Result<(), DatapathError> {
-        self.config_map()?.set(0, config, 0).map_err(failed("cwy_cfg"))
+        self.of().set_config(config)?;
+        if self.pins.map(<[u8; 16]>::MAPS.config).exists() {
+            self.of().set_config(&ipv6::derived(config))?;
+        }
+        Ok(())
     }
 
     /// Each reason and how often it was given, over all CPUs.
@@ -205,10 +232,6 @@ impl Tables {
         Ok(())
     }
 
-    fn config_map(&self) -> Result<Array<MapData, Config<[u8; 4]>>, DatapathError> {
-        self.array("cwy_cfg")
-    }
-
     fn array<V: Pod>(&self, name: &'static str) -> Result<Array<MapData, V>, DatapathError> {
         Array::try_from(Map::Array(self.open(name)?)).map_err(failed(name))
     }
@@ -228,6 +251,43 @@ impl Tables {
             path,
             source: source.into(),
         })
+    }
+}
+
+/// The maps of one family.
+pub(crate) struct FamilyTables<'a, A> {
+    tables: &'a Tables,
+    family: PhantomData<A>,
+}
+
+impl<A: Family> FamilyTables<'_, A> {
+    pub(crate) fn pods(&self) -> Result<Table<A, PodEntry>, DatapathError> {
+        self.tables.hash(A::MAPS.pods)
+    }
+
+    pub(crate) fn ifaces(&self) -> Result<Table<u32, IfaceEntry<A>>, DatapathError> {
+        self.tables.hash(A::MAPS.ifaces)
+    }
+
+    pub(crate) fn flows(&self) -> Result<Table<FlowKey<A>, FlowEntry<A>>, DatapathError> {
+        self.tables.hash(A::MAPS.flows)
+    }
+
+    pub(crate) fn usage(&self) -> Result<Table<A, Usage>, DatapathError> {
+        self.tables.hash(A::MAPS.usage)
+    }
+
+    pub(crate) fn config(&self) -> Result<Config<A>, DatapathError> {
+        let name = A::MAPS.config;
+        self.tables.array(name)?.get(&0, 0).map_err(failed(name))
+    }
+
+    pub(crate) fn set_config(&self, config: &Config<A>) -> Result<(), DatapathError> {
+        let name = A::MAPS.config;
+        self.tables
+            .array::<Config<A>>(name)?
+            .set(0, config, 0)
+            .map_err(failed(name))
     }
 }
 

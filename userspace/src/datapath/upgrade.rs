@@ -18,7 +18,7 @@ use super::{
     Datapath, DatapathError, Expedited,
     attach::{self, Hook},
     bpf::AttachLink,
-    load::{self, OBJECT},
+    load::{self, OBJECT, OBJECT_V6},
     lock,
     pins::{self, PinTree},
 };
@@ -114,7 +114,10 @@ fn is_of_this_build(root: &Root) -> bool {
 
 /// A name for this build's programs.
 fn build() -> String {
-    let digest = Sha1::digest(OBJECT);
+    let digest = Sha1::new()
+        .chain_update(OBJECT)
+        .chain_update(OBJECT_V6)
+        .finalize();
     let leading = digest
         .iter()
         .take(8)
@@ -148,6 +151,7 @@ fn exchange(pins: &PinTree) -> Result<usize, DatapathError> {
     // Loaded anew when it is next due.
     pins::unpin(&pins.program(SWEEP_PROGRAM))?;
     super::xdp::exchange(pins)?;
+    super::ipv6::exchange(pins)?;
     Ok(hooks)
 }
 

@@ -1,6 +1,9 @@
 //! What an interface does of its own accord in IPv6, and is not to.
 
-use std::io;
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use ipnet::IpNet;
 use netlink_packet_route::{
@@ -14,6 +17,18 @@ use crate::sysctl;
 /// Whether one of the addresses is of IPv6.
 pub(super) fn has_ipv6(addresses: &[IpNet]) -> bool {
     addresses.iter().any(|net| net.addr().is_ipv6())
+}
+
+/// The first address of each family.
+pub fn first_of_each(addresses: &[IpNet]) -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
+    let (mut of_v4, mut of_v6) = (None, None);
+    for address in addresses {
+        match address.addr() {
+            IpAddr::V4(addr) => of_v4 = of_v4.or(Some(addr)),
+            IpAddr::V6(addr) => of_v6 = of_v6.or(Some(addr)),
+        }
+    }
+    (of_v4, of_v6)
 }
 
 /// The interface listens to no router advertisement: of a pod on the host, of nobody in a pod.

@@ -52,6 +52,7 @@ impl<'a> Wire<'a> {
     pub(super) fn as_pod(&self) -> datapath::Pod {
         datapath::Pod {
             addr: self.pod.addr(),
+            addr_v6: None,
             ifindex: self.host.index,
             host_if: self.host.name.clone(),
             mac: self.device.mac,

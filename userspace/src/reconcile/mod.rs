@@ -118,6 +118,10 @@ impl Keeper {
             for map in notes.unless_failed(applied).unwrap_or_default() {
                 notes.note_mended(format!("{map} was not as configured"));
             }
+            let mended = datapath.mend_ipv6();
+            for item in notes.unless_failed(mended).unwrap_or_default() {
+                notes.note_mended(item);
+            }
             if whole {
                 self.keep_pods(&datapath, &mut notes);
                 notes.collected = self.collect();

@@ -192,8 +192,10 @@ impl Keeper {
         let addr = place.net.addr();
         let known = sight.maps.pod(addr).or_else(|| self.served.get(&addr).copied());
         let has = |flag: u16| known.is_some_and(|entry| entry.flags & flag != 0);
+        let (_, addr_v6) = links::first_of_each(&place.endpoint.addresses());
         Pod {
             addr,
+            addr_v6,
             ifindex,
             host_if: place.endpoint.host_if_name.clone(),
             mac,
@@ -226,6 +228,22 @@ impl Keeper {
                 sight.datapath.remove_pod(addr)?;
                 notes.note_mended(format!(
                     "entry {addr} of cwy_pods had neither interface nor endpoint"
+                ));
+            }
+            missing.insert(name);
+        }
+        for (addr, entry) in sight.maps.pods_v6() {
+            let is_known = state
+                .endpoints()
+                .any(|(_, endpoint)| endpoint.addresses().iter().any(|net| net.addr() == addr));
+            if indices.contains(&entry.ifindex) || is_known {
+                continue;
+            }
+            let name = format!("entry {addr}");
+            if is_overdue(&mut self.suspects, &name) {
+                sight.datapath.remove_pod(addr)?;
+                notes.note_mended(format!(
+                    "entry {addr} of cwy_pods6 had neither interface nor endpoint"
                 ));
             }
             missing.insert(name);

@@ -7,7 +7,7 @@ use std::{
 };
 
 use causeway::{datapath::DatapathError, root::Root};
-use causeway_common::maps::{MAP_NAMES, PROGRAM_NAMES, SCHEMA};
+use causeway_common::maps::{IPV6_MAP, MAP_NAMES, PROGRAM_NAMES, SCHEMA, V6_MAP_NAMES, V6_PROGRAM_NAMES};
 use rustix::fs::statfs;
 
 use super::{Code, Finding, Snapshot, snapshot::Pinned};
@@ -25,8 +25,8 @@ pub(super) struct Pins {
     loose: Vec<(PathBuf, u32, u32, u32)>,
 }
 
-/// A map that a tree may lack: its programs do without.
-const OPTIONAL: &str = "cwy_moved";
+/// Maps that a tree may lack: its programs do without.
+const OPTIONAL: [&str; 2] = ["cwy_moved", IPV6_MAP];
 
 pub(super) fn read(root: &Root) -> Pins {
     let base = root.path("/sys/fs/bpf/causeway");
@@ -50,9 +50,16 @@ pub(super) fn read(root: &Root) -> Pins {
     };
     pins.missing_maps = absent(
         "maps",
-        &mut MAP_NAMES.into_iter().filter(|name| *name != OPTIONAL),
+        &mut MAP_NAMES.into_iter().filter(|name| !OPTIONAL.contains(name)),
     );
     pins.missing_programs = absent("progs", &mut PROGRAM_NAMES.into_iter());
+    // Those for IPv6 are there together or not at all.
+    let missing = absent("maps", &mut V6_MAP_NAMES.into_iter());
+    if missing.len() < V6_MAP_NAMES.len() {
+        pins.missing_maps.extend(missing);
+        pins.missing_programs
+            .extend(absent("progs", &mut V6_PROGRAM_NAMES.into_iter()));
+    }
     for (directory, mode) in [("maps", 0o640), ("progs", 0o600), ("links", 0o600)] {
         let directory = live.join(directory);
         pins.loose.extend(loose(&directory, 0o750));

@@ -7,14 +7,14 @@ mod uplink;
 
 use causeway::datapath::{self, DatapathError};
 use causeway_common::{
-    decide::{Role, WIRESERVER, is_guarded, may_be_offered, tcp_flags},
+    decide::{Role, is_guarded, may_be_offered, tcp_flags},
     flow::{
         AtEgress, AtIngress, Exit, Flags, Frame, KEEPALIVE, Nat, Progress, State, at_driver, at_egress,
         at_ingress, completes,
     },
     maps::{Config, PodEntry},
     reason::{Reason, Verdict},
-    tuple::{TCP, UDP, has_ports},
+    tuple::{TCP, UDP},
 };
 
 use super::{
@@ -122,7 +122,7 @@ impl Walk<'_> {
 
     fn at_pods_link(&mut self, pod: &PodEntry) -> Judged<Reason> {
         let sender = self.view.sender(pod.ifindex)?;
-        if has_ports(self.key.protocol)
+        if self.key.has_ports()
             && let Some(reason) = self.carried(pod.ifindex)?
         {
             return Ok(reason);
@@ -135,7 +135,7 @@ impl Walk<'_> {
         if is_guarded(self.key.dst, self.key.protocol, Some(self.key.dst_port)) {
             return Ok(Reason::Wireserver);
         }
-        if !has_ports(self.key.protocol) {
+        if !self.key.has_ports() {
             return Ok(Reason::OtherProtocol);
         }
         let reason = self.offer(pod.ifindex)?;
@@ -200,7 +200,7 @@ impl Walk<'_> {
     fn offer(&mut self, ifindex: u32) -> Judged<Reason> {
         match self.at_ingress(ifindex)? {
             AtIngress::Offer => {
-                if !may_be_offered(&self.key, WIRESERVER) {
+                if !may_be_offered(&self.key) {
                     return Ok(Reason::NeverOffered);
                 }
                 let is_counted = self.entry.is_some_and(|entry| entry.has(Flags::COUNTED));
@@ -245,7 +245,7 @@ impl Walk<'_> {
                 && matches!(entry.nat, Nat::DESTINATION | Nat::FROM_BACKEND)
                 && entry.is_for(self.role, self.key.protocol)
         });
-        if has_ports(self.key.protocol)
+        if self.key.has_ports()
             && let Some(reason) = self.carried(self.config.uplink_ifindex)?
         {
             self.pass(PROGRAM, reason);
@@ -290,7 +290,7 @@ impl Walk<'_> {
 
     /// Whether the frame is one for XDP: an ordinary one of a flow that tc has seen in this second.
     fn may_be_redirected(&self) -> Judged<bool> {
-        let Some(entry) = self.entry.filter(|_| has_ports(self.key.protocol)) else {
+        let Some(entry) = self.entry.filter(|_| self.key.has_ports()) else {
             return Ok(false);
         };
         let flags = match self.role {
@@ -314,7 +314,7 @@ impl Walk<'_> {
     /// What the uplink says of a packet that belongs to no translated flow.
     fn meet_stranger(&mut self) -> Judged<Reason> {
         let may_be_lost = self.key.dst == self.config.node_addr
-            && has_ports(self.key.protocol)
+            && self.key.has_ports()
             && (self.key.protocol == UDP || self.role != Role::Opens);
         if may_be_lost && self.entry.is_none() && self.view.has_lost(&self.key)? {
             return Ok(Reason::FlowRestored);
@@ -326,7 +326,7 @@ impl Walk<'_> {
         if self.key.src == self.config.node_addr {
             return Ok(Reason::SpoofedFromWire);
         }
-        if !has_ports(self.key.protocol) {
+        if !self.key.has_ports() {
             return Ok(Reason::OtherProtocol);
         }
         self.offer(self.config.uplink_ifindex)

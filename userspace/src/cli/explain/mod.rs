@@ -16,7 +16,7 @@ use causeway_common::{
     flow::Nat,
     maps::PodEntry,
     reason::Verdict,
-    tuple::{ICMP, has_ports},
+    tuple::ICMP,
 };
 use clap::Args;
 use serde::Serialize;
@@ -118,7 +118,7 @@ fn explain(view: &View, packet: &Packet) -> Result<Fate, Failure> {
         translated_to: passage
             .translated
             .map(|(addr, port)| match u16::from_be_bytes(port) {
-                0 if has_ports(key.protocol) => format!("{}, some free port", Ipv4Addr::from(addr)),
+                0 if key.has_ports() => format!("{}, some free port", Ipv4Addr::from(addr)),
                 0 => Ipv4Addr::from(addr).to_string(),
                 port => endpoint(addr.into(), port, is_icmp),
             }),

@@ -28,7 +28,7 @@ impl Packet {
         };
         let protocol = parse_protocol(protocol)?;
         let ((src, src_port), (dst, dst_port)) = (end(source)?, end(destination)?);
-        let (src_port, dst_port, is_whole) = if !has_ports(protocol) {
+        let (src_port, dst_port, is_whole) = if !has_ports::<[u8; 4]>(protocol) {
             (0, 0, true)
         } else if protocol == tuple::ICMP {
             let is_answer = role == Some("answers");

@@ -1,29 +1,30 @@
 //! Which flows `causeway flows` shows.
 
-use std::{net::Ipv4Addr, str::FromStr};
+use std::{net::IpAddr, str::FromStr};
 
 use causeway_common::{
+    addr::Address,
     flow::{FlowEntry, State},
     tuple::{self, FlowKey},
 };
 use clap::Args;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use super::state_name;
 
 /// Which flows to show.
 #[derive(Args, Default)]
 pub(crate) struct Filter {
-    /// Source: ADDRESS[/LENGTH][:PORT] or :PORT
+    /// Source: ADDRESS[/LENGTH][:PORT], [V6ADDRESS]:PORT or :PORT
     #[arg(long, value_name = "ENDPOINT")]
     src: Option<EndpointFilter>,
-    /// Destination: ADDRESS[/LENGTH][:PORT] or :PORT
+    /// Destination, in the same words
     #[arg(long, value_name = "ENDPOINT")]
     dst: Option<EndpointFilter>,
     /// Flows of this pod: to it, from it, translated for it
     #[arg(long, value_name = "ADDRESS")]
-    pod: Option<Ipv4Addr>,
-    /// tcp, udp, icmp or a number
+    pod: Option<IpAddr>,
+    /// tcp, udp, icmp, icmpv6 or a number
     #[arg(long, value_name = "PROTOCOL", value_parser = parse_protocol)]
     proto: Option<u8>,
     /// offered, carried, kernel or reset
@@ -44,9 +45,11 @@ impl Filter {
     }
 
     /// Whether all of its parts match.
-    pub(super) fn matches(&self, key: &FlowKey<[u8; 4]>, entry: &FlowEntry<[u8; 4]>) -> bool {
-        let is = |filter: &Option<EndpointFilter>, addr, port| {
-            filter.as_ref().is_none_or(|filter| filter.matches(addr, port))
+    pub(super) fn matches<A: Address + Into<IpAddr>>(&self, key: &FlowKey<A>, entry: &FlowEntry<A>) -> bool {
+        let is = |filter: &Option<EndpointFilter>, addr: A, port| {
+            filter
+                .as_ref()
+                .is_none_or(|filter| filter.matches(addr.into(), port))
         };
         is(&self.src, key.src, key.src_port)
             && is(&self.dst, key.dst, key.dst_port)
@@ -54,21 +57,20 @@ impl Filter {
             && self.state.is_none_or(|state| state == entry.state)
             && self
                 .pod
-                .is_none_or(|pod| [key.src, key.dst, entry.nat_addr].contains(&pod.octets()))
+                .is_none_or(|pod| [key.src, key.dst, entry.nat_addr].map(Into::into).contains(&pod))
     }
 }
 
 /// Addresses, ports, or both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct EndpointFilter {
-    prefix: Option<Ipv4Net>,
+    prefix: Option<IpNet>,
     port: Option<u16>,
 }
 
 impl EndpointFilter {
-    fn matches(&self, addr: [u8; 4], port: [u8; 2]) -> bool {
-        self.prefix
-            .is_none_or(|prefix| prefix.contains(&Ipv4Addr::from(addr)))
+    fn matches(&self, addr: IpAddr, port: [u8; 2]) -> bool {
+        self.prefix.is_none_or(|prefix| prefix.contains(&addr))
             && self.port.is_none_or(|wanted| wanted == u16::from_be_bytes(port))
     }
 }
@@ -77,36 +79,45 @@ impl FromStr for EndpointFilter {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (addr, port) = match text.split_once(':') {
-            Some((addr, port)) => (addr, Some(port)),
-            None => (text, None),
-        };
+        let (addr, port) = split(text);
         let port = port
             .map(|port| port.parse().map_err(|_| format!("{port:?} is no port")))
             .transpose()?;
         let prefix = match addr {
             "" if port.is_some() => None,
-            addr => Some(parse_prefix(addr).ok_or_else(|| format!("{addr:?} is no IPv4 address or prefix"))?),
+            addr => Some(parse_prefix(addr).ok_or_else(|| format!("{addr:?} is no address or prefix"))?),
         };
         Ok(Self { prefix, port })
     }
 }
 
-fn parse_prefix(text: &str) -> Option<Ipv4Net> {
-    text.parse()
-        .ok()
-        .or_else(|| text.parse::<Ipv4Addr>().ok().map(Ipv4Net::from))
+/// Address and port. An address of IPv6 has brackets where a port follows (RFC 3986 section 3.2.2).
+fn split(text: &str) -> (&str, Option<&str>) {
+    if let Some((addr, rest)) = text.strip_prefix('[').and_then(|text| text.split_once(']')) {
+        return (addr, rest.strip_prefix(':'));
+    }
+    match text.split_once(':') {
+        Some((addr, port)) if !port.contains(':') => (addr, Some(port)),
+        _ => (text, None),
+    }
 }
 
-/// `tcp`, `udp`, `icmp` or a number.
+fn parse_prefix(text: &str) -> Option<IpNet> {
+    text.parse()
+        .ok()
+        .or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))
+}
+
+/// `tcp`, `udp`, `icmp`, `icmpv6` or a number.
 pub(crate) fn parse_protocol(text: &str) -> Result<u8, String> {
     match text.to_ascii_lowercase().as_str() {
         "tcp" => Ok(tuple::TCP),
         "udp" => Ok(tuple::UDP),
         "icmp" => Ok(tuple::ICMP),
+        "icmpv6" => Ok(<[u8; 16]>::ICMP),
         number => number
             .parse()
-            .map_err(|_| "use tcp, udp, icmp or a number".to_owned()),
+            .map_err(|_| "use tcp, udp, icmp, icmpv6 or a number".to_owned()),
     }
 }
 
@@ -146,6 +157,15 @@ mod tests {
                 port: Some(53)
             })
         );
+        for (text, prefix, port) in [
+            ("fd00::5", "fd00::5/128", None),
+            ("fd00::/64", "fd00::/64", None),
+            ("[fd00::5]:53", "fd00::5/128", Some(53)),
+            ("[fd00::/64]:53", "fd00::/64", Some(53)),
+        ] {
+            let prefix = net(prefix);
+            assert_eq!(parse(text), Ok(EndpointFilter { prefix, port }), "{text}");
+        }
         assert_eq!(
             parse(":443"),
             Ok(EndpointFilter {

@@ -1,15 +1,16 @@
 //! What `causeway status` counts: pods and flows by state, flows by who opened them.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use causeway::datapath::{Datapath, DatapathError};
 use causeway_common::{
     flow::State,
-    maps::{Config, FLOW_ENTRIES, POD_ENTRIES, PodEntry, Usage},
+    maps::{Config, FLOW_ENTRIES, POD_ENTRIES, PodEntry},
 };
 use serde::Serialize;
-
-use crate::cli::maps;
 
 #[derive(Serialize)]
 pub(super) struct PodCount {
@@ -38,19 +39,18 @@ pub(super) struct Usages {
     pub(super) wire_quota: u32,
     /// Of hosts outside.
     pub(super) wire: i32,
-    pub(super) pods: BTreeMap<Ipv4Addr, i32>,
+    pub(super) pods: BTreeMap<IpAddr, i32>,
 }
 
 pub(super) fn usages(datapath: &Datapath, config: &Config<[u8; 4]>) -> Result<Usages, DatapathError> {
-    let usage: Vec<([u8; 4], Usage)> = maps::elements(datapath, "cwy_usage")?;
-    let mut pods: BTreeMap<Ipv4Addr, i32> = usage
-        .into_iter()
-        .map(|(addr, usage)| (addr.into(), usage.flows))
-        .collect();
+    let usage = datapath.usage()?.into_iter();
+    let mut pods: BTreeMap<IpAddr, i32> = usage.map(|(addr, usage)| (addr, usage.flows)).collect();
+    let mut outside = |addr: IpAddr| pods.remove(&addr).unwrap_or(0);
+    let wire = outside(Ipv4Addr::UNSPECIFIED.into()) + outside(Ipv6Addr::UNSPECIFIED.into());
     Ok(Usages {
         pod_quota: config.pod_quota,
         wire_quota: config.wire_quota,
-        wire: pods.remove(&Ipv4Addr::UNSPECIFIED).unwrap_or(0),
+        wire,
         pods,
     })
 }
@@ -68,7 +68,23 @@ pub(super) fn count_pods(pods: &[(Ipv4Addr, PodEntry)]) -> PodCount {
 }
 
 pub(crate) fn count_flows(datapath: &Datapath) -> Result<FlowCount, DatapathError> {
-    let mut count = FlowCount {
+    let mut count = FlowCount::NONE;
+    datapath.for_each_flow(|_, entry| count.add(entry.state))?;
+    Ok(count.filled())
+}
+
+/// Those of IPv6, which have a table of their own; `None` until a pod has an address of that family.
+pub(super) fn count_flows_v6(datapath: &Datapath) -> Result<Option<FlowCount>, DatapathError> {
+    if !datapath.has_ipv6() {
+        return Ok(None);
+    }
+    let mut count = FlowCount::NONE;
+    datapath.for_each_flow_v6(|_, entry| count.add(entry.state))?;
+    Ok(Some(count.filled()))
+}
+
+impl FlowCount {
+    const NONE: Self = Self {
         offered: 0,
         carried: 0,
         kernel: 0,
@@ -76,18 +92,22 @@ pub(crate) fn count_flows(datapath: &Datapath) -> Result<FlowCount, DatapathErro
         capacity: FLOW_ENTRIES,
         fill_ratio: 0.0,
     };
-    datapath.for_each_flow(|_, entry| {
-        count.entries += 1;
-        match entry.state {
-            State::OFFERED => count.offered += 1,
-            State::CARRIED => count.carried += 1,
-            _ => count.kernel += 1,
+
+    fn add(&mut self, state: u8) {
+        self.entries += 1;
+        match state {
+            State::OFFERED => self.offered += 1,
+            State::CARRIED => self.carried += 1,
+            _ => self.kernel += 1,
         }
-    })?;
-    #[expect(clippy::cast_precision_loss, reason = "both are far below 2^52")]
-    let ratio = count.entries as f64 / count.capacity as f64;
-    count.fill_ratio = ratio;
-    Ok(count)
+    }
+
+    fn filled(mut self) -> Self {
+        #[expect(clippy::cast_precision_loss, reason = "both are far below 2^52")]
+        let ratio = self.entries as f64 / self.capacity as f64;
+        self.fill_ratio = ratio;
+        self
+    }
 }
 
 #[cfg(test)]

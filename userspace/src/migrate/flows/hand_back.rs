@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use causeway_common::{
     flow::{Flags, FlowEntry, Nat, Progress, State},
-    tuple::{ICMP, TCP, UDP, has_ports},
+    tuple::{ICMP, TCP, UDP},
 };
 
 use super::{
@@ -74,7 +74,7 @@ impl Flows {
     /// The forward entries of the pods' translated flows, without those that have expired.
     fn translated(&self) -> Result<Vec<(Key, Entry)>> {
         let is_it = |key: &Key, entry: &Entry| {
-            let is_ours = entry.nat == Nat::SOURCE && !entry.has(Flags::HOST) && has_ports(key.protocol);
+            let is_ours = entry.nat == Nat::SOURCE && !entry.has(Flags::HOST) && key.has_ports();
             // Of ICMP only questions of a ping: conntrack knows no others by their identifier.
             let is_known = key.protocol != ICMP || key.dst_port == [0; 2];
             is_ours && is_known && self.left_of(key, entry) > 0

@@ -42,7 +42,8 @@ impl Walk<'_> {
                 self.note_translation();
                 return Ok(());
             }
-            let is_stale = !has_ports(protocol) && self.view.is_idle(&self.key, &entry, &self.config)?;
+            let is_stale =
+                !has_ports::<[u8; 4]>(protocol) && self.view.is_idle(&self.key, &entry, &self.config)?;
             keeps = !is_stale && keeps_address(&entry, role, protocol);
         }
         if let Some(reason) = self.meet_api_server()? {
@@ -126,7 +127,7 @@ impl Walk<'_> {
         if !is_counted && !self.view.has_room(self.key.src, &self.config)? {
             return Ok(Reason::SnatQuota);
         }
-        if !has_ports(self.key.protocol) {
+        if !self.key.has_ports() {
             let answer = self.view.flow(&answer_key(&self.key, self.config.node_addr, 0))?;
             let is_anothers = answer.is_some_and(|answer| !is_answer_to(&answer, &self.key));
             if is_anothers {

@@ -1,0 +1,260 @@
+//! The IPv6 header and its extensions (RFC 8200).
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{__sk_buff, bpf_fib_lookup},
+    programs::TcContext,
+};
+use causeway_common::{
+    addr::Address as _,
+    extension::{Chain, Step},
+    reason::Reason,
+    tuple::{TCP, UDP},
+};
+
+use super::Addr;
+use crate::{
+    headers::Headers as _,
+    icmp::{Quoted, load},
+    maps::Key,
+    packet::{self, ETH_LEN, Transport},
+};
+
+/// Offset of the next header.
+pub const PROTOCOL: usize = ETH_LEN + 6;
+/// Offset of the hop limit.
+const HOP_LIMIT: usize = ETH_LEN + 7;
+/// End of an IPv6 header without extensions.
+pub const IP_END: usize = ETH_LEN + 40;
+
+const ETHERTYPE_IPV6: u16 = 0x86dd;
+const AF_INET6: u8 = 10;
+const ICMP: u8 = Addr::ICMP;
+
+/// An IPv6 header with what its extensions say. Without padding: functions that are verified by themselves take it by
+/// reference.
+#[repr(C, align(4))]
+#[derive(Clone, Copy)]
+pub struct Ip {
+    pub src: Addr,
+    pub dst: Addr,
+    /// Length of the packet by its header, bytes; at most what a `u16` holds.
+    pub total_len: u16,
+    /// The protocol behind the extensions.
+    pub protocol: u8,
+    /// Hop limit.
+    pub ttl: u8,
+    /// Offset of the payload from the start of the frame. A byte, so that the verifier knows a bound wherever the
+    /// compiler keeps it.
+    l4: u8,
+    /// It is a fragment, and not a whole packet that calls itself one (RFC 6946).
+    pub is_fragment: bool,
+    /// The transport header is in this packet.
+    pub is_first: bool,
+    /// There is nothing between the headers that a router or a node on the way has to look at, and what there is has been
+    /// followed to its end.
+    is_plain: bool,
+}
+
+const _: () = assert!(size_of::<Ip>() == 16 + 16 + 2 + 6);
+
+impl Ip {
+    /// To be read into.
+    pub const NOTHING: Self = Self {
+        src: Addr::UNSPECIFIED,
+        dst: Addr::UNSPECIFIED,
+        total_len: 0,
+        protocol: 0,
+        ttl: 0,
+        l4: 0,
+        is_fragment: false,
+        is_first: false,
+        is_plain: false,
+    };
+
+    /// Whether what follows the header is what its protocol field says.
+    #[inline(always)]
+    pub const fn is_plain(&self) -> bool {
+        self.is_plain
+    }
+
+    /// Whether the packet is of a flow that is told apart by its addresses alone: there is nothing to be known of such a one
+    /// where none is translated.
+    #[inline(always)]
+    pub const fn is_portless(&self) -> bool {
+        false
+    }
+
+    /// Whether a router takes the packet: there is no checksum that could be wrong.
+    #[inline(always)]
+    pub const fn is_sound(&self) -> bool {
+        true
+    }
+
+    /// Offset of the payload from the start of the frame.
+    #[inline(always)]
+    pub fn l4(&self) -> usize {
+        usize::from(self.l4)
+    }
+}
+
+/// The IPv6 header, or why there is none.
+#[inline(always)]
+pub fn ip(ctx: &TcContext) -> Result<Ip, Reason> {
+    match packet::u16_at(ctx, 12).map(u16::from_be_bytes) {
+        Some(ETHERTYPE_IPV6) => {}
+        _ => return Err(Reason::NotIp),
+    }
+    let (start, end) = (ctx.start(), ctx.end());
+    if start + IP_END > end {
+        return Err(Reason::Malformed);
+    }
+    // SAFETY: `IP_END` bytes were checked to be in the buffer. The kernel puts this header on a word boundary
+    // wherever the machine needs it (`NET_IP_ALIGN`).
+    let word = |offset: usize| unsafe { *((start + ETH_LEN + offset) as *const u32) };
+    let addr = |offset| {
+        addr([
+            word(offset),
+            word(offset + 4),
+            word(offset + 8),
+            word(offset + 12),
+        ])
+    };
+    let [version, ..] = word(0).to_ne_bytes();
+    let [length_high, length_low, next, ttl] = word(4).to_ne_bytes();
+    let payload_len = match u16::from_be_bytes([length_high, length_low]) {
+        // BIG TCP (Linux 5.19): the field cannot hold the length of a GSO packet above 64 KiB.
+        0 if ctx.is_gso() => ctx.length() - IP_END as u32,
+        length => u32::from(length),
+    };
+    if version >> 4 != 6 || payload_len + IP_END as u32 > ctx.length() {
+        return Err(Reason::Malformed);
+    }
+    let mut ip = Ip {
+        src: addr(8),
+        dst: addr(24),
+        total_len: (payload_len + 40).min(u32::from(u16::MAX)) as u16,
+        protocol: next,
+        ttl,
+        l4: IP_END as u8,
+        is_fragment: false,
+        is_first: true,
+        is_plain: true,
+    };
+    if !matches!(next, TCP | UDP | ICMP) {
+        let chain = Chain::of_bits(cwy_extensions(ctx.as_ptr().cast(), u32::from(next)));
+        ip.protocol = chain.protocol;
+        ip.l4 = chain.l4;
+        ip.is_fragment = chain.is_fragment;
+        ip.is_first = chain.is_first;
+        ip.is_plain = chain.is_plain;
+    }
+    Ok(ip)
+}
+
+/// Follows the extension headers, of which the first is `next`. Returns [`Chain::bits`]. Verified by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn cwy_extensions(skb: *mut __sk_buff, next: u32) -> u32 {
+    let ctx = &TcContext::new(skb);
+    let mut chain = Chain::begin(next as u8, IP_END as u8);
+    for _ in 0..Chain::MOST {
+        match chain.step() {
+            Step::End => return chain.bits(),
+            Step::Read => {}
+        }
+        match load::<8>(ctx, usize::from(chain.l4)) {
+            Some(header) => chain.follow(header),
+            None => chain.give_up(),
+        }
+    }
+    chain.give_up();
+    chain.bits()
+}
+
+/// The flow that a packet belongs to.
+#[inline(always)]
+pub fn key(ip: &Ip, transport: &Transport) -> Key {
+    let [a, b, c, d] = transport.ports().to_ne_bytes();
+    Key {
+        src: ip.src,
+        dst: ip.dst,
+        src_port: [a, b],
+        dst_port: [c, d],
+        protocol: ip.protocol,
+        _pad: [0; 3],
+    }
+}
+
+/// Decrements the hop limit.
+///
+/// # Safety
+///
+/// `header` points to the first [`IP_END`] bytes of the packet.
+#[inline(always)]
+pub unsafe fn count_hop(header: *mut u8, ip: &Ip) {
+    // SAFETY: the caller's.
+    unsafe { *header.add(HOP_LIMIT) = ip.ttl.wrapping_sub(1) };
+}
+
+/// Enters the ends of a flow into a question for its route.
+#[inline(always)]
+pub fn set_ends(request: &mut bpf_fib_lookup, key: &Key) {
+    request.family = AF_INET6;
+    request.__bindgen_anon_3.ipv6_src = words(&key.src);
+    request.__bindgen_anon_4.ipv6_dst = words(&key.dst);
+}
+
+/// The packet that an ICMPv6 error quotes; `None` if the packet is no error, or the quoted one has no ports of a flow next
+/// to its header.
+#[inline(always)]
+pub fn quoted(ctx: &TcContext, ip: &Ip) -> Option<Quoted> {
+    if ip.protocol != ICMP || ip.is_fragment || !ip.is_plain {
+        return None;
+    }
+    let kind: [u8; 1] = load(ctx, ip.l4())?;
+    if !Addr::is_icmp_error(kind[0]) {
+        return None;
+    }
+    let l3 = ip.l4() + 8;
+    let head: [u8; 8] = load(ctx, l3)?;
+    let l4 = l3 + 40;
+    let start: [u8; 8] = load(ctx, l4)?;
+    if head[0] >> 4 != 6 {
+        return None;
+    }
+    let (src_port, dst_port, asks) = match head[6] {
+        TCP | UDP => ([start[0], start[1]], [start[2], start[3]], false),
+        ICMP => match Addr::icmp_query(start[0], start[1])? {
+            query if query.asks => ([start[4], start[5]], query.kind, true),
+            query => (query.kind, [start[4], start[5]], false),
+        },
+        _ => return None,
+    };
+    Some(Quoted {
+        key: Key {
+            src: load(ctx, l3 + 8)?,
+            dst: load(ctx, l3 + 24)?,
+            src_port,
+            dst_port,
+            protocol: head[6],
+            _pad: [0; 3],
+        },
+        l3: l3 as u16,
+        l4: l4 as u16,
+        check: 0,
+        asks: u16::from(asks),
+    })
+}
+
+#[inline(always)]
+fn addr(words: [u32; 4]) -> Addr {
+    // SAFETY: both are sixteen bytes, and any bytes are an address.
+    unsafe { core::mem::transmute(words) }
+}
+
+#[inline(always)]
+fn words(addr: &Addr) -> [u32; 4] {
+    // SAFETY: as in `addr`.
+    unsafe { core::mem::transmute(*addr) }
+}
