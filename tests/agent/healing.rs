@@ -13,11 +13,11 @@ use crate::{hooks::take_off, places::Places};
 const ENDPOINTS: &str = "/var/run/azure-vnet.json";
 const LEASES: &str = "/var/run/azure-vnet-ipam.json";
 
-fn pins(rig: &Rig) -> PathBuf {
+pub(crate) fn pins(rig: &Rig) -> PathBuf {
     rig.node.root.join(&format!("/sys/fs/bpf/causeway/v{SCHEMA}"))
 }
 
-fn map(rig: &Rig, name: &str) -> Result<MapData> {
+pub(crate) fn map(rig: &Rig, name: &str) -> Result<MapData> {
     Ok(MapData::from_pin(pins(rig).join("maps").join(name))?)
 }
 

@@ -6,6 +6,7 @@ mod deploy;
 mod healing;
 mod helm;
 mod hooks;
+mod ipv6;
 mod metrics;
 mod places;
 mod restart;

@@ -6,6 +6,7 @@ mod datagrams;
 mod flood;
 mod fragments;
 mod healing;
+mod ipv6;
 mod lifecycle;
 mod odd;
 mod path;

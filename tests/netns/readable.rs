@@ -1,9 +1,11 @@
 //! What an operator sees with nothing but `bpftool`: names and numbers, never bytes.
 
-use std::net::SocketAddrV4;
+use std::{net::SocketAddrV4, path::Path};
 
 use anyhow::{Context, Result, bail, ensure};
+use causeway_common::maps::{IPV6_MAP, V6_PROGRAM_NAMES};
 use causeway_tests::{
+    dual_stack::{Connection, VNET},
     echo::Echo,
     fabric::{INTERNET, NODE},
     rig::Rig,
@@ -14,8 +16,9 @@ use serde_json::Value;
 
 #[test]
 fn bpftool_prints_every_map_with_named_fields() -> Result<()> {
-    let rig = Rig::causeway()?;
+    let rig = Rig::dual_stack()?;
     let pod = rig.pod("a")?;
+    Connection::open(&pod.ns, &rig.fabric.vnet, VNET, 7)?.chat(1)?;
     Walk::direct(&pod.ns, &rig.fabric.internet, SocketAddrV4::new(INTERNET, 7))
         .tcp(&rig)?
         .expect_carried(NODE)?;
@@ -35,6 +38,11 @@ fn bpftool_prints_every_map_with_named_fields() -> Result<()> {
             names.push(name);
             continue;
         }
+        if name == IPV6_MAP {
+            check_programs(&rig, &path)?;
+            names.push(name);
+            continue;
+        }
         let dump = rig
             .node
             .ns
@@ -47,30 +55,56 @@ fn bpftool_prints_every_map_with_named_fields() -> Result<()> {
         names
             == [
                 "cwy_age_queue",
+                "cwy_age_queue6",
                 "cwy_backends",
                 "cwy_balancer",
                 "cwy_budgets",
                 "cwy_cfg",
+                "cwy_cfg6",
                 "cwy_count",
                 "cwy_crowds",
                 "cwy_events",
                 "cwy_flows",
+                "cwy_flows6",
                 "cwy_frags",
                 "cwy_ifaces",
+                "cwy_ifaces6",
+                "cwy_ipv6",
                 "cwy_moved",
                 "cwy_pods",
+                "cwy_pods6",
                 "cwy_ports",
                 "cwy_ranges",
                 "cwy_sweep_job",
-                "cwy_usage"
+                "cwy_usage",
+                "cwy_usage6"
             ],
         "{names:?}"
     );
     Ok(())
 }
 
-/// A queue and a ring: elements without keys, which bpftool does not list. `causeway monitor` shows the events.
-const WITHOUT_KEYS: [&str; 2] = ["cwy_age_queue", "cwy_events"];
+/// A program for each hook, by its number.
+fn check_programs(rig: &Rig, path: &Path) -> Result<()> {
+    let pinned = ["map", "dump", "pinned"];
+    let dump = rig.node.ns.output(
+        "bpftool",
+        &[&["-j"], &pinned[..], &[&path.display().to_string()]].concat(),
+    )?;
+    for name in V6_PROGRAM_NAMES {
+        let program = path.with_file_name("../progs").join(name);
+        let shown = ["-j", "prog", "show", "pinned", &program.display().to_string()];
+        let id = rig.node.ns.json("bpftool", &shown)?["id"]
+            .as_u64()
+            .context("a program has a number")? as u32;
+        let bytes = id.to_le_bytes().map(|byte| format!("\"0x{byte:02x}\"")).join(",");
+        ensure!(dump.contains(&bytes), "{name} is {id}, and not in {dump}");
+    }
+    Ok(())
+}
+
+/// Queues and a ring: elements without keys, which bpftool does not list. `causeway monitor` shows the events.
+const WITHOUT_KEYS: [&str; 3] = ["cwy_age_queue", "cwy_age_queue6", "cwy_events"];
 
 /// Without BTF bpftool prints bytes in hexadecimal; with it, JSON.
 fn check(dump: &str) -> Result<()> {

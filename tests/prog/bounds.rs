@@ -2,7 +2,8 @@
 
 use std::{env, fmt::Write as _, fs, path::PathBuf};
 
-use causeway_common::maps::XDP_PROGRAM;
+use aya::{EbpfLoader, programs::SchedClassifier};
+use causeway_common::maps::{V6_PROGRAM_NAMES, XDP_PROGRAM};
 
 use crate::bench::{Bench, Hook};
 
@@ -17,6 +18,7 @@ fn no_program_outgrows_what_the_verifier_needed_before() {
         .map(|hook| (hook.program(), bench.verified_instructions(hook)))
         .to_vec();
     measured.push((XDP_PROGRAM, bench.xdp_verified_instructions()));
+    measured.extend(of_ipv6());
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../ebpf/verifier-budget.txt");
     let text = fs::read_to_string(&path).unwrap();
     if env::var_os("CAUSEWAY_RECORD_BUDGET").is_some() {
@@ -40,6 +42,17 @@ fn no_program_outgrows_what_the_verifier_needed_before() {
             path.display()
         );
     }
+}
+
+/// The programs for IPv6.
+fn of_ipv6() -> Vec<(&'static str, u32)> {
+    let mut object = EbpfLoader::new().load(causeway::datapath::OBJECT_V6).unwrap();
+    let mut verified = |name| {
+        let program: &mut SchedClassifier = object.program_mut(name).unwrap().try_into().unwrap();
+        program.load().unwrap();
+        program.info().unwrap().verified_instruction_count().unwrap()
+    };
+    V6_PROGRAM_NAMES.map(|name| (name, verified(name))).to_vec()
 }
 
 /// The first two numbers of the kernel's release.

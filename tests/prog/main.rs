@@ -19,6 +19,7 @@ mod fill;
 mod fragments;
 mod host;
 mod icmp_errors;
+mod ipv6;
 mod kernel_log;
 mod known_bugs;
 mod malformed;

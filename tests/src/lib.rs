@@ -11,6 +11,7 @@ pub mod craft;
 pub mod dam;
 pub mod delegated;
 pub mod dist;
+pub mod dual_stack;
 pub mod echo;
 pub mod fabric;
 pub mod frame;

@@ -8,8 +8,8 @@ use std::{
 
 use anyhow::{Context, Result};
 use etherparse::{
-    ArpHardwareId, ArpOperation, ArpPacket, EtherType, Icmpv4Header, Icmpv4Type, IpNumber, Ipv4Header,
-    PacketBuilder,
+    ArpHardwareId, ArpOperation, ArpPacket, EtherType, Ethernet2Header, Icmpv4Header, Icmpv4Type, IpNumber,
+    Ipv4Header, Ipv6Header, PacketBuilder,
 };
 use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, socket_with};
 
@@ -114,6 +114,30 @@ pub fn packet(macs: [[u8; 6]; 2], addrs: [[u8; 4]; 2], protocol: u8, payload: &[
         addrs[1],
     )?;
     framed(macs, header, payload)
+}
+
+/// An IPv6 packet in a frame, of which `next` is the header behind the first.
+pub fn ipv6(
+    macs: [[u8; 6]; 2],
+    addrs: [[u8; 16]; 2],
+    hop_limit: u8,
+    next: u8,
+    payload: &[u8],
+) -> Result<Vec<u8>> {
+    let ethernet = Ethernet2Header {
+        source: macs[0],
+        destination: macs[1],
+        ether_type: EtherType::IPV6,
+    };
+    let header = Ipv6Header {
+        payload_length: payload.len().try_into()?,
+        next_header: IpNumber(next),
+        hop_limit,
+        source: addrs[0],
+        destination: addrs[1],
+        ..Default::default()
+    };
+    Ok([&ethernet.to_bytes()[..], &header.to_bytes(), payload].concat())
 }
 
 /// An ICMP message in a frame.

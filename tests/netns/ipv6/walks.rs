@@ -1,0 +1,182 @@
+//! Who reaches whom, and which way the packets go.
+
+use std::net::Ipv6Addr;
+
+use anyhow::{Result, ensure};
+use causeway_tests::{
+    dual_stack::{Connection, Datagrams, NODE, VNET, at},
+    netns::Netns,
+    rig::Rig,
+};
+
+const PORT: u16 = 7000;
+
+/// How many packets each of these counters got by what is done.
+fn counted<const N: usize>(
+    rig: &Rig,
+    reasons: [&str; N],
+    done: impl FnOnce() -> Result<()>,
+) -> Result<[u64; N]> {
+    let count = |reason: &str| rig.node.count(reason);
+    let mut before = [0; N];
+    for (value, reason) in before.iter_mut().zip(reasons) {
+        *value = count(reason)?;
+    }
+    done()?;
+    let mut counted = [0; N];
+    for ((value, before), reason) in counted.iter_mut().zip(before).zip(reasons) {
+        *value = count(reason)? - before;
+    }
+    Ok(counted)
+}
+
+fn ping(from: &Netns, to: Ipv6Addr, times: u32) -> Result<()> {
+    let times = times.to_string();
+    from.output("ping", &["-6", "-c", &times, "-i0.05", "-w10", &to.to_string()])
+        .map(drop)
+}
+
+#[test]
+fn two_pods_talk_past_the_stack() -> Result<()> {
+    let rig = Rig::dual_stack()?;
+    let (a, b) = (rig.pod("a")?, rig.pod("b")?);
+    let to = b.addr_v6()?;
+    let [carried] = counted(&rig, ["carried_to_pod"], || {
+        Connection::open(&a.ns, &b.ns, to, PORT)?.chat(50)
+    })?;
+    ensure!(carried >= 100, "{carried} packets of TCP were carried");
+    let [carried] = counted(&rig, ["carried_to_pod"], || {
+        Datagrams::between(&a.ns, &b.ns, to, PORT)?.chat(100, 50)
+    })?;
+    ensure!(carried >= 95, "{carried} datagrams were carried");
+    let [carried] = counted(&rig, ["carried_to_pod"], || ping(&a.ns, to, 20))?;
+    ensure!(carried >= 36, "{carried} echoes were carried");
+    Ok(())
+}
+
+#[test]
+fn a_pod_and_the_vnet_talk_past_the_stack_in_both_directions() -> Result<()> {
+    let rig = Rig::dual_stack()?;
+    let pod = rig.pod("a")?;
+    let vnet = &rig.fabric.vnet;
+    let ways = [(&pod.ns, vnet, VNET), (vnet, &pod.ns, pod.addr_v6()?)];
+    for (from, to, address) in ways {
+        let reasons = ["carried_to_pod", "carried_to_uplink"];
+        let [inbound, outbound] = counted(&rig, reasons, || {
+            Connection::open(from, to, address, PORT)?.chat(50)?;
+            Datagrams::between(from, to, address, PORT)?.chat(100, 50)?;
+            ping(from, address, 20)
+        })?;
+        ensure!(
+            inbound >= 110 && outbound >= 110,
+            "to {address}: {inbound} packets were carried to the pod, {outbound} to the uplink"
+        );
+    }
+    Ok(())
+}
+
+/// The other host sees the pod's own address: nothing of IPv6 is translated.
+#[test]
+fn a_pod_keeps_its_address() -> Result<()> {
+    let rig = Rig::dual_stack()?;
+    let pod = rig.pod("a")?;
+    let connection = Connection::open(&pod.ns, &rig.fabric.vnet, VNET, PORT)?;
+    ensure!(connection.server.peer_addr()? == connection.client.local_addr()?);
+    ensure!(connection.client.local_addr()?.ip() == pod.addr_v6()?);
+    Ok(())
+}
+
+#[test]
+fn long_streams_arrive_byte_by_byte() -> Result<()> {
+    let rig = Rig::dual_stack()?;
+    let (a, b) = (rig.pod("a")?, rig.pod("b")?);
+    Connection::open(&a.ns, &b.ns, b.addr_v6()?, PORT)?.stream(32 << 20)?;
+    Connection::open(&a.ns, &rig.fabric.vnet, VNET, PORT)?.stream(32 << 20)?;
+    Connection::open(&rig.fabric.vnet, &b.ns, b.addr_v6()?, PORT)?.stream(32 << 20)
+}
+
+#[test]
+fn the_node_and_its_pods_reach_each_other() -> Result<()> {
+    let rig = Rig::dual_stack()?;
+    let pod = rig.pod("a")?;
+    Connection::open(&pod.ns, &rig.node.ns, NODE, PORT)?.chat(20)?;
+    Connection::open(&rig.node.ns, &pod.ns, pod.addr_v6()?, PORT)?.chat(20)?;
+    Datagrams::between(&rig.node.ns, &pod.ns, pod.addr_v6()?, PORT)?.chat(100, 20)
+}
+
+/// A ClusterIP as kube-proxy makes it: the kernel translates the first packet, so the flow is the kernel's.
+#[test]
+fn a_service_of_the_kernels_stays_with_the_kernel() -> Result<()> {
+    let rig = Rig::dual_stack()?;
+    let (a, b) = (rig.pod("a")?, rig.pod("b")?);
+    let (service, pod) = (at(0xffff), b.addr_v6()?);
+    let rule = format!(
+        "table ip6 services {{ chain pre {{ type nat hook prerouting priority dstnat; ip6 daddr {service} dnat to {pod}; }}; }}"
+    );
+    rig.node.ns.output("nft", &[&rule])?;
+    let listening = std::net::TcpListener::bind;
+    let listener = b.ns.bind(|| listening((pod, PORT)))?;
+    let [carried, kernel] = counted(&rig, ["carried_to_pod", "kernel_flow"], || {
+        let to = std::net::SocketAddr::new(service.into(), PORT);
+        let client = a.ns.run(|| std::net::TcpStream::connect(to))??;
+        let (server, _) = listener.accept()?;
+        Connection { client, server }.chat(50)
+    })?;
+    ensure!(
+        carried == 0,
+        "{carried} packets of a translated flow were carried"
+    );
+    ensure!(kernel >= 100, "{kernel} packets were left to the kernel by name");
+    Ok(())
+}
+
+#[test]
+fn flows_outlive_an_exchange_of_the_programs() -> Result<()> {
+    let rig = Rig::dual_stack()?;
+    let (a, b) = (rig.pod("a")?, rig.pod("b")?);
+    let mut inside = Connection::open(&a.ns, &b.ns, b.addr_v6()?, PORT)?;
+    let mut outside = Connection::open(&rig.fabric.vnet, &a.ns, a.addr_v6()?, PORT)?;
+    for connection in [&mut inside, &mut outside] {
+        connection.chat(5)?;
+    }
+    for _ in 0..3 {
+        rig.node.causeway(&["upgrade", "--again"])?;
+        let [carried, offered] = counted(&rig, ["carried_to_pod", "offered"], || {
+            inside.chat(10)?;
+            outside.chat(10)
+        })?;
+        ensure!(
+            carried >= 30 && offered == 0,
+            "{carried} packets were carried, {offered} offered anew"
+        );
+    }
+    Ok(())
+}
+
+/// What is known of a pod's flows goes with the pod, and its address may be another's.
+#[test]
+fn a_pod_that_goes_leaves_no_flow_behind() -> Result<()> {
+    let rig = Rig::dual_stack()?;
+    let (a, b) = (rig.pod("a")?, rig.pod("b")?);
+    let addr = b.addr_v6()?;
+    let mut flow = Connection::open(&a.ns, &b.ns, addr, PORT)?;
+    flow.chat(5)?;
+    let dump = || {
+        let maps = rig.node.root.join("/sys/fs/bpf/causeway");
+        let maps = std::fs::read_dir(maps)?
+            .next()
+            .transpose()?
+            .map(|tree| tree.path().join("maps"));
+        let flows = maps.unwrap_or_default().join("cwy_flows6");
+        rig.node.ns.json(
+            "bpftool",
+            &["-j", "map", "dump", "pinned", &flows.display().to_string()],
+        )
+    };
+    let entries = |dump: &serde_json::Value| dump.as_array().map_or(0, Vec::len);
+    ensure!(entries(&dump()?) >= 2, "{}", dump()?);
+    rig.node.remove(&b)?;
+    ensure!(entries(&dump()?) == 0, "{}", dump()?);
+    let again = rig.pod("c")?;
+    Connection::open(&a.ns, &again.ns, again.addr_v6()?, PORT)?.chat(5)
+}
