@@ -3,7 +3,7 @@
 
 use causeway_common::{
     flow::{Flags, FlowEntry, Nat},
-    tuple::{ICMP, has_ports},
+    tuple::ICMP,
 };
 
 use super::{
@@ -54,9 +54,8 @@ impl Flows {
     }
 
     fn moved(&self, conntrack: &mut Conntrack) -> Result<Vec<Moved>> {
-        let is_moved = |key: &Key, entry: &Entry| {
-            entry.nat == Nat::SOURCE && entry.has(Flags::HOST) && has_ports(key.protocol)
-        };
+        let is_moved =
+            |key: &Key, entry: &Entry| entry.nat == Nat::SOURCE && entry.has(Flags::HOST) && key.has_ports();
         let entries = self.all(is_moved)?;
         if entries.is_empty() {
             return Ok(Vec::new());
