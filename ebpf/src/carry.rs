@@ -18,7 +18,7 @@ use causeway_common::{
 
 use crate::{
     family,
-    maps::{Entry, Key, config, flow, is_idle, own},
+    maps::{Entry, Key, config, flow, is_idle},
     nat::{self, translate, translation},
     next_hop,
     packet::{self, Ip, Transport, skb},
@@ -112,10 +112,10 @@ extern "C" fn cwy_once_a_second(
     now: u32,
 ) -> u32 {
     // SAFETY: the caller's references.
-    let (Some(key), Some(entry)) = (unsafe { own(key) }, unsafe { entry.as_mut() }) else {
+    let (Some(key), Some(entry)) = (unsafe { key.as_ref() }, unsafe { entry.as_mut() }) else {
         return Turn::Lost as u32;
     };
-    turn(&TcContext::new(skb), &key, entry, flags as u8, now) as u32
+    turn(&TcContext::new(skb), key, entry, flags as u8, now) as u32
 }
 
 #[inline(always)]

@@ -36,7 +36,9 @@ pub fn peer_key(key: &Key, entry: &Entry) -> Key {
 #[inline(always)]
 pub fn look_after(key: &Key, entry: &Entry) -> Result<(), Turn> {
     if entry.nat == Nat::SOURCE && config().is_some_and(|config| config.node_addr != entry.nat_addr) {
-        forget(key);
+        // On a stack of its own: as in `maps::own`.
+        let key = *key;
+        forget(&key);
         return Err(Turn::Forget);
     }
     if entry.nat == Nat::SOURCE && !heal::answers_of(key, entry) {
