@@ -15,7 +15,7 @@ use super::state_name;
 /// Which flows to show.
 #[derive(Args, Default)]
 pub(crate) struct Filter {
-    /// Source: ADDRESS[/LENGTH][:PORT], [V6ADDRESS]:PORT or :PORT
+    /// Source: ADDRESS[/LENGTH][:PORT] or :PORT
     #[arg(long, value_name = "ENDPOINT")]
     src: Option<EndpointFilter>,
     /// Destination, in the same words
