@@ -61,7 +61,7 @@ impl Ground {
 
     /// The address of IPv6, if there is one.
     pub(crate) fn address_v6(&self) -> Option<Ipv6Addr> {
-        links::first_of_each(&self.addresses()).1
+        links::served(&self.addresses()).1
     }
 
     /// The gateway to note for a family, if there is an address of it.

@@ -179,7 +179,7 @@ fn inspect_datapath(
     addresses: &[IpNet],
     host: &Link,
 ) -> Result<Vec<String>, CniError> {
-    let (addr, addr_v6) = links::first_of_each(addresses);
+    let (addr, addr_v6) = links::served(addresses);
     let Some(addr) = addr else {
         return Ok(Vec::new());
     };

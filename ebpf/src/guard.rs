@@ -13,7 +13,10 @@ use crate::{
 /// The packet's source is the pod of this interface, and it speaks for no other; or the reason why it is dropped.
 #[inline(always)]
 pub fn check_source(ctx: &TcContext, ip: &Ip) -> Result<(), Reason> {
-    let pod = sender(ctx)?;
+    let pod = match sender(ctx) {
+        Err(Reason::UnknownInterface) => return Err(family::of_stranger(ctx, ip)),
+        pod => pod?,
+    };
     if !family::is_source(pod, ip) {
         return Err(Reason::SourceAddress);
     }

@@ -16,6 +16,12 @@ pub fn is_source(pod: &IfaceEntry<Addr>, ip: &Ip) -> bool {
     ip.src == pod.addr
 }
 
+/// The verdict on a packet from an interface of no pod.
+#[inline(always)]
+pub fn of_stranger(_: &TcContext, _: &Ip) -> Reason {
+    Reason::UnknownInterface
+}
+
 /// Nothing of IPv4 speaks of the link.
 #[inline(always)]
 pub fn check_link(_: &TcContext, _: &Ip, _: &IfaceEntry<Addr>) -> Result<(), Reason> {

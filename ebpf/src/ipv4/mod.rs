@@ -13,7 +13,7 @@ use crate::{count::Hook, packet};
 pub type Addr = [u8; 4];
 
 pub use self::{
-    arp::{check_link, check_other, is_source},
+    arp::{check_link, check_other, is_source, of_stranger},
     header::{
         IP_CHECK, IP_DST, IP_END, IP_SRC, Ip, PROTOCOL, TTL, addr_at, count_hop, ip, key, quoted, set_ends,
     },

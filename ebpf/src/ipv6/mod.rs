@@ -8,7 +8,7 @@ use aya_ebpf::programs::TcContext;
 
 pub use self::{
     header::{IP_END, Ip, PROTOCOL, count_hop, ip, key, quoted, set_ends},
-    neighbour::{check_link, check_other, is_source},
+    neighbour::{check_link, check_other, is_source, of_stranger},
 };
 use crate::maps::{Entry, Key};
 

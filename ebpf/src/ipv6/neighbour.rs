@@ -11,7 +11,11 @@ use causeway_common::{
 };
 
 use super::Addr;
-use crate::{icmp::load, packet::Ip};
+use crate::{
+    icmp::load,
+    maps::is_present_pod,
+    packet::{self, Ip},
+};
 
 /// The hop limit of what neighbours say: no router has passed it on (RFC 4861 section 7.1).
 const LINK_HOPS: u8 = 255;
@@ -20,6 +24,21 @@ const LINK_HOPS: u8 = 255;
 #[inline(always)]
 pub fn is_source(pod: &IfaceEntry<Addr>, ip: &Ip) -> bool {
     may_be_source(&ip.src, &ip.dst, &pod.addr)
+}
+
+/// The verdict on a packet from a pod that the programs know by no address of IPv6: it has none, or several from another
+/// IPAM plug-in. It takes no other pod's address, says nothing of others, and is the kernel's.
+#[inline(always)]
+pub fn of_stranger(ctx: &TcContext, ip: &Ip) -> Reason {
+    if is_present_pod(&ip.src) {
+        return Reason::SourceAddress;
+    }
+    let nobody = IfaceEntry {
+        addr: Addr::UNSPECIFIED,
+        mac: packet::src_mac(ctx),
+        _pad: [0; 2],
+    };
+    check_link(ctx, ip, &nobody).err().unwrap_or(Reason::Ipv6)
 }
 
 /// What the packet says of the link, if anything: [`Reason::NeighbourDiscovery`] for what the kernel is to hear.

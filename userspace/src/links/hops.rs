@@ -45,7 +45,9 @@ pub(super) fn whole(address: IpAddr) -> IpNet {
 
 /// Metric of the second interface's routes in the main table, to which its index is added: they serve once the first
 /// interface is gone.
-const LATER_METRIC: u32 = 1000;
+///
+/// Above the 1024 that IPv6 gives a route without one (`IP6_RT_PRIO_USER`, Linux 6.18).
+const LATER_METRIC: u32 = 2000;
 /// Table of a further interface's own routes, to which its index is added: above the kernel's own and the usual ones.
 const LATER_TABLE: u32 = 1_000_000;
 

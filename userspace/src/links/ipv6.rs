@@ -19,16 +19,17 @@ pub(super) fn has_ipv6(addresses: &[IpNet]) -> bool {
     addresses.iter().any(|net| net.addr().is_ipv6())
 }
 
-/// The first address of each family.
-pub fn first_of_each(addresses: &[IpNet]) -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
-    let (mut of_v4, mut of_v6) = (None, None);
+/// The addresses by which the programs know a pod: the first of IPv4, and that of IPv6 if there is one alone. With several,
+/// which another IPAM plug-in may give, IPv6 is the kernel's.
+pub fn served(addresses: &[IpNet]) -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
+    let (mut of_v4, mut of_v6) = (None, Vec::new());
     for address in addresses {
         match address.addr() {
             IpAddr::V4(addr) => of_v4 = of_v4.or(Some(addr)),
-            IpAddr::V6(addr) => of_v6 = of_v6.or(Some(addr)),
+            IpAddr::V6(addr) => of_v6.push(addr),
         }
     }
-    (of_v4, of_v6)
+    (of_v4, if of_v6.len() == 1 { of_v6.pop() } else { None })
 }
 
 /// The interface listens to no router advertisement: of a pod on the host, of nobody in a pod.

@@ -192,7 +192,7 @@ impl Keeper {
         let addr = place.net.addr();
         let known = sight.maps.pod(addr).or_else(|| self.served.get(&addr).copied());
         let has = |flag: u16| known.is_some_and(|entry| entry.flags & flag != 0);
-        let (_, addr_v6) = links::first_of_each(&place.endpoint.addresses());
+        let (_, addr_v6) = links::served(&place.endpoint.addresses());
         Pod {
             addr,
             addr_v6,
