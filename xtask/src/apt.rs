@@ -1,8 +1,8 @@
 //! Debian's package manager: installs what is missing, removes nothing.
 
-use std::{cell::Cell, process::Command};
+use std::{cell::Cell, path::Path, process::Command};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
 use crate::{
     progress::Step,
@@ -45,6 +45,32 @@ impl Apt {
         first
     }
 
+    /// What the installation of a package would change.
+    pub(crate) fn foresee(&self, package: &str, step: &Step) -> Result<Changes> {
+        self.has(package, step)?;
+        let output = Command::new("apt-get")
+            .env("LC_ALL", "C")
+            .args(["install", "--simulate", "--no-install-recommends", package])
+            .output()
+            .context("cannot start apt-get")?;
+        Ok(Changes::read(&String::from_utf8_lossy(&output.stdout)))
+    }
+
+    /// Downloads packages into a directory; those of the system stay as they are.
+    pub(crate) fn download(&self, packages: &[String], into: &Path, step: &Step) -> Result<()> {
+        step.say(&format!("apt-get download ({} packages)", packages.len()));
+        let download = || {
+            let mut command = apt_get("download");
+            command.args(["-o", "APT::Sandbox::User=root"]);
+            step.run(command.args(packages).current_dir(into))
+        };
+        let first = download();
+        if first.is_err() && self.refresh(step)? {
+            return download();
+        }
+        first
+    }
+
     /// Fetches the lists once a run; `false` when that has been done, or cannot be.
     pub(crate) fn refresh(&self, step: &Step) -> Result<bool> {
         if self.refreshed.replace(true) {
@@ -54,6 +80,30 @@ impl Apt {
         step.say("apt-get update");
         step.run(&mut apt_get("update"))?;
         Ok(true)
+    }
+}
+
+/// What an installation changes, by the names of packages.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Changes {
+    pub(crate) installed: Vec<String>,
+    pub(crate) removed: Vec<String>,
+}
+
+impl Changes {
+    /// Reads `apt-get install --simulate`.
+    fn read(simulation: &str) -> Self {
+        let mut changes = Self::default();
+        for line in simulation.lines() {
+            let mut words = line.split_whitespace();
+            let list = match words.next() {
+                Some("Inst") => &mut changes.installed,
+                Some("Remv") => &mut changes.removed,
+                _ => continue,
+            };
+            list.extend(words.next().map(ToOwned::to_owned));
+        }
+        changes
     }
 }
 
@@ -94,6 +144,17 @@ fn read_candidate(policy: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_simulation_names_what_comes_and_what_goes() {
+        let simulation = "The following packages will be REMOVED:\n  qemu-utils\n\
+            Remv qemu-utils [1:10.0.2+ds-2]\nInst seabios (1.16.2-1 Debian:12.15/oldstable [all])\n\
+            Inst qemu-system-x86 (1:7.2+dfsg-7 Debian:12.15/oldstable [amd64])\nConf seabios (1.16.2-1)\n";
+        let changes = Changes::read(simulation);
+        assert_eq!(changes.installed, ["seabios", "qemu-system-x86"]);
+        assert_eq!(changes.removed, ["qemu-utils"]);
+        assert_eq!(Changes::read(""), Changes::default());
+    }
 
     #[test]
     fn candidate_is_read_from_the_policy() {

@@ -6,6 +6,7 @@
 mod apt;
 mod check;
 mod dist;
+mod emulator;
 mod kernels;
 mod licences;
 mod progress;

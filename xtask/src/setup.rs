@@ -16,6 +16,7 @@ use xtask::ebpf_object::{Found, Gap, LINKER_VERSION, Route, SYSTEM_CLIPPY, linke
 
 use crate::{
     apt::Apt,
+    emulator::{self, Emulator},
     progress::Step,
     workspace::{Workspace, cargo_program, find_program, require_root},
 };
@@ -85,12 +86,8 @@ const TOOLS: &[(&str, &str)] = &[
     ("/usr/lib/cni/portmap", "containernetworking-plugins"),
 ];
 
-/// Programs with which other kernels are unpacked and booted.
-const EMULATOR: &[(&str, &str)] = &[
-    ("qemu-system-x86_64", "qemu-system-x86"),
-    ("busybox", "busybox-static"),
-    ("xz", "xz-utils"),
-];
+/// Programs with which other kernels are unpacked.
+const UNPACKERS: [(&str, &str); 2] = [("busybox", "busybox-static"), ("xz", "xz-utils")];
 
 /// Programs that tests call on other kernels, where there is nothing but what is put there.
 pub(crate) const GUEST_TOOLS: &[&str] = &[
@@ -150,11 +147,7 @@ pub(crate) fn setup(workspace: &Workspace, needs: &[Need]) -> Result<()> {
                 "which tests and demo call",
                 step("tools for tests and demo"),
             ),
-            Need::Emulator => setup.tools(
-                EMULATOR,
-                "with which tests boot other kernels",
-                step("other kernels"),
-            ),
+            Need::Emulator => setup.emulator(step("other kernels")),
             Need::Bpffs => bpffs(step("bpffs")),
         }?;
     }
@@ -307,6 +300,29 @@ impl Setup<'_> {
             },
         }
         Ok(())
+    }
+
+    fn emulator(&self, step: Step) -> Result<()> {
+        let why = "with which tests boot other kernels";
+        let mut found = Emulator::find(self.workspace);
+        if found.is_none()
+            && let Some(apt) = &self.apt
+        {
+            let changes = apt.foresee(emulator::PACKAGE, &step)?;
+            if !changes.removed.is_empty() {
+                step.say(&format!(
+                    "{} would remove {}, so it goes into the cache:",
+                    emulator::PACKAGE,
+                    changes.removed.join(", ")
+                ));
+                found = Some(Emulator::unpack(self.workspace, apt, &changes.installed, &step)?);
+            }
+        }
+        let mut tools = UNPACKERS.to_vec();
+        if !matches!(found, Some(Emulator::Unpacked(_))) {
+            tools.push((emulator::PROGRAM, emulator::PACKAGE));
+        }
+        self.tools(&tools, why, step)
     }
 
     /// `why` comes after the programs' names.

@@ -9,14 +9,21 @@ use object::{
     elf::SHT_STRTAB,
 };
 
-/// How the sections of DWARF are called, and those of their relocations.
-const DEBUG: [&[u8]; 3] = [b".debug_", b".rel.debug_", b".rela.debug_"];
+/// How the names of sections begin that go: DWARF, its relocations, and those of BTF, which nobody applies (as in libbpf's
+/// linker.c): its offsets are within a section, and already right.
+const UNREAD: [&[u8]; 5] = [
+    b".debug_",
+    b".rel.debug_",
+    b".rela.debug_",
+    b".rel.BTF",
+    b".rela.BTF",
+];
 
-/// The same object without DWARF.
+/// The same object without DWARF and without relocations of BTF.
 pub(super) fn without_debug_information(object: &[u8]) -> Result<Vec<u8>, Error> {
     let mut builder = Builder::read(object)?;
     for section in &mut builder.sections {
-        section.delete = DEBUG.iter().any(|start| section.name.starts_with(start));
+        section.delete = UNREAD.iter().any(|start| section.name.starts_with(start));
     }
     builder.delete_orphans();
     // LLVM keeps the names of sections and of symbols in one table; they are written to two.
@@ -65,13 +72,15 @@ mod tests {
     }
 
     #[test]
-    fn only_debug_information_goes() {
+    fn only_what_nobody_reads_goes() {
         let whole = object(&[
             "classifier",
             ".debug_info",
             ".rel.debug_info",
             ".BTF",
+            ".rel.BTF",
             ".BTF.ext",
+            ".rel.BTF.ext",
             ".maps",
         ]);
         let lean = without_debug_information(&whole).unwrap();

@@ -5,7 +5,7 @@ use std::{
     fs::File,
     io::{BufRead as _, BufReader, Write as _},
     path::Path,
-    process::{Child, Command, Stdio},
+    process::{Child, Stdio},
     sync::mpsc::{self, RecvTimeoutError},
     thread,
     time::{Duration, Instant},
@@ -18,9 +18,11 @@ use super::{
     fetch::Files,
     matrix::{Line, Matrix},
 };
-use crate::workspace::{Workspace, find_program};
+use crate::{
+    emulator::{self, Emulator},
+    workspace::Workspace,
+};
 
-const EMULATOR: &str = "qemu-system-x86_64";
 /// One thread for all its processors: with more, qemu 7.2 lets one run into a breakpoint of the kernel's patching of itself that
 /// another has taken away, and the kernel stops.
 const ACCELERATOR: &str = "tcg,thread=single";
@@ -34,15 +36,20 @@ const SILENCE: Duration = Duration::from_mins(15);
 
 /// Boots and carries out the plan. What came of it.
 pub(crate) fn run(workspace: &Workspace, kernel: &Kernel, files: &Files, image: &Path) -> Result<Matrix> {
-    let emulator = find_program(EMULATOR)
-        .with_context(|| format!("{EMULATOR} is not installed (Debian's package qemu-system-x86)"))?;
+    let emulator = Emulator::find(workspace).with_context(|| {
+        format!(
+            "{} is not installed (Debian's package {})",
+            emulator::PROGRAM,
+            emulator::PACKAGE
+        )
+    })?;
     let log = |name: &str| {
         workspace
             .root
             .join(format!("target/kernels/{}.{name}", kernel.name))
     };
     let begun = Instant::now();
-    let mut command = Command::new(emulator);
+    let mut command = emulator.command();
     command
         .args(["-accel", ACCELERATOR, "-cpu", CPU, "-smp", "2", "-m", MEMORY])
         .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"])
