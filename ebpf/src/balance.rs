@@ -22,12 +22,10 @@ use causeway_common::{
     tuple::TCP,
 };
 
-use crate::family::maps::BACKENDS;
-use crate::family::maps::BALANCER;
-use crate::family::maps::class_of;
 use crate::{
     carry::note_progress,
     end::forget_half,
+    family::maps::{BACKENDS, BALANCER, class_of},
     forget::kept_flags,
     maps::{Addr, Entry, FLOWS, Key, config, flow, now, own, pod},
     next_hop,

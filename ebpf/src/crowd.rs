@@ -13,8 +13,8 @@ use causeway_common::{
     ports::is_of_a_class,
 };
 
-use crate::family::maps::CROWDS;
 use crate::{
+    family::maps::CROWDS,
     maps::{Addr, Key, config, flow, now},
     snat::is_reserved,
 };

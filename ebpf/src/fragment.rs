@@ -15,10 +15,10 @@ use causeway_common::{
     reason::Reason,
 };
 
-use crate::family::maps::FRAGS;
 use crate::{
     carry::redirect,
     count::{Hook, bump},
+    family::maps::FRAGS,
     maps::{Addr, Entry, Key, config, flow, now},
     masquerade::needs_snat,
     packet::{self, Ip, skb},

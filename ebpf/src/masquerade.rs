@@ -12,7 +12,6 @@ use causeway_common::{
     tuple::TCP,
 };
 
-use crate::maps::Key;
 use crate::{
     balance,
     carry::note_progress,
@@ -21,7 +20,7 @@ use crate::{
     family::{IP_SRC, addr_at, maps::range_of},
     forget::kept_flags,
     fragment, heal, icmp,
-    maps::{Addr, Entry, config, flow, is_idle, now, pod},
+    maps::{Addr, Entry, Key, config, flow, is_idle, now, pod},
     packet::{self, Ip, Transport, skb},
     rewrite::Translation,
     snat::{self, Claim},

@@ -5,8 +5,10 @@ use core::ptr::from_ref;
 
 use causeway_common::moved::{Moved, index};
 
-use crate::family::maps::MOVED;
-use crate::maps::{Key, config};
+use crate::{
+    family::maps::MOVED,
+    maps::{Key, config},
+};
 
 /// The port that the flow was given in place of its own. A hint: the entry of the answers says whose it is.
 #[inline(always)]

@@ -12,9 +12,9 @@ use causeway_common::{
     tuple::{TCP, UDP},
 };
 
-use crate::family::maps::PORTS;
 use crate::{
     count::{Hook, bump},
+    family::maps::PORTS,
     maps::{Addr, Key},
 };
 
