@@ -11,7 +11,7 @@ use std::{
     time::SystemTime,
 };
 
-use causeway::go_json::rfc3339;
+use causeway::{durable, go_json::rfc3339};
 use serde_json::{Map, Value};
 use tracing::{
     Event, Level, Metadata, Subscriber,
@@ -41,21 +41,15 @@ pub(crate) fn start(path: &Path) {
 }
 
 fn open(path: &Path) -> std::io::Result<File> {
-    if let Some(directory) = path.parent() {
-        fs::create_dir_all(directory)?;
-    }
     if fs::metadata(path).is_ok_and(|metadata| metadata.is_file() && metadata.len() > FILE_LIMIT) {
         let mut aside = path.as_os_str().to_owned();
         aside.push(".1");
         fs::rename(path, aside)?;
     }
     // O_NONBLOCK: a FIFO in this place must not hang the runtime.
-    OpenOptions::new()
-        .append(true)
-        .create(true)
-        .mode(0o644)
-        .custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW)
-        .open(path)
+    let mut options = OpenOptions::new();
+    options.append(true).create(true).mode(0o644);
+    durable::open(path, options.custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW))
 }
 
 struct JsonLines {

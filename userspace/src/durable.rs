@@ -36,15 +36,24 @@ const READ_LIMIT: u64 = 64 << 20;
 /// The old content stays. No temporary file stays, unless the process is killed: the next write takes that over, and
 /// [`tidy`] removes it.
 pub fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let directory = parent(path)?;
-    make_directories(directory)?;
     let temporary = temporary(path)?;
     let file = claim(&temporary)?;
     if let Err(error) = fill(&file, bytes).and_then(|()| fs::rename(&temporary, path)) {
         fs::remove_file(&temporary).ok();
         return Err(error);
     }
-    sync_directory(directory)
+    sync_directory(parent(path)?)
+}
+
+/// Opens a file with `options`, which make it if it is missing, and makes the directories that it lacks.
+pub fn open(path: &Path, options: &OpenOptions) -> io::Result<File> {
+    match options.open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            make_directories(parent(path)?)?;
+            options.open(path)
+        }
+        opened => opened,
+    }
 }
 
 /// Removes what a killed writer of the file at `path` has left beside it. Of a writer at work nothing is taken.

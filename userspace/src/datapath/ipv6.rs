@@ -16,6 +16,7 @@ use causeway_common::{
 use super::{
     Datapath, DatapathError,
     family::Family,
+    layout,
     load::{self, Object},
     lock,
     pins::{self, PinTree},
@@ -27,7 +28,7 @@ type V6 = [u8; 16];
 impl Datapath {
     /// Whether the programs for IPv6 are loaded.
     pub fn has_ipv6(&self) -> bool {
-        has_ipv6(&self.pins)
+        self.ipv6.get().is_some()
     }
 
     /// Loads the programs for IPv6, unless they are loaded. Returns whether they are now: those of IPv4 may be of a build
@@ -43,10 +44,11 @@ impl Datapath {
             return Ok(false);
         }
         let _lock = lock(&self.root)?;
-        if !self.has_ipv6() {
+        if !is_loaded(&self.pins) {
             load(&self.pins)?;
             tracing::info!("the programs for IPv6 are loaded");
         }
+        self.ipv6.get_or_init(|| ());
         Ok(true)
     }
 
@@ -88,7 +90,7 @@ impl Datapath {
 }
 
 /// The last step of [`load`] is the last program's pin.
-fn has_ipv6(pins: &PinTree) -> bool {
+pub(super) fn is_loaded(pins: &PinTree) -> bool {
     V6_PROGRAM_NAMES.iter().all(|name| pins.program(name).exists())
 }
 
@@ -113,6 +115,7 @@ fn load(pins: &PinTree) -> Result<(), DatapathError> {
     }
     let tables = Tables::new(pins.clone());
     let mut object = Object::V6.open(pins)?;
+    layout::check(pins, &V6_MAP_NAMES)?;
     for name in V6_MAP_NAMES {
         pins::restrict(&pins.map(name), 0o640)?;
     }
@@ -128,7 +131,7 @@ fn load(pins: &PinTree) -> Result<(), DatapathError> {
 
 /// Exchanges the programs for those of this build, if they are loaded. The caller holds the lock.
 pub(super) fn exchange(pins: &PinTree) -> Result<(), DatapathError> {
-    if !has_ipv6(pins) {
+    if !is_loaded(pins) {
         return Ok(());
     }
     let mut object = Object::V6.open(pins)?;

@@ -10,8 +10,8 @@ use causeway_common::{
     fragment::{FRAGMENT_ENTRIES, FragmentEntry, FragmentKey},
     maps::{
         AGE_ENTRIES, Backend, Balancer, Budget, Config, Count, EVENT_BYTES, FLOW_ENTRIES, HOOKS, IPV6_MAP,
-        IfaceEntry, MAP_NAMES, POD_ENTRIES, PodEntry, PortWord, RANGE_ENTRIES, RangeEntry, RangeKey,
-        SweepJob, USAGE_ENTRIES, Usage, V6_MAP_NAMES,
+        IfaceEntry, POD_ENTRIES, PodEntry, PortWord, RANGE_ENTRIES, RangeEntry, RangeKey, SweepJob,
+        USAGE_ENTRIES, Usage,
     },
     moved::{MOVED_ENTRIES, Moved},
     ports::RESERVED_ENTRIES,
@@ -123,13 +123,10 @@ const OPTIONAL: [&str; 2] = ["cwy_moved", IPV6_MAP];
 /// Maps that a tree of an earlier build may lack as well, and that few nodes need: they are compared when they are opened.
 const ON_DEMAND: [&str; 2] = ["cwy_balancer", "cwy_backends"];
 
-/// Compares every map of a tree with what the programs expect.
-pub(crate) fn check(pins: &PinTree) -> Result<(), DatapathError> {
-    let of_v6 = V6_MAP_NAMES
-        .into_iter()
-        .filter(|_| pins.map(V6_MAP_NAMES[0]).exists());
-    let always = MAP_NAMES.into_iter().filter(|name| !ON_DEMAND.contains(name));
-    for name in always.chain(of_v6) {
+/// Compares these maps of a tree with what the programs expect.
+pub(crate) fn check(pins: &PinTree, names: &[&'static str]) -> Result<(), DatapathError> {
+    let always = names.iter().copied().filter(|name| !ON_DEMAND.contains(name));
+    for name in always {
         let path = pins.map(name);
         let info = match MapInfo::from_pin(&path) {
             Ok(info) => info,
@@ -171,6 +168,8 @@ fn of(info: &MapInfo) -> Result<Layout, aya::maps::MapError> {
 
 #[cfg(test)]
 mod tests {
+    use causeway_common::maps::{MAP_NAMES, V6_MAP_NAMES};
+
     use super::*;
 
     #[test]

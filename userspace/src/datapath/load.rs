@@ -67,7 +67,7 @@ pub(crate) fn discard(pins: &PinTree) -> Result<(), DatapathError> {
 fn fill(root: &Root, staging: &PinTree, uplink: &Uplink, mode: AttachMode) -> Result<(), DatapathError> {
     staging.create()?;
     load_object(staging)?;
-    layout::check(staging)?;
+    layout::check(staging, &MAP_NAMES)?;
     configure(&Tables::new(staging.clone()), uplink, &Settings::noted(root))?;
     let (mut netlink, restore) = (Netlink::new()?, Restore::new(root));
     for hook in Hook::uplink(&uplink.name, uplink.ifindex) {

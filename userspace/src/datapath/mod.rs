@@ -33,13 +33,14 @@ mod xdp;
 use std::{
     net::{IpAddr, Ipv4Addr},
     path::Path,
+    sync::OnceLock,
     time::Duration,
 };
 
 pub use attach::{AttachFailure, AttachMode, Direction, Mechanism};
 use causeway_common::{
     flow::FlowEntry,
-    maps::{Config, Count, PodEntry, Usage},
+    maps::{Config, Count, MAP_NAMES, PodEntry, Usage, V6_MAP_NAMES},
     reason::Reason,
     tuple::FlowKey,
 };
@@ -56,7 +57,7 @@ pub use mend::PodMaps;
 pub use pods::{Pod, Removed, now};
 pub use ports::HostPort;
 pub use ranges::Range;
-pub use sweep::{Occasion, Swept};
+pub use sweep::{Occasion, Swept, is_sweep_due};
 pub use unload::Unloaded;
 pub use upgrade::Upgraded;
 pub use xdp::XdpRefusal;
@@ -73,6 +74,8 @@ pub struct Datapath {
     root: Root,
     pins: PinTree,
     tables: Tables,
+    /// Set once the programs for IPv6 are known to be loaded; they are not unloaded before those for IPv4.
+    ipv6: OnceLock<()>,
 }
 
 /// How long to wait for whoever is loading. Loading takes well below a second.
@@ -103,11 +106,17 @@ impl Datapath {
         if !pins.exists()? {
             return Ok(None);
         }
-        layout::check(&pins)?;
+        let ipv6 = OnceLock::new();
+        if ipv6::is_loaded(&pins) {
+            ipv6.get_or_init(|| ());
+            layout::check(&pins, &V6_MAP_NAMES)?;
+        }
+        layout::check(&pins, &MAP_NAMES)?;
         Ok(Some(Self {
             root: root.clone(),
             tables: Tables::new(pins.clone()),
             pins,
+            ipv6,
         }))
     }
 

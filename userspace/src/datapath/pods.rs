@@ -1,7 +1,7 @@
 //! Pods come and go: what the programs must know of them, in an order that leaves no packet unchecked.
 
 use std::{
-    fs::{self, File, TryLockError},
+    fs::{File, TryLockError},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
@@ -18,7 +18,7 @@ use super::{
     family::Family,
     tables,
 };
-use crate::{links::Netlink, restore::Restore};
+use crate::{durable, links::Netlink, restore::Restore};
 
 /// A pod whose link is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -251,12 +251,7 @@ impl Datapath {
     pub(super) fn lock_pods(&self, sharing: Sharing) -> Result<Option<File>, DatapathError> {
         let path = self.root.path("/run/causeway/pods.lock");
         let failed = |source| DatapathError::file(&path, source);
-        path.parent().map_or(Ok(()), fs::create_dir_all).map_err(failed)?;
-        let file = File::options()
-            .create(true)
-            .append(true)
-            .open(&path)
-            .map_err(failed)?;
+        let file = durable::open(&path, File::options().create(true).append(true)).map_err(failed)?;
         match sharing {
             Sharing::WithOthers => file.lock_shared().map_err(failed)?,
             Sharing::Alone => match file.try_lock() {

@@ -1,20 +1,18 @@
 //! The sweep: flows that have been idle for longer than their time are forgotten, so that `cwy_flows` holds what is
 //! alive. The program `cwy_sweep` judges each entry where it stands; this module decides when a sweep is due, and that
-//! there is one at a time.
+//! there is one at a time: the families share `cwy_sweep_job`.
 //!
 //! No daemon is needed: CNI calls sweep when the family's schedule says so ([`causeway_common::schedule`]), `causeway sweep`
 //! at any time. The programs reclaim what has expired themselves when they need a port or room.
 
 mod mark;
 
-use std::fs::{self, File};
-
 use causeway_common::{
     maps::{FLOW_ENTRIES, SWEEP_MOST, SweepJob, Usage},
     schedule::Found,
 };
 
-use self::mark::Mark;
+use self::mark::{Mark, V4, V6};
 use super::{Datapath, DatapathError, family::Family, load, now};
 use crate::root::Root;
 
@@ -42,19 +40,19 @@ impl Datapath {
     /// Forgets the flows that are over at `now` ([`now()`]), and counts anew how many flows each pod has. Waits for another
     /// sweep to end. As many passes over the table as it takes.
     pub fn sweep(&self, now: u32) -> Result<Swept, DatapathError> {
-        let of_v4 = self.sweep_family::<[u8; 4]>(now)?;
+        let mark = Mark::<V4>::open(&self.root)?;
+        mark.lock()?;
+        let of_v4 = self.passes(now, &mark)?;
         if !self.has_ipv6() {
             return Ok(of_v4);
         }
-        Ok(of_v4.and(self.sweep_family::<[u8; 16]>(now)?))
+        Ok(of_v4.and(self.passes(now, &Mark::<V6>::open(&self.root)?)?))
     }
 
-    fn sweep_family<A: Family>(&self, now: u32) -> Result<Swept, DatapathError> {
-        let mark = Mark::<A>::open(&self.root)?;
-        mark.lock()?;
+    fn passes<A: Family>(&self, now: u32, mark: &Mark<A>) -> Result<Swept, DatapathError> {
         let mut deleted = 0;
         loop {
-            let pass = self.pass(now, &mark)?;
+            let pass = self.pass(now, mark)?;
             let all = pass.and_before(deleted);
             if !pass.is_cut() {
                 return Ok(all);
@@ -66,33 +64,40 @@ impl Datapath {
     /// One pass over the table, if a sweep is due; `None` if it is not, or if somebody else is sweeping. Costs some system
     /// calls then. If more than a pass forgets is over, the next sweep is due at once.
     pub fn sweep_if_needed(&self, occasion: Occasion) -> Result<Option<Swept>, DatapathError> {
-        let of_v4 = self.sweep_family_if_needed::<[u8; 4]>(occasion)?;
-        if !self.has_ipv6() {
-            return Ok(of_v4);
-        }
-        let of_v6 = self.sweep_family_if_needed::<[u8; 16]>(occasion)?;
-        Ok(match (of_v4, of_v6) {
-            (Some(one), Some(other)) => Some(one.and(other)),
-            (one, other) => one.or(other),
-        })
-    }
-
-    fn sweep_family_if_needed<A: Family>(&self, occasion: Occasion) -> Result<Option<Swept>, DatapathError> {
-        let mark = Mark::<A>::open(&self.root)?;
-        if !mark.is_due()? || occasion == Occasion::Add && !self.is_half_full::<A>()? {
+        let of_v4 = Mark::<V4>::open(&self.root)?;
+        let of_v6 = if self.has_ipv6() {
+            Some(Mark::<V6>::open(&self.root)?)
+        } else {
+            None
+        };
+        let needs_v6 = || {
+            of_v6
+                .as_ref()
+                .map_or(Ok(false), |mark| self.needs(mark, occasion))
+        };
+        if !(self.needs(&of_v4, occasion)? || needs_v6()?) || !of_v4.try_lock()? {
             return Ok(None);
         }
         // Whoever held the lock until now may have swept.
-        if !mark.try_lock()? || !mark.is_due()? {
-            return Ok(None);
+        let mut swept = None;
+        if self.needs(&of_v4, occasion)? {
+            swept = Some(self.pass(now(), &of_v4)?);
         }
-        self.pass(now(), &mark).map(Some)
+        if let Some(of_v6) = &of_v6
+            && self.needs(of_v6, occasion)?
+        {
+            let pass = self.pass(now(), of_v6)?;
+            swept = Some(swept.map_or(pass, |of_v4: Swept| of_v4.and(pass)));
+        }
+        Ok(swept)
     }
 
-    /// The caller holds the mark's lock.
+    fn needs<A: Family>(&self, mark: &Mark<A>, occasion: Occasion) -> Result<bool, DatapathError> {
+        Ok(mark.is_due()? && (occasion == Occasion::Del || self.is_half_full::<A>()?))
+    }
+
+    /// The caller holds the lock.
     fn pass<A: Family>(&self, now: u32, mark: &Mark<A>) -> Result<Swept, DatapathError> {
-        // The families have one job between them.
-        let _alone = Job::lock(&self.root)?;
         let program = load::sweep_program(&self.pins, A::SWEEP)?;
         let tables = self.tables.of::<A>();
         let mut usage = tables.usage()?;
@@ -164,22 +169,10 @@ impl Swept {
     }
 }
 
-/// Who has it fills in `cwy_sweep_job`.
-struct Job(#[expect(dead_code, reason = "held, not read")] File);
-
-impl Job {
-    fn lock(root: &Root) -> Result<Self, DatapathError> {
-        let path = root.path("/run/causeway/sweep-job");
-        let failed = |source| DatapathError::file(&path, source);
-        path.parent().map_or(Ok(()), fs::create_dir_all).map_err(failed)?;
-        let file = File::options()
-            .create(true)
-            .append(true)
-            .open(&path)
-            .map_err(failed)?;
-        file.lock().map_err(failed)?;
-        Ok(Self(file))
-    }
+/// Whether a sweep is due on a node, by what the last ones have left: for who would open the datapath for nothing else.
+pub fn is_sweep_due(root: &Root) -> Result<bool, DatapathError> {
+    Ok(Mark::<V4>::open(root)?.is_due()?
+        || Mark::<V6>::find(root)?.map_or(Ok(false), |mark| mark.is_due())?)
 }
 
 #[cfg(test)]

@@ -18,8 +18,6 @@ use rustix::{
     io::{Errno, retry_on_intr},
 };
 
-use super::{make_directories, parent};
-
 /// Pause between two tries for a [`KeyLock`].
 const KEY_POLL: Duration = Duration::from_millis(5);
 
@@ -162,8 +160,7 @@ fn record_lock(file: &File, command: libc::c_int, record: &mut libc::flock) -> i
 
 /// Opens the lock file, made where it is missing.
 pub(super) fn open_lock(path: &Path) -> io::Result<File> {
-    make_directories(parent(path)?)?;
-    lock_options().create(true).open(path)
+    super::open(path, lock_options().create(true))
 }
 
 /// Opens the lock file that is there.

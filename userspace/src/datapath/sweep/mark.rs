@@ -1,8 +1,9 @@
-//! The mark of a family's sweeps: who sweeps locks it, its modification time is the end of the last sweep (or the time of the
-//! first call), and its content the seconds until the next one.
+//! The mark of a family's sweeps: its modification time is the end of the last sweep (or the time of the first call), and its
+//! content the seconds until the next one. Who sweeps, of whichever family, has locked that of IPv4.
 
 use std::{
-    fs::{self, File, TryLockError},
+    fs::{File, OpenOptions, TryLockError},
+    io,
     marker::PhantomData,
     os::unix::fs::FileExt as _,
     path::PathBuf,
@@ -11,7 +12,10 @@ use std::{
 
 use causeway_common::{addr::Address, schedule::Schedule};
 
-use crate::{datapath::DatapathError, root::Root};
+use crate::{datapath::DatapathError, durable, root::Root};
+
+pub(super) type V4 = [u8; 4];
+pub(super) type V6 = [u8; 16];
 
 #[derive(Debug)]
 pub(super) struct Mark<A> {
@@ -20,26 +24,7 @@ pub(super) struct Mark<A> {
     family: PhantomData<A>,
 }
 
-impl<A: Address> Mark<A> {
-    /// The mark of the family, which is made if there is none.
-    pub(super) fn open(root: &Root) -> Result<Self, DatapathError> {
-        let path = root.path(format!("/run/causeway/sweep-{}", A::FAMILY));
-        let failed = |source| DatapathError::file(&path, source);
-        path.parent().map_or(Ok(()), fs::create_dir_all).map_err(failed)?;
-        let file = File::options()
-            .create(true)
-            .truncate(false)
-            .read(true)
-            .write(true)
-            .open(&path)
-            .map_err(failed)?;
-        Ok(Self {
-            path,
-            file,
-            family: PhantomData,
-        })
-    }
-
+impl Mark<V4> {
     /// Waits until nobody else sweeps.
     pub(super) fn lock(&self) -> Result<(), DatapathError> {
         self.file.lock().map_err(|source| self.failed(source))
@@ -51,6 +36,38 @@ impl<A: Address> Mark<A> {
             Ok(()) => Ok(true),
             Err(TryLockError::WouldBlock) => Ok(false),
             Err(TryLockError::Error(source)) => Err(self.failed(source)),
+        }
+    }
+}
+
+impl<A: Address> Mark<A> {
+    /// The mark of the family, which is made if there is none.
+    pub(super) fn open(root: &Root) -> Result<Self, DatapathError> {
+        let path = Self::path(root);
+        let file = durable::open(&path, options().create(true).truncate(false));
+        let file = file.map_err(|source| DatapathError::file(&path, source))?;
+        Ok(Self::of(path, file))
+    }
+
+    /// The mark of the family, if there is one.
+    pub(super) fn find(root: &Root) -> Result<Option<Self>, DatapathError> {
+        let path = Self::path(root);
+        match options().open(&path) {
+            Ok(file) => Ok(Some(Self::of(path, file))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(DatapathError::file(&path, source)),
+        }
+    }
+
+    fn path(root: &Root) -> PathBuf {
+        root.path(format!("/run/causeway/sweep-{}", A::FAMILY))
+    }
+
+    fn of(path: PathBuf, file: File) -> Self {
+        Self {
+            path,
+            file,
+            family: PhantomData,
         }
     }
 
@@ -87,13 +104,21 @@ impl<A: Address> Mark<A> {
         written.map_err(|source| self.failed(source))
     }
 
-    fn failed(&self, source: std::io::Error) -> DatapathError {
+    fn failed(&self, source: io::Error) -> DatapathError {
         DatapathError::file(&self.path, source)
     }
 }
 
+fn options() -> OpenOptions {
+    let mut options = File::options();
+    options.read(true).write(true);
+    options
+}
+
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use causeway_common::schedule::Found;
 
     use super::*;
@@ -106,7 +131,7 @@ mod tests {
     fn the_next_call_keeps_to_the_schedule_that_the_last_sweep_left() {
         let directory = tempfile::tempdir().unwrap();
         let root = Root::new(directory.path());
-        let mark = Mark::<[u8; 4]>::open(&root).unwrap();
+        let mark = Mark::<V4>::open(&root).unwrap();
         assert_eq!(mark.schedule().unwrap(), Schedule::FIRST);
         assert!(
             !mark.is_due().unwrap(),
@@ -119,7 +144,7 @@ mod tests {
         };
         mark.set(mark.schedule().unwrap().after(nothing)).unwrap();
 
-        let next = Mark::<[u8; 4]>::open(&root).unwrap();
+        let next = Mark::<V4>::open(&root).unwrap();
         for (seconds, is_due) in [(100, false), (121, true)] {
             next.file.set_modified(ago(seconds)).unwrap();
             assert_eq!(next.is_due().unwrap(), is_due, "after {seconds} s");
@@ -134,14 +159,14 @@ mod tests {
     fn families_keep_their_schedules_apart() {
         let directory = tempfile::tempdir().unwrap();
         let root = Root::new(directory.path());
-        let (four, six) = (
-            Mark::<[u8; 4]>::open(&root).unwrap(),
-            Mark::<[u8; 16]>::open(&root).unwrap(),
-        );
+        assert!(Mark::<V6>::find(&root).unwrap().is_none());
+        let (four, six) = (Mark::<V4>::open(&root).unwrap(), Mark::<V6>::open(&root).unwrap());
         four.set(Schedule::SHORTEST).unwrap();
         assert_eq!(six.schedule().unwrap(), Schedule::FIRST);
+        let found = Mark::<V6>::find(&root).unwrap().unwrap();
+        found.set(Schedule::AT_ONCE).unwrap();
+        assert!(six.is_due().unwrap() && !four.is_due().unwrap());
         four.lock().unwrap();
-        assert!(six.try_lock().unwrap());
-        assert!(!Mark::<[u8; 4]>::open(&root).unwrap().try_lock().unwrap());
+        assert!(!Mark::<V4>::open(&root).unwrap().try_lock().unwrap());
     }
 }

@@ -66,7 +66,7 @@ fn build(staging: &PinTree, before: &PinTree) -> Result<(), DatapathError> {
         share(&from, &to)?;
     }
     load::load_object(staging)?;
-    layout::check(staging)?;
+    layout::check(staging, &MAP_NAMES)?;
     convert(before, &Tables::new(staging.clone()))?;
     for from in before.link_pins()? {
         if let Some(name) = from.file_name() {
