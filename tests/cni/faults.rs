@@ -100,10 +100,12 @@ impl Victim {
             .output("ping", &["-c1", "-i0.2", "-w5", "10.240.0.4"]);
         reached.map(drop).with_context(|| what.to_owned())
     }
+}
 
+impl World {
     /// Runs a call, with what `inject` says done to one of its system calls.
-    fn tampered(&self, call: &Call<'_>, inject: &str) -> Result<Output> {
-        let mut strace = self.world.node.ns.command("strace");
+    pub(crate) fn tampered(&self, call: &Call<'_>, inject: &str) -> Result<Output> {
+        let mut strace = self.node.ns.command("strace");
         strace.args(["-qq", "-o", "/dev/null", "-e", &format!("inject={inject}")]);
         call.feed(call.run_by(strace))?
             .wait_with_output()
@@ -111,16 +113,16 @@ impl Victim {
     }
 
     /// Runs a call and kills it when it makes a system call.
-    fn kill(&self, call: &Call<'_>, point: &Point) -> Result<()> {
+    pub(crate) fn kill(&self, call: &Call<'_>, point: &Point) -> Result<()> {
         self.tampered(call, &format!("{}:signal=KILL:when={}", point.name, point.nth))
             .map(drop)
     }
 
     /// The system calls that a call makes on its first thread, where everything happens, in order. Of some kinds, or `all`.
-    fn points(&self, call: &Call<'_>, kinds: &str) -> Result<Vec<Point>> {
+    pub(crate) fn points(&self, call: &Call<'_>, kinds: &str) -> Result<Vec<Point>> {
         let mut seen: BTreeMap<String, usize> = BTreeMap::new();
         let mut points = Vec::new();
-        for name in system_calls(&self.world, call, kinds)? {
+        for name in system_calls(self, call, kinds)? {
             let nth = seen.entry(name.clone()).or_default();
             *nth += 1;
             points.push(Point { name, nth: *nth });
@@ -149,13 +151,13 @@ pub(crate) fn system_calls(world: &World, call: &Call<'_>, kinds: &str) -> Resul
 
 /// A system call of a run: the how manieth of its name. (So does `when=` of strace count.)
 #[derive(Debug)]
-struct Point {
+pub(crate) struct Point {
     name: String,
     nth: usize,
 }
 
 /// Evenly spread, the last one included; all of them if `sample` is none.
-fn choose(points: Vec<Point>, sample: Option<usize>) -> Vec<Point> {
+pub(crate) fn choose(points: Vec<Point>, sample: Option<usize>) -> Vec<Point> {
     let count = points.len();
     let every = sample.map_or(1, |sample| count.div_ceil(sample).max(1));
     let is_chosen = |at: usize| (count - 1 - at).is_multiple_of(every);
@@ -171,11 +173,11 @@ fn choose(points: Vec<Point>, sample: Option<usize>) -> Vec<Point> {
 fn kill_everywhere(sample: Option<usize>) -> Result<()> {
     let victim = Victim::new()?;
     let (add, del) = (victim.call("ADD")?, victim.call("DEL")?);
-    let points = victim.points(&add, "all")?;
+    let points = victim.world.points(&add, "all")?;
     del.ok()?;
     for (turn, point) in choose(points, sample).into_iter().enumerate() {
         let what = format!("ADD killed at {point:?}");
-        victim.kill(&add, &point)?;
+        victim.world.kill(&add, &point)?;
         if turn % 2 == 0 {
             let output = add.output()?;
             let said = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -191,10 +193,10 @@ fn kill_everywhere(sample: Option<usize>) -> Result<()> {
     }
     for (verb, call) in [("DEL", &del), ("GC", &victim.gc()?)] {
         add.ok()?;
-        for point in choose(victim.points(call, "all")?, sample) {
+        for point in choose(victim.world.points(call, "all")?, sample) {
             let what = format!("{verb} killed at {point:?}");
             add.ok()?;
-            victim.kill(call, &point)?;
+            victim.world.kill(call, &point)?;
             call.ok().with_context(|| what.clone())?;
             victim.expect_only_the_neighbour(&what)?;
         }
@@ -231,12 +233,13 @@ fn fail_everywhere(sample: Option<usize>) -> Result<()> {
     let victim = Victim::new()?;
     let (add, del) = (victim.call("ADD")?, victim.call("DEL")?);
     for (kinds, errno) in FAILURES {
-        let points = victim.points(&add, kinds)?;
+        let points = victim.world.points(&add, kinds)?;
         del.ok()?;
         for point in choose(points, sample) {
             let what = format!("ADD, {point:?} fails with {errno}");
-            let output =
-                victim.tampered(&add, &format!("{}:error={errno}:when={}", point.name, point.nth))?;
+            let output = victim
+                .world
+                .tampered(&add, &format!("{}:error={errno}:when={}", point.name, point.nth))?;
             if output.status.success() {
                 del.ok().with_context(|| what.clone())?;
             } else if output.status.code() == Some(1) {
@@ -247,11 +250,12 @@ fn fail_everywhere(sample: Option<usize>) -> Result<()> {
             victim.expect_only_the_neighbour(&what)?;
         }
         add.ok()?;
-        for point in choose(victim.points(&del, kinds)?, sample) {
+        for point in choose(victim.world.points(&del, kinds)?, sample) {
             let what = format!("DEL, {point:?} fails with {errno}");
             add.ok().with_context(|| what.clone())?;
-            let output =
-                victim.tampered(&del, &format!("{}:error={errno}:when={}", point.name, point.nth))?;
+            let output = victim
+                .world
+                .tampered(&del, &format!("{}:error={errno}:when={}", point.name, point.nth))?;
             if !output.status.success() {
                 del.ok().with_context(|| what.clone())?;
             }

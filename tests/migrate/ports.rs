@@ -81,26 +81,16 @@ fn what_begins_while_the_node_is_taken_over_gets_no_port_of_what_was_there() -> 
     let [new, newer] = &mut new[..] else {
         unreachable!()
     };
-    assert_apart(
-        &server,
-        &mut [
-            ("old", &mut old),
-            ("old, of a service", &mut of_service),
-            ("new", new),
-            ("newer", newer),
-        ],
-    )?;
+    let mut pairs = [
+        ("old", &mut old),
+        ("old, of a service", &mut of_service),
+        ("new", new),
+        ("newer", newer),
+    ];
+    assert_apart(&server, &mut pairs)?;
     assert_eq!(applied["lost"], 0, "{applied}");
     site.migrate("--rollback")?;
-    assert_apart(
-        &server,
-        &mut [
-            ("old", &mut old),
-            ("old, of a service", &mut of_service),
-            ("new", new),
-            ("newer", newer),
-        ],
-    )?;
+    assert_apart(&server, &mut pairs)?;
     site.assert_no_leak();
     Ok(())
 }

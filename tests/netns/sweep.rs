@@ -25,10 +25,10 @@ use crate::table::set_timeouts;
 const ECHO: u16 = 7;
 const SINK: u16 = 9;
 /// Longer than a time of one second can last, counted in whole seconds.
-const OVER: Duration = Duration::from_millis(3200);
+pub(crate) const OVER: Duration = Duration::from_millis(3200);
 
 /// Everything is over after a second, but for established TCP.
-const SHORT: Timeouts = Timeouts {
+pub(crate) const SHORT: Timeouts = Timeouts {
     offered: 1,
     tcp_opening: 1,
     tcp_established: 432_000,
@@ -46,7 +46,8 @@ fn rig_with(timeouts: Timeouts) -> Result<(Rig, Pod)> {
     Ok((rig, pod))
 }
 
-fn sweep(rig: &Rig) -> Result<[u64; 2]> {
+/// Sweeps. Entries scanned, and entries deleted.
+pub(crate) fn sweep(rig: &Rig) -> Result<[u64; 2]> {
     let swept = rig.node.causeway_json("sweep")?;
     let number = |name: &str| swept[name].as_u64().with_context(|| format!("{name} in {swept}"));
     Ok([number("scanned")?, number("deleted")?])

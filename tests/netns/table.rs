@@ -30,7 +30,14 @@ pub(crate) fn set_timeouts(rig: &Rig, timeouts: Timeouts) -> Result<()> {
     let mut map: Array<_, Config<[u8; 4]>> =
         Array::try_from(Map::Array(MapData::from_pin(pin(rig, "cwy_cfg"))?))?;
     let config = map.get(&0, 0)?;
-    Ok(map.set(0, Config { timeouts, ..config }, 0)?)
+    map.set(0, Config { timeouts, ..config }, 0)?;
+    let of_v6 = pin(rig, "cwy_cfg6");
+    if of_v6.exists() {
+        let mut map: Array<_, Config<[u8; 16]>> = Array::try_from(Map::Array(MapData::from_pin(of_v6)?))?;
+        let config = map.get(&0, 0)?;
+        map.set(0, Config { timeouts, ..config }, 0)?;
+    }
+    Ok(())
 }
 
 /// The flow table.

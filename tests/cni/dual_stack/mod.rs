@@ -1,6 +1,7 @@
 //! Cases 10 to 12: pods with an address of each family.
 
 mod addresses;
+mod interrupted;
 mod pods;
 mod state;
 

@@ -1,13 +1,17 @@
 //! Who reaches whom, and which way the packets go.
 
-use std::net::Ipv6Addr;
+use std::net::{Ipv6Addr, SocketAddrV4};
 
 use anyhow::{Result, ensure};
 use causeway_tests::{
-    dual_stack::{Connection, Datagrams, NODE, VNET, at},
+    dual_stack::{Connection, Datagrams, NODE, VNET, at, enable, list},
+    echo::Echo,
     netns::Netns,
     rig::Rig,
+    talk::Tcp,
 };
+
+use super::entries;
 
 const PORT: u16 = 7000;
 
@@ -161,22 +165,43 @@ fn a_pod_that_goes_leaves_no_flow_behind() -> Result<()> {
     let addr = b.addr_v6()?;
     let mut flow = Connection::open(&a.ns, &b.ns, addr, PORT)?;
     flow.chat(5)?;
-    let dump = || {
-        let maps = rig.node.root.join("/sys/fs/bpf/causeway");
-        let maps = std::fs::read_dir(maps)?
-            .next()
-            .transpose()?
-            .map(|tree| tree.path().join("maps"));
-        let flows = maps.unwrap_or_default().join("cwy_flows6");
-        rig.node.ns.json(
-            "bpftool",
-            &["-j", "map", "dump", "pinned", &flows.display().to_string()],
-        )
-    };
-    let entries = |dump: &serde_json::Value| dump.as_array().map_or(0, Vec::len);
-    ensure!(entries(&dump()?) >= 2, "{}", dump()?);
+    ensure!(entries(&rig)? >= 2, "{} entries", entries(&rig)?);
     rig.node.remove(&b)?;
-    ensure!(entries(&dump()?) == 0, "{}", dump()?);
+    ensure!(entries(&rig)? == 0, "{} entries", entries(&rig)?);
     let again = rig.pod("c")?;
     Connection::open(&a.ns, &again.ns, again.addr_v6()?, PORT)?.chat(5)
+}
+
+/// What the node has of IPv6 changes nothing for a pod that has none of it, and nothing for what it has by other hands.
+#[test]
+fn a_pod_of_ipv4_beside_them_is_served_as_before() -> Result<()> {
+    let rig = Rig::causeway()?;
+    let old = rig.pod("old")?;
+    let [a, b] = [5, 6].map(at);
+    enable(&rig.fabric, &rig.node.ns, &[a, b])?;
+    list(&rig.node, 3, &[("fd00:10::/64", &[a, b])])?;
+    let new = rig.pod("new")?;
+    let _echo = Echo::start(&old.ns, PORT)?;
+    let [carried] = counted(&rig, ["carried_to_pod"], || {
+        Tcp::connect(&new.ns, SocketAddrV4::new(old.addr, PORT))?.chat(20)
+    })?;
+    ensure!(carried >= 40, "{carried} packets of IPv4 were carried");
+
+    let host_if = rig.node.host_interface(&old)?;
+    for (ns, name, addr) in [
+        (&old.ns, "eth0", "fd00:77::2"),
+        (&rig.node.ns, &host_if, "fd00:77::1"),
+    ] {
+        ns.sysctl(&format!("net/ipv6/conf/{name}/disable_ipv6"), "0")?;
+        ns.ip(&format!("addr add {addr}/64 dev {name} nodad"))?;
+    }
+    let [carried] = counted(&rig, ["carried_to_pod"], || {
+        Connection::open(&old.ns, &rig.node.ns, "fd00:77::1".parse()?, PORT + 1)?.chat(20)?;
+        Connection::open(&rig.node.ns, &old.ns, "fd00:77::2".parse()?, PORT + 1)?.chat(20)
+    })?;
+    ensure!(
+        carried == 0,
+        "{carried} packets of an address that is not the pod's"
+    );
+    ping(&new.ns, NODE, 3)
 }
