@@ -1,6 +1,6 @@
 //! The far end: counts what arrives as it should, checks every 64th packet's checksums, and drops it.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{net::IpAddr, time::Duration};
 
 use anyhow::{Context, Result};
 use aya::{
@@ -9,9 +9,12 @@ use aya::{
 };
 use causeway_tests::netns::Netns;
 
-use crate::programs::{
-    Programs,
-    layout::{Counted, Expect},
+use crate::{
+    family::{Family, octets},
+    programs::{
+        Programs,
+        layout::{Counted, Expect, Words},
+    },
 };
 
 /// How long packets may be under way after their sender has come back.
@@ -36,9 +39,9 @@ pub(crate) enum At {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Wanted {
     /// Source and prefix length.
-    pub(crate) src: (Ipv4Addr, u32),
-    /// Destination and prefix length.
-    pub(crate) dst: (Ipv4Addr, u32),
+    pub(crate) src: (IpAddr, u32),
+    /// Destination, of the same family, and prefix length.
+    pub(crate) dst: (IpAddr, u32),
     /// Whether every 64th packet's checksums are checked. Not those of sockets: they may be left to the hardware.
     pub(crate) verify: bool,
 }
@@ -57,6 +60,11 @@ impl Counter {
             ns.run(|| program.attach(interface, TcAttachType::Ingress))??;
         }
         Ok(Self(programs))
+    }
+
+    /// Counts other packets from here on, in the same sums.
+    pub(crate) fn expect(&mut self, wanted: Wanted) -> Result<()> {
+        self.0.set("cwb_expect", wanted.expect())
     }
 
     /// Everything so far, over all CPUs.
@@ -88,13 +96,51 @@ impl Counter {
 
 impl Wanted {
     fn expect(&self) -> Expect {
-        let mask = |bits: u32| u32::MAX.checked_shl(32 - bits).unwrap_or(0).to_be();
+        let mask = |bits: u32| u128::MAX.checked_shl(128 - bits).unwrap_or(0);
         Expect {
-            src: self.src.0.to_bits().to_be(),
-            src_mask: mask(self.src.1),
-            dst: self.dst.0.to_bits().to_be(),
-            dst_mask: mask(self.dst.1),
+            src: words(&octets(self.src.0)),
+            src_mask: words(&mask(self.src.1).to_be_bytes()),
+            dst: words(&octets(self.dst.0)),
+            dst_mask: words(&mask(self.dst.1).to_be_bytes()),
+            is_ipv6: (Family::of(self.src.0) == Family::V6).into(),
             verify: self.verify.into(),
         }
+    }
+}
+
+/// Up to sixteen bytes in words, as they are in memory.
+fn words(bytes: &[u8]) -> Words {
+    let mut words = Words::default();
+    for (word, bytes) in words.iter_mut().zip(bytes.chunks_exact(4)) {
+        *word = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+    }
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bits_beyond_the_prefix_do_not_matter() {
+        let expect = |addr: &str, bits| {
+            let end = (addr.parse().unwrap(), bits);
+            Wanted {
+                src: end,
+                dst: end,
+                verify: false,
+            }
+            .expect()
+        };
+        let of_ipv4 = expect("10.1.2.3", 16);
+        assert_eq!(of_ipv4.src[0].to_ne_bytes(), [10, 1, 2, 3]);
+        assert_eq!(of_ipv4.src_mask[0].to_ne_bytes(), [255, 255, 0, 0]);
+        assert_eq!(of_ipv4.is_ipv6, 0);
+
+        let of_ipv6 = expect("fd00:10::1:10", 120);
+        assert_eq!(of_ipv6.dst[3].to_ne_bytes(), [0, 1, 0, 0x10]);
+        assert_eq!(of_ipv6.dst_mask[2], u32::MAX);
+        assert_eq!(of_ipv6.dst_mask[3].to_ne_bytes(), [255, 255, 255, 0]);
+        assert_eq!(of_ipv6.is_ipv6, 1);
     }
 }

@@ -51,7 +51,8 @@ pub(crate) fn of(stand: &Stand) -> Result<Vec<Fact>> {
 }
 
 impl Fact {
-    fn new(name: &str, value: u32, unit: &'static str) -> Self {
+    /// A figure.
+    pub(crate) fn new(name: &str, value: u32, unit: &'static str) -> Self {
         Self {
             name: name.to_owned(),
             value,

@@ -1,7 +1,7 @@
 //! Live frames (`BPF_F_TEST_XDP_LIVE_FRAMES`): packets made by a kernel program and sent out of an interface, for less
 //! than a tenth of what a socket costs.
 
-use std::{net::Ipv4Addr, time::Duration};
+use std::{net::IpAddr, time::Duration};
 
 use anyhow::{Context, Result};
 use aya::programs::{TestRun as _, TestRunAttrs, TestRunOptions};
@@ -9,14 +9,17 @@ use causeway_tests::netns::Netns;
 
 use crate::{
     cpu,
+    family::{Family, octets},
     programs::{
         Programs,
-        layout::{Course, HEADER_WORDS, HEADERS, LARGEST},
+        layout::{Course, HEADER_WORDS, LARGEST, Layout},
     },
 };
 
 /// Length of the smallest frame in bytes, without the checksum at its end.
 pub(crate) const SMALLEST: u32 = 60;
+/// Length of a frame of IPv6 with the payload of the smallest of IPv4, without the checksum at its end.
+pub(crate) const SMALLEST_OF_BOTH: u32 = 80;
 
 /// Packets of many flows from one end to another.
 #[derive(Clone, Copy, Debug)]
@@ -26,9 +29,9 @@ pub(crate) struct Stream {
     /// Destination MAC: the first hop.
     pub(crate) dst_mac: [u8; 6],
     /// Source address; the first of them where answers come from many.
-    pub(crate) src: Ipv4Addr,
-    /// Destination address; the first of them where questions go to many.
-    pub(crate) dst: Ipv4Addr,
+    pub(crate) src: IpAddr,
+    /// Destination address, of the same family; the first of them where questions go to many.
+    pub(crate) dst: IpAddr,
     /// Source and destination port of the first flow.
     pub(crate) ports: (u16, u16),
     /// The destination's port and the source's address vary, not the source's port and the destination's address.
@@ -63,6 +66,7 @@ pub(crate) enum Frames {
 #[derive(Debug)]
 pub(crate) struct Generator {
     programs: Programs,
+    program: &'static str,
     frame_len: usize,
     course: Course,
 }
@@ -72,10 +76,15 @@ impl Generator {
     /// every frame.
     pub(crate) fn new(ns: &Netns, interface: &str, stream: &Stream) -> Result<Self> {
         let course = stream.course(ns.ifindex(interface)?);
+        let program = match Family::of(stream.src) {
+            Family::V4 => "cwb_generate",
+            Family::V6 => "cwb_generate6",
+        };
         let mut programs = Programs::load()?;
-        programs.xdp("cwb_generate")?;
+        programs.xdp(program)?;
         let mut generator = Self {
             programs,
+            program,
             frame_len: match stream.frames {
                 Frames::Of(len) => len,
                 Frames::Mix => LARGEST,
@@ -96,8 +105,21 @@ impl Generator {
     /// Sends `packets` on a CPU by its number, and returns how long the sending took, without the kernel's set-up of a
     /// run. Everything the packets set off on this CPU is in that time.
     pub(crate) fn send(&mut self, ns: &Netns, cpu: usize, packets: u32) -> Result<Duration> {
+        self.send_while(ns, cpu, packets, |runs| runs < 1)
+            .map(|(_, took)| took)
+    }
+
+    /// As [`Self::send`], again and again on one thread, with hardly a pause, as long as `goes_on` says so of the number of runs.
+    /// Returns that number too.
+    pub(crate) fn send_while(
+        &mut self,
+        ns: &Netns,
+        cpu: usize,
+        packets: u32,
+        goes_on: impl Fn(u32) -> bool + Sync,
+    ) -> Result<(u32, Duration)> {
         let frame = vec![0; self.frame_len];
-        let program = &*self.programs.xdp("cwb_generate")?;
+        let program = &*self.programs.xdp(self.program)?;
         let run = || {
             let options = TestRunOptions {
                 data_in: Some(&frame),
@@ -108,9 +130,17 @@ impl Generator {
             let result = program
                 .test_run(options)
                 .context("BPF_PROG_TEST_RUN with live frames")?;
-            Ok(result.duration)
+            anyhow::Ok(result.duration * packets)
         };
-        ns.run(|| cpu::alone_on(cpu, run))?.map(|each| each * packets)
+        let all = || {
+            let (mut runs, mut took) = (0, Duration::ZERO);
+            while goes_on(runs) {
+                took += run()?;
+                runs += 1;
+            }
+            Ok((runs, took))
+        };
+        ns.run(|| cpu::alone_on(cpu, all))?
     }
 }
 
@@ -126,21 +156,17 @@ impl Flows {
 impl Stream {
     /// As the programs want it.
     pub(crate) fn course(&self, ifindex: u32) -> Course {
-        let mut header = self.header();
-        let [src, dst] = [self.src.octets(), self.dst.octets()];
-        let mut constant = header;
-        let (port, addr) = if self.answers {
-            constant[26..30].fill(0);
-            constant[36..38].fill(0);
-            (self.ports.1, self.src)
+        let layout = Family::of(self.src).layout();
+        let header = self.header(layout);
+        let (addr_end, port_at, port, addr) = if self.answers {
+            (layout.dst, layout.udp + 2, self.ports.1, self.src)
         } else {
-            constant[30..34].fill(0);
-            constant[34..36].fill(0);
-            (self.ports.0, self.dst)
+            (layout.dst + layout.addr(), layout.udp, self.ports.0, self.dst)
         };
-        header[26..30].copy_from_slice(&src);
-        header[30..34].copy_from_slice(&dst);
-        let pseudo = sum(&constant[26..34]) + u32::from(17u16.to_be());
+        let mut constant = header.clone();
+        constant[addr_end - 4..addr_end].fill(0);
+        constant[port_at..port_at + 2].fill(0);
+        let pseudo = sum(&constant[layout.src..layout.udp]) + u32::from(17u16.to_be());
         let mut words = [0; HEADER_WORDS];
         for (word, bytes) in words.iter_mut().zip(header.chunks_exact(4)) {
             *word = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
@@ -153,10 +179,10 @@ impl Stream {
             mask,
             port_bits: self.port_bits,
             port: port.into(),
-            addr: addr.to_bits(),
+            addr: last_word(addr),
             answers: self.answers.into(),
-            ip_sum: sum(&constant[14..34]),
-            udp_sum: pseudo + sum(&constant[34..42]),
+            ip_sum: sum(&constant[14..layout.udp]),
+            udp_sum: pseudo + sum(&constant[layout.udp..]),
             frame_len: match self.frames {
                 Frames::Of(len) => len,
                 Frames::Mix => 0,
@@ -165,20 +191,31 @@ impl Stream {
     }
 
     /// The headers of the first flow, without lengths and checksums.
-    fn header(&self) -> [u8; HEADERS] {
-        let mut header = [0; HEADERS];
-        header[..6].copy_from_slice(&self.dst_mac);
-        header[6..12].copy_from_slice(&self.src_mac);
-        header[12..14].copy_from_slice(&[0x08, 0x00]);
-        header[14] = 0x45;
-        header[20] = 0x40;
-        header[22] = 64;
-        header[23] = 17;
-        header[26..30].copy_from_slice(&self.src.octets());
-        header[30..34].copy_from_slice(&self.dst.octets());
-        header[34..36].copy_from_slice(&self.ports.0.to_be_bytes());
-        header[36..38].copy_from_slice(&self.ports.1.to_be_bytes());
+    fn header(&self, layout: &Layout) -> Vec<u8> {
+        let mut header = vec![0; layout.headers()];
+        let mut put = |at: usize, bytes: &[u8]| header[at..at + bytes.len()].copy_from_slice(bytes);
+        put(0, &self.dst_mac);
+        put(6, &self.src_mac);
+        put(12, &layout.ethertype.to_be_bytes());
+        put(14, &[layout.version]);
+        if let Some(parts) = layout.parts {
+            put(parts, &[0x40]);
+        }
+        put(layout.hops, &[64]);
+        put(layout.protocol, &[17]);
+        put(layout.src, &octets(self.src));
+        put(layout.dst, &octets(self.dst));
+        put(layout.udp, &self.ports.0.to_be_bytes());
+        put(layout.udp + 2, &self.ports.1.to_be_bytes());
         header
+    }
+}
+
+/// The last four bytes of an address, host order.
+fn last_word(addr: IpAddr) -> u32 {
+    match addr {
+        IpAddr::V4(addr) => addr.to_bits(),
+        IpAddr::V6(addr) => addr.to_bits() as u32,
     }
 }
 

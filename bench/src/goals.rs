@@ -95,6 +95,8 @@ const fn at_most(
 }
 
 const CAUSEWAY: &str = "causeway";
+const OF_IPV6: &str = "causeway, IPv6";
+const OF_IPV4: Other = Other::Lane("causeway, IPv4");
 const I: Other = Other::Incumbent("");
 const ROUTED: Other = Other::Lane("routed");
 const BLIND: Other = Other::Lane("blind-tc");
@@ -221,10 +223,47 @@ const GOALS: &[Goal] = &[
         0.95,
         WIRE,
     ),
+    at_least(
+        "pod to pod of IPv6 ≥ 0.9 × of IPv4",
+        ("ipv6-pod-to-pod", OF_IPV6),
+        OF_IPV4,
+        0.9,
+        None,
+    ),
+    at_least(
+        "pod to VNet of IPv6 ≥ 0.9 × of IPv4",
+        ("ipv6-pod-to-vnet", OF_IPV6),
+        OF_IPV4,
+        0.9,
+        None,
+    ),
+    at_least(
+        "VNet to pod of IPv6 ≥ 0.9 × of IPv4",
+        ("ipv6-vnet-to-pod", OF_IPV6),
+        OF_IPV4,
+        0.9,
+        None,
+    ),
+    at_least(
+        "TCP request and response of IPv6 ≥ 0.9 × of IPv4",
+        ("ipv6-rr-tcp", OF_IPV6),
+        OF_IPV4,
+        0.9,
+        None,
+    ),
+    at_least(
+        "TCP stream with GSO of IPv6 ≥ 0.9 × of IPv4",
+        ("ipv6-stream", OF_IPV6),
+        OF_IPV4,
+        0.9,
+        None,
+    ),
 ];
 
 /// The goals that the outcomes and facts say something about.
 pub(crate) fn judge(outcomes: &[Outcome], facts: &[Fact]) -> Vec<Verdict> {
+    let counted = outcomes.iter().flat_map(|outcome| &outcome.facts);
+    let facts: Vec<&Fact> = facts.iter().chain(counted).collect();
     let fact = |text, name, threshold| {
         let fact = facts.iter().find(|fact| fact.name == name)?;
         Some(Verdict::at_most(
@@ -241,6 +280,26 @@ pub(crate) fn judge(outcomes: &[Outcome], facts: &[Fact]) -> Vec<Verdict> {
             "programs ≤ 20,000 verified instructions each",
             facts::VERIFIED,
             20_000.0,
+        ),
+        fact(
+            "packets lost by an exchange of the programs: 0",
+            "IPv4, programs exchanged, lost",
+            0.0,
+        ),
+        fact(
+            "packets of IPv6 lost by an exchange of the programs: 0",
+            "IPv6, programs exchanged, lost",
+            0.0,
+        ),
+        fact(
+            "packets lost by a sweep that forgets nothing: 0",
+            "swept, nothing is over, lost",
+            0.0,
+        ),
+        fact(
+            "packets lost by a sweep that forgets all other flows: 0",
+            "swept, all but the measured flows are over, lost",
+            0.0,
         ),
         load.map(|load| Verdict::at_most("load, verify and attach ≤ 100 ms", load, 100.0)),
     ];
@@ -311,6 +370,7 @@ mod tests {
             rounds: 5,
             kept: 5,
             notes: Vec::new(),
+            facts: Vec::new(),
         }
     }
 

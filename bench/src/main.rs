@@ -6,6 +6,7 @@
 mod counter;
 mod cpu;
 mod facts;
+mod family;
 mod generator;
 mod goals;
 mod lanes;
@@ -44,7 +45,7 @@ const PODS: u8 = 4;
 struct Arguments {
     /// Measures to take; all of them unless named.
     names: Vec<String>,
-    /// The goals alone, in two to three minutes.
+    /// The goals alone, in five minutes.
     #[arg(long)]
     quick: bool,
     /// List measures and peers, and do nothing.

@@ -110,6 +110,7 @@ mod tests {
             rounds: 3,
             kept: 3,
             notes: Vec::new(),
+            facts: Vec::new(),
         };
         let svg = bars(&outcome, &Machine::here());
         assert!(

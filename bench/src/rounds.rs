@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use crate::{
     cpu,
+    facts::Fact,
     stats::{Estimate, median},
 };
 
@@ -23,6 +24,10 @@ pub(crate) trait Lane {
     /// What is to be said beside the figures, at the end.
     fn note(&self) -> Option<String> {
         None
+    }
+    /// What it counted over all blocks.
+    fn facts(&self) -> Vec<Fact> {
+        Vec::new()
     }
     /// One block: how much was done in a second, or what it cost; the measure's unit says which.
     fn block(&mut self) -> Result<f64>;
@@ -84,6 +89,8 @@ pub(crate) struct Outcome {
     pub(crate) kept: usize,
     /// What the lanes say beside their figures.
     pub(crate) notes: Vec<String>,
+    /// What the lanes counted, over all rounds.
+    pub(crate) facts: Vec<Fact>,
 }
 
 /// The samples of a lane; those of one round have one index in all of a measure's series.
@@ -137,6 +144,7 @@ pub(crate) fn run(
         rounds: plan.rounds,
         kept: quiet.len(),
         notes: lanes.iter().filter_map(|lane| lane.note()).collect(),
+        facts: lanes.iter().flat_map(|lane| lane.facts()).collect(),
     })
 }
 
@@ -262,6 +270,7 @@ mod tests {
             rounds: 3,
             kept: 3,
             notes: Vec::new(),
+            facts: Vec::new(),
         };
         assert_eq!(outcome.best(&["a", "b"]), Some("b"));
         assert_eq!(outcome.ratio("b", "a"), Estimate::of(&[2.0]));

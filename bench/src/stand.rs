@@ -1,11 +1,16 @@
 //! A peer, built: a node in its surroundings with pods, or for the direct veth a pod and a far end.
 
-use std::{fs, net::Ipv4Addr, path::PathBuf};
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+};
 
 use anyhow::{Context, Result};
 use aya::{EbpfLoader, maps::ProgramArray, programs::TcAttachType};
 use causeway_tests::{
     dist::Dist,
+    dual_stack,
     fabric::{Fabric, NODE},
     netns::{Netns, connect},
     node::{Datapath, Node, Pod},
@@ -13,6 +18,7 @@ use causeway_tests::{
 };
 
 use crate::{
+    family::Family,
     peer::{Kind, Peer},
     programs::Programs,
     swap,
@@ -60,10 +66,17 @@ struct Surrounded {
 impl Stand {
     /// Builds a peer with `pods` pods. `other` is what [`Peer::OtherBuild`] is.
     pub(crate) fn build(peer: Peer, pods: u8, other: &Build) -> Result<Self> {
-        Self::try_build(peer, pods, other).with_context(|| format!("cannot build {}", peer.name()))
+        Self::try_build(peer, pods, other, &[Family::V4])
+            .with_context(|| format!("cannot build {}", peer.name()))
     }
 
-    fn try_build(peer: Peer, pods: u8, other: &Build) -> Result<Self> {
+    /// A routed peer of both families, with `pods` pods: Causeway, the kernel, or what does not look.
+    pub(crate) fn dual_stack(peer: Peer, pods: u8) -> Result<Self> {
+        Self::try_build(peer, pods, &Build::default(), &[Family::V4, Family::V6])
+            .with_context(|| format!("cannot build {} with IPv6", peer.name()))
+    }
+
+    fn try_build(peer: Peer, pods: u8, other: &Build, families: &[Family]) -> Result<Self> {
         if peer == Peer::DirectVeth {
             return Self::direct();
         }
@@ -83,9 +96,16 @@ impl Stand {
         offload::set(&node.ns, "eth0", offload::TX_CHECKSUM, true)?;
         offload::set(&fabric.router, "node", offload::TX_CHECKSUM, true)?;
         translate(peer, &node.ns)?;
+        let is_dual = families.contains(&Family::V6);
+        if is_dual {
+            give_ipv6(peer, &node, &fabric)?;
+        }
         let pods = (0..pods)
             .map(|n| node.add(&format!("bench-{n}")))
             .collect::<Result<Vec<Pod>>>()?;
+        if is_dual && peer.kind() != Kind::Ours {
+            pods.iter().try_for_each(|pod| route_ipv6(&node, pod))?;
+        }
         let world = World::Node(Box::new(Surrounded { node, fabric }));
         let mut stand = Self {
             peer,
@@ -150,7 +170,16 @@ impl Stand {
         }
     }
 
-    /// The address that the far end sees of a pod.
+    /// A pod's own address.
+    pub(crate) fn addr(&self, pod: &Pod, family: Family) -> Result<IpAddr> {
+        Ok(match family {
+            Family::V4 => pod.addr.into(),
+            Family::V6 if self.peer.kind() == Kind::Ours => pod.addr_v6()?.into(),
+            Family::V6 => routed_ipv6(pod).into(),
+        })
+    }
+
+    /// The address that the internet sees of a pod.
     pub(crate) fn seen(&self, pod: &Pod) -> Ipv4Addr {
         if self.peer.translates() { NODE } else { pod.addr }
     }
@@ -233,6 +262,43 @@ impl Stand {
         node.run(|| program.attach("eth0", TcAttachType::Ingress))??;
         Ok(model)
     }
+}
+
+/// Gives the node, its pods to come and the fabric IPv6.
+fn give_ipv6(peer: Peer, node: &Node, fabric: &Fabric) -> Result<()> {
+    const PODS: u8 = 20;
+    let pods: Vec<_> = (5..5 + u32::from(PODS)).map(dual_stack::at).collect();
+    dual_stack::enable(fabric, &node.ns, &pods)?;
+    let far = Family::V6.far();
+    fabric.router.ip(&format!("addr add {far}/128 dev node nodad"))?;
+    if peer.kind() == Kind::Ours {
+        return dual_stack::list(node, PODS, &[("fd00:10::/64", &pods)]);
+    }
+    node.ns.sysctl("net/ipv6/conf/all/forwarding", "1")
+}
+
+/// The address of IPv6 of a pod that hangs on the kernel's routing alone.
+fn routed_ipv6(pod: &Pod) -> Ipv6Addr {
+    dual_stack::at(pod.addr.octets()[3].into())
+}
+
+/// Connects it, as `causeway_tests::stock` does for IPv4.
+fn route_ipv6(node: &Node, pod: &Pod) -> Result<()> {
+    const GATEWAY: &str = dual_stack::GATEWAY;
+    let (host_if, addr) = (node.host_interface(pod)?, routed_ipv6(pod));
+    for (ns, name) in [(&node.ns, host_if.as_str()), (&pod.ns, "eth0")] {
+        ns.sysctl(&format!("net/ipv6/conf/{name}/accept_dad"), "0")?;
+        ns.sysctl(&format!("net/ipv6/conf/{name}/disable_ipv6"), "0")?;
+    }
+    let hex = |mac: [u8; 6]| mac.map(|byte| format!("{byte:02x}")).join(":");
+    let [node_mac, pod_mac] = [hex(node.ns.mac(&host_if)?), hex(pod.ns.mac("eth0")?)];
+    node.ns.ip(&format!(
+        "route add {addr}/128 dev {host_if}\nneigh replace {addr} lladdr {pod_mac} dev {host_if} nud permanent"
+    ))?;
+    pod.ns.ip(&format!(
+        "addr add {addr}/128 dev eth0 nodad\nroute add default via {GATEWAY} dev eth0\n\
+         neigh replace {GATEWAY} lladdr {node_mac} dev eth0 nud permanent"
+    ))
 }
 
 fn datapath(peer: Peer) -> Datapath {

@@ -8,7 +8,7 @@ use aya_ebpf::{
 };
 
 use crate::{
-    layout::{Counted, Expect},
+    layout::{Counted, Expect, Layout, V4, V6},
     packet::Headers,
 };
 
@@ -39,11 +39,27 @@ fn is_expected(start: usize, end: usize, len: u32) -> bool {
     let (Some(expect), Some(counted)) = (EXPECT.get(0), COUNTED.get_ptr_mut(0)) else {
         return false;
     };
-    let Some(headers) = Headers::parse(start, end) else {
+    let packet = (start, end, len);
+    if expect.is_ipv6 == 0 {
+        count(packet, expect, counted, V4)
+    } else {
+        count(packet, expect, counted, V6)
+    }
+}
+
+/// Counts a packet, if it is expected. Whether it is.
+#[inline(always)]
+fn count(
+    (start, end, len): (usize, usize, u32),
+    expect: &Expect,
+    counted: *mut Counted,
+    layout: Layout,
+) -> bool {
+    let Some(headers) = Headers::parse(start, end, layout) else {
         return false;
     };
-    let is_expected = (headers.src() ^ expect.src) & expect.src_mask == 0
-        && (headers.dst() ^ expect.dst) & expect.dst_mask == 0;
+    let is_expected = headers.is_at(layout.src, &expect.src, &expect.src_mask)
+        && headers.is_at(layout.dst, &expect.dst, &expect.dst_mask);
     if !is_expected {
         return false;
     }

@@ -9,7 +9,7 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 
-use crate::layout::{Course, HEADER_WORDS, HEADERS, IMIX_PERIOD, LARGEST, imix};
+use crate::layout::{Course, IMIX_PERIOD, LARGEST, Layout, V4, V6, imix};
 
 #[btf_map(name = "cwb_course")]
 static COURSE: Array<Course, 1> = Array::new();
@@ -20,11 +20,16 @@ static NEXT: Array<u32, 1> = Array::new();
 
 #[xdp]
 pub fn cwb_generate(ctx: XdpContext) -> u32 {
-    generate(&ctx).unwrap_or(xdp_action::XDP_ABORTED)
+    generate(&ctx, V4).unwrap_or(xdp_action::XDP_ABORTED)
+}
+
+#[xdp]
+pub fn cwb_generate6(ctx: XdpContext) -> u32 {
+    generate(&ctx, V6).unwrap_or(xdp_action::XDP_ABORTED)
 }
 
 #[inline(always)]
-fn generate(ctx: &XdpContext) -> Option<u32> {
+fn generate(ctx: &XdpContext, layout: Layout) -> Option<u32> {
     let course = COURSE.get(0)?;
     let random = random();
     let frame_len = match course.frame_len {
@@ -32,11 +37,11 @@ fn generate(ctx: &XdpContext) -> Option<u32> {
         len => len,
     };
     let start = ctx.data();
-    if start + HEADERS > ctx.data_end() {
+    if start + layout.headers() > ctx.data_end() {
         return None;
     }
     let flow = next_flow(course, random)?;
-    write(start as *mut u16, course, flow, frame_len);
+    write(start as *mut u16, layout, course, flow, frame_len);
     // SAFETY: the helper takes integers only.
     Some(unsafe { bpf_redirect(course.ifindex, 0) } as u32)
 }
@@ -56,34 +61,40 @@ pub fn next_flow(course: &Course, random: u32) -> Option<u32> {
     }
 }
 
-/// Writes the headers of a flow's packet. `at` points to [`HEADERS`] bytes of a packet, two-byte aligned.
+/// Writes the headers of a flow's packet. `at` points to the headers' bytes of a packet, two-byte aligned.
 #[inline(always)]
-pub fn write(at: *mut u16, course: &Course, flow: u32, frame_len: u32) {
+pub fn write(at: *mut u16, layout: Layout, course: &Course, flow: u32, frame_len: u32) {
     let port = (course.port + (flow & ((1u32 << (course.port_bits & 31)) - 1))) as u16;
     let addr = course.addr.wrapping_add(flow >> (course.port_bits & 31));
     let [high, low] = [(addr >> 16) as u16, addr as u16].map(u16::to_be);
-    let (ip_len, udp_len) = ((frame_len - 14) as u16, (frame_len - 34) as u16);
+    let len = |from: usize| (frame_len - from as u32) as u16;
+    let (ip_len, udp_len) = (len(layout.counted_from), len(layout.udp));
     let varying = u32::from(high) + u32::from(low);
-    let ip_sum = course.ip_sum + varying + u32::from(ip_len.to_be());
     // The length stands in the pseudo header too.
     let udp_sum = course.udp_sum + varying + u32::from(port.to_be()) + 2 * u32::from(udp_len.to_be());
-    let (addr_word, port_word) = if course.answers == 0 { (15, 17) } else { (13, 18) };
-    // SAFETY: all words lie within the `HEADERS` bytes that the caller has checked.
+    let (addr_end, port_at) = if course.answers == 0 {
+        (layout.dst + layout.addr(), layout.udp)
+    } else {
+        (layout.dst, layout.udp + 2)
+    };
+    // SAFETY: all words lie within the headers' bytes, which the caller has checked.
     unsafe {
         let mut word = 0;
-        while word < HEADER_WORDS {
+        while word < layout.headers() / 4 {
             at.add(2 * word)
                 .cast::<u32>()
                 .write_unaligned(course.header[word]);
             word += 1;
         }
-        *at.add(8) = ip_len.to_be();
-        *at.add(12) = fold(ip_sum);
-        *at.add(addr_word) = high;
-        *at.add(addr_word + 1) = low;
-        *at.add(port_word) = port.to_be();
-        *at.add(19) = udp_len.to_be();
-        *at.add(20) = match fold(udp_sum) {
+        *at.add(layout.len / 2) = ip_len.to_be();
+        if let Some(check) = layout.check {
+            *at.add(check / 2) = fold(course.ip_sum + varying + u32::from(ip_len.to_be()));
+        }
+        *at.add(addr_end / 2 - 2) = high;
+        *at.add(addr_end / 2 - 1) = low;
+        *at.add(port_at / 2) = port.to_be();
+        *at.add(layout.udp / 2 + 2) = udp_len.to_be();
+        *at.add(layout.udp / 2 + 3) = match fold(udp_sum) {
             0 => u16::MAX,
             sum => sum,
         };

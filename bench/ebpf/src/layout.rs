@@ -1,13 +1,84 @@
 //! What the programs and the bench tell each other. Compiled into both.
 
-/// Bytes of the headers that the generator writes: Ethernet, IPv4 without options, UDP.
-pub(crate) const HEADERS: usize = 42;
-/// [`HEADERS`] in whole words of four bytes; the last two bytes are the UDP checksum, which is written apart.
-pub(crate) const HEADER_WORDS: usize = HEADERS / 4;
+/// Where things stand in a frame: Ethernet, the IP header without options or extensions, UDP. Offsets in bytes, all even but
+/// for single bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Layout {
+    /// What Ethernet says of it.
+    pub(crate) ethertype: u16,
+    /// The IP header's first byte.
+    pub(crate) version: u8,
+    /// Where the IP header tells a length.
+    pub(crate) len: usize,
+    /// Where that length begins to count.
+    pub(crate) counted_from: usize,
+    /// Where IPv4 tells parts of packets.
+    pub(crate) parts: Option<usize>,
+    /// The time to live, or hop limit.
+    pub(crate) hops: usize,
+    /// The protocol.
+    pub(crate) protocol: usize,
+    /// Where IPv4 has a checksum of its header.
+    pub(crate) check: Option<usize>,
+    /// The source address.
+    pub(crate) src: usize,
+    /// The destination address.
+    pub(crate) dst: usize,
+    /// The UDP header.
+    pub(crate) udp: usize,
+}
+
+/// IPv4.
+pub(crate) const V4: Layout = Layout {
+    ethertype: 0x0800,
+    version: 0x45,
+    len: 16,
+    counted_from: 14,
+    parts: Some(20),
+    hops: 22,
+    protocol: 23,
+    check: Some(24),
+    src: 26,
+    dst: 30,
+    udp: 34,
+};
+
+/// IPv6.
+pub(crate) const V6: Layout = Layout {
+    ethertype: 0x86dd,
+    version: 0x60,
+    len: 18,
+    counted_from: 54,
+    parts: None,
+    hops: 21,
+    protocol: 20,
+    check: None,
+    src: 22,
+    dst: 38,
+    udp: 54,
+};
+
+impl Layout {
+    /// Bytes of the headers that the generator writes. Two more than whole words: the last two are the UDP checksum, which is
+    /// written apart.
+    pub(crate) const fn headers(&self) -> usize {
+        self.udp + 8
+    }
+
+    /// Bytes of an address.
+    pub(crate) const fn addr(&self) -> usize {
+        self.dst - self.src
+    }
+}
+
+const _: () = assert!(V4.headers() % 4 == 2 && V6.headers() % 4 == 2);
+
+/// Words of four bytes in the longest headers, without the UDP checksum.
+pub(crate) const HEADER_WORDS: usize = V6.headers() / 4;
 
 /// A stream of packets, in one direction, of one or many flows.
 ///
-/// Flow number `i` has the port `port + (i mod 2^port_bits)` and the address `addr + (i >> port_bits)`.
+/// Flow number `i` has the port `port + (i mod 2^port_bits)` and an address whose last four bytes are `addr + (i >> port_bits)`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Course {
@@ -23,12 +94,13 @@ pub(crate) struct Course {
     pub(crate) port_bits: u32,
     /// Port of flow 0, host order.
     pub(crate) port: u32,
-    /// Address of flow 0, host order.
+    /// The last four bytes of the address of flow 0, host order.
     pub(crate) addr: u32,
     /// 0: the source port and the destination address vary, as in questions. 1: the destination port and the source
     /// address, as in answers.
     pub(crate) answers: u32,
-    /// Sum of the constant 16-bit words of the IPv4 header, network order, not folded; the length is not among them.
+    /// Sum of the constant 16-bit words of the IPv4 header, network order, not folded; the length is not among them. IPv6 has
+    /// no such checksum.
     pub(crate) ip_sum: u32,
     /// The same for the UDP header with its pseudo header, without the lengths. The payload is zeros.
     pub(crate) udp_sum: u32,
@@ -52,18 +124,23 @@ pub(crate) const LARGEST: u32 = 1514;
 /// Packets in one round of the mix.
 pub(crate) const IMIX_PERIOD: u32 = 12;
 
-/// Which packets a counter counts, and then drops; every other goes on. IPv4 UDP.
+/// An address or a mask, as on the wire; IPv4 has the first word alone.
+pub(crate) type Words = [u32; 4];
+
+/// Which packets a counter counts, and then drops; every other goes on. UDP.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Expect {
-    /// Source address, as on the wire.
-    pub(crate) src: u32,
+    /// Source address.
+    pub(crate) src: Words,
     /// Bits of the source address that matter.
-    pub(crate) src_mask: u32,
-    /// Destination address, as on the wire.
-    pub(crate) dst: u32,
+    pub(crate) src_mask: Words,
+    /// Destination address.
+    pub(crate) dst: Words,
     /// Bits of the destination address that matter.
-    pub(crate) dst_mask: u32,
+    pub(crate) dst_mask: Words,
+    /// 0: IPv4; 1: IPv6.
+    pub(crate) is_ipv6: u32,
     /// 1: the checksums of every 64th packet are checked; its payload must be zeros.
     pub(crate) verify: u32,
 }

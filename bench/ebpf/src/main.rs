@@ -2,11 +2,11 @@
 //!
 //! | program | where it runs | module |
 //! |---|---|---|
-//! | `cwb_generate` | `BPF_PROG_TEST_RUN` with live frames | [`generate`] |
+//! | `cwb_generate`, `cwb_generate6` | `BPF_PROG_TEST_RUN` with live frames | [`generate`] |
 //! | `cwb_count_xdp`, `cwb_count_tc` | the far end of what is measured | [`count`] |
 //! | `cwb_redirect`, `cwb_redirect_peer`, `cwb_redirect_xdp` | in place of a datapath: what the machine allows | [`bound`] |
 //! | `cwb_model_*` | in place of a datapath: what a feature-rich one costs | [`model`] |
-//! | `cwb_feed`, `cwb_nop` | in front of a program whose nanoseconds are measured | [`feed`] |
+//! | `cwb_feed`, `cwb_feed6`, `cwb_nop` | in front of a program whose nanoseconds are measured | [`feed`] |
 //!
 //! Nothing here knows Causeway: it is measured as it is installed.
 #![no_std]

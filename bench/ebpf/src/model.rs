@@ -17,7 +17,10 @@ use aya_ebpf::{
     programs::TcContext,
 };
 
-use crate::packet::{DST, Headers, IP_CHECK, SRC, TCP, TCP_CHECK, UDP_CHECK};
+use crate::{
+    layout::V4,
+    packet::{DST, Headers, IP_CHECK, SRC, TCP, TCP_CHECK, UDP_CHECK},
+};
 
 /// As the bench sets it when it loads the model; otherwise the tables would cost every loading of the object.
 const ENTRIES: usize = 1;
@@ -270,7 +273,7 @@ fn route(ctx: &TcContext, headers: Headers) -> bpf_fib_lookup {
 
 #[inline(always)]
 fn parse(ctx: &TcContext) -> Option<Headers> {
-    Headers::parse(ctx.data(), ctx.data_end())
+    Headers::parse(ctx.data(), ctx.data_end(), V4)
 }
 
 #[inline(always)]

@@ -17,8 +17,8 @@ pub(super) fn attach(stand: &Stand, way: Way) -> Result<Option<Programs>> {
     let node = stand.node()?;
     let pod = node.host_interface(&stand.pods[0])?;
     let (hook, target, name) = match way {
-        Way::Out(_) | Way::Service => (pod, "eth0".to_owned(), "cwb_redirect"),
-        Way::Back => ("eth0".to_owned(), pod, "cwb_redirect_peer"),
+        Way::Out | Way::ToVnet | Way::Service => (pod, "eth0".to_owned(), "cwb_redirect"),
+        Way::Back | Way::FromVnet => ("eth0".to_owned(), pod, "cwb_redirect_peer"),
         Way::Across => (pod, node.host_interface(second(stand)?)?, "cwb_redirect_peer"),
     };
     let ifindex = node.ns.ifindex(&target)?;

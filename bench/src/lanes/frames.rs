@@ -1,7 +1,7 @@
 //! Live frames from one end of a peer to the other: packets a second on one CPU.
 
 use std::{
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, SocketAddrV4},
     sync::{Arc, Mutex, PoisonError},
     thread,
     time::Duration,
@@ -17,6 +17,7 @@ use causeway_tests::{
 use super::bound;
 use crate::{
     counter::{At, Counter, Wanted},
+    family::Family,
     generator::{Flows, Frames, Generator, SMALLEST, Stream},
     peer::Peer,
     programs::Programs,
@@ -34,8 +35,6 @@ const PORT_BITS: u32 = 10;
 pub(crate) const VIP: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 50), DISCARD);
 /// The first address of the internet that is sent to.
 pub(crate) const OUTSIDE: Ipv4Addr = Ipv4Addr::new(203, 0, 0, 0);
-/// The first address of the VNet, in an excluded range, that is sent to.
-pub(crate) const VNET: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 0);
 
 /// A counter that several lanes read.
 pub(crate) type SharedCounter = Arc<Mutex<Counter>>;
@@ -57,10 +56,14 @@ const PACKETS_A_FLOW: u32 = 4;
 /// From where to where.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Way {
-    /// Pods to a network behind the uplink, with the node's address where the peer translates and the network asks for it.
-    Out(Ipv4Addr),
+    /// Pods to the internet, with the node's address where the peer translates.
+    Out,
     /// Answers from the internet to the first pod.
     Back,
+    /// First pod to the VNet, which translates nothing.
+    ToVnet,
+    /// The VNet to the first pod: flows that a host outside opens.
+    FromVnet,
     /// First pod to second.
     Across,
     /// First pod to a ClusterIP, which the kernel translates to a host of the internet.
@@ -76,16 +79,19 @@ pub(crate) struct Load {
     pub(crate) together: bool,
     /// How many flows over all of them, a power of two for each.
     pub(crate) flows: u32,
+    /// Of which family they are.
+    pub(crate) family: Family,
     /// How long the frames are.
     pub(crate) frames: Frames,
 }
 
 impl Load {
-    /// The smallest frames, 1024 flows of one pod.
+    /// The smallest frames of IPv4, 1024 flows of one pod.
     pub(crate) const PLAIN: Self = Self {
         pods: 1,
         together: false,
         flows: 1024,
+        family: Family::V4,
         frames: Frames::Of(SMALLEST),
     };
 }
@@ -95,6 +101,7 @@ pub(crate) struct FrameLane<'a> {
     label: String,
     senders: Vec<Sender<'a>>,
     counter: SharedCounter,
+    wanted: Wanted,
     /// Opens the flows, where the measured packets are answers.
     opener: Option<Sender<'a>>,
     plan: Plan,
@@ -102,6 +109,17 @@ pub(crate) struct FrameLane<'a> {
     packets: u32,
     /// What redirects in place of a datapath.
     bound: Option<Arc<Programs>>,
+}
+
+/// What became of some packets.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Passed {
+    /// Packets that were sent.
+    pub(crate) sent: u64,
+    /// Packets of those that arrived as they should.
+    pub(crate) arrived: u64,
+    /// How many were sent a second.
+    pub(crate) a_second: f64,
 }
 
 /// A generator, where it runs, and its own flows.
@@ -115,12 +133,12 @@ struct Sender<'a> {
 impl<'a> FrameLane<'a> {
     /// Prepares a way of a peer.
     pub(crate) fn new(stand: &'a Stand, way: Way, load: Load, plan: &Plan) -> Result<Self> {
-        let counter = shared(counter(stand, way)?);
+        let counter = shared(counter(stand, way, wanted(stand, way, load.family)?)?);
         let bound = bound::attach(stand, way)?.map(Arc::new);
         Self::build(stand, way, load, plan, counter, bound)
     }
 
-    /// The same way of the same peer with another load, under another name.
+    /// A way that ends at the same place of the same peer, with another load, under another name.
     pub(crate) fn beside(&self, stand: &'a Stand, way: Way, load: Load, label: String) -> Result<Self> {
         let (counter, bound) = (Arc::clone(&self.counter), self.bound.clone());
         Ok(Self::build(stand, way, load, &self.plan, counter, bound)?.named(label))
@@ -141,27 +159,30 @@ impl<'a> FrameLane<'a> {
         bound: Option<Arc<Programs>>,
     ) -> Result<Self> {
         let senders = match way {
-            Way::Out(_) => stand.pods.iter().take(load.pods).collect(),
-            Way::Back | Way::Across | Way::Service => vec![&stand.pods[0]],
+            Way::Out => stand.pods.iter().take(load.pods).collect(),
+            Way::Back | Way::ToVnet | Way::FromVnet | Way::Across | Way::Service => {
+                vec![&stand.pods[0]]
+            }
         };
         let each = load.flows / senders.len() as u32;
         let senders = senders.into_iter().zip(0..).map(|(pod, number)| {
-            let stream = stream(stand, pod, way, load.frames)?;
+            let stream = stream(stand, pod, way, load)?;
             let (ns, interface) = match way {
-                Way::Out(_) | Way::Across | Way::Service => (&pod.ns, "eth0"),
-                Way::Back => (stand.far(), "node"),
+                Way::Out | Way::ToVnet | Way::Across | Way::Service => (&pod.ns, "eth0"),
+                Way::Back | Way::FromVnet => (stand.far(), "node"),
             };
             Sender::new(ns, interface, &stream, number * each, each)
         });
         let opener = (way == Way::Back).then(|| {
             let pod = &stand.pods[0];
-            let question = stream(stand, pod, Way::Out(OUTSIDE), load.frames)?;
+            let question = stream(stand, pod, Way::Out, load)?;
             Sender::new(&pod.ns, "eth0", &question, 0, load.flows)
         });
         Ok(Self {
             label: stand.peer.name().to_owned(),
             senders: senders.collect::<Result<_>>()?,
             counter,
+            wanted: wanted(stand, way, load.family)?,
             opener: opener.transpose()?,
             plan: *plan,
             together: load.together,
@@ -170,50 +191,93 @@ impl<'a> FrameLane<'a> {
         })
     }
 
+    /// One packet of each flow, which opens those that are not.
+    pub(crate) fn each_flow_once(&mut self) -> Result<Passed> {
+        self.senders.iter_mut().try_for_each(Sender::each_in_turn)?;
+        let passed = self.pass(|sender| sender.flows);
+        self.senders.iter_mut().try_for_each(Sender::at_random)?;
+        passed
+    }
+
+    /// Runs of the first sender with hardly a pause, whether the packets arrive or not, as long as `goes_on` says so of their
+    /// number. A run is long: between two the kernel may wait for whoever reads under RCU.
+    pub(crate) fn runs_while(&mut self, goes_on: impl Fn(u32) -> bool + Sync) -> Result<Passed> {
+        const BLOCKS: u32 = 10;
+        let (cpu, packets) = (self.plan.cpu, BLOCKS * self.packets);
+        self.counted(|senders| {
+            let sender = &mut senders[0];
+            let (runs, took) = sender.generator.send_while(sender.ns, cpu, packets, goes_on)?;
+            let sent = u64::from(packets) * u64::from(runs);
+            Ok((sent, number(sent) / took.as_secs_f64()))
+        })
+    }
+
     /// Sends a number of packets from each sender; how many arrived a second.
     fn send(&mut self, packets: impl Fn(&Sender<'_>) -> u32 + Sync) -> Result<f64> {
+        let Passed {
+            sent,
+            arrived,
+            a_second,
+        } = self.pass(packets)?;
+        ensure!(
+            arrived * 1000 >= sent * 999,
+            "{sent} packets were sent and {arrived} arrived as they should"
+        );
+        Ok(a_second * number(arrived) / number(sent))
+    }
+
+    /// Sends a number of packets from each sender, and waits for them.
+    fn pass(&mut self, packets: impl Fn(&Sender<'_>) -> u32 + Sync) -> Result<Passed> {
+        let (cpu, together) = (self.plan.cpu, self.together);
+        self.counted(|senders| {
+            let sent: u64 = senders.iter().map(|sender| u64::from(packets(sender))).sum();
+            let a_second = if together {
+                thread::scope(|scope| -> Result<f64> {
+                    let senders = senders.iter_mut().zip(cpu..);
+                    let running: Vec<_> = senders
+                        .map(|(sender, cpu)| {
+                            let packets = packets(sender);
+                            let send = move || sender.generator.send(sender.ns, cpu, packets);
+                            (packets, scope.spawn(send))
+                        })
+                        .collect();
+                    let rates = running.into_iter().map(|(packets, sender)| {
+                        let took = sender
+                            .join()
+                            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+                        Ok(f64::from(packets) / took.as_secs_f64())
+                    });
+                    rates.sum()
+                })?
+            } else {
+                let mut took = Duration::ZERO;
+                for sender in senders {
+                    let packets = packets(sender);
+                    took += sender.generator.send(sender.ns, cpu, packets)?;
+                }
+                number(sent) / took.as_secs_f64()
+            };
+            Ok((sent, a_second))
+        })
+    }
+
+    /// Sends, and counts what arrives. `send` says how many packets it has sent, and how many a second.
+    fn counted(&mut self, send: impl FnOnce(&mut [Sender<'a>]) -> Result<(u64, f64)>) -> Result<Passed> {
         let mut counter = lock(&self.counter);
+        counter.expect(self.wanted)?;
         let before = counter.read()?;
-        let sent: u64 = self.senders.iter().map(|sender| u64::from(packets(sender))).sum();
-        let cpu = self.plan.cpu;
-        let sent_a_second = if self.together {
-            thread::scope(|scope| -> Result<f64> {
-                let senders = self.senders.iter_mut().zip(cpu..);
-                let running: Vec<_> = senders
-                    .map(|(sender, cpu)| {
-                        let packets = packets(sender);
-                        let send = move || sender.generator.send(sender.ns, cpu, packets);
-                        (packets, scope.spawn(send))
-                    })
-                    .collect();
-                let rates = running.into_iter().map(|(packets, sender)| {
-                    let took = sender
-                        .join()
-                        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-                    Ok(f64::from(packets) / took.as_secs_f64())
-                });
-                rates.sum()
-            })?
-        } else {
-            let mut took = Duration::ZERO;
-            for sender in &mut self.senders {
-                let packets = packets(sender);
-                took += sender.generator.send(sender.ns, cpu, packets)?;
-            }
-            f64::from(u32::try_from(sent)?) / took.as_secs_f64()
-        };
+        let (sent, a_second) = send(&mut self.senders)?;
         let after = counter.settled(before, sent)?;
         ensure!(
             after.bad == before.bad,
             "{} of the packets that were looked at arrived with a wrong checksum",
             after.bad - before.bad
         );
-        let arrived = after.packets - before.packets;
-        ensure!(
-            arrived * 1000 >= sent * 999,
-            "{sent} packets were sent and {arrived} arrived as they should"
-        );
-        Ok(sent_a_second * f64::from(u32::try_from(arrived)?) / f64::from(u32::try_from(sent)?))
+        Ok(Passed {
+            sent,
+            arrived: after.packets - before.packets,
+            a_second,
+        })
     }
 }
 
@@ -289,47 +353,72 @@ impl<'a> Sender<'a> {
     }
 }
 
-/// The counter at the end of a way, with the addresses that a packet must have there.
-fn counter(stand: &Stand, way: Way) -> Result<Counter> {
-    let pod = &stand.pods[0];
+#[expect(clippy::cast_precision_loss, reason = "a run's packets")]
+pub(crate) fn number(packets: u64) -> f64 {
+    packets as f64
+}
+
+/// The counter at the end of a way.
+fn counter(stand: &Stand, way: Way, wanted: Wanted) -> Result<Counter> {
     // What the driver hands over as a frame never becomes a packet of the stack.
     let inside = match stand.peer {
         Peer::BlindXdp => At::Xdp,
         Peer::CausewayXdp => At::Either,
         _ => At::Tc,
     };
-    let (ns, interface, at, src, dst) = match way {
-        Way::Out(to) if stand.peer.translates() && to != VNET => {
-            (stand.far(), "node", At::Xdp, (NODE, 32), (to, 16))
-        }
-        // Any pod, and no translation.
-        Way::Out(to) => (stand.far(), "node", At::Xdp, (pod.addr, 24), (to, 16)),
-        Way::Service => (stand.far(), "node", At::Xdp, (NODE, 32), (INTERNET, 32)),
-        Way::Back => (&pod.ns, "eth0", inside, (OUTSIDE, 16), (pod.addr, 32)),
-        Way::Across => {
-            let to = second(stand)?;
-            (&to.ns, "eth0", inside, (pod.addr, 32), (to.addr, 32))
-        }
-    };
-    let wanted = Wanted {
-        src,
-        dst,
-        verify: true,
+    let (ns, interface, at) = match way {
+        Way::Out | Way::ToVnet | Way::Service => (stand.far(), "node", At::Xdp),
+        Way::Back | Way::FromVnet => (&stand.pods[0].ns, "eth0", inside),
+        Way::Across => (&second(stand)?.ns, "eth0", inside),
     };
     Counter::new(ns, interface, at, wanted)
 }
 
+/// The addresses that a packet must have at the end of a way.
+fn wanted(stand: &Stand, way: Way, family: Family) -> Result<Wanted> {
+    let all = family.bits();
+    // A pod's, any pod's, and that of any host of a network.
+    let pod = (stand.addr(&stand.pods[0], family)?, all);
+    let pods = (pod.0, all - 8);
+    let hosts = |first: IpAddr| (first, all - 16);
+    let (src, dst) = match way {
+        Way::Out if stand.peer.translates() => ((NODE.into(), all), hosts(OUTSIDE.into())),
+        Way::Out => (pods, hosts(OUTSIDE.into())),
+        Way::ToVnet => (pods, hosts(family.vnet())),
+        Way::FromVnet => (hosts(family.vnet()), pod),
+        Way::Service => ((NODE.into(), all), (INTERNET.into(), all)),
+        Way::Back => (hosts(OUTSIDE.into()), pod),
+        Way::Across => (pod, (stand.addr(second(stand)?, family)?, all)),
+    };
+    Ok(Wanted {
+        src,
+        dst,
+        verify: true,
+    })
+}
+
 /// The packets of a way, from or to a pod.
-pub(crate) fn stream(stand: &Stand, pod: &Pod, way: Way, frames: Frames) -> Result<Stream> {
-    let ((dst_mac, src_mac), src, dst) = match way {
-        Way::Out(VNET) => (stand.first_hop(pod, PEERED)?, pod.addr, VNET),
-        Way::Out(to) => (stand.first_hop(pod, INTERNET)?, pod.addr, to),
-        Way::Service => (stand.first_hop(pod, INTERNET)?, pod.addr, *VIP.ip()),
-        Way::Back => (stand.last_hop()?, OUTSIDE, stand.seen(pod)),
-        Way::Across => {
-            let to = second(stand)?.addr;
-            (stand.first_hop(pod, to)?, pod.addr, to)
-        }
+pub(crate) fn stream(stand: &Stand, pod: &Pod, way: Way, load: Load) -> Result<Stream> {
+    let family = load.family;
+    let own = stand.addr(pod, family)?;
+    let (src, dst) = match way {
+        Way::Out => (own, OUTSIDE.into()),
+        Way::Service => (own, IpAddr::from(*VIP.ip())),
+        Way::ToVnet => (own, family.vnet()),
+        Way::FromVnet => (family.vnet(), own),
+        Way::Back => (OUTSIDE.into(), stand.seen(pod).into()),
+        Way::Across => (own, stand.addr(second(stand)?, family)?),
+    };
+    ensure!(
+        Family::of(src) == Family::of(dst),
+        "nothing of {} is sent {way:?}",
+        family.name()
+    );
+    let (dst_mac, src_mac) = match way {
+        Way::Out | Way::Service => stand.first_hop(pod, INTERNET)?,
+        Way::ToVnet => stand.first_hop(pod, PEERED)?,
+        Way::Across => stand.first_hop(pod, second(stand)?.addr)?,
+        Way::Back | Way::FromVnet => stand.last_hop()?,
     };
     let answers = way == Way::Back;
     Ok(Stream {
@@ -345,7 +434,7 @@ pub(crate) fn stream(stand: &Stand, pod: &Pod, way: Way, frames: Frames) -> Resu
         answers,
         port_bits: PORT_BITS,
         flows: Flows::From(0),
-        frames,
+        frames: load.frames,
     })
 }
 
@@ -359,7 +448,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::stand::Build;
+    use crate::{generator::SMALLEST_OF_BOTH, stand::Build};
 
     /// Needs root and `CAUSEWAY_DIST`, as everything that builds a node.
     #[test]
@@ -370,22 +459,49 @@ mod tests {
             cpu: 0,
         };
         let stand = Stand::build(Peer::Causeway, 1, &Build::default()).unwrap();
-        let mut lane = FrameLane::new(&stand, Way::Out(OUTSIDE), Load::PLAIN, &plan).unwrap();
+        let mut lane = FrameLane::new(&stand, Way::Out, Load::PLAIN, &plan).unwrap();
         lane.warm_up().unwrap();
         assert!(lane.block().unwrap() > 0.0);
 
         // The counter believes nobody: from another source nothing counts.
         let stranger = Wanted {
-            src: (stand.pods[0].addr, 32),
-            dst: (OUTSIDE, 16),
+            src: (stand.pods[0].addr.into(), 32),
+            dst: (OUTSIDE.into(), 16),
             verify: true,
         };
         drop(lane);
         let mut counter = Counter::new(stand.far(), "node", At::Xdp, stranger).unwrap();
-        let stream = stream(&stand, &stand.pods[0], Way::Out(OUTSIDE), Frames::Of(SMALLEST)).unwrap();
+        let stream = stream(&stand, &stand.pods[0], Way::Out, Load::PLAIN).unwrap();
         let mut generator = Generator::new(&stand.pods[0].ns, "eth0", &stream).unwrap();
         generator.send(&stand.pods[0].ns, 0, 1000).unwrap();
         let before = counter.read().unwrap();
         assert_eq!(counter.settled(before, 1).unwrap().packets, 0);
+    }
+
+    /// As above.
+    #[test]
+    fn packets_of_both_families_are_told_apart_by_one_counter() {
+        let plan = Plan {
+            block: Duration::from_millis(5),
+            rounds: 1,
+            cpu: 0,
+        };
+        let stand = Stand::dual_stack(Peer::Causeway, 2).unwrap();
+        let of_ipv6 = Load {
+            family: Family::V6,
+            frames: Frames::Of(SMALLEST_OF_BOTH),
+            ..Load::PLAIN
+        };
+        for way in [Way::Across, Way::ToVnet, Way::FromVnet] {
+            let mut lane = FrameLane::new(&stand, way, of_ipv6, &plan).unwrap();
+            let mut other = lane.beside(&stand, way, Load::PLAIN, String::new()).unwrap();
+            for lane in [&mut lane, &mut other] {
+                lane.warm_up().unwrap();
+                assert!(lane.block().unwrap() > 0.0);
+            }
+            lane.wanted = other.wanted;
+            let passed = lane.runs_while(|runs| runs == 0).unwrap();
+            assert!(passed.sent > 0 && passed.arrived == 0, "{way:?}: {passed:?}");
+        }
     }
 }

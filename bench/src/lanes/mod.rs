@@ -1,6 +1,7 @@
 //! What can be measured of one peer, one block at a time.
 
 mod bound;
+pub(crate) mod disturbed;
 pub(crate) mod floor;
 pub(crate) mod frames;
 pub(crate) mod full;

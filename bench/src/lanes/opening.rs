@@ -5,10 +5,10 @@ use std::{net::Ipv4Addr, sync::Arc, thread};
 use anyhow::{Context, Result, ensure};
 use causeway_tests::node::Pod;
 
-use super::frames::{OUTSIDE, RESOLVED, SharedCounter, Way, lock, shared, stream};
+use super::frames::{Load, OUTSIDE, RESOLVED, SharedCounter, Way, lock, shared, stream};
 use crate::{
     counter::{At, Counter, Wanted},
-    generator::{Flows, Frames, Generator, SMALLEST, Stream},
+    generator::{Flows, Generator, Stream},
     peer::Kind,
     rounds::{Lane, Plan},
     stand::Stand,
@@ -55,10 +55,10 @@ impl<'a> OpeningLane<'a> {
     pub(crate) fn new(stand: &'a Stand, plan: &Plan) -> Result<Self> {
         let wanted = Wanted {
             src: (
-                stand.seen(&stand.pods[0]),
+                stand.seen(&stand.pods[0]).into(),
                 if stand.peer.translates() { 32 } else { 24 },
             ),
-            dst: (OUTSIDE, 16),
+            dst: (OUTSIDE.into(), 16),
             verify: true,
         };
         Ok(Self {
@@ -104,11 +104,11 @@ impl<'a> OpeningLane<'a> {
 
     /// Opens flows from a pod, those that come after the `first`; how many came through, and how many a second.
     fn open(&mut self, pod: &Pod, first: u32, flows: u32) -> Result<(u32, f64)> {
-        let plain = stream(self.stand, pod, Way::Out(OUTSIDE), Frames::Of(SMALLEST))?;
+        let plain = stream(self.stand, pod, Way::Out, Load::PLAIN)?;
         let stream = match self.crowd {
             None => plain,
             Some(crowd) => Stream {
-                dst: Ipv4Addr::from_bits(OUTSIDE.to_bits() + 0x8000 + u32::from(crowd.number)),
+                dst: Ipv4Addr::from_bits(OUTSIDE.to_bits() + 0x8000 + u32::from(crowd.number)).into(),
                 ports: (FIRST_PORT, plain.ports.1),
                 port_bits: 16,
                 ..plain

@@ -14,7 +14,8 @@ use causeway_tests::netns::Netns;
 
 use crate::{
     cpu,
-    generator::{Flows, SMALLEST, Stream},
+    family::Family,
+    generator::{Flows, Stream},
     programs::{Programs, layout::Feed},
     rounds::{Lane, Plan},
     stand::Stand,
@@ -42,6 +43,8 @@ pub(crate) struct ProgramLane<'a> {
     label: String,
     node: &'a Netns,
     feeder: Programs,
+    /// Its program for the family.
+    feed: &'static str,
     /// Held: the array does not.
     _measured: SchedClassifier,
     stream: Stream,
@@ -65,7 +68,11 @@ impl<'a> ProgramLane<'a> {
         let measured = SchedClassifier::from_pin(stand.pins()?.join("progs").join(program))
             .with_context(|| format!("cannot open the pin of {program}"))?;
         let mut feeder = Programs::load()?;
-        feeder.tc("cwb_feed")?;
+        let feed = match Family::of(stream.src) {
+            Family::V4 => "cwb_feed",
+            Family::V6 => "cwb_feed6",
+        };
+        feeder.tc(feed)?;
         let nop = feeder.tc("cwb_nop")?.fd()?.try_clone()?;
         let mut targets = ProgramArray::try_from(feeder.map("cwb_target")?)?;
         targets.set(MEASURED, measured.fd()?, 0)?;
@@ -74,6 +81,7 @@ impl<'a> ProgramLane<'a> {
             label,
             node: &node.ns,
             feeder,
+            feed,
             _measured: measured,
             stream,
             ifindex: node.ns.ifindex(interface)?,
@@ -88,7 +96,7 @@ impl<'a> ProgramLane<'a> {
         let course = self.stream.course(self.ifindex);
         self.feeder.set("cwb_next", 0u32)?;
         self.feeder.set("cwb_feed_cfg", Feed { course, target })?;
-        let mut frame = vec![0; SMALLEST as usize];
+        let mut frame = vec![0; course.frame_len as usize];
         for (bytes, word) in frame.chunks_exact_mut(4).zip(course.header) {
             bytes.copy_from_slice(&word.to_ne_bytes());
         }
@@ -96,7 +104,7 @@ impl<'a> ProgramLane<'a> {
         let mut context = [0u8; 192];
         context[40..44].copy_from_slice(&self.ifindex.to_ne_bytes());
         let cpu = self.plan.cpu;
-        let program = &*self.feeder.tc("cwb_feed")?;
+        let program = &*self.feeder.tc(self.feed)?;
         let timed = || {
             let start = Instant::now();
             let result = program.test_run(TestRunOptions {

@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Read, Write},
-    net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket},
     thread,
     time::{Duration, Instant},
 };
@@ -13,6 +13,7 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 
 use crate::{
     cpu,
+    family::Family,
     rounds::{Lane, Plan},
     stand::{FAR, Stand},
 };
@@ -42,18 +43,39 @@ pub(crate) struct SocketLane<'a> {
     label: String,
     stand: &'a Stand,
     job: Job,
+    server: SocketAddr,
+    /// The client's address as the server sees it.
+    seen: IpAddr,
     plan: Plan,
 }
 
 impl<'a> SocketLane<'a> {
-    /// Between the peer's first pod and its far end.
+    /// Between the peer's first pod and its far end, with the node's address where the peer translates.
     pub(crate) fn new(stand: &'a Stand, job: Job, plan: &Plan) -> Self {
         Self {
             label: stand.peer.name().to_owned(),
             stand,
             job,
+            server: SocketAddr::new(FAR.into(), PORT),
+            seen: stand.seen(&stand.pods[0]).into(),
             plan: *plan,
         }
+    }
+
+    /// The same without translation, in one family, under another name.
+    pub(crate) fn of_family(
+        label: String,
+        stand: &'a Stand,
+        job: Job,
+        family: Family,
+        plan: &Plan,
+    ) -> Result<Self> {
+        Ok(Self {
+            label,
+            server: SocketAddr::new(family.far(), PORT),
+            seen: stand.addr(&stand.pods[0], family)?,
+            ..Self::new(stand, job, plan)
+        })
     }
 
     fn client(&self) -> &'a Netns {
@@ -77,7 +99,7 @@ impl<'a> SocketLane<'a> {
             (seen, rate)
         });
         let rate = rate??;
-        let (seen, expected) = (seen?.ip(), self.stand.seen(&self.stand.pods[0]));
+        let (seen, expected) = (seen?.ip(), self.seen);
         ensure!(seen == expected, "the server saw {seen}, not {expected}");
         Ok(rate)
     }
@@ -93,14 +115,14 @@ impl<'a> SocketLane<'a> {
             serve(patient(stream)?)?;
             Ok(client)
         };
-        self.both(listener, accept, || ask(connect()?))
+        self.both(listener, accept, || ask(self.connect()?))
     }
 
     fn listen(&self) -> Result<TcpListener> {
         let listener = self
             .stand
             .far()
-            .bind(|| TcpListener::bind((FAR, PORT)))
+            .bind(|| TcpListener::bind(self.server))
             .context("cannot listen at the far end")?;
         // Bounds accept(), should no client come.
         set_socket_timeout(&listener, Timeout::Recv, Some(PATIENCE))?;
@@ -127,7 +149,7 @@ impl<'a> SocketLane<'a> {
 
     fn datagrams(&self) -> Result<f64> {
         let block = self.plan.block;
-        let bind = || UdpSocket::bind((FAR, PORT));
+        let bind = || UdpSocket::bind(self.server);
         let server = self
             .stand
             .far()
@@ -146,8 +168,12 @@ impl<'a> SocketLane<'a> {
             }
         };
         self.both(server, serve, || {
-            let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-            socket.connect((FAR, PORT))?;
+            let any: IpAddr = match Family::of(self.seen) {
+                Family::V4 => Ipv4Addr::UNSPECIFIED.into(),
+                Family::V6 => Ipv6Addr::UNSPECIFIED.into(),
+            };
+            let socket = UdpSocket::bind((any, 0))?;
+            socket.connect(self.server)?;
             socket.set_read_timeout(Some(PATIENCE))?;
             let mut byte = [1; 8];
             let rate = repeat(block, || {
@@ -176,14 +202,18 @@ impl<'a> SocketLane<'a> {
         };
         self.both(listener, serve, || {
             let rate = repeat(block, || {
-                let mut stream = connect()?;
+                let mut stream = self.connect()?;
                 let mut byte = [1];
                 stream.write_all(&byte)?;
                 stream.read_exact(&mut byte)
             });
-            drop(connect()?);
+            drop(self.connect()?);
             rate
         })
+    }
+
+    fn connect(&self) -> io::Result<TcpStream> {
+        patient(TcpStream::connect_timeout(&self.server, PATIENCE)?)
     }
 
     /// Bits a second, as the receiver counts them.
@@ -246,13 +276,6 @@ fn repeat(length: Duration, mut once: impl FnMut() -> io::Result<()>) -> Result<
         times += 1;
     }
     Ok(f64::from(times) / start.elapsed().as_secs_f64())
-}
-
-fn connect() -> io::Result<TcpStream> {
-    patient(TcpStream::connect_timeout(
-        &SocketAddrV4::new(FAR, PORT).into(),
-        PATIENCE,
-    )?)
 }
 
 fn patient(stream: TcpStream) -> io::Result<TcpStream> {

@@ -1,5 +1,7 @@
 //! The measures, by name.
 
+mod disturbed;
+mod families;
 mod first;
 mod paths;
 mod plugins;
@@ -160,6 +162,54 @@ pub(crate) const ALL: &[Measure] = &[
         title: "the installed programs alone, in BPF, 60-byte UDP frames; 32k translated flows in the table",
         quick: true,
         run: programs::nanoseconds,
+    },
+    Measure {
+        name: "ipv6-pod-to-pod",
+        title: "IPv6 beside IPv4, pod to pod on one node: 80-byte UDP frames, 1024 flows, one CPU",
+        quick: true,
+        run: families::pod_to_pod,
+    },
+    Measure {
+        name: "ipv6-pod-to-vnet",
+        title: "IPv6 beside IPv4, pod to an address that nothing is translated for: 80-byte UDP frames, 1024 flows, one CPU",
+        quick: true,
+        run: families::pod_to_vnet,
+    },
+    Measure {
+        name: "ipv6-vnet-to-pod",
+        title: "IPv6 beside IPv4, flows that a host outside opens to a pod: 80-byte UDP frames, 1024 flows, one CPU",
+        quick: true,
+        run: families::vnet_to_pod,
+    },
+    Measure {
+        name: "ipv6-rr-tcp",
+        title: "IPv6 beside IPv4, one byte there and back over one TCP connection, pod to VNet, both ends on one CPU",
+        quick: true,
+        run: families::tcp_requests,
+    },
+    Measure {
+        name: "ipv6-stream",
+        title: "IPv6 beside IPv4, one TCP stream with GSO, pod to VNet, both ends on one CPU",
+        quick: true,
+        run: families::tcp_stream,
+    },
+    Measure {
+        name: "ipv6-programs",
+        title: "IPv6 beside IPv4, the installed programs alone, in BPF, 80-byte UDP frames, 1024 flows",
+        quick: true,
+        run: families::programs,
+    },
+    Measure {
+        name: "upgrade",
+        title: "established flows while `causeway upgrade --again` exchanges the programs: UDP frames, 1024 flows, one CPU",
+        quick: true,
+        run: disturbed::upgrade,
+    },
+    Measure {
+        name: "sweep",
+        title: "established flows while `causeway sweep` runs over a table that is full to seven eighths: 60-byte UDP frames, 1024 flows, one CPU",
+        quick: true,
+        run: disturbed::sweep,
     },
     Measure {
         name: "cni-add",

@@ -8,14 +8,14 @@ use causeway_tests::{fabric::INTERNET, rules};
 use super::{Hall, Measure};
 use crate::{
     generator::Frames,
-    lanes::frames::{DISCARD, FrameLane, Load, OUTSIDE, VIP, VNET, Way},
+    lanes::frames::{DISCARD, FrameLane, Load, VIP, Way},
     peer::{Kind, Peer},
     rounds::{Lane, Outcome, Unit, run},
     stand::Stand,
 };
 
 pub(super) fn snat(measure: &Measure, hall: &Hall) -> Result<Outcome> {
-    way(measure, hall, Way::Out(OUTSIDE), Load::PLAIN, |_| true)
+    way(measure, hall, Way::Out, Load::PLAIN, |_| true)
 }
 
 pub(super) fn reverse(measure: &Measure, hall: &Hall) -> Result<Outcome> {
@@ -36,7 +36,7 @@ pub(super) fn pod_to_pod(measure: &Measure, hall: &Hall) -> Result<Outcome> {
 }
 
 pub(super) fn pod_to_vnet(measure: &Measure, hall: &Hall) -> Result<Outcome> {
-    way(measure, hall, Way::Out(VNET), Load::PLAIN, |peer| {
+    way(measure, hall, Way::ToVnet, Load::PLAIN, |peer| {
         peer != Peer::Model
     })
 }
@@ -46,7 +46,7 @@ pub(super) fn snat_imix(measure: &Measure, hall: &Hall) -> Result<Outcome> {
         frames: Frames::Mix,
         ..Load::PLAIN
     };
-    way(measure, hall, Way::Out(OUTSIDE), load, |_| true)
+    way(measure, hall, Way::Out, load, |_| true)
 }
 
 /// Peers of their own, with the rules of a ClusterIP: what netfilter does to one flow it would do to all.
@@ -60,7 +60,7 @@ pub(super) fn kernel_flows(measure: &Measure, hall: &Hall) -> Result<Outcome> {
 
 pub(super) fn two_cpus(measure: &Measure, hall: &Hall) -> Result<Outcome> {
     let wanted = |peer: Peer| matches!(peer.kind(), Kind::Ours | Kind::Incumbent);
-    let way = Way::Out(OUTSIDE);
+    let way = Way::Out;
     let both = Load {
         pods: 2,
         together: true,

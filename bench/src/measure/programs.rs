@@ -6,9 +6,9 @@ use anyhow::{Context, Result};
 
 use super::{Hall, Measure};
 use crate::{
-    generator::{Frames, SMALLEST, Stream},
+    generator::Stream,
     lanes::{
-        frames::{DISCARD, FIRST_PORT, FrameLane, Load, OUTSIDE, Way, stream},
+        frames::{DISCARD, FIRST_PORT, FrameLane, Load, Way, stream},
         program::{ProgramLane, Says, any_of},
     },
     peer::{Kind, Peer},
@@ -47,24 +47,24 @@ fn open_flows(stand: &Stand, plan: &Plan) -> Result<()> {
         flows: FLOWS,
         ..Load::PLAIN
     };
-    FrameLane::new(stand, Way::Out(OUTSIDE), load, plan)?.warm_up()?;
+    FrameLane::new(stand, Way::Out, load, plan)?.warm_up()?;
     FrameLane::new(stand, Way::Across, Load::PLAIN, plan)?.warm_up()
 }
 
 fn lanes_of<'a>(stand: &'a Stand, plan: &Plan) -> Result<Vec<Box<dyn Lane + 'a>>> {
     let pod = &stand.pods[0];
-    let frames = Frames::Of(SMALLEST);
+    let load = Load::PLAIN;
     let with = |flows: u32, stream: Stream| Stream {
         flows: any_of(flows),
         ..stream
     };
-    let out = stream(stand, pod, Way::Out(OUTSIDE), frames)?;
-    let back = stream(stand, pod, Way::Back, frames)?;
-    let across = stream(stand, pod, Way::Across, frames)?;
+    let out = stream(stand, pod, Way::Out, load)?;
+    let back = stream(stand, pod, Way::Back, load)?;
+    let across = stream(stand, pod, Way::Across, load)?;
     // Of hosts that have nothing to do with the node.
     let stray = Stream {
-        src: Ipv4Addr::new(198, 51, 100, 7),
-        dst: Ipv4Addr::new(198, 51, 100, 8),
+        src: Ipv4Addr::new(198, 51, 100, 7).into(),
+        dst: Ipv4Addr::new(198, 51, 100, 8).into(),
         ports: (FIRST_PORT, DISCARD),
         ..back
     };

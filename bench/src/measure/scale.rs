@@ -10,7 +10,7 @@ use ipnet::Ipv4Net;
 use super::{Hall, Measure};
 use crate::{
     lanes::{
-        frames::{FrameLane, Load, OUTSIDE, Way},
+        frames::{FrameLane, Load, Way},
         opening::OpeningLane,
     },
     peer::Peer,
@@ -39,7 +39,7 @@ pub(super) fn flows(measure: &Measure, hall: &Hall) -> Result<Outcome> {
     };
     let mut lanes: Vec<Box<dyn Lane + '_>> = Vec::new();
     for stand in hall.stands(wanted) {
-        let way = Way::Out(OUTSIDE);
+        let way = Way::Out;
         let load = |(flows, pods, _): &(u32, usize, &str)| Load {
             pods: *pods,
             flows: *flows,
@@ -93,7 +93,7 @@ fn established(measure: &Measure, hall: &Hall, stands: [(&Stand, &str); 2]) -> R
     let lanes: Vec<Box<dyn Lane + '_>> = stands
         .into_iter()
         .map(|(stand, label)| {
-            let lane = FrameLane::new(stand, Way::Out(OUTSIDE), Load::PLAIN, &hall.plan)?;
+            let lane = FrameLane::new(stand, Way::Out, Load::PLAIN, &hall.plan)?;
             Ok(Box::new(lane.named(label.to_owned())) as Box<dyn Lane>)
         })
         .collect::<Result<_>>()?;
