@@ -67,7 +67,7 @@ fn count(
     unsafe {
         (*counted).packets += 1;
         (*counted).bytes += u64::from(len);
-        if expect.verify != 0 && (*counted).packets % 64 == 0 && !headers.sums_are_right() {
+        if expect.verify != 0 && (*counted).packets.is_multiple_of(64) && !headers.sums_are_right() {
             (*counted).bad += 1;
         }
     }

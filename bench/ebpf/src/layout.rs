@@ -15,6 +15,10 @@ pub(crate) struct Layout {
     /// Where IPv4 tells parts of packets.
     pub(crate) parts: Option<usize>,
     /// The time to live, or hop limit.
+    #[allow(
+        dead_code,
+        reason = "written by the bench, into the header that the generator copies"
+    )]
     pub(crate) hops: usize,
     /// The protocol.
     pub(crate) protocol: usize,
