@@ -1,5 +1,6 @@
 //! The node's own connections share the node's address with translated flows. A port that a socket holds is never
-//! claimed (`snat`); here is the other direction: a socket that connects from a port that a pod's flow holds.
+//! claimed (`snat`); here is the other direction: a socket that connects from a port that a translated flow holds, a pod's
+//! or that of another socket.
 
 use core::ptr::from_ref;
 
@@ -106,7 +107,8 @@ fn opens(ctx: &TcContext, config: &Config<Addr>, ip: &Ip, key: &Key, role: Role)
             end(&answer);
             hold(&answer);
         }
-        Some(owner) if owner.nat == Nat::DESTINATION && !owner.has(Flags::HOST) && role == Role::Opens => {
+        // A pod's flow has the port, or another socket of the node was given it in place of its own.
+        Some(owner) if owner.nat == Nat::DESTINATION && role == Role::Opens => {
             let claim = Claim {
                 of_pod: false,
                 carried: false,

@@ -36,6 +36,13 @@ impl Scene {
         Tcp::connect_from(&self.rig.node.ns, SocketAddrV4::new(NODE, WANTED), SERVER)
     }
 
+    /// The port with which the server sees the second of two, of which the first has kept its own.
+    fn given_port(&self) -> Result<u16> {
+        let seen = self.echo.seen();
+        let given = seen.iter().map(SocketAddrV4::port).find(|port| *port != WANTED);
+        given.with_context(|| format!("the server saw {seen:?}"))
+    }
+
     fn pod_tcp(&self) -> Result<Tcp> {
         Tcp::connect_from(&self.pod.ns, SocketAddrV4::new(self.pod.addr, WANTED), SERVER)
     }
@@ -50,11 +57,15 @@ impl Scene {
 
     /// Both were seen with the node's address and each with a port of its own.
     fn expect_two(&self) -> Result<()> {
+        self.expect(2)
+    }
+
+    fn expect(&self, peers: usize) -> Result<()> {
         let mut seen = self.echo.seen();
         seen.sort_unstable();
         seen.dedup();
         ensure!(
-            seen.len() == 2 && seen.iter().all(|peer| *peer.ip() == NODE),
+            seen.len() == peers && seen.iter().all(|peer| *peer.ip() == NODE),
             "the server saw {seen:?}"
         );
         Ok(())
@@ -107,6 +118,45 @@ fn udp_the_pod_first() -> Result<()> {
         pod.chat(2)?;
     }
     scene.expect_two()
+}
+
+/// Nobody's socket shows that the port is taken: it stands in the table of flows alone.
+#[test]
+fn tcp_from_the_port_that_another_socket_of_the_node_was_given() -> Result<()> {
+    let scene = Scene::new()?;
+    let (mut pod, mut host) = (scene.pod_tcp()?, scene.host_tcp()?);
+    pod.chat(2)?;
+    host.chat(2)?;
+    let given = scene.given_port()?;
+    let mut third = Tcp::connect_from(&scene.rig.node.ns, SocketAddrV4::new(NODE, given), SERVER)?;
+    for _ in 0..10 {
+        third.chat(2)?;
+        host.chat(2)?;
+        pod.chat(2)?;
+    }
+    let third_port = scene.echo.seen();
+    ensure!(
+        third_port.len() == 1 && ![WANTED, given].contains(&third_port[0].port()),
+        "the server saw {third_port:?}"
+    );
+    Ok(())
+}
+
+#[test]
+fn udp_from_the_port_that_another_socket_of_the_node_was_given() -> Result<()> {
+    let scene = Scene::new()?;
+    let pod = scene.pod_udp()?;
+    pod.chat(2)?;
+    let host = scene.host_udp()?;
+    host.chat(2)?;
+    let given = scene.given_port()?;
+    let third = Udp::connect_from(&scene.rig.node.ns, SocketAddrV4::new(NODE, given), SERVER)?;
+    for _ in 0..10 {
+        third.chat(2)?;
+        host.chat(2)?;
+        pod.chat(2)?;
+    }
+    scene.expect(3)
 }
 
 /// A host socket that was there before the datapath: nobody saw its first packet.

@@ -125,7 +125,7 @@ impl Model {
         }
     }
 
-    /// A socket of the node keeps its port unless a pod's flow holds it.
+    /// A socket of the node keeps its port unless another's flow holds it: a pod's, or that of a socket that was given it.
     fn sent_by_node(
         &mut self,
         tuple: Tuple,
@@ -136,10 +136,7 @@ impl Model {
     ) -> Verdict {
         let flow = self.flow(tuple);
         let key = (tuple.protocol, tuple.server, tuple.port);
-        let is_pods = self
-            .holds
-            .get(&key)
-            .is_some_and(|hold| hold.owner.client != Client::Node);
+        let is_anothers = self.holds.get(&key).is_some_and(|hold| hold.owner != tuple);
         match went {
             Went::AsNode { port, .. } if flow.port == Some(port) => {
                 self.heard(tuple, says, 0);
@@ -150,7 +147,7 @@ impl Model {
                 "a live mapping of the node's changed its port from {:?} to {port}",
                 flow.port
             )),
-            Went::AsNode { port, .. } if is_pods && opens => {
+            Went::AsNode { port, .. } if is_anothers && opens => {
                 self.began_anew(tuple);
                 self.claimed(tuple, port, Stage::Kernel, is_crowded)
             }
@@ -167,7 +164,7 @@ impl Model {
                 }
                 Ok(())
             }
-            Went::Refused if is_pods && opens => Ok(()),
+            Went::Refused if is_anothers && opens => Ok(()),
             other => wrong(format!("of the node: {other:?}")),
         }
     }
