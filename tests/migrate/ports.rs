@@ -1,8 +1,11 @@
 //! Ports that a new flow wants while they belong to flows that are just being handed over.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::{
+    collections::BTreeSet,
+    net::{Ipv4Addr, SocketAddrV4},
+};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use causeway_tests::{
     echo::Echo,
     fabric::{INTERNET, NODE},
@@ -137,6 +140,44 @@ fn what_begins_while_the_node_is_given_back_keeps_its_port_from_then_on() -> Res
     // Nothing is left that would not be taken over again.
     site.migrate("--apply")?;
     assert_apart(&server, &mut all)
+}
+
+/// What the rule gives a port that a pod has already is given another, of which conntrack knows nothing yet. So the rule gives
+/// that one, too.
+#[test]
+fn what_begins_while_the_node_is_given_back_gets_no_port_that_another_was_just_given() -> Result<()> {
+    const WANTED: u16 = 44_000;
+    let site = Site::new(3)?;
+    let server = Echo::start(&site.fabric.internet, PORT)?;
+    let [first, second, _] = &site.pods[..] else {
+        unreachable!()
+    };
+    site.migrate("--apply")?;
+    let (mut before, mut after) = (Vec::new(), Vec::new());
+    let back = migrate_by_steps(
+        &site,
+        "--rollback",
+        || {
+            before.push(Pair::open(&first.ns, first.addr, WANTED)?);
+            Ok(())
+        },
+        || {
+            server.seen();
+            after.push(Pair::open(&second.ns, second.addr, WANTED)?);
+            let given: BTreeSet<u16> = server.seen().iter().map(SocketAddrV4::port).collect();
+            ensure!(!given.contains(&WANTED), "it was given no other port");
+            for port in given {
+                after.push(Pair::open(&first.ns, first.addr, port)?);
+            }
+            Ok(())
+        },
+    )?;
+    assert_eq!(back["lost"], 0, "{back}");
+    for pair in before.iter_mut().chain(&mut after) {
+        pair.chat()?;
+    }
+    site.assert_no_leak();
+    Ok(())
 }
 
 #[test]

@@ -58,6 +58,8 @@ pub use pods::{Pod, Removed, now};
 pub use ports::HostPort;
 pub use ranges::Range;
 pub use sweep::{Occasion, Swept, is_sweep_due};
+#[cfg(feature = "cli")]
+pub(crate) use tables::for_each;
 pub use unload::Unloaded;
 pub use upgrade::Upgraded;
 pub use xdp::XdpRefusal;

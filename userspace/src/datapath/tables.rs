@@ -291,6 +291,25 @@ impl<A: Family> FamilyTables<'_, A> {
     }
 }
 
+/// Calls `each` with every element of a map, as [`Table::for_each`].
+pub(crate) fn for_each<K: Pod, V: Pod>(
+    name: &'static str,
+    map: &HashMap<MapData, K, V>,
+    mut each: impl FnMut(K, V),
+) -> Result<(), DatapathError> {
+    match batch::for_each(map.map().fd().as_fd(), &mut each) {
+        Ok(()) => Ok(()),
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            for element in map {
+                let (key, value) = element.map_err(failed(name))?;
+                each(key, value);
+            }
+            Ok(())
+        }
+        Err(source) => Err(DatapathError::Batch { name, source }),
+    }
+}
+
 /// A hash map.
 #[derive(Debug)]
 pub(crate) struct Table<K, V> {
@@ -333,21 +352,8 @@ impl<K: Pod + Debug, V: Pod> Table<K, V> {
     }
 
     /// Calls `each` with every element, in no order. Elements that come and go meanwhile may be missed.
-    pub(crate) fn for_each(&self, mut each: impl FnMut(K, V)) -> Result<(), DatapathError> {
-        match batch::for_each(self.map.map().fd().as_fd(), &mut each) {
-            Ok(()) => Ok(()),
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
-                for element in &self.map {
-                    let (key, value) = element.map_err(failed(self.name))?;
-                    each(key, value);
-                }
-                Ok(())
-            }
-            Err(source) => Err(DatapathError::Batch {
-                name: self.name,
-                source,
-            }),
-        }
+    pub(crate) fn for_each(&self, each: impl FnMut(K, V)) -> Result<(), DatapathError> {
+        for_each(self.name, &self.map, each)
     }
 
     /// Runs an iterator program over every element.

@@ -135,13 +135,15 @@ impl Connection {
 pub(crate) struct Lost {
     /// As its opener sends it.
     opener: Tuple,
+    /// [`tcp`].
+    state: u8,
     /// As that of the connection sends it which has its port, and that one's state.
     holder: Option<(Tuple, u8)>,
 }
 
 impl fmt::Display for Lost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.opener.fmt(f)?;
+        write!(f, "{} ({})", self.opener, self.state)?;
         match self.holder {
             Some((holder, state)) => write!(f, ", whose port conntrack has given to {holder} ({state})"),
             None => f.write_str(", which conntrack makes anew as often as it is removed"),
@@ -175,7 +177,7 @@ impl Conntrack {
     }
 
     /// The connection that this is a tuple of, in either direction; `answers`: as its answers come.
-    fn find(&mut self, found: &Tuple, answers: bool) -> Result<Option<Connection>> {
+    pub(crate) fn find(&mut self, found: &Tuple, answers: bool) -> Result<Option<Connection>> {
         let message = generic().with_nested(cta::TUPLE_ORIG, &tuple(found, answers));
         match self.0.ask(GET, 0, &message.0) {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
@@ -242,6 +244,7 @@ impl Conntrack {
         let lost = |holder| {
             Some(Lost {
                 opener: connection.original,
+                state: connection.state,
                 holder,
             })
         };

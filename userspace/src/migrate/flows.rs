@@ -25,7 +25,7 @@ use ipnet::Ipv4Net;
 
 pub(super) use self::take_over::Imported;
 use super::{MigrateError, conntrack::Lost};
-use crate::datapath::Datapath;
+use crate::datapath::{self, Datapath};
 
 type Key = FlowKey<[u8; 4]>;
 type Entry = FlowEntry<[u8; 4]>;
@@ -113,6 +113,17 @@ impl Flows {
             }
             done => done.map_err(failed("cwy_flows")),
         }
+    }
+
+    /// The entries that are meant. One that is written anew meanwhile may be missed, or be there twice.
+    fn all(&self, is_it: impl Fn(&Key, &Entry) -> bool) -> Result<Vec<(Key, Entry)>> {
+        let mut all = Vec::new();
+        datapath::for_each("cwy_flows", &self.entries, |key, entry| {
+            if is_it(&key, &entry) {
+                all.push((key, entry));
+            }
+        })?;
+        Ok(all)
     }
 
     fn get(&self, key: &Key) -> Option<Entry> {

@@ -13,7 +13,7 @@ use super::{
     entries::{answers_to_kernel, key, tuple},
     let_packets_pass,
 };
-use crate::{datapath::now, migrate::MigrateError};
+use crate::datapath::now;
 
 impl Flows {
     /// Makes conntrack know the carried flows that are translated, so that it gives their ports to nobody else. They go on
@@ -82,23 +82,6 @@ impl Flows {
         self.all(is_it)
     }
 
-    pub(super) fn all(&self, is_it: impl Fn(&Key, &Entry) -> bool) -> Result<Vec<(Key, Entry)>> {
-        let mut all = Vec::new();
-        for element in &self.entries {
-            match element {
-                Ok((key, entry)) if is_it(&key, &entry) => all.push((key, entry)),
-                Ok(_) | Err(aya::maps::MapError::KeyNotFound) => {}
-                Err(source) => {
-                    return Err(MigrateError::Map {
-                        name: "cwy_flows",
-                        source,
-                    });
-                }
-            }
-        }
-        Ok(all)
-    }
-
     /// The connection of a flow that is translated at the uplink alone.
     fn connection(&self, key: &Key, entry: &Entry) -> Connection {
         let original = tuple(key);
@@ -163,21 +146,43 @@ impl Flows {
         if !self.get(key).is_some_and(is_still_ours) {
             return Ok(());
         }
-        // Of a connection that is over the kernel may give the port to another, as it does of its own.
         let lost = self.make_known(key, entry, known, conntrack)?;
-        if !(key.protocol == TCP && entry.progress().is_over() && lost.is_some()) {
-            exported.count(lost);
-        }
         let answer = entry.peer_key(key);
-        self.forget_moved(&answer)?;
+        self.take_port(
+            (&self.connection(key, entry), entry),
+            &answer,
+            lost,
+            exported,
+            conntrack,
+        )?;
         self.put(answer, answers_to_kernel(key))?;
         self.put(*key, FlowEntry::kernel(0, now()))
     }
 
-    /// What the programs have noted of another that had this port in conntrack, and is over, is not for the flow that has it
-    /// from here on.
-    fn forget_moved(&mut self, answer: &Key) -> Result<()> {
-        self.remove(&answer.reversed())
+    /// Sees to it that conntrack has a flow with its port; `lost`: why it does not yet. `answer`: the key of its answers.
+    fn take_port(
+        &mut self,
+        (connection, entry): (&Connection, &Entry),
+        answer: &Key,
+        mut lost: Option<Lost>,
+        exported: &mut Exported,
+        conntrack: &mut Conntrack,
+    ) -> Result<()> {
+        let is_over = connection.original.protocol == TCP && entry.progress().is_over();
+        if lost.is_some() && !is_over {
+            // The rule has just chosen its port for another, which was given one more at the uplink.
+            self.settle_moved(exported, conntrack)?;
+            lost = conntrack.replace(connection)?;
+        }
+        if lost.is_none() {
+            // What the programs have noted of another that had this port in conntrack, and is over, is not for this flow.
+            self.remove(&answer.reversed())?;
+        } else if is_over {
+            // The kernel gives the port of such a one to another, as it does of its own. What is noted is that one's.
+            return Ok(());
+        }
+        exported.count(lost);
+        Ok(())
     }
 
     /// Flows that take the stack, of some of which the kernel translates the destination: their connections are made anew,
@@ -209,14 +214,14 @@ impl Flows {
         }
         for (forward, entry, before, whole) in held {
             conntrack.remove(before)?;
-            let mut lost = conntrack.replace(&whole)?;
-            if lost.is_some() {
-                // The rule has just chosen its port for another, which was given one more at the uplink.
-                self.settle_moved(exported, conntrack)?;
-                lost = conntrack.replace(&whole)?;
-            }
-            exported.count(lost);
-            self.forget_moved(&entry.peer_key(forward))?;
+            let lost = conntrack.replace(&whole)?;
+            self.take_port(
+                (&whole, entry),
+                &entry.peer_key(forward),
+                lost,
+                exported,
+                conntrack,
+            )?;
             self.put(entry.peer_key(forward), FlowEntry::kernel(Flags::HOST, now()))?;
             self.put(*forward, FlowEntry::kernel(0, now()))?;
             self.put(key(&whole.original, true), FlowEntry::kernel(0, now()))?;

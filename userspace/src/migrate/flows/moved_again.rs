@@ -7,7 +7,7 @@ use causeway_common::{
 };
 
 use super::{
-    super::conntrack::{Connection, Conntrack, Tuple},
+    super::conntrack::{Connection, Conntrack, Lost, Tuple},
     Entry, Exported, Flows, Key, Result,
     entries::{Direction, key, progress, tuple},
     held::held,
@@ -28,65 +28,108 @@ struct Moved {
     direction: Option<Direction>,
 }
 
+/// Such a flow that conntrack does not have yet, and why not if that was tried.
+type Waiting = (Moved, Option<Lost>);
+
+/// How often flows are looked for that have been moved meanwhile.
+const ROUNDS: u32 = 8;
+
 impl Flows {
     /// Makes conntrack's ports those of the wire. Before that it could not be given the pods' flows that have the ports.
+    ///
+    /// Until conntrack knows a flow's port on the wire, the rule may choose it for yet another, which is moved in its turn:
+    /// then all is done once more.
     pub(super) fn settle_moved(&mut self, exported: &mut Exported, conntrack: &mut Conntrack) -> Result<()> {
-        let moved = self.moved(conntrack)?;
-        if moved.is_empty() {
-            return Ok(());
-        }
-        for flow in &moved {
-            self.hold(flow)?;
-        }
-        let_packets_pass();
-        for flow in &moved {
-            conntrack.remove(&flow.before)?;
-        }
-        for flow in &moved {
-            exported.count(conntrack.replace(&flow.after)?);
-            self.put(flow.answer, FlowEntry::kernel(Flags::HOST, now()))?;
-            self.remove(&flow.noted)?;
-            if flow.direction.is_some() {
-                self.put(key(&flow.after.original, true), FlowEntry::kernel(0, now()))?;
+        let mut waiting = Vec::new();
+        for _ in 0..ROUNDS {
+            let moved = self.moved(conntrack)?;
+            for flow in &moved {
+                self.hold(flow)?;
+            }
+            if !moved.is_empty() {
+                let_packets_pass();
+            }
+            for flow in &moved {
+                conntrack.remove(&flow.before)?;
+            }
+            waiting.extend(moved.into_iter().map(|flow| (flow, None)));
+            waiting = self.settle(waiting, exported, conntrack)?;
+            if waiting.is_empty() {
+                return Ok(());
             }
         }
+        for (flow, lost) in waiting {
+            exported.count(lost);
+            self.finish_moved(&flow)?;
+        }
         Ok(())
+    }
+
+    /// Returns those whose ports others have, and which.
+    fn settle(
+        &mut self,
+        flows: Vec<Waiting>,
+        exported: &mut Exported,
+        conntrack: &mut Conntrack,
+    ) -> Result<Vec<Waiting>> {
+        let mut waiting = Vec::new();
+        for (flow, _) in flows {
+            match conntrack.replace(&flow.after)? {
+                None => {
+                    exported.count(None);
+                    self.finish_moved(&flow)?;
+                }
+                lost => waiting.push((flow, lost)),
+            }
+        }
+        Ok(waiting)
+    }
+
+    fn finish_moved(&mut self, flow: &Moved) -> Result<()> {
+        self.put(flow.answer, FlowEntry::kernel(Flags::HOST, now()))?;
+        self.remove(&flow.noted)?;
+        match flow.direction {
+            Some(_) => self.put(key(&flow.after.original, true), FlowEntry::kernel(0, now())),
+            None => Ok(()),
+        }
     }
 
     fn moved(&self, conntrack: &mut Conntrack) -> Result<Vec<Moved>> {
         let is_moved =
             |key: &Key, entry: &Entry| entry.nat == Nat::SOURCE && entry.has(Flags::HOST) && key.has_ports();
-        let entries = self.all(is_moved)?;
-        if entries.is_empty() {
-            return Ok(Vec::new());
+        let mut moved = Vec::new();
+        for (noted, entry) in self.all(is_moved)? {
+            // One by one: they are few, and conntrack may have very many.
+            if let Some(before) = conntrack.find(&tuple(&noted).reversed(), true)? {
+                moved.extend(self.moved_from(noted, &entry, before));
+            }
         }
-        let known = conntrack.by_tuple()?;
-        let moved = |(noted, entry): &(Key, Entry)| {
-            let before = known.get(&tuple(noted).reversed())?.clone();
-            // Where the one that has the port is given back already, what was moved is over.
-            let opener = self.get(&key(&before.original, true));
-            if opener.is_some_and(|entry| entry.nat == Nat::SOURCE && !entry.has(Flags::HOST)) {
-                return None;
-            }
-            let source = (self.node(), u16::from_be_bytes(entry.nat_port));
-            let mut after = before.clone();
-            after.reply.dst = source;
-            if noted.protocol == ICMP {
-                after.reply.src.1 = source.1;
-            }
-            let inside = Tuple {
-                dst: tuple(noted).dst,
-                ..before.original
-            };
-            Some(Moved {
-                noted: *noted,
-                answer: entry.peer_key(noted),
-                direction: self.direction(&inside, source),
-                before,
-                after,
-            })
+        Ok(moved)
+    }
+
+    fn moved_from(&self, noted: Key, entry: &Entry, before: Connection) -> Option<Moved> {
+        // Where the one that has the port is given back already, what was moved is over.
+        let opener = self.get(&key(&before.original, true));
+        if opener.is_some_and(|entry| entry.nat == Nat::SOURCE && !entry.has(Flags::HOST)) {
+            return None;
+        }
+        let source = (self.node(), u16::from_be_bytes(entry.nat_port));
+        let mut after = before.clone();
+        after.reply.dst = source;
+        if noted.protocol == ICMP {
+            after.reply.src.1 = source.1;
+        }
+        let inside = Tuple {
+            dst: tuple(&noted).dst,
+            ..before.original
         };
-        Ok(entries.iter().filter_map(moved).collect())
+        Some(Moved {
+            noted,
+            answer: entry.peer_key(&noted),
+            direction: self.direction(&inside, source),
+            before,
+            after,
+        })
     }
 
     /// Of the node's own only the answers: what it sends is translated by its entry still, whatever conntrack does.
