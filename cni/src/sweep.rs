@@ -11,9 +11,9 @@ use causeway::{
 /// After a DEL that has done its work. Nobody waits for its pod. When the flows were due, so are the addresses of pods
 /// that are gone. Not to be called with an attachment's lock held.
 pub(crate) fn after_del(root: &Root) {
-    let swept = datapath::is_sweep_due(root).and_then(|is_due| match is_due {
-        true => Datapath::open(root)?.map_or(Ok(None), |datapath| datapath.sweep_if_needed(Occasion::Del)),
-        false => Ok(None),
+    let swept = datapath::is_sweep_due(root).and_then(|is_due| {
+        let datapath = if is_due { Datapath::open(root)? } else { None };
+        datapath.map_or(Ok(None), |datapath| datapath.sweep_if_needed(Occasion::Del))
     });
     if let Ok(Some(_)) = swept {
         orphans::collect(root, |_| true);

@@ -12,6 +12,7 @@ use causeway_common::{
 
 use crate::{
     carry::note_progress,
+    given::given,
     heal,
     maps::{Entry, Key, config, flow, now},
     packet::{self, Ip, Transport},
@@ -63,7 +64,7 @@ pub fn portless_answer(ctx: &TcContext, ip: &Ip) -> Reason {
 extern "C" fn cwy_portless(skb: *mut __sk_buff, ip: *const Ip) -> Reason {
     let ctx = &TcContext::new(skb);
     // SAFETY: the caller's reference.
-    let Some(ip) = (unsafe { ip.as_ref() }) else {
+    let Some(ip) = (unsafe { given(ip) }) else {
         return Reason::OtherProtocol;
     };
     let key = packet::key(ip, &Transport::PORTLESS);

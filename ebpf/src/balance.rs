@@ -27,6 +27,7 @@ use crate::{
     end::forget_half,
     family::maps::{BACKENDS, BALANCER, class_of},
     forget::kept_flags,
+    given::given,
     maps::{Addr, Entry, FLOWS, Key, config, flow, now, own, pod},
     next_hop,
     packet::{self, Ip, Transport},
@@ -80,7 +81,7 @@ const OPENS: Reason = Reason::Offered;
 #[inline(never)]
 extern "C" fn cwy_to_api(skb: *mut __sk_buff, ip: *const Ip, transport: *const Transport) -> Reason {
     // SAFETY: the caller's references.
-    let (Some(ip), Some(transport)) = (unsafe { ip.as_ref() }, unsafe { transport.as_ref() }) else {
+    let (Some(ip), Some(transport)) = (unsafe { given(ip) }, unsafe { given(transport) }) else {
         return NOT_OURS;
     };
     let key = packet::key(ip, transport);
@@ -153,7 +154,7 @@ fn finish(ctx: &TcContext, ip: &Ip, key: &Key, to: &Translation) -> Reason {
 #[inline(never)]
 extern "C" fn cwy_open(skb: *mut __sk_buff, ip: *const Ip, transport: *const Transport, from: u32) -> Reason {
     // SAFETY: the caller's references.
-    let (Some(ip), Some(transport)) = (unsafe { ip.as_ref() }, unsafe { transport.as_ref() }) else {
+    let (Some(ip), Some(transport)) = (unsafe { given(ip) }, unsafe { given(transport) }) else {
         return NOT_OURS;
     };
     let key = packet::key(ip, transport);
@@ -164,11 +165,7 @@ extern "C" fn cwy_open(skb: *mut __sk_buff, ip: *const Ip, transport: *const Tra
     if backend < REASONS || cwy_write_balanced(skb, from_ref(&key), from, backend) != 0 {
         return Reason::BalanceRefused;
     }
-    let to = Translation {
-        nat: Nat::TO_BACKEND,
-        addr: backend.to_ne_bytes(),
-        port: key.dst_port,
-    };
+    let to = Translation::new(Nat::TO_BACKEND, backend.to_ne_bytes(), key.dst_port);
     finish(&TcContext::new(skb), ip, &key, &to)
 }
 
@@ -191,7 +188,7 @@ const REASONS: u32 = 2;
 #[inline(never)]
 extern "C" fn cwy_choose(skb: *mut __sk_buff, key: *const Key, from: u32) -> u32 {
     // SAFETY: the caller's reference.
-    let (Some(key), Some(config)) = (unsafe { key.as_ref() }, config()) else {
+    let (Some(key), Some(config)) = (unsafe { given(key) }, config()) else {
         return 0;
     };
     let hash = key.hash(config.seed);
@@ -315,7 +312,7 @@ pub fn answers_of(key: &Key, entry: &Entry) {
 #[inline(never)]
 extern "C" fn cwy_balanced_of(key: *const Key, entry: *const Entry) -> u32 {
     // SAFETY: the caller's references.
-    let (Some(key), Some(entry)) = (unsafe { key.as_ref() }, unsafe { entry.as_ref() }) else {
+    let (Some(key), Some(entry)) = (unsafe { given(key) }, unsafe { given(entry) }) else {
         return 0;
     };
     let answer = answer_key(key, entry.nat_addr);

@@ -18,6 +18,7 @@ use causeway_common::{
 
 use crate::{
     family,
+    given::{given, given_mut},
     maps::{Entry, Key, config, flow, is_idle},
     nat::{self, translate, translation},
     next_hop,
@@ -112,7 +113,7 @@ extern "C" fn cwy_once_a_second(
     now: u32,
 ) -> u32 {
     // SAFETY: the caller's references.
-    let (Some(key), Some(entry)) = (unsafe { key.as_ref() }, unsafe { entry.as_mut() }) else {
+    let (Some(key), Some(entry)) = (unsafe { given(key) }, unsafe { given_mut(entry) }) else {
         return Turn::Lost as u32;
     };
     turn(&TcContext::new(skb), key, entry, flags as u8, now) as u32
@@ -192,7 +193,7 @@ pub fn note_progress(key: &Key, entry: &mut Entry, transport: &Transport) {
 #[inline(never)]
 extern "C" fn cwy_note_on_peer(key: *const Key, entry: *const Entry, seen: u32) -> u32 {
     // SAFETY: the caller's references.
-    let (Some(key), Some(entry)) = (unsafe { key.as_ref() }, unsafe { entry.as_ref() }) else {
+    let (Some(key), Some(entry)) = (unsafe { given(key) }, unsafe { given(entry) }) else {
         return 0;
     };
     let seen = Progress::from_bits(seen as u8);

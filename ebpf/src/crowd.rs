@@ -15,6 +15,7 @@ use causeway_common::{
 
 use crate::{
     family::maps::CROWDS,
+    given::{context, given, given_mut},
     maps::{Addr, Key, config, flow, now},
     snat::is_reserved,
 };
@@ -55,7 +56,7 @@ pub fn has_map(answer: &Key) -> bool {
 #[inline(never)]
 extern "C" fn cwy_crowd_is(answer: *const Key) -> u32 {
     // SAFETY: the caller's reference.
-    let (Some(answer), Some(config)) = (unsafe { answer.as_ref() }, config()) else {
+    let (Some(answer), Some(config)) = (unsafe { given(answer) }, config()) else {
         return 0;
     };
     u32::from(of(config, answer).is_some())
@@ -78,7 +79,7 @@ pub fn mark_taken(answer: &Key) {
 #[inline(never)]
 extern "C" fn cwy_crowd_mark(answer: *const Key, is_taken: u32) -> u32 {
     // SAFETY: the caller's reference.
-    let (Some(answer), Some(config)) = (unsafe { answer.as_ref() }, config()) else {
+    let (Some(answer), Some(config)) = (unsafe { given(answer) }, config()) else {
         return 0;
     };
     let port = u16::from_be_bytes(answer.dst_port);
@@ -101,7 +102,7 @@ pub fn take(answer: &Key, own: u16, hash: u32) -> Option<u16> {
 #[inline(never)]
 extern "C" fn cwy_crowd_take(answer: *const Key, own: u32, hash: u32) -> u32 {
     // SAFETY: the caller's reference.
-    let (Some(answer), Some(config)) = (unsafe { answer.as_ref() }, config()) else {
+    let (Some(answer), Some(config)) = (unsafe { given(answer) }, config()) else {
         return NO_PORT;
     };
     let Some(crowd) = of(config, answer) else {
@@ -124,7 +125,7 @@ extern "C" fn cwy_crowd_take(answer: *const Key, own: u32, hash: u32) -> u32 {
 #[inline(never)]
 extern "C" fn cwy_crowd_look(crowd: *mut Crowd<Addr>, class: u32, hash: u32, turn: u32) -> u32 {
     // SAFETY: the caller's reference.
-    let Some(crowd) = (unsafe { crowd.as_mut() }) else {
+    let Some(crowd) = (unsafe { given_mut(crowd) }) else {
         return NO_PORT;
     };
     let class = ((class >> 16) as u8, class as u16);
@@ -145,7 +146,7 @@ pub fn build(answer: &Key) {
 #[inline(never)]
 extern "C" fn cwy_crowd_build(answer: *const Key) -> u32 {
     // SAFETY: the caller's reference.
-    let (Some(answer), Some(config)) = (unsafe { answer.as_ref() }, config()) else {
+    let (Some(answer), Some(config)) = (unsafe { given(answer) }, config()) else {
         return 0;
     };
     let remote = remote_of(answer);
@@ -185,7 +186,7 @@ struct Build {
 /// Called by `bpf_loop` with the [`Build`] of [`cwy_crowd_build`].
 unsafe extern "C" fn look_at_port(port: u32, state: *mut c_void) -> i64 {
     // SAFETY: the caller's.
-    let state = unsafe { &mut *state.cast::<Build>() };
+    let state = unsafe { context::<Build>(state) };
     let port = port as u16;
     state.answer.dst_port = port.to_be_bytes();
     let protocol = state.answer.protocol;

@@ -32,9 +32,20 @@ pub fn forget(key: &Key) {
 }
 
 /// [`forget`] in a frame of its own.
-#[inline(never)]
+#[inline(always)]
 pub fn end(key: &Key) {
-    forget(key);
+    cwy_end(from_ref(key));
+}
+
+/// Verified by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn cwy_end(key: *const Key) -> u32 {
+    // SAFETY: the caller's reference.
+    if let Some(key) = unsafe { own(key) } {
+        forget(&key);
+    }
+    0
 }
 
 /// Forgets one direction.

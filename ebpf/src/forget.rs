@@ -9,6 +9,7 @@ use causeway_common::{
 };
 
 use crate::{
+    given::given,
     maps::{AGES, Addr, Entry, FLOWS, Key, config, flow, own},
     nat::{self, HeldPort},
     usage,
@@ -32,7 +33,7 @@ pub fn remove(key: &Key, entry: &Entry) -> u32 {
 #[inline(never)]
 extern "C" fn cwy_remove(key: *const Key, entry: *const Entry) -> u32 {
     // SAFETY: the caller's references.
-    let (Some(mut key), Some(entry)) = (unsafe { own(key) }, unsafe { entry.as_ref() }) else {
+    let (Some(mut key), Some(entry)) = (unsafe { own(key) }, unsafe { given(entry) }) else {
         return 0;
     };
     let is_counted = entry.has(Flags::COUNTED);

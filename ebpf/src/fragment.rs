@@ -19,6 +19,7 @@ use crate::{
     carry::redirect,
     count::{Hook, bump},
     family::maps::FRAGS,
+    given::given,
     maps::{Addr, Entry, Key, config, flow, now},
     masquerade::needs_snat,
     packet::{self, Ip, skb},
@@ -41,7 +42,7 @@ pub fn from_pod(ctx: &TcContext, ip: &Ip) -> Reason {
 extern "C" fn cwy_part_pod(buffer: *mut __sk_buff, ip: *const Ip) -> Reason {
     let ctx = &TcContext::new(buffer);
     // SAFETY: the caller's reference.
-    let Some(ip) = (unsafe { ip.as_ref() }) else {
+    let Some(ip) = (unsafe { given(ip) }) else {
         return Reason::SnatFragment;
     };
     if ip.ttl <= 1 {
@@ -90,7 +91,7 @@ pub fn from_uplink(ctx: &TcContext, ip: &Ip, round: u16) -> Reason {
 extern "C" fn cwy_part_wire(buffer: *mut __sk_buff, ip: *const Ip, round: u32) -> Reason {
     let ctx = &TcContext::new(buffer);
     // SAFETY: the caller's reference.
-    let Some(ip) = (unsafe { ip.as_ref() }) else {
+    let Some(ip) = (unsafe { given(ip) }) else {
         return Reason::OtherProtocol;
     };
     let round = round as u16;
@@ -134,7 +135,7 @@ pub fn to_uplink(ctx: &TcContext, ip: &Ip) -> Reason {
 extern "C" fn cwy_part_out(buffer: *mut __sk_buff, ip: *const Ip) -> Reason {
     let ctx = &TcContext::new(buffer);
     // SAFETY: the caller's reference.
-    let Some(ip) = (unsafe { ip.as_ref() }) else {
+    let Some(ip) = (unsafe { given(ip) }) else {
         return Reason::SnatFragment;
     };
     match recall(&id(ip, At::TO_UPLINK)) {
@@ -148,11 +149,7 @@ extern "C" fn cwy_part_out(buffer: *mut __sk_buff, ip: *const Ip) -> Reason {
 /// Notes at the uplink how a first fragment has left: with the address `to`, or as it was ([`Nat::NONE`]).
 #[inline(never)]
 pub fn left(ip: &Ip, nat: u8, to: &Addr) {
-    let to = Translation {
-        nat,
-        addr: *to,
-        port: [0; 2],
-    };
+    let to = Translation::new(nat, *to, [0; 2]);
     remember(&id(ip, At::TO_UPLINK), &Hop::UNKNOWN, &to);
 }
 
@@ -178,11 +175,7 @@ fn lead(ctx: &TcContext, ip: &Ip, key: &Key, id: &FragmentKey<Addr>, entry: &mut
 /// A later fragment goes the way of the first.
 #[inline(always)]
 fn follow(ctx: &TcContext, ip: &Ip, first: &Remembered) -> Reason {
-    let to = Translation {
-        nat: first.nat,
-        addr: first.nat_addr,
-        port: [0; 2],
-    };
+    let to = Translation::new(first.nat, first.nat_addr, [0; 2]);
     let (exit, ifindex) = (first.exit, first.out_ifindex);
     let macs = Macs::new(first.out_dst_mac, first.out_src_mac);
     if exit == Exit::STACK || ip.ttl <= 1 {
@@ -236,11 +229,7 @@ fn recall(id: &FragmentKey<Addr>) -> Option<&'static Remembered> {
 /// Notes that the datagram's fragments are the stack's.
 #[inline(always)]
 fn by_the_stack(id: &FragmentKey<Addr>) {
-    let unchanged = Translation {
-        nat: Nat::NONE,
-        addr: [0; 4],
-        port: [0; 2],
-    };
+    let unchanged = Translation::new(Nat::NONE, [0; 4], [0; 2]);
     remember(id, &Hop::UNKNOWN, &unchanged);
 }
 

@@ -18,6 +18,7 @@ use causeway_common::{
 use crate::{
     count::{Hook, bump},
     end::forget_half,
+    given::{context, given},
     maps::{Addr, Entry, FLOWS, Key, PODS, config, flow, has_budget, now, own, pod},
     next_hop,
     packet::skb,
@@ -41,7 +42,7 @@ pub fn answers_of(key: &Key, entry: &Entry) -> bool {
 #[inline(never)]
 extern "C" fn cwy_answers_of(key: *const Key, entry: *const Entry) -> u32 {
     // SAFETY: the caller's references.
-    let (Some(key), Some(entry)) = (unsafe { key.as_ref() }, unsafe { entry.as_ref() }) else {
+    let (Some(key), Some(entry)) = (unsafe { given(key) }, unsafe { given(entry) }) else {
         return 0;
     };
     let answer = entry.peer_key(key);
@@ -162,7 +163,7 @@ unsafe extern "C" fn look_at_pod(
     search: *mut c_void,
 ) -> i64 {
     // SAFETY: the caller's.
-    let (addr, search) = unsafe { (*addr, &mut *search.cast::<Search>()) };
+    let (addr, search) = unsafe { (*addr, context::<Search>(search)) };
     let forward_key = Key {
         src: addr,
         ..search.answer.reversed()

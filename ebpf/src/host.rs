@@ -21,6 +21,7 @@ use crate::{
     balance,
     carry::note_progress,
     end::end,
+    given::given,
     maps::{Addr, Entry, FLOWS, Key, config, flow, now},
     packet::{self, Ip, Transport, skb},
     reclaim::remember,
@@ -53,7 +54,7 @@ const HAS_BACKEND: Reason = Reason::Balanced;
 extern "C" fn cwy_of_node(skb: *mut __sk_buff, ip: *const Ip, transport: *const Transport) -> Reason {
     // SAFETY: the caller's references.
     let (Some(ip), Some(transport), Some(config)) =
-        (unsafe { ip.as_ref() }, unsafe { transport.as_ref() }, config())
+        (unsafe { given(ip) }, unsafe { given(transport) }, config())
     else {
         return Reason::NotFromPod;
     };
@@ -117,11 +118,7 @@ fn opens(ctx: &TcContext, config: &Config<Addr>, ip: &Ip, key: &Key, role: Role)
                 is_known: false,
             };
             let port = snat::claim(ctx, key, &claim)?;
-            let to = Translation {
-                nat: Nat::SOURCE,
-                addr: config.node_addr,
-                port,
-            };
+            let to = Translation::new(Nat::SOURCE, config.node_addr, port);
             return translated(ctx, ip, key, &to);
         }
         Some(_) => {}

@@ -16,6 +16,7 @@ use causeway_common::{
 use crate::{
     carry::redirect,
     family,
+    given::given,
     maps::{Addr, Entry, Key, config, flow},
     nat::{self, translation},
     packet::{Ip, skb},
@@ -76,7 +77,7 @@ pub fn from_pod(ctx: &TcContext, ip: &Ip) -> Reason {
 extern "C" fn cwy_icmp_pod(buffer: *mut __sk_buff, ip: *const Ip) -> Reason {
     let ctx = &TcContext::new(buffer);
     // SAFETY: the caller's reference.
-    let Some(ip) = (unsafe { ip.as_ref() }) else {
+    let Some(ip) = (unsafe { given(ip) }) else {
         return Reason::OtherProtocol;
     };
     let mut quoted = Quoted::NOTHING;
@@ -107,7 +108,7 @@ pub fn from_uplink(ctx: &TcContext, ip: &Ip) -> Reason {
 extern "C" fn cwy_icmp_wire(buffer: *mut __sk_buff, ip: *const Ip) -> Reason {
     let ctx = &TcContext::new(buffer);
     // SAFETY: the caller's reference.
-    let Some(ip) = (unsafe { ip.as_ref() }) else {
+    let Some(ip) = (unsafe { given(ip) }) else {
         return Reason::OtherProtocol;
     };
     let mut quoted = Quoted::NOTHING;
@@ -148,7 +149,7 @@ pub fn to_uplink(ctx: &TcContext, ip: &Ip) -> Reason {
 extern "C" fn cwy_icmp_out(skb: *mut __sk_buff, ip: *const Ip) -> Reason {
     let ctx = &TcContext::new(skb);
     // SAFETY: the caller's reference.
-    let (Some(ip), Some(config)) = (unsafe { ip.as_ref() }, config()) else {
+    let (Some(ip), Some(config)) = (unsafe { given(ip) }, config()) else {
         return Reason::OtherProtocol;
     };
     let mut quoted = Quoted::NOTHING;

@@ -38,6 +38,7 @@ mod forget;
 mod fragment;
 mod from_pod;
 mod from_uplink;
+mod given;
 mod guard;
 mod headers;
 mod heal;

@@ -27,6 +27,7 @@ mod family;
 mod forget;
 mod from_pod;
 mod from_uplink;
+mod given;
 mod guard;
 mod headers;
 mod icmp;

@@ -21,6 +21,7 @@ pub use crate::family::{
 };
 use crate::{
     family::maps::{CFG, IFACES},
+    given::{given, given_mut},
     nat,
 };
 
@@ -51,7 +52,8 @@ pub static COUNT: PerCpuArray<Count, COUNT_ENTRIES> = PerCpuArray::new();
 /// The node's configuration. `None` cannot happen (an array has all its elements), but the verifier asks.
 #[inline(always)]
 pub fn config() -> Option<&'static Config<Addr>> {
-    CFG.get(0)
+    // SAFETY: an element of a map, valid until the program ends; userspace replaces it whole.
+    CFG.get_ptr(0).and_then(|config| unsafe { given(config) })
 }
 
 /// The entry of a flow, to read and to note times and progress in place.
@@ -62,7 +64,9 @@ pub fn config() -> Option<&'static Config<Addr>> {
 pub fn flow(key: &Key) -> Option<&'static mut Entry> {
     // SAFETY: the kernel returns a valid element or null, valid until the program ends; programs on other CPUs
     // write the same plain integers, and a lost update of a time or a progress bit is harmless.
-    FLOWS.get_ptr_mut(key).map(|entry| unsafe { &mut *entry })
+    FLOWS
+        .get_ptr_mut(key)
+        .and_then(|entry| unsafe { given_mut(entry) })
 }
 
 /// The key that a function which is verified by itself has been given by reference, on its own stack: before Linux 6.2 no
@@ -74,7 +78,7 @@ pub fn flow(key: &Key) -> Option<&'static mut Entry> {
 #[inline(always)]
 pub unsafe fn own(key: *const Key) -> Option<Key> {
     // SAFETY: the caller's.
-    unsafe { key.as_ref() }.copied()
+    unsafe { given(key) }.copied()
 }
 
 /// Whether neither direction of a flow has seen a packet within its lifetime.
@@ -88,7 +92,7 @@ pub fn is_idle(key: &Key, entry: &Entry, now: u32) -> bool {
 #[inline(never)]
 extern "C" fn cwy_is_idle(key: *const Key, entry: *const Entry, now: u32) -> u32 {
     // SAFETY: the caller's references.
-    let (Some(key), Some(entry)) = (unsafe { key.as_ref() }, unsafe { entry.as_ref() }) else {
+    let (Some(key), Some(entry)) = (unsafe { given(key) }, unsafe { given(entry) }) else {
         return 0;
     };
     let Some(config) = config() else {
@@ -104,7 +108,7 @@ extern "C" fn cwy_is_idle(key: *const Key, entry: *const Entry, now: u32) -> u32
 #[inline(always)]
 pub fn pod(addr: &Addr) -> Option<&'static PodEntry> {
     // SAFETY: as in `flow`; programs never write this map.
-    PODS.get_ptr(addr).map(|pod| unsafe { &*pod })
+    PODS.get_ptr(addr).and_then(|pod| unsafe { given(pod) })
 }
 
 /// Whether a pod of this node has this address at present.
@@ -117,7 +121,7 @@ pub fn is_present_pod(addr: &Addr) -> bool {
 #[inline(always)]
 pub fn iface(ifindex: u32) -> Option<&'static IfaceEntry<Addr>> {
     // SAFETY: as in `pod`.
-    IFACES.get_ptr(ifindex).map(|iface| unsafe { &*iface })
+    IFACES.get_ptr(ifindex).and_then(|iface| unsafe { given(iface) })
 }
 
 /// Whether this CPU may still do something that is paid for under `reason` in this second.

@@ -19,7 +19,9 @@ use crate::{
     event,
     family::{IP_SRC, addr_at, maps::range_of},
     forget::kept_flags,
-    fragment, heal, icmp,
+    fragment,
+    given::{given, given_mut},
+    heal, icmp,
     maps::{Addr, Entry, Key, config, flow, is_idle, now, pod},
     packet::{self, Ip, Transport, skb},
     rewrite::Translation,
@@ -99,7 +101,7 @@ extern "C" fn cwy_known(
 ) -> Reason {
     let ctx = &TcContext::new(buffer);
     // SAFETY: the caller's references, null at worst; `seen` is the caller's own word, which nobody else holds.
-    let (ip, transport, seen) = unsafe { (ip.as_ref(), transport.as_ref(), seen.as_mut()) };
+    let (ip, transport, seen) = unsafe { (given(ip), given(transport), given_mut(seen)) };
     let (Some(ip), Some(transport), Some(seen), Some(config)) = (ip, transport, seen, config()) else {
         return Reason::SnatNotReady;
     };
@@ -149,7 +151,7 @@ extern "C" fn cwy_not_known(
 ) -> Reason {
     // SAFETY: the caller's references.
     let (Some(ip), Some(transport), Some(config)) =
-        (unsafe { ip.as_ref() }, unsafe { transport.as_ref() }, config())
+        (unsafe { given(ip) }, unsafe { given(transport) }, config())
     else {
         return Reason::SnatNotReady;
     };
@@ -199,11 +201,7 @@ fn not_known(
         Err(Reason::SnatNoPort) if ip.is_portless() => return Err(Reason::SnatProtocol),
         claimed => claimed?,
     };
-    let to = Translation {
-        nat: Nat::SOURCE,
-        addr: config.node_addr,
-        port,
-    };
+    let to = Translation::new(Nat::SOURCE, config.node_addr, port);
     if ip.is_fragment {
         fragment::left(ip, Nat::SOURCE, &config.node_addr);
     }

@@ -7,6 +7,7 @@ use causeway_common::moved::{Moved, index};
 
 use crate::{
     family::maps::MOVED,
+    given::given,
     maps::{Key, config},
 };
 
@@ -42,7 +43,7 @@ pub fn forget(key: &Key) {
 #[inline(never)]
 extern "C" fn cwy_moved_note(key: *const Key, port: u32) -> u32 {
     // SAFETY: the caller's reference.
-    let (Some(key), Some(config)) = (unsafe { key.as_ref() }, config()) else {
+    let (Some(key), Some(config)) = (unsafe { given(key) }, config()) else {
         return 0;
     };
     let (hash, port) = (key.hash(config.seed), port as u16);

@@ -22,6 +22,7 @@ use causeway_common::{
 use crate::{
     count::{Hook, bump},
     family,
+    given::{given, given_mut},
     maps::{Entry, Key, config, iface},
     packet::{self, skb},
 };
@@ -41,7 +42,7 @@ pub fn of_frame(ctx: &TcContext, key: &Key, hop: &mut Hop) {
 extern "C" fn cwy_hop_of_frame(buffer: *mut __sk_buff, key: *const Key, hop: *mut Hop) -> u32 {
     let ctx = &TcContext::new(buffer);
     // SAFETY: the caller's references.
-    let (Some(key), Some(hop), Some(config)) = (unsafe { key.as_ref() }, unsafe { hop.as_mut() }, config())
+    let (Some(key), Some(hop), Some(config)) = (unsafe { given(key) }, unsafe { given_mut(hop) }, config())
     else {
         return 0;
     };

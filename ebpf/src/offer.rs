@@ -17,6 +17,7 @@ use crate::{
     carry::note_progress,
     count::Hook,
     forget::kept_flags,
+    given::given,
     maps::{Entry, FLOWS, Key, config, flow, is_idle, now, own},
     nat,
     packet::{self, IP_END, Ip, Mac, Transport, skb},
@@ -42,7 +43,7 @@ extern "C" fn cwy_give_up(
 ) -> Reason {
     let ctx = &TcContext::new(buffer);
     // SAFETY: the caller's references.
-    let (Some(ip), Some(transport)) = (unsafe { ip.as_ref() }, unsafe { transport.as_ref() }) else {
+    let (Some(ip), Some(transport)) = (unsafe { given(ip) }, unsafe { given(transport) }) else {
         return Reason::NeverOffered;
     };
     let (key, from_pod) = (&packet::key(ip, transport), from_pod != 0);
@@ -173,7 +174,7 @@ fn write_offer(key: &Key, offer: &Offer) -> Result<(), Reason> {
 #[inline(never)]
 extern "C" fn cwy_await_again(key: *const Key) -> u32 {
     // SAFETY: the caller's reference.
-    let Some(answer) = (unsafe { key.as_ref() }).map(Key::reversed) else {
+    let Some(answer) = (unsafe { given(key) }).map(Key::reversed) else {
         return 1;
     };
     let entry = Entry::awaited(kept_flags(flow(&answer).as_deref()), now());
@@ -185,7 +186,7 @@ extern "C" fn cwy_await_again(key: *const Key) -> u32 {
 #[inline(never)]
 extern "C" fn cwy_write_offer(key: *const Key, offer: *const Offer) -> u32 {
     // SAFETY: the caller's references.
-    let (Some(key), Some(offer)) = (unsafe { own(key) }, unsafe { offer.as_ref() }) else {
+    let (Some(key), Some(offer)) = (unsafe { own(key) }, unsafe { given(offer) }) else {
         return 1;
     };
     let mut entry = Entry::offer(offer.ifindex, offer.mac, now());

@@ -16,6 +16,7 @@ use causeway_common::{
 pub use crate::family::{IP_END, Ip, ip, key};
 use crate::{
     family::{Addr, PROTOCOL},
+    given::{given, given_mut},
     headers::Headers,
     maps::Entry,
 };
@@ -124,7 +125,7 @@ pub fn read_first_transport(ctx: &TcContext, ip: &Ip) -> Result<Transport, Reaso
 #[inline(never)]
 extern "C" fn cwy_ip(skb: *mut __sk_buff, into: *mut Ip) -> Reason {
     // SAFETY: the caller's own, which nobody else holds.
-    let Some(into) = (unsafe { into.as_mut() }) else {
+    let Some(into) = (unsafe { given_mut(into) }) else {
         return Reason::Malformed;
     };
     match ip(&TcContext::new(skb)) {
@@ -141,7 +142,7 @@ extern "C" fn cwy_ip(skb: *mut __sk_buff, into: *mut Ip) -> Reason {
 #[inline(never)]
 extern "C" fn cwy_transport(skb: *mut __sk_buff, ip: *const Ip, into: *mut Transport) -> Reason {
     // SAFETY: the caller's reference, and its own, which nobody else holds.
-    let (Some(ip), Some(into)) = (unsafe { ip.as_ref() }, unsafe { into.as_mut() }) else {
+    let (Some(ip), Some(into)) = (unsafe { given(ip) }, unsafe { given_mut(into) }) else {
         return Reason::Malformed;
     };
     match first_transport(&TcContext::new(skb), ip) {

@@ -15,6 +15,7 @@ use causeway_common::{
 };
 
 use crate::{
+    given::given,
     icmp::{Quoted, load},
     maps::Addr,
     packet::Ip,
@@ -50,7 +51,7 @@ pub fn translate_quoted(
     } else {
         Nat::NONE
     };
-    Ok(Translation { nat, ..*to })
+    Ok(Translation::new(nat, to.addr, to.port))
 }
 
 /// Whether the error's own address is that of the changed end. An error that the node sends about a pod's packet has the
@@ -74,7 +75,7 @@ extern "C" fn cwy_translate_quoted(
     to: *const Translation,
 ) -> u32 {
     // SAFETY: the caller's references.
-    let (Some(quoted), Some(to)) = (unsafe { quoted.as_ref() }, unsafe { to.as_ref() }) else {
+    let (Some(quoted), Some(to)) = (unsafe { given(quoted) }, unsafe { given(to) }) else {
         return 1;
     };
     let edit = Edit {

@@ -12,6 +12,7 @@ use causeway_common::reason::Reason;
 use crate::{
     count::{Hook, bump},
     forget::{Look, forget_if_over},
+    given::context,
     maps::{AGES, Key, flow, now, own},
 };
 
@@ -79,7 +80,7 @@ extern "C" fn cwy_make_room() -> u32 {
 /// Called by `bpf_loop` with the count of [`cwy_make_room`].
 unsafe extern "C" fn look_at_oldest(_look: u32, forgotten: *mut c_void) -> i64 {
     // SAFETY: the caller's.
-    let forgotten = unsafe { &mut *forgotten.cast::<u32>() };
+    let forgotten = unsafe { context::<u32>(forgotten) };
     let Ok(Some(key)) = AGES.pop() else {
         return 1;
     };

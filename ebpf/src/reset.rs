@@ -18,6 +18,7 @@ use causeway_common::{
 
 use crate::{
     family::{IP_CHECK, IP_DST, IP_SRC, TTL},
+    given::given,
     packet::{self, ETH_LEN, IP_END, Ip, Transport, skb},
     rewrite::Macs,
 };
@@ -69,7 +70,7 @@ extern "C" fn cwy_reset(
     back: u32,
 ) -> u32 {
     // SAFETY: the caller's references.
-    let (Some(ip), Some(transport)) = (unsafe { ip.as_ref() }, unsafe { transport.as_ref() }) else {
+    let (Some(ip), Some(transport)) = (unsafe { given(ip) }, unsafe { given(transport) }) else {
         return 1;
     };
     let ctx = &TcContext::new(buffer);

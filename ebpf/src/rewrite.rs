@@ -17,16 +17,29 @@ use crate::{
 pub struct Failed;
 
 /// The end of the tuple that is replaced, and by what.
-#[repr(C)]
+/// Aligned to words and without padding, as [`Key`].
+#[repr(C, align(4))]
 #[derive(Clone, Copy)]
 pub struct Translation {
     pub addr: Addr,
     pub port: [u8; 2],
     /// One of [`Nat`]; [`Nat::NONE`] changes nothing.
     pub nat: u8,
+    _pad: u8,
 }
 
 impl Translation {
+    /// `nat`: one of [`Nat`].
+    #[inline(always)]
+    pub fn new(nat: u8, addr: Addr, port: [u8; 2]) -> Self {
+        Self {
+            addr,
+            port,
+            nat,
+            _pad: 0,
+        }
+    }
+
     /// The tuple that `key` becomes.
     #[inline(always)]
     pub fn inside(&self, key: &Key) -> Key {

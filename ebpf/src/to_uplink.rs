@@ -1,7 +1,9 @@
 //! `cwy_to_uplink`: tc egress on the uplink, the last place before the wire. A pod's packet that needs translation
 //! leaves translated or not at all.
 
-use aya_ebpf::programs::TcContext;
+use core::ptr::from_ref;
+
+use aya_ebpf::{EbpfContext as _, bindings::__sk_buff, programs::TcContext};
 use causeway_common::{
     decide::{Role, is_guarded},
     flow::Hop,
@@ -14,7 +16,7 @@ use crate::{
     count::Hook,
     icmp,
     learn::{Emitted, learn},
-    maps::{Addr, Key, config, iface, pod},
+    maps::{Addr, Key, config, iface, own, pod},
     nat, next_hop,
     packet::{self, Ip, Transport, skb},
 };
@@ -102,15 +104,26 @@ fn sender(
 }
 
 /// A packet that leaves with the pod's address: only its flow is learnt.
-#[inline(never)]
+#[inline(always)]
 pub fn keep_address(ctx: &TcContext, key: &Key, role: Role, unchanged: bool) -> Reason {
+    cwy_keep_address(ctx.as_ptr().cast(), from_ref(key), role, u32::from(unchanged))
+}
+
+/// Verified by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn cwy_keep_address(skb: *mut __sk_buff, key: *const Key, role: Role, unchanged: u32) -> Reason {
+    // SAFETY: the caller's reference.
+    let Some(key) = (unsafe { own(key) }) else {
+        return Reason::NotFromPod;
+    };
     let mut hop = Hop::UNKNOWN;
-    next_hop::of_frame(ctx, key, &mut hop);
+    next_hop::of_frame(&TcContext::new(skb), &key, &mut hop);
     learn(&Emitted {
         hook: Hook::ToUplink,
-        key,
+        key: &key,
         role,
-        unchanged,
+        unchanged: unchanged != 0,
         hop,
         answer_flags: 0,
     })

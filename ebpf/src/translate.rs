@@ -20,6 +20,7 @@ use causeway_common::{
 
 use crate::{
     family::{IP_CHECK, IP_DST, IP_SRC},
+    given::given,
     maps::{Entry, Key},
     packet::{ETH_LEN, Ip, Mac},
     rewrite::{Failed, Macs, Translation, header},
@@ -28,11 +29,7 @@ use crate::{
 /// What the entry replaces.
 #[inline(always)]
 pub fn translation(entry: &Entry) -> Translation {
-    Translation {
-        nat: entry.nat,
-        addr: entry.nat_addr,
-        port: entry.nat_port,
-    }
+    Translation::new(entry.nat, entry.nat_addr, entry.nat_port)
 }
 
 /// Replaces address and port with their checksums; the frame's addresses and the TTL stay.
@@ -55,9 +52,8 @@ extern "C" fn cwy_translate(
 ) -> u32 {
     let ctx = &TcContext::new(skb);
     // SAFETY: the caller's references.
-    let (Some(ip), Some(key), Some(to)) = (unsafe { ip.as_ref() }, unsafe { key.as_ref() }, unsafe {
-        to.as_ref()
-    }) else {
+    let (Some(ip), Some(key), Some(to)) = (unsafe { given(ip) }, unsafe { given(key) }, unsafe { given(to) })
+    else {
         return 1;
     };
     let done = translate_transport(ctx, ip, key, to).and_then(|()| translate_addr(ctx, ip, to));

@@ -9,7 +9,10 @@ use core::{
 
 use causeway_common::{addr::Address, flow::Flags, maps::Usage};
 
-use crate::maps::{Addr, Entry, Key, USAGE, config};
+use crate::{
+    given::given,
+    maps::{Addr, Entry, Key, USAGE, config},
+};
 
 /// Whether the opener may have another flow.
 #[inline(always)]
@@ -22,7 +25,7 @@ pub fn has_room(opener: &Addr) -> bool {
 #[inline(never)]
 extern "C" fn cwy_has_room(opener: *const Addr) -> u32 {
     // SAFETY: the caller's reference. On a stack of its own: as in `maps::own`.
-    let (Some(opener), Some(config)) = (unsafe { opener.as_ref() }.copied(), config()) else {
+    let (Some(opener), Some(config)) = (unsafe { given(opener) }.copied(), config()) else {
         return 0;
     };
     let has_room = match account(&opener) {

@@ -36,8 +36,9 @@ pub const ETHERTYPE_IPV6: u16 = 0x86dd;
 
 const AF_INET: u8 = 2;
 
-/// An IPv4 header. Without padding: functions that are verified by themselves take it by reference.
-#[repr(C)]
+/// An IPv4 header. Without padding: functions that are verified by themselves take it by reference. Aligned to words, or it
+/// would be copied byte by byte.
+#[repr(C, align(4))]
 #[derive(Clone, Copy)]
 pub struct Ip {
     pub src: Addr,
@@ -58,9 +59,10 @@ pub struct Ip {
     /// Whether the header's checksum is right. A router drops a packet whose is not (RFC 1812 section 5.2.2): the
     /// kernel does, so such a packet is the kernel's. With options it is taken for right.
     has_good_checksum: bool,
+    _pad: [u8; 2],
 }
 
-const _: () = assert!(size_of::<Ip>() == 4 + 4 + 2 + 2 + 6);
+const _: () = assert!(size_of::<Ip>() == 4 + 4 + 2 + 2 + 6 + 2);
 
 impl Ip {
     /// To be read into.
@@ -75,6 +77,7 @@ impl Ip {
         is_fragment: false,
         is_first: false,
         has_good_checksum: false,
+        _pad: [0; 2],
     };
 
     /// Whether what follows the header is what its protocol field says.
@@ -145,6 +148,7 @@ pub fn ip(ctx: &impl Headers) -> Result<Ip, Reason> {
         is_first: fragment & 0x1fff == 0,
         has_good_checksum: header_len != 20 || checksum::is_good(words),
         id: [id_high, id_low],
+        _pad: [0; 2],
     })
 }
 

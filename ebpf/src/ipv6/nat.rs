@@ -16,11 +16,7 @@ use crate::{
 /// Nothing is replaced.
 #[inline(always)]
 pub fn translation(_: &Entry) -> Translation {
-    Translation {
-        nat: Nat::NONE,
-        addr: Addr::UNSPECIFIED,
-        port: [0; 2],
-    }
+    Translation::new(Nat::NONE, Addr::UNSPECIFIED, [0; 2])
 }
 
 /// The key under which the other direction of a flow is stored; `key` is this direction's.

@@ -12,6 +12,7 @@ use causeway_common::{
 
 use super::Addr;
 use crate::{
+    given::given,
     icmp::load,
     maps::is_present_pod,
     packet::{self, Ip},
@@ -64,7 +65,7 @@ pub fn check_other(_: &TcContext, _: &IfaceEntry<Addr>, reason: Reason) -> Reaso
 #[inline(never)]
 extern "C" fn cwy_link_message(skb: *mut __sk_buff, ip: *const Ip, pod: *const IfaceEntry<Addr>) -> Reason {
     // SAFETY: the caller's references.
-    let (Some(ip), Some(pod)) = (unsafe { ip.as_ref() }, unsafe { pod.as_ref() }) else {
+    let (Some(ip), Some(pod)) = (unsafe { given(ip) }, unsafe { given(pod) }) else {
         return Reason::NeighbourSpoofed;
     };
     judge(&TcContext::new(skb), ip, pod)

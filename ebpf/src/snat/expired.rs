@@ -6,6 +6,7 @@ use causeway_common::maps::Config;
 use super::answer_key;
 use crate::{
     end::forget,
+    given::given,
     maps::{Addr, Entry, FLOWS, Key, config, flow, now},
 };
 
@@ -18,7 +19,7 @@ use crate::{
 #[inline(never)]
 pub extern "C" fn cwy_remove_expired(key: *const Key, won: u32) -> u32 {
     // SAFETY: the caller's reference.
-    let (Some(key), Some(config)) = (unsafe { key.as_ref() }, config()) else {
+    let (Some(key), Some(config)) = (unsafe { given(key) }, config()) else {
         return 0;
     };
     // One key for both, its protocol changed in place: this frame is among the largest of a deep call.

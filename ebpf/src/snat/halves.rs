@@ -15,6 +15,7 @@ use super::{Claim, Won, answer_key};
 use crate::{
     count::{Hook, bump},
     end::forget_half,
+    given::given_mut,
     maps::{Entry, FLOWS, Key, config, now, own, pod},
     moved, next_hop,
     reclaim::remember,
@@ -78,7 +79,7 @@ pub fn fill_answer(half: &mut Entry, key: &Key, flags: u8, state: u8) {
 #[inline(never)]
 extern "C" fn cwy_fill_answer(half: *mut Entry, key: *const Key, flags: u32, state: u32) -> u32 {
     // SAFETY: the caller's references.
-    let (Some(half), Some(key), Some(config)) = (unsafe { half.as_mut() }, unsafe { own(key) }, config())
+    let (Some(half), Some(key), Some(config)) = (unsafe { given_mut(half) }, unsafe { own(key) }, config())
     else {
         return 0;
     };

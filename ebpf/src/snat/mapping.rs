@@ -11,6 +11,7 @@ use causeway_common::{
 use super::{Won, answer_key, is_ours};
 use crate::{
     crowd,
+    given::{context, given},
     maps::{Key, config, flow},
     moved,
 };
@@ -27,7 +28,7 @@ pub fn mapping_of(key: &Key) -> Won {
 #[inline(never)]
 extern "C" fn cwy_find_mapping(key: *const Key) -> u32 {
     // SAFETY: the caller's reference.
-    let (Some(key), Some(config)) = (unsafe { key.as_ref() }, config()) else {
+    let (Some(key), Some(config)) = (unsafe { given(key) }, config()) else {
         return 0;
     };
     let mut search = Lookup {
@@ -63,7 +64,7 @@ struct Lookup {
 /// Called by `bpf_loop` with a [`Lookup`].
 unsafe extern "C" fn look_at_candidate(attempt: u32, search: *mut c_void) -> i64 {
     // SAFETY: the caller's.
-    let search = unsafe { &mut *search.cast::<Lookup>() };
+    let search = unsafe { context::<Lookup>(search) };
     let own = u16::from_be_bytes(search.key.src_port);
     match search.key.protocol {
         TCP | UDP => look_at(search, candidate(own, search.hash, attempt)),
@@ -78,7 +79,7 @@ unsafe extern "C" fn look_at_candidate(attempt: u32, search: *mut c_void) -> i64
 /// Called by `bpf_loop` with a [`Lookup`].
 unsafe extern "C" fn look_in_crowd(step: u32, search: *mut c_void) -> i64 {
     // SAFETY: the caller's.
-    let search = unsafe { &mut *search.cast::<Lookup>() };
+    let search = unsafe { context::<Lookup>(search) };
     let own = u16::from_be_bytes(search.key.src_port);
     let port = candidate_from(search.key.protocol, own, search.hash, step);
     look_at(search, port)

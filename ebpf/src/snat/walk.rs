@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     crowd,
+    given::{context, given, given_mut},
     maps::{EEXIST, Entry, FLOWS, Key, config, flow, now},
     moved, usage,
 };
@@ -34,7 +35,7 @@ const EBUSY: i32 = -16;
 #[inline(never)]
 pub extern "C" fn cwy_reserve(skb: *mut __sk_buff, key: *const Key, claim: u32) -> u32 {
     // SAFETY: the caller's reference.
-    let (Some(key), Some(config)) = (unsafe { key.as_ref() }, config()) else {
+    let (Some(key), Some(config)) = (unsafe { given(key) }, config()) else {
         return Reason::SnatNotReady as u32;
     };
     let skips_stale = claim & Claim::SKIPS_STALE != 0;
@@ -171,7 +172,7 @@ impl Search {
 /// Called by `bpf_loop` with a [`Search`].
 unsafe extern "C" fn try_candidate(attempt: u32, search: *mut c_void) -> i64 {
     // SAFETY: the caller's.
-    let search = unsafe { &mut *search.cast::<Search>() };
+    let search = unsafe { context::<Search>(search) };
     let key = &search.walk.key;
     let own = u16::from_be_bytes(key.src_port);
     let port = match key.protocol {
@@ -191,7 +192,7 @@ unsafe extern "C" fn try_candidate(attempt: u32, search: *mut c_void) -> i64 {
 /// As for [`try_candidate`].
 unsafe extern "C" fn try_crowd(_attempt: u32, search: *mut c_void) -> i64 {
     // SAFETY: the caller's.
-    let search = unsafe { &mut *search.cast::<Search>() };
+    let search = unsafe { context::<Search>(search) };
     let own = u16::from_be_bytes(search.walk.key.src_port);
     match crowd::take(&search.walk.answer, own, search.walk.hash) {
         Some(port) => try_port(search, port),
@@ -211,7 +212,7 @@ fn try_port(search: &mut Search, port: u16) -> i64 {
 #[inline(never)]
 extern "C" fn cwy_try_port(skb: *mut __sk_buff, walk: *mut Walk, port: u32) -> u32 {
     // SAFETY: the caller's reference.
-    let (Some(walk), Some(config)) = (unsafe { walk.as_mut() }, config()) else {
+    let (Some(walk), Some(config)) = (unsafe { given_mut(walk) }, config()) else {
         return STOP;
     };
     let port = port as u16;
