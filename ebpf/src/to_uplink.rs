@@ -117,14 +117,15 @@ extern "C" fn cwy_keep_address(skb: *mut __sk_buff, key: *const Key, role: Role,
     let Some(key) = (unsafe { own(key) }) else {
         return Reason::NotFromPod;
     };
-    let mut hop = Hop::UNKNOWN;
-    next_hop::of_frame(&TcContext::new(skb), &key, &mut hop);
-    learn(&Emitted {
+    // Filled in where it lies: there is no room for two of it.
+    let mut emitted = Emitted {
         hook: Hook::ToUplink,
         key: &key,
         role,
         unchanged: unchanged != 0,
-        hop,
+        hop: Hop::UNKNOWN,
         answer_flags: 0,
-    })
+    };
+    next_hop::of_frame(&TcContext::new(skb), &key, &mut emitted.hop);
+    learn(&emitted)
 }
