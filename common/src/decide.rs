@@ -19,7 +19,7 @@ pub mod tcp_flags {
 }
 
 /// What a packet is to its flow.
-#[repr(u32)]
+#[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// May open a flow: a SYN alone, any datagram, an ICMP question.
