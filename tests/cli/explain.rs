@@ -1,5 +1,6 @@
 //! `causeway explain`: what it predicts for a packet is what the programs then say of it, each time.
 
+mod ipv6;
 mod packet;
 
 use std::{

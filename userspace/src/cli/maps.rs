@@ -2,7 +2,7 @@
 
 use aya::{
     Pod,
-    maps::{HashMap, Map, MapData, MapError},
+    maps::{Array, HashMap, Map, MapData, MapError},
 };
 use causeway::datapath::{Datapath, DatapathError};
 
@@ -13,6 +13,14 @@ pub(crate) fn hash<K: Pod, V: Pod>(
 ) -> Result<HashMap<MapData, K, V>, DatapathError> {
     HashMap::try_from(Map::HashMap(open(datapath, name)?))
         .map_err(|source| DatapathError::Map { name, source })
+}
+
+/// An array, by its name.
+pub(crate) fn array<V: Pod>(
+    datapath: &Datapath,
+    name: &'static str,
+) -> Result<Array<MapData, V>, DatapathError> {
+    Array::try_from(Map::Array(open(datapath, name)?)).map_err(|source| DatapathError::Map { name, source })
 }
 
 /// The element of a key, `None` when there is none.

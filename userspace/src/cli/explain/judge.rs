@@ -5,6 +5,8 @@
 
 mod uplink;
 
+use std::net::IpAddr;
+
 use causeway::datapath::{self, DatapathError};
 use causeway_common::{
     decide::{Role, is_guarded, may_be_offered, tcp_flags},
@@ -18,6 +20,7 @@ use causeway_common::{
 };
 
 use super::{
+    family::Family,
     packet::Packet,
     view::{Entry, Key, View, is_local, mac},
 };
@@ -28,18 +31,18 @@ pub(super) struct Passage {
     pub(super) program: &'static str,
     pub(super) reason: Reason,
     /// The address and port that the packet's source, or an answer's destination, has afterwards; port 0: another one.
-    pub(super) translated: Option<([u8; 4], [u8; 2])>,
+    pub(super) translated: Option<(IpAddr, [u8; 2])>,
 }
 
 /// A packet on its way.
-struct Walk<'a> {
-    view: &'a View,
-    config: Config<[u8; 4]>,
+struct Walk<'a, A: Family> {
+    view: &'a View<A>,
+    config: Config<A>,
     role: Role,
     /// The tuple as it is now.
-    key: Key,
+    key: Key<A>,
     /// The flow's entry as the programs passed so far have left it.
-    entry: Option<Entry>,
+    entry: Option<Entry<A>>,
     /// The stack will be seen to have left it alone.
     is_tagged: bool,
     /// The flow begins again, and so does the entry of its answers.
@@ -47,16 +50,10 @@ struct Walk<'a> {
     passages: Vec<Passage>,
 }
 
-/// What the kernel forwards from no interface to another: this network, loopback, multicast and broadcast
-/// (`ip_route_input_slow`, Linux 6.18).
-fn is_never_forwarded([first, ..]: [u8; 4]) -> bool {
-    matches!(first, 0 | 127 | 224..=239 | 255)
-}
-
 type Judged<T> = Result<T, DatapathError>;
 
 /// The programs that the packet passes, in their order.
-pub(super) fn judge(view: &View, packet: &Packet) -> Judged<Vec<Passage>> {
+pub(super) fn judge<A: Family>(view: &View<A>, packet: &Packet<A>) -> Judged<Vec<Passage>> {
     let config = view.config()?;
     let pod = view
         .pod(packet.key.src)?
@@ -79,13 +76,13 @@ pub(super) fn judge(view: &View, packet: &Packet) -> Judged<Vec<Passage>> {
     match pod {
         Some(pod) => walk.leave_pod(&pod)?,
         // A socket of the node: its packets meet `cwy_to_uplink` only, which looks at nothing but its port.
-        None if is_local(packet.key.src)? => {}
+        None if is_local(packet.key.src.ip())? => {}
         None => walk.enter_node()?,
     }
     Ok(walk.passages)
 }
 
-impl Walk<'_> {
+impl<A: Family> Walk<'_, A> {
     fn pass(&mut self, program: &'static str, reason: Reason) {
         self.passages.push(Passage {
             program,
@@ -94,15 +91,15 @@ impl Walk<'_> {
         });
     }
 
-    fn translate(&mut self, addr: [u8; 4], port: [u8; 2]) {
+    fn translate(&mut self, addr: A, port: [u8; 2]) {
         if let Some(last) = self.passages.last_mut() {
-            last.translated = Some((addr, port));
+            last.translated = Some((addr.ip(), port));
         }
     }
 
     fn leave_pod(&mut self, pod: &PodEntry) -> Judged<()> {
         let reason = self.at_pods_link(pod)?;
-        self.pass("cwy_from_pod", reason);
+        self.pass(A::PROGRAMS.from_pod, reason);
         if matches!(reason, Reason::CarriedToUplink | Reason::CarriedToPod) {
             self.note_translation();
         }
@@ -112,7 +109,7 @@ impl Walk<'_> {
         if let Some(to) = self.view.pod(self.key.dst)?.filter(PodEntry::is_ready) {
             return self.enter_pod(&to);
         }
-        let is_delivered = is_never_forwarded(self.key.dst) || is_local(self.key.dst)?;
+        let is_delivered = self.key.dst.is_never_forwarded() || is_local(self.key.dst.ip())?;
         if is_delivered {
             Ok(())
         } else {
@@ -128,7 +125,7 @@ impl Walk<'_> {
             return Ok(reason);
         }
         match sender {
-            None => return Ok(Reason::UnknownInterface),
+            None => return Ok(A::OF_STRANGER),
             Some(addr) if addr != self.key.src => return Ok(Reason::SourceAddress),
             Some(_) => {}
         }
@@ -234,7 +231,6 @@ impl Walk<'_> {
     }
 
     fn enter_node(&mut self) -> Judged<()> {
-        const PROGRAM: &str = "cwy_from_uplink";
         if self.view.has_xdp()? && self.may_be_redirected()? {
             self.pass("cwy_xdp_uplink", Reason::CarriedByXdp);
             self.note_translation();
@@ -248,7 +244,7 @@ impl Walk<'_> {
         if self.key.has_ports()
             && let Some(reason) = self.carried(self.config.uplink_ifindex)?
         {
-            self.pass(PROGRAM, reason);
+            self.pass(A::PROGRAMS.from_uplink, reason);
             self.note_translation();
             return if reason == Reason::StackKeepalive {
                 self.go_up()
@@ -259,7 +255,7 @@ impl Walk<'_> {
         if answers_kernel_flow {
             let of_backend = self.entry.is_some_and(|entry| entry.nat == Nat::FROM_BACKEND);
             self.pass(
-                PROGRAM,
+                A::PROGRAMS.from_uplink,
                 if of_backend {
                     Reason::Balanced
                 } else {
@@ -280,7 +276,7 @@ impl Walk<'_> {
             return self.go_up();
         }
         let reason = self.meet_stranger()?;
-        self.pass(PROGRAM, reason);
+        self.pass(A::PROGRAMS.from_uplink, reason);
         if reason.verdict() == Verdict::Stack {
             self.go_up()
         } else {
@@ -313,7 +309,8 @@ impl Walk<'_> {
 
     /// What the uplink says of a packet that belongs to no translated flow.
     fn meet_stranger(&mut self) -> Judged<Reason> {
-        let may_be_lost = self.key.dst == self.config.node_addr
+        let may_be_lost = A::IS_TRANSLATED
+            && self.key.dst == self.config.node_addr
             && self.key.has_ports()
             && (self.key.protocol == UDP || self.role != Role::Opens);
         if may_be_lost && self.entry.is_none() && self.view.has_lost(&self.key)? {
@@ -342,8 +339,12 @@ impl Walk<'_> {
     fn enter_pod(&mut self, pod: &PodEntry) -> Judged<()> {
         let from = self.view.pod(self.key.src)?;
         let may_be_carried = pod.may_be_carried() && from.is_none_or(|from| from.may_be_carried());
-        let reason = self.learn(may_be_carried)?;
-        self.pass("cwy_to_pod", reason);
+        let reason = if self.key.has_ports() || A::IS_TRANSLATED {
+            self.learn(may_be_carried)?
+        } else {
+            Reason::OtherProtocol
+        };
+        self.pass(A::PROGRAMS.to_pod, reason);
         Ok(())
     }
 

@@ -1,29 +1,28 @@
 //! `causeway explain`: what a code of the doctor means, or what becomes of a packet and which entry, range or rule decides it.
 
 mod code;
+mod family;
 mod judge;
 mod packet;
 mod view;
 
 use std::{
     io::{self, BufRead as _, Write},
-    net::Ipv4Addr,
+    net::IpAddr,
 };
 
-use causeway::{datapath, root::Root};
-use causeway_common::{
-    decide::{WIRESERVER, is_guarded},
-    flow::Nat,
-    maps::PodEntry,
-    reason::Verdict,
-    tuple::ICMP,
+use causeway::{
+    datapath::{self, Datapath},
+    root::Root,
 };
+use causeway_common::{addr::Address, decide::is_guarded, flow::Nat, maps::PodEntry, reason::Verdict};
 use clap::Args;
 use serde::Serialize;
 
 use self::{
+    family::Family,
     judge::{Passage, judge},
-    packet::Packet,
+    packet::{AnyPacket, Packet},
     view::{View, interface, is_local, is_masqueraded},
 };
 use super::{
@@ -50,9 +49,9 @@ pub(crate) struct Question {
 #[serde(rename_all = "camelCase")]
 struct Fate {
     protocol: String,
-    source: Ipv4Addr,
+    source: IpAddr,
     source_port: u16,
-    destination: Ipv4Addr,
+    destination: IpAddr,
     destination_port: u16,
     packet: &'static str,
     /// What decides, in the order in which it is looked at.
@@ -87,29 +86,62 @@ pub(crate) fn run(root: &Root, question: &Question, json: bool) -> Result<(), Fa
     if question.stdin {
         return answer_lines(root, format);
     }
-    let packet = Packet::parse(&words).map_err(Failure::Usage)?;
-    let view = View::open(open(root)?)?;
-    output::print(explain(&view, &packet)?, format)
+    let packet = AnyPacket::parse(&words).map_err(Failure::Usage)?;
+    output::print(Views::open(open(root)?)?.explain(&packet)?, format)
 }
 
 fn answer_lines(root: &Root, format: Format) -> Result<(), Failure> {
-    let view = View::open(open(root)?)?;
+    let views = Views::open(open(root)?)?;
     for line in io::stdin().lock().lines() {
         let line = line.map_err(Failure::Input)?;
         let words: Vec<&str> = line.split_whitespace().collect();
         if words.is_empty() {
             continue;
         }
-        let packet = Packet::parse(&words).map_err(|error| Failure::Usage(format!("{line:?}: {error}")))?;
-        output::print_line(&explain(&view, &packet)?, format)?;
+        let packet =
+            AnyPacket::parse(&words).map_err(|error| Failure::Usage(format!("{line:?}: {error}")))?;
+        output::print_line(&views.explain(&packet)?, format)?;
     }
     Ok(())
 }
 
-fn explain(view: &View, packet: &Packet) -> Result<Fate, Failure> {
+/// The maps of both families.
+struct Views {
+    of_v4: View<[u8; 4]>,
+    /// Where the programs for IPv6 are loaded.
+    of_v6: Option<View<[u8; 16]>>,
+}
+
+impl Views {
+    fn open(datapath: Datapath) -> Result<Self, Failure> {
+        let of_v6 = datapath.has_ipv6().then(|| View::open(datapath.clone()));
+        Ok(Self {
+            of_v6: of_v6.transpose()?,
+            of_v4: View::open(datapath)?,
+        })
+    }
+
+    fn explain(&self, packet: &AnyPacket) -> Result<Fate, Failure> {
+        match (packet, &self.of_v6) {
+            (AnyPacket::V4(packet), _) => explain(&self.of_v4, packet),
+            (AnyPacket::V6(packet), Some(view)) => explain(view, packet),
+            (AnyPacket::V6(packet), None) => {
+                let nobody =
+                    "no pod has IPv6 here: its programs are not loaded, and the kernel routes it alone";
+                Ok(fate(packet, vec![nobody.to_owned()], &[]))
+            }
+        }
+    }
+}
+
+fn explain<A: Family>(view: &View<A>, packet: &Packet<A>) -> Result<Fate, Failure> {
     let passages = judge(view, packet)?;
+    Ok(fate(packet, steps(view, packet)?, &passages))
+}
+
+fn fate<A: Family>(packet: &Packet<A>, steps: Vec<String>, passages: &[Passage]) -> Fate {
     let key = &packet.key;
-    let is_icmp = key.protocol == ICMP;
+    let is_icmp = key.protocol == A::ICMP;
     let hook = |passage: &Passage| Hook {
         program: passage.program,
         reason: passage.reason.name(),
@@ -118,30 +150,30 @@ fn explain(view: &View, packet: &Packet) -> Result<Fate, Failure> {
         translated_to: passage
             .translated
             .map(|(addr, port)| match u16::from_be_bytes(port) {
-                0 if key.has_ports() => format!("{}, some free port", Ipv4Addr::from(addr)),
-                0 => Ipv4Addr::from(addr).to_string(),
-                port => endpoint(addr.into(), port, is_icmp),
+                0 if key.has_ports() => format!("{addr}, some free port"),
+                0 => addr.to_string(),
+                port => endpoint(addr, port, is_icmp),
             }),
     };
     let outcome = passages
         .last()
         .map_or(Verdict::Stack, |last| last.reason.verdict());
-    Ok(Fate {
+    Fate {
         protocol: protocol_name(key.protocol),
-        source: key.src.into(),
+        source: key.src.ip(),
         source_port: u16::from_be_bytes(key.src_port),
-        destination: key.dst.into(),
+        destination: key.dst.ip(),
         destination_port: u16::from_be_bytes(key.dst_port),
         packet: packet.role_name(),
-        steps: steps(view, packet)?,
+        steps,
         hooks: passages.iter().map(hook).collect(),
         outcome: outcome.name(),
         translated: passages.iter().any(|passage| passage.translated.is_some()),
-    })
+    }
 }
 
 /// What is known of both ends, of the flow and of the destination.
-fn steps(view: &View, packet: &Packet) -> Result<Vec<String>, Failure> {
+fn steps<A: Family>(view: &View<A>, packet: &Packet<A>) -> Result<Vec<String>, Failure> {
     let key = &packet.key;
     let mut steps = vec![
         end(view, "source", key.src)?,
@@ -156,8 +188,8 @@ fn steps(view: &View, packet: &Packet) -> Result<Vec<String>, Failure> {
     Ok(steps)
 }
 
-fn end(view: &View, which: &str, addr: [u8; 4]) -> Result<String, Failure> {
-    let text = Ipv4Addr::from(addr);
+fn end<A: Family>(view: &View<A>, which: &str, addr: A) -> Result<String, Failure> {
+    let text = addr.ip();
     Ok(match view.pod(addr)? {
         Some(pod) if pod.flags & PodEntry::DEPARTED != 0 => {
             format!("{which} {text} was a pod of this node until a short while ago")
@@ -171,29 +203,27 @@ fn end(view: &View, which: &str, addr: [u8; 4]) -> Result<String, Failure> {
             };
             format!("{which} {text} is a pod of this node on {interface}, {state}")
         }
-        None if is_local(addr)? => format!("{which} {text} is this node itself"),
+        None if is_local(text)? => format!("{which} {text} is this node itself"),
         None => format!("{which} {text} is no pod of this node"),
     })
 }
 
-fn entry(view: &View, packet: &Packet) -> Result<String, Failure> {
+fn entry<A: Family>(view: &View<A>, packet: &Packet<A>) -> Result<String, Failure> {
+    let map = A::MAPS.flows;
     if !packet.is_whole {
         return Ok("the source's port was not said: taken for a new flow".to_owned());
     }
     let Some(entry) = view.flow(&packet.key)? else {
-        return Ok("no entry in cwy_flows".to_owned());
+        return Ok(format!("no entry in {map}"));
     };
-    let is_icmp = packet.key.protocol == ICMP;
+    let is_icmp = packet.key.protocol == A::ICMP;
     let port = u16::from_be_bytes(entry.nat_port);
     let nat = match Nat::end(entry.nat) {
         Nat::NONE => "not translated".to_owned(),
-        Nat::SOURCE => format!(
-            "source becomes {}",
-            endpoint(entry.nat_addr.into(), port, is_icmp)
-        ),
+        Nat::SOURCE => format!("source becomes {}", endpoint(entry.nat_addr.ip(), port, is_icmp)),
         _ => format!(
             "destination becomes {}",
-            endpoint(entry.nat_addr.into(), port, is_icmp)
+            endpoint(entry.nat_addr.ip(), port, is_icmp)
         ),
     };
     let other = match view.flow(&entry.peer_key(&packet.key))? {
@@ -201,24 +231,27 @@ fn entry(view: &View, packet: &Packet) -> Result<String, Failure> {
         None => "none",
     };
     Ok(format!(
-        "entry in cwy_flows: {}, {nat}, exit {}, idle {}; of the other direction: {other}",
+        "entry in {map}: {}, {nat}, exit {}, idle {}; of the other direction: {other}",
         state_name(entry.state),
         exit_name(entry.exit),
         duration(seconds_since(entry.last_seen, datapath::now())),
     ))
 }
 
-fn guard(packet: &Packet) -> Option<String> {
+fn guard<A: Address>(packet: &Packet<A>) -> Option<String> {
     let key = &packet.key;
     let text = if is_guarded(key.dst, key.protocol, Some(key.dst_port)) {
         "the wireserver's TCP ports 80 and 32526 are not for pods"
     } else {
         "the wireserver: this port is open to pods"
     };
-    (key.dst == WIRESERVER).then(|| text.to_owned())
+    (A::WIRESERVER != A::UNSPECIFIED && key.dst == A::WIRESERVER).then(|| text.to_owned())
 }
 
-fn range(view: &View, addr: [u8; 4]) -> Result<String, Failure> {
+fn range<A: Family>(view: &View<A>, addr: A) -> Result<String, Failure> {
+    if !A::IS_TRANSLATED {
+        return Ok("nothing of IPv6 is translated: a pod's flow keeps the pod's address".to_owned());
+    }
     let range = view.range(addr)?;
     let becomes = if is_masqueraded(range.as_ref()) {
         "a pod's new flow to it leaves with the node's address"

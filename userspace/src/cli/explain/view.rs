@@ -1,8 +1,8 @@
 //! What the programs would read for a packet, read from the same maps at this moment.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use aya::maps::{Array, HashMap, Map, MapData};
+use aya::maps::{Array, HashMap, MapData};
 use causeway::{
     datapath::{self, Datapath, DatapathError, Range},
     links::Netlink,
@@ -12,36 +12,37 @@ use causeway_common::{
     flow::{FlowEntry, Nat},
     maps::{Config, IfaceEntry, PodEntry, PortWord, RangeEntry, Usage},
     ports::{PROBES, candidate, candidate_id, reserved_bit},
-    tuple::{FlowKey, ICMP, TCP, UDP},
+    tuple::{FlowKey, TCP, UDP},
 };
 
+use super::family::Family;
 use crate::cli::maps;
 
-pub(super) type Key = FlowKey<[u8; 4]>;
-pub(super) type Entry = FlowEntry<[u8; 4]>;
+pub(super) type Key<A> = FlowKey<A>;
+pub(super) type Entry<A> = FlowEntry<A>;
 
-/// The maps of the node.
-pub(crate) struct View {
+/// The maps of one family on the node.
+pub(crate) struct View<A: Family> {
     datapath: Datapath,
-    flows: HashMap<MapData, Key, Entry>,
-    ifaces: HashMap<MapData, u32, IfaceEntry<[u8; 4]>>,
-    usage: HashMap<MapData, [u8; 4], Usage>,
+    flows: HashMap<MapData, Key<A>, Entry<A>>,
+    pods: HashMap<MapData, A, PodEntry>,
+    ifaces: HashMap<MapData, u32, IfaceEntry<A>>,
+    usage: HashMap<MapData, A, Usage>,
+    config: Array<MapData, Config<A>>,
     ports: Array<MapData, PortWord>,
 }
 
 type Read<T> = Result<T, DatapathError>;
 
-impl View {
+impl<A: Family> View<A> {
     pub(crate) fn open(datapath: Datapath) -> Read<Self> {
-        let ports = Array::try_from(Map::Array(maps::open(&datapath, "cwy_ports")?));
         Ok(Self {
-            flows: maps::hash(&datapath, "cwy_flows")?,
-            ifaces: maps::hash(&datapath, "cwy_ifaces")?,
-            usage: maps::hash(&datapath, "cwy_usage")?,
-            ports: ports.map_err(|source| DatapathError::Map {
-                name: "cwy_ports",
-                source,
-            })?,
+            flows: maps::hash(&datapath, A::MAPS.flows)?,
+            pods: maps::hash(&datapath, A::MAPS.pods)?,
+            ifaces: maps::hash(&datapath, A::MAPS.ifaces)?,
+            usage: maps::hash(&datapath, A::MAPS.usage)?,
+            config: maps::array(&datapath, A::MAPS.config)?,
+            ports: maps::array(&datapath, "cwy_ports")?,
             datapath,
         })
     }
@@ -50,44 +51,43 @@ impl View {
         &self.datapath
     }
 
-    pub(super) fn config(&self) -> Read<Config<[u8; 4]>> {
-        self.datapath.config()
+    pub(super) fn config(&self) -> Read<Config<A>> {
+        self.config.get(&0, 0).map_err(|source| DatapathError::Map {
+            name: A::MAPS.config,
+            source,
+        })
     }
 
     /// Whether XDP is in the uplink's driver.
     pub(super) fn has_xdp(&self) -> Read<bool> {
-        Ok(self.datapath.xdp()? == Some(true))
+        Ok(A::IS_TRANSLATED && self.datapath.xdp()? == Some(true))
     }
 
-    pub(super) fn flow(&self, key: &Key) -> Read<Option<Entry>> {
-        maps::element(&self.flows, "cwy_flows", key)
+    pub(super) fn flow(&self, key: &Key<A>) -> Read<Option<Entry<A>>> {
+        maps::element(&self.flows, A::MAPS.flows, key)
     }
 
-    pub(super) fn pod(&self, addr: [u8; 4]) -> Read<Option<PodEntry>> {
-        self.datapath.pod(addr.into())
+    pub(super) fn pod(&self, addr: A) -> Read<Option<PodEntry>> {
+        maps::element(&self.pods, A::MAPS.pods, &addr)
     }
 
     /// The address that may send on an interface.
-    pub(super) fn sender(&self, ifindex: u32) -> Read<Option<[u8; 4]>> {
-        let entry = maps::element(&self.ifaces, "cwy_ifaces", &ifindex)?;
+    pub(super) fn sender(&self, ifindex: u32) -> Read<Option<A>> {
+        let entry = maps::element(&self.ifaces, A::MAPS.ifaces, &ifindex)?;
         Ok(entry.map(|entry| entry.addr))
     }
 
     /// The narrowest range with this address.
-    pub(super) fn range(&self, addr: [u8; 4]) -> Read<Option<Range>> {
-        let ranges = self.datapath.ranges()?;
-        let around = ranges
-            .into_iter()
-            .filter(|(prefix, _)| prefix.contains(&Ipv4Addr::from(addr)));
-        Ok(around.max_by_key(|(prefix, _)| prefix.prefix_len()))
+    pub(super) fn range(&self, addr: A) -> Read<Option<Range>> {
+        A::range(self, addr)
     }
 
     /// Whether the opener may have another flow.
-    pub(super) fn has_room(&self, opener: [u8; 4], config: &Config<[u8; 4]>) -> Read<bool> {
-        if let Some(usage) = maps::element(&self.usage, "cwy_usage", &opener)? {
+    pub(super) fn has_room(&self, opener: A, config: &Config<A>) -> Read<bool> {
+        if let Some(usage) = maps::element(&self.usage, A::MAPS.usage, &opener)? {
             return Ok(usage.has_room(config.pod_quota));
         }
-        let wire = maps::element(&self.usage, "cwy_usage", &[0; 4])?;
+        let wire = maps::element(&self.usage, A::MAPS.usage, &A::UNSPECIFIED)?;
         Ok(wire.is_none_or(|usage| usage.has_room(config.wire_quota)))
     }
 
@@ -107,7 +107,7 @@ impl View {
     }
 
     /// Whether neither direction of a flow has seen a packet within its lifetime.
-    pub(super) fn is_idle(&self, key: &Key, entry: &Entry, config: &Config<[u8; 4]>) -> Read<bool> {
+    pub(super) fn is_idle(&self, key: &Key<A>, entry: &Entry<A>, config: &Config<A>) -> Read<bool> {
         let over = |seen| {
             config
                 .timeouts
@@ -120,12 +120,12 @@ impl View {
     }
 
     /// The mapping of a flow that has lost its own entry, found as the programs find it: among the ports it could have.
-    pub(super) fn mapping_of(&self, key: &Key, config: &Config<[u8; 4]>) -> Read<Option<Entry>> {
+    pub(super) fn mapping_of(&self, key: &Key<A>, config: &Config<A>) -> Read<Option<Entry<A>>> {
         let (own, hash) = (u16::from_be_bytes(key.src_port), key.hash(config.seed));
         for attempt in 0..PROBES {
             let port = match key.protocol {
                 TCP | UDP => candidate(own, hash, attempt),
-                ICMP => candidate_id(own, hash, attempt),
+                protocol if protocol == A::ICMP => candidate_id(own, hash, attempt),
                 _ if attempt == 0 => 0,
                 _ => break,
             };
@@ -138,13 +138,17 @@ impl View {
     }
 
     /// Whether a pod's flow has lost the entry of its answers, `answer`, and has kept its port.
-    pub(super) fn has_lost(&self, answer: &Key) -> Read<bool> {
-        for (addr, _) in self.datapath.pods()? {
+    pub(super) fn has_lost(&self, answer: &Key<A>) -> Read<bool> {
+        for addr in self.pods.keys() {
+            let addr = addr.map_err(|source| DatapathError::Map {
+                name: A::MAPS.pods,
+                source,
+            })?;
             let forward_key = Key {
-                src: addr.octets(),
+                src: addr,
                 ..answer.reversed()
             };
-            let is_its_own = |forward: Entry| {
+            let is_its_own = |forward: Entry<A>| {
                 forward.nat == Nat::SOURCE
                     && forward.nat_addr == answer.dst
                     && forward.nat_port == answer.dst_port
@@ -158,9 +162,9 @@ impl View {
 }
 
 /// Whether the address is one of the node's own.
-pub(super) fn is_local(addr: [u8; 4]) -> Read<bool> {
-    let addresses = Netlink::new()?.addresses()?;
-    Ok(addresses.iter().any(|own| own.addr.octets() == addr))
+pub(super) fn is_local(addr: IpAddr) -> Read<bool> {
+    let addresses = Netlink::new()?.all_addresses()?;
+    Ok(addresses.iter().any(|own| own.addr == addr))
 }
 
 /// The MAC of an interface; zeros when it is gone.
@@ -185,7 +189,7 @@ pub(super) fn is_masqueraded(range: Option<&Range>) -> bool {
 }
 
 /// The key under which the answer to a translated flow arrives.
-pub(super) fn answer_key(key: &Key, node_addr: [u8; 4], port: u16) -> Key {
+pub(super) fn answer_key<A: Family>(key: &Key<A>, node_addr: A, port: u16) -> Key<A> {
     Key {
         dst: node_addr,
         dst_port: port.to_be_bytes(),
@@ -194,6 +198,6 @@ pub(super) fn answer_key(key: &Key, node_addr: [u8; 4], port: u16) -> Key {
 }
 
 /// Whether an entry translates answers to this flow.
-pub(super) fn is_answer_to(answer: &Entry, key: &Key) -> bool {
+pub(super) fn is_answer_to<A: Family>(answer: &Entry<A>, key: &Key<A>) -> bool {
     answer.nat == Nat::DESTINATION && answer.nat_addr == key.src && answer.nat_port == key.src_port
 }

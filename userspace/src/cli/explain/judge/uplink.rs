@@ -1,33 +1,39 @@
 //! `cwy_to_uplink`: whether a pod's packet leaves with the node's address.
 
 use causeway_common::{
-    balance::slot,
     decide::{Role, is_given_up},
     flow::{Flags, Nat, State, keeps_address},
     maps::{PodEntry, RangeClass},
     reason::Reason,
-    tuple::{ICMP, TCP, has_ports},
+    tuple::TCP,
 };
 
 use super::{
-    super::view::{answer_key, is_answer_to, is_masqueraded},
+    super::{
+        family::Family,
+        view::{answer_key, is_answer_to, is_masqueraded},
+    },
     Judged, Walk,
 };
 
-impl Walk<'_> {
+impl<A: Family> Walk<'_, A> {
     pub(super) fn needs_snat(&self) -> Judged<bool> {
-        Ok(is_masqueraded(self.view.range(self.key.dst)?.as_ref()))
+        Ok(A::IS_TRANSLATED && is_masqueraded(self.view.range(self.key.dst)?.as_ref()))
     }
 
     pub(super) fn leave_node(&mut self, pod: &PodEntry) -> Judged<()> {
-        const PROGRAM: &str = "cwy_to_uplink";
+        let program = A::PROGRAMS.to_uplink;
         let (role, protocol) = (self.role, self.key.protocol);
+        if !A::IS_TRANSLATED && !self.key.has_ports() {
+            self.pass(program, Reason::OtherProtocol);
+            return Ok(());
+        }
         let mut keeps = false;
         if let Some(entry) = self.entry {
             let is_translated = entry.nat == Nat::SOURCE && entry.nat_addr == self.config.node_addr;
             let reopens = protocol == TCP && role == Role::Opens && entry.progress().is_over();
             if is_translated && !entry.is_for(role, protocol) {
-                self.pass(PROGRAM, Reason::SnatNoMapping);
+                self.pass(program, Reason::SnatNoMapping);
                 return Ok(());
             }
             if is_translated && !reopens {
@@ -38,25 +44,24 @@ impl Walk<'_> {
                     (false, true) => Reason::CarriedTakesStack,
                     (false, false) => Reason::SnatKernel,
                 };
-                self.pass(PROGRAM, reason);
+                self.pass(program, reason);
                 self.note_translation();
                 return Ok(());
             }
-            let is_stale =
-                !has_ports::<[u8; 4]>(protocol) && self.view.is_idle(&self.key, &entry, &self.config)?;
+            let is_stale = !self.key.has_ports() && self.view.is_idle(&self.key, &entry, &self.config)?;
             keeps = !is_stale && keeps_address(&entry, role, protocol);
         }
         if let Some(reason) = self.meet_api_server()? {
-            self.pass(PROGRAM, reason);
+            self.pass(program, reason);
             return Ok(());
         }
         if keeps || !self.needs_snat()? {
             let reason = self.learn(pod.may_be_carried())?;
-            self.pass(PROGRAM, reason);
+            self.pass(program, reason);
             return Ok(());
         }
         let reason = self.claim(pod)?;
-        self.pass(PROGRAM, reason);
+        self.pass(program, reason);
         if matches!(reason, Reason::SnatPromoted | Reason::SnatKernel) {
             let port = self.port()?;
             self.translate(self.config.node_addr, port);
@@ -67,7 +72,7 @@ impl Walk<'_> {
     /// The reason if it is a matter of the API server's address.
     fn meet_api_server(&mut self) -> Judged<Option<Reason>> {
         let opens = self.role == Role::Opens;
-        if self.key.protocol != TCP {
+        if self.key.protocol != TCP || !A::IS_TRANSLATED {
             return Ok(None);
         }
         if let Some(entry) = self.entry {
@@ -92,11 +97,8 @@ impl Walk<'_> {
         if !opens {
             return Ok(Some(Reason::NotBalanced));
         }
-        let backend = self
-            .view
-            .datapath()
-            .backend_at(slot(self.key.hash(self.config.seed), 0))?;
-        if backend == [0; 4] {
+        let backend = A::backend(self.view, self.key.hash(self.config.seed))?;
+        if backend == A::UNSPECIFIED {
             return Ok(Some(Reason::NoBackend));
         }
         self.translate(backend, self.key.dst_port);
@@ -105,10 +107,10 @@ impl Walk<'_> {
 
     /// What the uplink says of a packet that needs a translation and has none.
     fn claim(&self, pod: &PodEntry) -> Judged<Reason> {
-        if !pod.is_ready() || self.config.node_addr == [0; 4] {
+        if !pod.is_ready() || self.config.node_addr == A::UNSPECIFIED {
             return Ok(Reason::SnatNotReady);
         }
-        if self.key.protocol == ICMP && self.role == Role::Answers {
+        if self.key.protocol == A::ICMP && self.role == Role::Answers {
             return Ok(Reason::SnatNoMapping);
         }
         let was_offered = self
