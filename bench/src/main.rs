@@ -45,7 +45,7 @@ const PODS: u8 = 4;
 struct Arguments {
     /// Measures to take; all of them unless named.
     names: Vec<String>,
-    /// The goals alone, in five minutes.
+    /// The goals alone, in seven minutes.
     #[arg(long)]
     quick: bool,
     /// List measures and peers, and do nothing.
