@@ -188,10 +188,7 @@ impl Netlink {
         asked.header.destination_prefix_length = whole(address).prefix_len();
         asked.attributes.push(RouteAttribute::Destination(address.into()));
         match self.socket.ask(RouteNetlinkMessage::GetRoute(asked), 0) {
-            Ok(messages) => Ok(messages.into_iter().find_map(|message| match message {
-                RouteNetlinkMessage::NewRoute(route) => Some(route),
-                _ => None,
-            })),
+            Ok(routes) => Ok(routes.into_iter().next()),
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENETUNREACH | libc::EHOSTUNREACH)) => {
                 Ok(None)
             }

@@ -177,12 +177,8 @@ impl Netlink {
         let mut of_family = NeighbourMessage::default();
         of_family.header.family = family;
         let everything = RouteNetlinkMessage::GetNeighbour(of_family);
-        let messages = self.list(&everything, || "list neighbours".to_owned())?;
-        let neighbours = messages.iter().filter_map(|message| match message {
-            RouteNetlinkMessage::NewNeighbour(message) => neighbour(message),
-            _ => None,
-        });
-        Ok(neighbours.collect())
+        let messages: Vec<NeighbourMessage> = self.list(&everything, || "list neighbours".to_owned())?;
+        Ok(messages.iter().filter_map(neighbour).collect())
     }
 
     /// The MAC that is noted for a neighbour.

@@ -3,6 +3,7 @@
 //! A [`Netlink`] belongs to the network namespace in which it was made, whatever its thread does later.
 
 mod address;
+mod answer;
 mod hops;
 mod inspect;
 mod ipv6;
@@ -28,14 +29,14 @@ use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::AddressMessage,
-    link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, State as OperState},
+    link::{LinkAttribute, LinkExtentMask, LinkMessage},
     route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteType},
 };
 pub use pod::{PodLink, PodNetwork, connect_pod, disconnect_pod, random_mac};
 pub(crate) use tc::{Filter, Qdisc};
 use thiserror::Error;
 
-use self::socket::Socket;
+use self::{answer::Answer, socket::Socket};
 
 /// A request to the kernel failed.
 #[derive(Debug, Error)]
@@ -167,9 +168,8 @@ impl Netlink {
 
     /// Every interface.
     pub fn links(&mut self) -> Result<Vec<Link>, LinkError> {
-        let everything = RouteNetlinkMessage::GetLink(LinkMessage::default());
-        let messages = self.list(&everything, || "list interfaces".to_owned())?;
-        Ok(messages.into_iter().filter_map(link).collect())
+        let everything = RouteNetlinkMessage::GetLink(without_counters(LinkMessage::default()));
+        self.list(&everything, || "list interfaces".to_owned())
     }
 
     /// Every IPv4 address.
@@ -188,12 +188,7 @@ impl Netlink {
         let mut of_family = AddressMessage::default();
         of_family.header.family = family;
         let everything = RouteNetlinkMessage::GetAddress(of_family);
-        let messages = self.list(&everything, || "list addresses".to_owned())?;
-        let addresses = messages.into_iter().filter_map(|message| match message {
-            RouteNetlinkMessage::NewAddress(message) => Some(message),
-            _ => None,
-        });
-        Ok(addresses.collect())
+        self.list(&everything, || "list addresses".to_owned())
     }
 
     /// The IPv4 default route of the main table with the least metric.
@@ -209,12 +204,7 @@ impl Netlink {
         let mut of_family = RouteMessage::default();
         of_family.header.address_family = family;
         let everything = RouteNetlinkMessage::GetRoute(of_family);
-        let messages = self.list(&everything, || "list routes".to_owned())?;
-        let routes = messages.into_iter().filter_map(|message| match message {
-            RouteNetlinkMessage::NewRoute(message) => Some(message),
-            _ => None,
-        });
-        Ok(routes.collect())
+        self.list(&everything, || "list routes".to_owned())
     }
 
     /// Waits until an interface sends.
@@ -249,23 +239,24 @@ impl Netlink {
         flags: u16,
         action: impl Fn() -> String,
     ) -> Result<(), LinkError> {
-        let done = self.socket.ask(message, flags);
-        done.map(drop).map_err(|source| refused(source, action))
+        let done = self.socket.tell(message, flags);
+        done.map_err(|source| refused(source, action))
     }
 
-    fn list(
+    fn list<T: Answer>(
         &mut self,
         message: &RouteNetlinkMessage,
         action: impl Fn() -> String,
-    ) -> Result<Vec<RouteNetlinkMessage>, LinkError> {
+    ) -> Result<Vec<T>, LinkError> {
         self.socket
             .list(message)
             .map_err(|source| refused(source, action))
     }
 
     fn find(&mut self, message: LinkMessage, action: impl Fn() -> String) -> Result<Option<Link>, LinkError> {
-        match self.socket.ask(RouteNetlinkMessage::GetLink(message), 0) {
-            Ok(messages) => Ok(messages.into_iter().find_map(link)),
+        let request = RouteNetlinkMessage::GetLink(without_counters(message));
+        match self.socket.ask(request, 0) {
+            Ok(links) => Ok(links.into_iter().next()),
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
             Err(error) => Err(refused(error, action)),
         }
@@ -286,33 +277,11 @@ fn at(index: u32) -> LinkMessage {
     message
 }
 
-fn link(message: RouteNetlinkMessage) -> Option<Link> {
-    let RouteNetlinkMessage::NewLink(message) = message else {
-        return None;
-    };
-    let mut link = Link {
-        index: message.header.index,
-        name: String::new(),
-        mac: None,
-        mtu: 0,
-        is_up: message.header.flags.contains(LinkFlags::Up),
-        is_operational: false,
-        is_veth: false,
-    };
-    let is_ethernet = message.header.link_layer_type == LinkLayerType::Ether;
-    for attribute in message.attributes {
-        match attribute {
-            LinkAttribute::IfName(name) => link.name = name,
-            LinkAttribute::Mtu(mtu) => link.mtu = mtu,
-            LinkAttribute::OperState(state) => link.is_operational = state == OperState::Up,
-            LinkAttribute::Address(mac) if is_ethernet => link.mac = mac.try_into().ok(),
-            LinkAttribute::LinkInfo(info) => {
-                link.is_veth = info.contains(&LinkInfo::Kind(InfoKind::Veth));
-            }
-            _ => {}
-        }
-    }
-    Some(link)
+/// The question without the interface's counters, which the kernel would sum up over all CPUs.
+fn without_counters(mut question: LinkMessage) -> LinkMessage {
+    let mask = LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]);
+    question.attributes.push(mask);
+    question
 }
 
 /// The family of an address, as netlink has it.

@@ -7,7 +7,8 @@ use std::{
 };
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkBuffer, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NetlinkBuffer,
+    NetlinkMessage,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use rustix::{
@@ -15,6 +16,8 @@ use rustix::{
     io::retry_on_intr,
     net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with},
 };
+
+use super::answer::Answer;
 
 /// The kernel makes no larger datagram: a dump comes in pieces of at most 32 KiB (`netlink_dump`, Linux 6.18), and of single
 /// objects only an interface with hundreds of virtual functions comes near. Bytes.
@@ -58,39 +61,48 @@ impl Socket {
         })
     }
 
-    /// Asks the kernel for one thing, or to do one. Returns what it answers before it says that it is done.
-    pub(super) fn ask(
-        &mut self,
-        message: RouteNetlinkMessage,
-        flags: u16,
-    ) -> io::Result<Vec<RouteNetlinkMessage>> {
-        let answers = self.exchange(message, flags | NLM_F_ACK)?;
-        match answers.unreadable {
-            0 => Ok(answers.messages),
+    /// Tells the kernel to do something. Returns when it is done.
+    pub(super) fn tell(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+        self.exchange(message, flags | NLM_F_ACK, |_, _| {}).map(drop)
+    }
+
+    /// Asks the kernel for one thing. Returns what it answers before it says that it is done.
+    pub(super) fn ask<T: Answer>(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<T>> {
+        let mut found = Found::default();
+        self.exchange(message, flags | NLM_F_ACK, |kind, body| found.take(kind, body))?;
+        match found.unreadable {
+            0 => Ok(found.objects),
             _ => Err(unreadable()),
         }
     }
 
     /// Asks for a list. One that changes meanwhile is asked for again; if it never stops changing, what lasted is in it. An
     /// object that this build cannot read is somebody else's, and left out.
-    pub(super) fn list(&mut self, message: &RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
-        let mut answers = self.exchange(message.clone(), NLM_F_DUMP)?;
-        for _ in 1..DUMPS {
+    pub(super) fn list<T: Answer>(&mut self, message: &RouteNetlinkMessage) -> io::Result<Vec<T>> {
+        let mut found = Found::default();
+        for _ in 0..DUMPS {
+            found = Found::default();
+            let answers = self.exchange(message.clone(), NLM_F_DUMP, |kind, body| found.take(kind, body))?;
             if !answers.interrupted {
                 break;
             }
-            answers = self.exchange(message.clone(), NLM_F_DUMP)?;
         }
-        if answers.unreadable > 0 {
+        if found.unreadable > 0 {
             tracing::warn!(
-                objects = answers.unreadable,
+                objects = found.unreadable,
                 "the kernel lists what this build cannot read"
             );
         }
-        Ok(answers.messages)
+        Ok(found.objects)
     }
 
-    fn exchange(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Answers> {
+    /// Sends a request and gives `take` type and body of each message that the kernel answers with, but for the last.
+    fn exchange(
+        &mut self,
+        message: RouteNetlinkMessage,
+        flags: u16,
+        mut take: impl FnMut(u16, &[u8]),
+    ) -> io::Result<Answers> {
         self.sequence = self.sequence.wrapping_add(1);
         let mut request = NetlinkMessage::from(message);
         request.header.flags = flags | NLM_F_REQUEST;
@@ -102,7 +114,7 @@ impl Socket {
         let mut answers = Answers::default();
         while !answers.is_over {
             self.receive()?;
-            answers.take(&self.datagram, self.sequence)?;
+            answers.take(&self.datagram, self.sequence, &mut take)?;
         }
         Ok(answers)
     }
@@ -124,48 +136,74 @@ impl Socket {
     }
 }
 
-/// What has come for a request so far.
+/// How far the answers to a request have come.
 #[derive(Debug, Default)]
 struct Answers {
-    messages: Vec<RouteNetlinkMessage>,
-    /// Objects that could not be read.
-    unreadable: usize,
     /// The list changed while it was told.
     interrupted: bool,
     is_over: bool,
 }
 
 impl Answers {
-    /// Takes the messages of a datagram. Fails with the kernel's refusal. What answers an earlier request is left alone.
-    fn take(&mut self, datagram: &[u8], sequence: u32) -> io::Result<()> {
+    /// Gives `each` the messages of a datagram. Fails with the kernel's refusal. What answers an earlier request is left
+    /// alone.
+    fn take(&mut self, datagram: &[u8], sequence: u32, each: &mut impl FnMut(u16, &[u8])) -> io::Result<()> {
+        /// Length of `struct nlmsghdr`. Bytes.
+        const HEADER: usize = 16;
         let mut rest = datagram;
         while !rest.is_empty() && !self.is_over {
             let frame = NetlinkBuffer::new_checked(rest).map_err(|_| unreadable())?;
             let length = frame.length() as usize;
             if frame.sequence_number() == sequence {
                 self.interrupted |= frame.flags() & NLM_F_DUMP_INTR != 0;
-                self.take_message(&rest[..length])?;
+                let body = rest.get(HEADER..length).ok_or_else(unreadable)?;
+                match frame.message_type() {
+                    NLMSG_DONE | NLMSG_ERROR => self.end(body)?,
+                    kind => each(kind, body),
+                }
             }
             rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
         }
         Ok(())
     }
 
-    fn take_message(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes) else {
-            self.unreadable += 1;
-            return Ok(());
-        };
-        match message.payload {
-            NetlinkPayload::InnerMessage(message) => self.messages.push(message),
-            NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
-            NetlinkPayload::Done(done) if done.code < 0 => {
-                return Err(io::Error::from_raw_os_error(-done.code));
+    /// An acknowledgement and the end of a list both begin with an error number, negative, or zero where all is well.
+    fn end(&mut self, body: &[u8]) -> io::Result<()> {
+        let code = body.first_chunk().ok_or_else(unreadable)?;
+        match i32::from_ne_bytes(*code) {
+            code if code < 0 => Err(io::Error::from_raw_os_error(-code)),
+            _ => {
+                self.is_over = true;
+                Ok(())
             }
-            NetlinkPayload::Error(_) | NetlinkPayload::Done(_) => self.is_over = true,
-            _ => {}
         }
-        Ok(())
+    }
+}
+
+/// The objects of one sort that were found among the answers.
+struct Found<T> {
+    objects: Vec<T>,
+    unreadable: usize,
+}
+
+impl<T> Default for Found<T> {
+    fn default() -> Self {
+        Self {
+            objects: Vec::new(),
+            unreadable: 0,
+        }
+    }
+}
+
+impl<T: Answer> Found<T> {
+    fn take(&mut self, kind: u16, body: &[u8]) {
+        if kind != T::KIND {
+            return;
+        }
+        match T::read(body) {
+            Some(object) => self.objects.push(object),
+            None => self.unreadable += 1,
+        }
     }
 }
 
@@ -178,80 +216,69 @@ fn unreadable() -> io::Error {
 
 #[cfg(test)]
 mod tests {
-    use netlink_packet_core::{DoneMessage, ErrorMessage, NetlinkHeader};
     use netlink_packet_route::link::LinkMessage;
 
     use super::*;
+    use crate::links::Link;
 
-    type Payload = NetlinkPayload<RouteNetlinkMessage>;
+    const SEQUENCE: u32 = 7;
 
-    fn message(payload: Payload, sequence: u32, flags: u16) -> Vec<u8> {
-        let mut header = NetlinkHeader::default();
-        (header.sequence_number, header.flags) = (sequence, flags);
-        let mut message = NetlinkMessage::new(header, payload);
-        message.finalize();
-        let mut bytes = vec![0; message.buffer_len()];
-        message.serialize(&mut bytes);
-        bytes.resize(bytes.len().next_multiple_of(4), 0);
-        bytes
+    fn message(kind: u16, sequence: u32, flags: u16, body: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(16 + body.len()).unwrap();
+        let mut message = length.to_ne_bytes().to_vec();
+        message.extend([kind.to_ne_bytes(), flags.to_ne_bytes()].concat());
+        message.extend([sequence.to_ne_bytes(), [0; 4]].concat());
+        message.extend(body);
+        message.resize(message.len().next_multiple_of(4), 0);
+        message
     }
 
-    fn link() -> Payload {
-        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(LinkMessage::default()))
+    fn link(flags: u16) -> Vec<u8> {
+        message(libc::RTM_NEWLINK, SEQUENCE, flags, &[0; 16])
     }
 
-    fn end(code: i32) -> Payload {
-        let mut done = DoneMessage::default();
-        done.code = code;
-        NetlinkPayload::Done(done)
+    fn end(kind: u16, sequence: u32, code: i32) -> Vec<u8> {
+        message(kind, sequence, 0, &[code.to_ne_bytes(), [0; 4]].concat())
     }
 
-    fn acknowledgement(code: i32) -> Payload {
-        let mut error = ErrorMessage::default();
-        error.code = std::num::NonZero::new(code);
-        error.header = vec![0; 16];
-        NetlinkPayload::Error(error)
+    fn take(answers: &mut Answers, found: &mut Found<Link>, datagram: &[u8]) -> io::Result<()> {
+        answers.take(datagram, SEQUENCE, &mut |kind, body| found.take(kind, body))
     }
 
     #[test]
     fn answers_end_with_an_acknowledgement_or_with_the_end_of_a_list() {
-        for last in [acknowledgement(0), end(0)] {
-            let mut answers = Answers::default();
-            let stale = message(acknowledgement(-libc::EPERM), 6, 0);
-            let first = [stale, message(link(), 7, 0)].concat();
-            answers.take(&first, 7).unwrap();
+        for kind in [NLMSG_ERROR, NLMSG_DONE] {
+            let (mut answers, mut found) = (Answers::default(), Found::default());
+            let stale = end(NLMSG_ERROR, SEQUENCE - 1, -libc::EPERM);
+            take(&mut answers, &mut found, &[stale, link(0)].concat()).unwrap();
             assert!(!answers.is_over);
-            answers
-                .take(&[message(link(), 7, 0), message(last, 7, 0)].concat(), 7)
-                .unwrap();
+            let other = message(libc::RTM_NEWADDR, SEQUENCE, 0, &[0; 8]);
+            let rest = [link(0), other, end(kind, SEQUENCE, 0), link(0)];
+            take(&mut answers, &mut found, &rest.concat()).unwrap();
             assert!(answers.is_over && !answers.interrupted);
-            assert_eq!(answers.messages.len(), 2);
+            assert_eq!((found.objects.len(), found.unreadable), (2, 0));
         }
     }
 
     #[test]
     fn refusals_have_the_kernels_number() {
-        for refusal in [acknowledgement(-libc::EEXIST), end(-libc::EEXIST)] {
-            let error = Answers::default().take(&message(refusal, 1, 0), 1).unwrap_err();
+        for kind in [NLMSG_ERROR, NLMSG_DONE] {
+            let refusal = end(kind, SEQUENCE, -libc::EEXIST);
+            let error = take(&mut Answers::default(), &mut Found::default(), &refusal).unwrap_err();
             assert_eq!(error.raw_os_error(), Some(libc::EEXIST));
         }
     }
 
     #[test]
     fn a_list_that_changed_is_known_and_what_cannot_be_read_is_counted() {
-        let mut answers = Answers::default();
-        let mut odd = message(link(), 1, 0);
-        odd[0] = 20;
-        answers
-            .take(
-                &[&odd[..20], &message(link(), 1, NLM_F_DUMP_INTR)[..]].concat(),
-                1,
-            )
-            .unwrap();
+        let (mut answers, mut found) = (Answers::default(), Found::default());
+        let odd = message(libc::RTM_NEWLINK, SEQUENCE, 0, &[0; 4]);
+        let datagram = [odd.clone(), link(NLM_F_DUMP_INTR)].concat();
+        take(&mut answers, &mut found, &datagram).unwrap();
         assert!(answers.interrupted);
-        assert_eq!((answers.messages.len(), answers.unreadable), (1, 1));
+        assert_eq!((found.objects.len(), found.unreadable), (1, 1));
         for bytes in [&odd[..7], &[0; 16][..]] {
-            Answers::default().take(bytes, 0).unwrap_err();
+            take(&mut Answers::default(), &mut Found::default(), bytes).unwrap_err();
         }
     }
 
@@ -263,10 +290,10 @@ mod tests {
             message.header.index = index;
             RouteNetlinkMessage::GetLink(message)
         };
-        let error = socket.ask(get(0x7fff_0000), 0).unwrap_err();
+        let error = socket.ask::<Link>(get(0x7fff_0000), 0).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::ENODEV));
-        assert_eq!(socket.ask(get(1), 0).unwrap().len(), 1);
-        assert!(!socket.list(&get(0)).unwrap().is_empty());
-        assert_eq!(socket.ask(get(1), 0).unwrap().len(), 1);
+        assert_eq!(socket.ask::<Link>(get(1), 0).unwrap().len(), 1);
+        assert!(!socket.list::<Link>(&get(0)).unwrap().is_empty());
+        assert_eq!(socket.ask::<Link>(get(1), 0).unwrap().len(), 1);
     }
 }

@@ -3,10 +3,10 @@
 use netlink_packet_core::NLM_F_ECHO;
 use netlink_packet_route::{
     RouteNetlinkMessage,
-    tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcMessage, TcOption},
+    tc::{TcHandle, TcMessage},
 };
 
-use super::{CHANGE, LinkError, Netlink, refused};
+use super::{CHANGE, LinkError, Netlink, answer::FilterLine, refused};
 
 /// A queueing discipline of the ingress kind: an interface has at most one of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,9 +35,9 @@ impl Netlink {
         // Before Linux 6.7 the answer goes to whoever asks for an echo.
         match self
             .socket
-            .ask(RouteNetlinkMessage::GetQueueDiscipline(asked), NLM_F_ECHO)
+            .ask::<Option<Qdisc>>(RouteNetlinkMessage::GetQueueDiscipline(asked), NLM_F_ECHO)
         {
-            Ok(messages) => Ok(messages.iter().find_map(ingress)),
+            Ok(found) => Ok(found.into_iter().flatten().next()),
             // Either it has none, or it is gone itself.
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => Ok(None),
             Err(error) => Err(refused(error, || {
@@ -70,22 +70,21 @@ impl Netlink {
                 TcHandle::MIN_INGRESS
             },
         };
-        let messages = self.list(&RouteNetlinkMessage::GetTrafficFilter(all), || {
+        let lines: Vec<FilterLine> = self.list(&RouteNetlinkMessage::GetTrafficFilter(all), || {
             format!("list the filters of interface {ifindex}")
         })?;
-        // The dump holds a message for each filter and one, with handle 0, for each priority that has filters.
-        let filters: Vec<_> = messages
-            .iter()
-            .filter_map(|message| match message {
-                RouteNetlinkMessage::NewTrafficFilter(message) => Some(message),
-                _ => None,
-            })
-            .filter(|message| u32::from(message.header.handle) != 0)
-            .collect();
-        Ok((
-            filters.iter().filter_map(|message| bpf_filter(message)).collect(),
-            filters.len(),
-        ))
+        let (mut filters, mut count) = (Vec::new(), 0);
+        for line in lines {
+            match line {
+                FilterLine::Priority => {}
+                FilterLine::Foreign => count += 1,
+                FilterLine::Bpf(filter) => {
+                    count += 1;
+                    filters.push(filter);
+                }
+            }
+        }
+        Ok((filters, count))
     }
 }
 
@@ -93,46 +92,4 @@ fn of_interface(ifindex: u32) -> TcMessage {
     let mut message = TcMessage::default();
     message.header.index = ifindex.cast_signed();
     message
-}
-
-fn ingress(message: &RouteNetlinkMessage) -> Option<Qdisc> {
-    let RouteNetlinkMessage::NewQueueDiscipline(message) = message else {
-        return None;
-    };
-    match kind(message) {
-        Some("clsact") => Some(Qdisc::Clsact),
-        Some("ingress") => Some(Qdisc::Ingress),
-        _ => None,
-    }
-}
-
-fn kind(message: &TcMessage) -> Option<&str> {
-    message.attributes.iter().find_map(|attribute| match attribute {
-        TcAttribute::Kind(kind) => Some(kind.as_str()),
-        _ => None,
-    })
-}
-
-fn bpf_filter(message: &TcMessage) -> Option<Filter> {
-    if kind(message) != Some("bpf") {
-        return None;
-    }
-    let mut filter = Filter {
-        priority: (message.header.info >> 16) as u16,
-        handle: message.header.handle.into(),
-        name: String::new(),
-        program_id: 0,
-    };
-    let options = message.attributes.iter().filter_map(|attribute| match attribute {
-        TcAttribute::Options(options) => Some(options),
-        _ => None,
-    });
-    for option in options.flatten() {
-        match option {
-            TcOption::Bpf(TcFilterBpfOption::ProgName(name)) => filter.name.clone_from(name),
-            TcOption::Bpf(TcFilterBpfOption::ProgId(id)) => filter.program_id = *id,
-            _ => {}
-        }
-    }
-    Some(filter)
 }
