@@ -10,11 +10,11 @@ use crate::{
     workspace::{HOST, Workspace, run},
 };
 
-/// The files of the tree: what it is made from, below the release directory or the repository, where it goes, its mode.
+/// The files of the tree: what it is made from, below the target directory or the repository, and where it goes.
 const BINARIES: &[(&str, &str)] = &[
-    ("causeway-cni", "opt/cni/bin/azure-vnet"),
-    ("causeway-cni", "opt/cni/bin/azure-vnet-ipam"),
-    ("causeway", "usr/bin/causeway"),
+    ("plugin/causeway-cni", "opt/cni/bin/azure-vnet"),
+    ("plugin/causeway-cni", "opt/cni/bin/azure-vnet-ipam"),
+    ("release/causeway", "usr/bin/causeway"),
 ];
 const FILES: &[(&str, &str)] = &[
     ("deploy/10-azure.conflist", "etc/cni/net.d/10-azure.conflist"),
@@ -39,8 +39,16 @@ pub(crate) fn build(workspace: &Workspace) -> Result<()> {
     }
 
     heading("release build");
-    // By itself: among the others cargo would link it with the library features that only the command line wants.
-    run(workspace.cargo(["build", "--release", "--package", "causeway-cni"]))?;
+    // By itself: among the others cargo would link it with the library features that only the command line wants. Nothing is
+    // left for the dynamic linker to do, and nothing is expected of the C library of the node.
+    let mut plugin = workspace.cargo(["rustc", "--profile", "plugin", "--package", "causeway-cni", "--"]);
+    plugin.args([
+        "-C",
+        "target-feature=+crt-static",
+        "-C",
+        "relocation-model=static",
+    ]);
+    run(plugin)?;
     let mut others = workspace.cargo(["build", "--release"]);
     others.args(HOST).args(["--exclude", "causeway-cni"]);
     run(others)
@@ -53,11 +61,7 @@ pub(crate) fn fill(workspace: &Workspace) -> Result<()> {
     let fresh = dist.with_extension("new");
     remove(&fresh)?;
     for (from, to) in BINARIES {
-        install(
-            &workspace.target.join("release").join(from),
-            &fresh.join(to),
-            0o755,
-        )?;
+        install(&workspace.target.join(from), &fresh.join(to), 0o755)?;
     }
     for (from, to) in FILES {
         install(&workspace.root.join(from), &fresh.join(to), 0o644)?;
