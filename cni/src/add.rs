@@ -1,7 +1,7 @@
 //! `azure-vnet` ADD: an address, a link, the datapath. In an order that never shows the network a pod that the
 //! datapath does not know, and that can be taken back from every point.
 
-use std::{fs::File, io, net::IpAddr, os::fd::AsFd};
+use std::{cell::Cell, fs::File, io, net::IpAddr, os::fd::AsFd};
 
 use causeway::{
     attachments::{self, PATIENCE},
@@ -49,16 +49,16 @@ fn attempt(
     let netns = netns::open(&invocation.netns, invocation.own_netns_allowed)?;
     let key = attachment::key(invocation, conf);
     let _alone = attachment::lock(root, &key)?;
-    let state = endpoints::readable(root)?;
+    let noted = endpoints::Reading::of(root)?;
     let mut netlink = Netlink::new()?;
-    refuse_existing(call, &state, &key, &netns, &mut netlink)?;
+    refuse_existing(call, noted.state(), &key, &netns, &mut netlink)?;
     let host_if = attachment::host_interface(invocation, conf);
 
     let mut undo = Undo::default();
     let applicant = Applicant {
         key: &key,
         host_if: &host_if,
-        state: &state,
+        state: noted.state(),
     };
     let ground = match Ground::obtain(call, &applicant, &mut netlink, &mut undo) {
         Ok(ground) => ground,
@@ -76,6 +76,7 @@ fn attempt(
         netns,
         ground,
         host_if,
+        noted: Cell::new(Some(noted)),
     };
     let mut undo = undo.within();
     let done = pod
@@ -98,6 +99,8 @@ struct Connection<'a> {
     netns: File,
     ground: Ground,
     host_if: String,
+    /// The endpoints that were there.
+    noted: Cell<Option<endpoints::Reading>>,
 }
 
 impl Connection<'_> {
@@ -196,7 +199,7 @@ impl Connection<'_> {
         let nameservers: Vec<String> = servers
             .filter_map(|server| Some(server.as_str()?.to_owned()))
             .collect();
-        let mut endpoints = Endpoints::open(call.root, PATIENCE)?;
+        let mut endpoints = Endpoints::open_as(call.root, PATIENCE, self.noted.take())?;
         endpoints.insert(&NewEndpoint {
             key: &self.key,
             uplink: &UplinkRecord {

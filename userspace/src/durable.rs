@@ -11,7 +11,7 @@ mod lock;
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt as _, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -75,26 +75,65 @@ pub fn tidy(path: &Path) -> io::Result<()> {
 
 /// The content of the regular file at `path`, `None` when there is no such file.
 pub fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
+    match open_regular(path)? {
+        Some(file) => content(&file, &file.metadata()?).map(Some),
+        None => Ok(None),
+    }
+}
+
+fn open_regular(path: &Path) -> io::Result<Option<File>> {
     // O_NONBLOCK: a FIFO in this place must not hang the caller.
     let opened = OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
         .open(path);
     match opened {
-        Ok(file) => content(&file).map(Some),
+        Ok(file) => Ok(Some(file)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
     }
 }
 
+/// Which content a file had: it is only ever replaced as a whole ([`write`]), or by others written in place.
+#[derive(Debug)]
+pub struct Version {
+    /// As long as it is open, no other file gets its number.
+    _file: File,
+    seen: fs::Metadata,
+}
+
+/// As [`read`], and what tells whether the content is still this one.
+pub fn read_version(path: &Path) -> io::Result<Option<(Vec<u8>, Version)>> {
+    let Some(file) = open_regular(path)? else {
+        return Ok(None);
+    };
+    let seen = file.metadata()?;
+    let bytes = content(&file, &seen)?;
+    Ok(Some((bytes, Version { _file: file, seen })))
+}
+
+impl Version {
+    /// Whether the file at `path` still has this content.
+    pub fn is_current(&self, path: &Path) -> io::Result<bool> {
+        let identity = |of: &fs::Metadata| {
+            let written = (of.mtime(), of.mtime_nsec(), of.ctime(), of.ctime_nsec());
+            ((of.dev(), of.ino(), of.len()), written)
+        };
+        match fs::symlink_metadata(path) {
+            Ok(now) => Ok(identity(&now) == identity(&self.seen)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
 /// As [`read`], but links are followed and the file must be there: for configuration, which others place.
 pub fn read_configuration(path: &Path) -> io::Result<Vec<u8>> {
-    content(
-        &OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_NONBLOCK)
-            .open(path)?,
-    )
+    let file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)?;
+    content(&file, &file.metadata()?)
 }
 
 /// Moves a damaged file out of the way, to a name beside it that does not exist yet, and returns that name.
@@ -139,8 +178,8 @@ fn fill(mut file: &File, bytes: &[u8]) -> io::Result<()> {
     file.sync_all()
 }
 
-fn content(file: &File) -> io::Result<Vec<u8>> {
-    let metadata = file.metadata()?;
+/// The whole of an open file, with what the system says of it.
+fn content(file: &File, metadata: &fs::Metadata) -> io::Result<Vec<u8>> {
     if !metadata.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
     }
@@ -148,7 +187,20 @@ fn content(file: &File) -> io::Result<Vec<u8>> {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, "larger than 64 MiB"));
     }
     // Room for all of it, and for the read that finds its end: two system calls.
-    let mut bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or(0) + 1);
+    let mut bytes = vec![0; usize::try_from(metadata.len()).unwrap_or(0) + 1];
+    let mut filled = 0;
+    while filled < bytes.len() {
+        match (&*file).read(&mut bytes[filled..]) {
+            Ok(0) => {
+                bytes.truncate(filled);
+                return Ok(bytes);
+            }
+            Ok(length) => filled += length,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    // It has grown meanwhile.
     file.take(READ_LIMIT).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
@@ -290,6 +342,25 @@ mod tests {
         .unwrap();
         assert_eq!(read(&pipe).unwrap_err().kind(), io::ErrorKind::InvalidInput);
         assert!(read(&directory.path().join("none")).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_content_is_current_until_the_file_is_replaced_or_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("state.json");
+        assert!(read_version(&path).unwrap().is_none());
+        write(&path, b"one").unwrap();
+        let (bytes, version) = read_version(&path).unwrap().unwrap();
+        assert_eq!(bytes, b"one");
+        assert!(version.is_current(&path).unwrap());
+        write(&path, b"one").unwrap();
+        assert!(!version.is_current(&path).unwrap());
+        let (_, version) = read_version(&path).unwrap().unwrap();
+        fs::write(&path, b"two").unwrap();
+        assert!(!version.is_current(&path).unwrap());
+        let (_, version) = read_version(&path).unwrap().unwrap();
+        fs::remove_file(&path).unwrap();
+        assert!(!version.is_current(&path).unwrap());
     }
 
     #[test]

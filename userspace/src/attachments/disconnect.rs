@@ -10,7 +10,11 @@ use super::{PATIENCE, holder};
 use crate::{
     datapath::{Datapath, DatapathError, Expedited},
     endpoints::{self, Endpoints, EndpointsError, Key},
-    ipam::{self, pool::Lease, store::StoreError},
+    ipam::{
+        self,
+        pool::Lease,
+        store::{Reading, StoreError},
+    },
     links::{self, LinkError, Netlink},
     root::Root,
 };
@@ -43,7 +47,8 @@ pub fn disconnect(
     host_if: &str,
     expedite: bool,
 ) -> Result<Vec<IpAddr>, DisconnectError> {
-    let state = endpoints::readable(root)?;
+    let noted = endpoints::Reading::of(root)?;
+    let state = noted.state();
     let endpoint = state.find(key);
     let host_if = match endpoint {
         Some(endpoint) if !endpoint.host_if_name.is_empty() => &endpoint.host_if_name,
@@ -51,7 +56,8 @@ pub fn disconnect(
     };
     // The newer sandbox of the same pod has the name: the interface of this one is gone.
     let interface = (!state.is_shared(host_if, key)).then_some(host_if);
-    let leases = leased(root, key)?;
+    let mut held = leased(root)?;
+    let leases = held.space().leases(&holder(key));
     let mut addresses: BTreeSet<IpAddr> = endpoint
         .iter()
         .flat_map(|endpoint| endpoint.addresses())
@@ -71,7 +77,7 @@ pub fn disconnect(
     }
     drop(expedited);
     if endpoint.is_some() || is_damaged(root) {
-        let forgotten = forget_endpoint(root, key, datapath.as_ref());
+        let forgotten = forget(root, key, datapath.as_ref(), Some(noted));
         failures.note("forgetting the endpoint", forgotten);
     }
     for lease in &leases {
@@ -79,24 +85,24 @@ pub fn disconnect(
     }
     failures.into_result()?;
     let addresses: Vec<IpAddr> = addresses.into_iter().collect();
-    release(root, key, &addresses)?;
+    release(root, key, &addresses, held)?;
     Ok(addresses)
 }
 
-/// What the attachment holds. A damaged state that nothing can be rebuilt from holds nothing: whoever mends it by
-/// deleting it frees everything.
-fn leased(root: &Root, key: &Key) -> Result<Vec<Lease>, DisconnectError> {
-    match ipam::leases(root, &holder(key)) {
+/// What is held. A damaged state that nothing can be rebuilt from holds nothing: whoever mends it by deleting it frees
+/// everything.
+fn leased(root: &Root) -> Result<Reading, DisconnectError> {
+    match Reading::of(root) {
         Err(error @ StoreError::Corrupt { .. }) => {
             tracing::warn!(%error, "addresses are not known");
-            Ok(Vec::new())
+            Ok(Reading::default())
         }
         result => Ok(result?),
     }
 }
 
-fn release(root: &Root, key: &Key, addresses: &[IpAddr]) -> Result<(), DisconnectError> {
-    match ipam::release(root, PATIENCE, &holder(key), addresses) {
+fn release(root: &Root, key: &Key, addresses: &[IpAddr], held: Reading) -> Result<(), DisconnectError> {
+    match ipam::release_as(root, PATIENCE, &holder(key), addresses, Some(held)) {
         Err(error @ StoreError::Corrupt { .. }) => {
             tracing::warn!(%error, "no address is released");
             Ok(())
@@ -175,7 +181,16 @@ impl Failures {
 
 /// Frees the endpoint's ports and takes it out of the state, if it is there.
 pub fn forget_endpoint(root: &Root, key: &Key, datapath: Option<&Datapath>) -> Result<(), DisconnectError> {
-    let mut endpoints = Endpoints::open(root, PATIENCE)?;
+    forget(root, key, datapath, None)
+}
+
+fn forget(
+    root: &Root,
+    key: &Key,
+    datapath: Option<&Datapath>,
+    noted: Option<endpoints::Reading>,
+) -> Result<(), DisconnectError> {
+    let mut endpoints = Endpoints::open_as(root, PATIENCE, noted)?;
     let Some(endpoint) = endpoints.remove(key) else {
         return Ok(());
     };

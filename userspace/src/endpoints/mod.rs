@@ -16,7 +16,7 @@ pub use self::format::{Endpoint, NewEndpoint, State, UplinkRecord};
 use self::format::{ExternalInterface, File, Network};
 use crate::{
     boot,
-    durable::{self, Lock, LockError},
+    durable::{self, Lock, LockError, Version},
     go_json::{rfc3339, to_vec},
     root::Root,
 };
@@ -72,18 +72,47 @@ pub enum EndpointsError {
 /// The state as it is at this moment, without a lock: the file is only ever replaced as a whole. `None` when there is
 /// no file or it is empty. Endpoints of an earlier boot are not in it.
 pub fn snapshot(root: &Root) -> Result<Option<State>, EndpointsError> {
-    Ok(load(&root.path(STATE))?.map(|file| file.network))
+    Ok(load(&root.path(STATE))?.0.map(|file| file.network))
 }
 
 /// As [`snapshot`], for those whom a damaged state must not hinder: it is put aside when the next endpoint is noted.
 pub fn readable(root: &Root) -> Result<State, EndpointsError> {
-    match snapshot(root) {
-        Ok(state) => Ok(state.unwrap_or_default()),
-        Err(error @ EndpointsError::Corrupt { .. }) => {
-            tracing::warn!(%error, "endpoints of before are not known");
-            Ok(State::default())
+    Ok(Reading::of(root)?.file.network)
+}
+
+/// The state as it was at a moment. Whoever is going to change it need not read it again under the lock if nobody has
+/// changed it meanwhile.
+#[derive(Debug, Default)]
+pub struct Reading {
+    file: File,
+    /// What was read; `None` where there is nothing, or nothing that can be read.
+    version: Option<Version>,
+}
+
+impl Reading {
+    /// Reads the state, without a lock. A damaged one is as good as none.
+    pub fn of(root: &Root) -> Result<Self, EndpointsError> {
+        match load(&root.path(STATE)) {
+            Ok((file, version)) => Ok(Self {
+                file: file.unwrap_or_default(),
+                version,
+            }),
+            Err(error @ EndpointsError::Corrupt { .. }) => {
+                tracing::warn!(%error, "endpoints of before are not known");
+                Ok(Self::default())
+            }
+            Err(error) => Err(error),
         }
-        Err(error) => Err(error),
+    }
+
+    /// Every endpoint as it stood.
+    pub fn state(&self) -> &State {
+        &self.file.network
+    }
+
+    fn is_current(&self, path: &Path) -> bool {
+        let version = self.version.as_ref();
+        version.is_some_and(|version| version.is_current(path).unwrap_or(false))
     }
 }
 
@@ -99,8 +128,20 @@ impl Endpoints {
     /// Takes the lock and reads the state. A damaged file is put aside and the state starts empty: pods are still
     /// found, because the name of a host interface follows from the pod and leases are kept by container.
     pub fn open(root: &Root, timeout: Duration) -> Result<Self, EndpointsError> {
+        Self::open_as(root, timeout, None)
+    }
+
+    /// As [`Self::open`], with the state as it was `read` before if nobody has changed it since.
+    pub fn open_as(root: &Root, timeout: Duration, read: Option<Reading>) -> Result<Self, EndpointsError> {
         let lock = Lock::acquire(&root.path(LOCK), timeout)?;
         let path = root.path(STATE);
+        if let Some(Reading { file, .. }) = read.filter(|reading| reading.is_current(&path)) {
+            return Ok(Self {
+                path,
+                file,
+                _lock: lock,
+            });
+        }
         let file = match load(&path) {
             Err(EndpointsError::Corrupt { path, source }) => {
                 let aside = durable::quarantine(&path).map_err(|source| EndpointsError::Write {
@@ -110,7 +151,7 @@ impl Endpoints {
                 tracing::warn!(%source, path = %path.display(), aside = %aside.display(), "damaged state is put aside");
                 File::default()
             }
-            loaded => loaded?.unwrap_or_default(),
+            loaded => loaded?.0.unwrap_or_default(),
         };
         Ok(Self {
             path,
@@ -189,13 +230,15 @@ pub(crate) fn is_whole(bytes: &[u8]) -> bool {
     matches!(parse(bytes, Path::new(STATE)), Ok(Some(_)))
 }
 
-fn load(path: &Path) -> Result<Option<File>, EndpointsError> {
-    match durable::read(path) {
-        Ok(bytes) => parse(&bytes.unwrap_or_default(), path),
-        Err(source) => Err(EndpointsError::Read {
-            path: path.to_owned(),
-            source,
-        }),
+/// What stands in the file, and which content that is.
+fn load(path: &Path) -> Result<(Option<File>, Option<Version>), EndpointsError> {
+    let read = durable::read_version(path).map_err(|source| EndpointsError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    match read {
+        Some((bytes, version)) => Ok((parse(&bytes, path)?, Some(version))),
+        None => Ok((None, None)),
     }
 }
 

@@ -11,6 +11,7 @@ pub mod source;
 pub mod store;
 
 use std::{
+    cell::RefCell,
     net::IpAddr,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -20,7 +21,7 @@ use ipnet::IpNet;
 use self::{
     pool::{Holder, Lease, Pool, PoolError, Request, Space},
     source::{Answer, LocalNic, Settings, SourceError},
-    store::{Store, StoreError},
+    store::{Reading, Store, StoreError},
 };
 use crate::root::Root;
 
@@ -60,6 +61,8 @@ pub struct Ipam<'a> {
     root: &'a Root,
     timeout: Duration,
     answer: Answer,
+    /// The leases when they were chosen from, with what the source lists.
+    read: RefCell<Option<Reading>>,
 }
 
 impl<'a> Ipam<'a> {
@@ -88,6 +91,7 @@ impl<'a> Ipam<'a> {
             root,
             timeout,
             answer,
+            read: RefCell::default(),
         })
     }
 
@@ -110,14 +114,15 @@ impl<'a> Ipam<'a> {
         preference: Preference<'_>,
         uplink: Option<&str>,
     ) -> Result<Choice, IpamError> {
-        let space = self.space()?;
-        let known = [false, true].map(|is_ipv6| preference.among(&space, is_ipv6));
+        let mut read = self.read.borrow_mut();
+        let space = &*read.insert(self.look()?).space();
+        let known = [false, true].map(|is_ipv6| preference.among(space, is_ipv6));
         let (first, second) = match (preference, known) {
             (Preference::Only(_), [Some(first), second] | [second @ None, Some(first)]) => (first, second),
-            (Preference::First(_), [Some(first), second]) => (first, beside(&space, first, second, holder)),
+            (Preference::First(_), [Some(first), second]) => (first, beside(space, first, second, holder)),
             (_, [None, second]) => {
-                let first = self.best(&space, holder, uplink)?;
-                (first, beside(&space, first, second, holder))
+                let first = self.best(space, holder, uplink)?;
+                (first, beside(space, first, second, holder))
             }
         };
         let pools = std::iter::once(first).chain(second);
@@ -161,7 +166,7 @@ impl<'a> Ipam<'a> {
         request: &Request,
         is_busy: &dyn Fn(IpAddr) -> bool,
     ) -> Result<Vec<Lease>, IpamError> {
-        let mut store = Store::open(self.root, self.timeout)?;
+        let mut store = Store::open_as(self.root, self.timeout, self.read.take())?;
         self.bring_up_to_date(store.space());
         let request = Request {
             now: milliseconds(),
@@ -192,18 +197,15 @@ impl<'a> Ipam<'a> {
         }
     }
 
-    /// The pools as they are at this moment, with what the source lists.
-    pub fn space(&self) -> Result<Space, StoreError> {
-        let mut space = match store::snapshot(self.root) {
+    /// The leases as they are at this moment, with what the source lists.
+    fn look(&self) -> Result<Reading, StoreError> {
+        let mut reading = match Reading::of(self.root) {
             // Put aside and rebuilt under the lock.
-            Err(StoreError::Corrupt { .. }) => {
-                let mut store = Store::open(self.root, self.timeout)?;
-                std::mem::take(store.space())
-            }
+            Err(StoreError::Corrupt { .. }) => Store::open(self.root, self.timeout)?.into_reading(),
             read => read?,
         };
-        self.bring_up_to_date(&mut space);
-        Ok(space)
+        self.bring_up_to_date(reading.space());
+        Ok(reading)
     }
 
     fn bring_up_to_date(&self, space: &mut Space) {
@@ -298,7 +300,18 @@ pub fn release(
     holder: &Holder,
     also: &[IpAddr],
 ) -> Result<Vec<IpAddr>, StoreError> {
-    let mut store = Store::open(root, timeout)?;
+    release_as(root, timeout, holder, also, None)
+}
+
+/// As [`release`], of the leases as they were `read` before if nobody has changed them since.
+pub fn release_as(
+    root: &Root,
+    timeout: Duration,
+    holder: &Holder,
+    also: &[IpAddr],
+    read: Option<Reading>,
+) -> Result<Vec<IpAddr>, StoreError> {
+    let mut store = Store::open_as(root, timeout, read)?;
     let freed = store.space().release(holder, also, milliseconds());
     store.save()?;
     Ok(freed)

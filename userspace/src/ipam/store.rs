@@ -15,7 +15,7 @@ use self::format::{File, LOCAL};
 use super::pool::{Holder, Request, Space};
 use crate::{
     boot,
-    durable::{self, Lock, LockError},
+    durable::{self, Lock, LockError, Version},
     endpoints,
     go_json::{rfc3339, to_vec},
     root::Root,
@@ -65,9 +65,7 @@ pub enum StoreError {
 /// The pools as they are at this moment, without a lock: the file is only ever replaced as a whole. Leases of an
 /// earlier boot are not in it.
 pub fn snapshot(root: &Root) -> Result<Space, StoreError> {
-    let mut file = load(&root.path(STATE))?.unwrap_or_default();
-    file.ipam.end_earlier_boot();
-    Ok(std::mem::take(file.ipam.local()))
+    Ok(std::mem::take(Reading::of(root)?.space()))
 }
 
 /// Whether these bytes are such a state.
@@ -76,56 +74,33 @@ pub(crate) fn is_whole(bytes: &[u8]) -> bool {
     matches!(File::parse(bytes), Ok(Some(_)))
 }
 
-fn load(path: &Path) -> Result<Option<File>, StoreError> {
-    let bytes = durable::read(path).map_err(|source| StoreError::Read {
-        path: path.to_owned(),
-        source,
-    })?;
-    File::parse(&bytes.unwrap_or_default()).map_err(|source| StoreError::Corrupt {
-        path: path.to_owned(),
-        source,
-    })
-}
-
-/// The leases under their lock, to be changed and saved.
-#[derive(Debug)]
-pub struct Store {
-    path: PathBuf,
+/// The leases as they were at a moment, as [`snapshot`] has them. Whoever is going to change them need not read them again
+/// under the lock if nobody has changed them meanwhile.
+#[derive(Debug, Default)]
+pub struct Reading {
     file: File,
+    /// What stands on the disk.
     loaded: File,
-    _lock: Lock,
+    /// Of what; `None` where there is nothing.
+    version: Option<Version>,
 }
 
-impl Store {
-    /// Takes the lock and reads the leases.
-    pub fn open(root: &Root, timeout: Duration) -> Result<Self, StoreError> {
-        let lock = Lock::acquire(&root.path(LOCK), timeout)?;
-        let path = root.path(STATE);
-        let mut file = match load(&path) {
-            Ok(Some(file)) => file,
-            Ok(None) => rebuild(root).unwrap_or_default(),
-            Err(StoreError::Corrupt { path, source }) => {
-                let Some(file) = rebuild(root) else {
-                    return Err(StoreError::Corrupt { path, source });
-                };
-                let aside = durable::quarantine(&path).map_err(|source| StoreError::Read {
-                    path: path.clone(),
-                    source,
-                })?;
-                tracing::warn!(%source, path = %path.display(), aside = %aside.display(), "damaged leases are put aside");
-                file
-            }
-            Err(error) => return Err(error),
-        };
+impl Reading {
+    /// Reads the leases, without a lock.
+    pub fn of(root: &Root) -> Result<Self, StoreError> {
+        let (file, version) = load(&root.path(STATE))?;
+        Ok(Self::new(file.unwrap_or_default(), version))
+    }
+
+    fn new(mut file: File, version: Option<Version>) -> Self {
         LOCAL.clone_into(&mut file.ipam.local().id);
         let loaded = file.clone();
         file.ipam.end_earlier_boot();
-        Ok(Self {
-            path,
+        Self {
             file,
             loaded,
-            _lock: lock,
-        })
+            version,
+        }
     }
 
     /// The pools.
@@ -133,22 +108,113 @@ impl Store {
         self.file.ipam.local()
     }
 
+    fn is_current(&self, path: &Path) -> bool {
+        let version = self.version.as_ref();
+        version.is_some_and(|version| version.is_current(path).unwrap_or(false))
+    }
+}
+
+/// What stands in the file, and which content that is.
+fn load(path: &Path) -> Result<(Option<File>, Option<Version>), StoreError> {
+    let read = durable::read_version(path).map_err(|source| StoreError::Read {
+        path: path.to_owned(),
+        source,
+    })?;
+    let Some((bytes, version)) = read else {
+        return Ok((None, None));
+    };
+    match File::parse(&bytes) {
+        Ok(file) => Ok((file, Some(version))),
+        Err(source) => Err(StoreError::Corrupt {
+            path: path.to_owned(),
+            source,
+        }),
+    }
+}
+
+/// The leases under their lock, to be changed and saved.
+#[derive(Debug)]
+pub struct Store {
+    path: PathBuf,
+    reading: Reading,
+    _lock: Lock,
+}
+
+impl Store {
+    /// Takes the lock and reads the leases.
+    pub fn open(root: &Root, timeout: Duration) -> Result<Self, StoreError> {
+        Self::open_as(root, timeout, None)
+    }
+
+    /// Takes the lock, and the leases as they were `read` before if nobody has changed them since; with what has been
+    /// changed in the reading, but not been saved. Else, they are read again.
+    pub fn open_as(root: &Root, timeout: Duration, read: Option<Reading>) -> Result<Self, StoreError> {
+        let lock = Lock::acquire(&root.path(LOCK), timeout)?;
+        let path = root.path(STATE);
+        let reading = match read.filter(|reading| reading.is_current(&path)) {
+            Some(reading) => reading,
+            None => read_or_rebuild(root, &path)?,
+        };
+        Ok(Self {
+            path,
+            reading,
+            _lock: lock,
+        })
+    }
+
+    /// The pools.
+    pub fn space(&mut self) -> &mut Space {
+        self.reading.space()
+    }
+
+    /// Gives up the lock.
+    pub fn into_reading(self) -> Reading {
+        self.reading
+    }
+
     /// Writes the leases to disk, unless nothing has changed.
     pub fn save(&mut self) -> Result<(), StoreError> {
-        if self.file == self.loaded {
+        let Reading {
+            file,
+            loaded,
+            version,
+        } = &mut self.reading;
+        if file == loaded {
             return Ok(());
         }
-        boot::id().clone_into(&mut self.file.ipam.boot);
+        boot::id().clone_into(&mut file.ipam.boot);
         let failed = |source| StoreError::Write {
             path: self.path.clone(),
             source,
         };
-        env!("CARGO_PKG_VERSION").clone_into(&mut self.file.ipam.version);
-        self.file.ipam.time_stamp = rfc3339(SystemTime::now());
-        let bytes = to_vec(&self.file).map_err(|error| failed(error.into()))?;
+        env!("CARGO_PKG_VERSION").clone_into(&mut file.ipam.version);
+        file.ipam.time_stamp = rfc3339(SystemTime::now());
+        let bytes = to_vec(file).map_err(|error| failed(error.into()))?;
+        // From here on it is another content, even where the write does not succeed.
+        *version = None;
         durable::write(&self.path, &bytes).map_err(failed)?;
-        self.loaded = self.file.clone();
+        *loaded = file.clone();
         Ok(())
+    }
+}
+
+/// The leases, under the lock: what is lost or damaged is rebuilt if it can be.
+fn read_or_rebuild(root: &Root, path: &Path) -> Result<Reading, StoreError> {
+    match load(path) {
+        Ok((Some(file), version)) => Ok(Reading::new(file, version)),
+        Ok((None, _)) => Ok(Reading::new(rebuild(root).unwrap_or_default(), None)),
+        Err(StoreError::Corrupt { path, source }) => {
+            let Some(file) = rebuild(root) else {
+                return Err(StoreError::Corrupt { path, source });
+            };
+            let aside = durable::quarantine(&path).map_err(|source| StoreError::Read {
+                path: path.clone(),
+                source,
+            })?;
+            tracing::warn!(%source, path = %path.display(), aside = %aside.display(), "damaged leases are put aside");
+            Ok(Reading::new(file, None))
+        }
+        Err(error) => Err(error),
     }
 }
 

@@ -1,6 +1,9 @@
 //! One pool: its records, and which of them a holder gets.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use ipnet::IpNet;
 use serde_json::Map;
@@ -46,7 +49,8 @@ impl Pool {
         self.if_name.clone_from(&new.interface);
         self.on_interface = new.on_interface;
         self.priority = new.priority;
-        for address in &new.addresses {
+        let known: BTreeSet<IpAddr> = self.addresses.values().map(|address| address.addr).collect();
+        for address in new.addresses.difference(&known) {
             self.record(*address);
         }
     }
