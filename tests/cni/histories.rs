@@ -2,8 +2,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    env,
     net::Ipv4Addr,
     process::{Child, Output},
+    sync::atomic::{AtomicU64, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -33,6 +35,8 @@ const POOL: u8 = 6;
 const CONTAINERS: u64 = 9;
 /// Calls that run side by side.
 const WIDTH: usize = 4;
+/// When a call that is killed is so at the latest: a little later than most have done their work. Microseconds.
+const LIFETIME: u64 = 4000;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
@@ -71,19 +75,18 @@ fn held(world: &World) -> Result<Model> {
     Ok(model)
 }
 
-/// A history of about `calls` calls.
-fn history(seed: u64, calls: usize) -> Result<()> {
-    let world = World::new(POOL)?;
+/// A history of about `calls` calls, on a node on which nothing is leased. Nothing is when it ends.
+fn history(world: &World, seed: u64, calls: usize) -> Result<()> {
     let mut dice = Dice(seed);
     let mut model = Model::new();
     let mut done = 0;
     while done < calls {
         if dice.roll(20) == 0 {
-            collect(&world, &mut dice, &mut model)?;
+            collect(world, &mut dice, &mut model)?;
             done += 1;
             continue;
         }
-        let running = start_some(&world, &mut dice, &model)?;
+        let running = start_some(world, &mut dice, &model)?;
         done += running.len();
         let before = model.clone();
         let mut uncertain = BTreeSet::new();
@@ -104,7 +107,7 @@ fn history(seed: u64, calls: usize) -> Result<()> {
                 exhausted |= judge(container, step, &output, &mut model)?;
             }
         }
-        let now = held(&world)?;
+        let now = held(world)?;
         for container in 0..CONTAINERS {
             let (was, is, expected) = (before.get(&container), now.get(&container), model.get(&container));
             if uncertain.contains(&container) {
@@ -130,10 +133,11 @@ fn history(seed: u64, calls: usize) -> Result<()> {
         }
         model = now;
     }
-    for container in 0..CONTAINERS {
-        world.ipam("DEL", &name(container)).ok()?;
+    for container in model.keys() {
+        world.ipam("DEL", &name(*container)).ok()?;
     }
-    world.assert_empty()
+    ensure!(held(world)?.is_empty(), "seed {seed}: something is left");
+    Ok(())
 }
 
 fn start_some(world: &World, dice: &mut Dice, model: &Model) -> Result<Vec<Running>> {
@@ -157,7 +161,7 @@ fn start_some(world: &World, dice: &mut Dice, model: &Model) -> Result<Vec<Runni
         let doomed = dice.roll(6) == 0;
         let child = call.spawn()?;
         if doomed {
-            thread::sleep(Duration::from_micros(dice.roll(6000)));
+            thread::sleep(Duration::from_micros(dice.roll(LIFETIME)));
         }
         running.push(Running {
             container,
@@ -217,18 +221,52 @@ fn collect(world: &World, dice: &mut Dice, model: &mut Model) -> Result<()> {
 
 #[test]
 fn random_histories_agree_with_the_model() -> Result<()> {
-    (1..=4).try_for_each(|seed| history(seed, 150))
+    let world = World::new(POOL)?;
+    (1..=4).try_for_each(|seed| history(&world, seed, 150))?;
+    world.assert_empty()
 }
+
+/// Histories of the long run.
+const HISTORIES: u64 = 10_000;
+/// Names the first of them, to go on where a run ended.
+const FROM: &str = "CAUSEWAY_HISTORIES_FROM";
+/// How long a run may take, whatever else the machine does.
+const AT_MOST: Duration = Duration::from_mins(15);
 
 #[test]
 #[ignore = "long: 10,000 histories"]
 fn long_random_histories_agree_with_the_model() -> Result<()> {
-    for seed in 1..=10_000 {
-        history(seed, 24)?;
-        if seed % 500 == 0 {
-            println!("{seed} histories");
+    let first = env::var(FROM).map_or(Ok(1), |text| text.parse::<u64>());
+    let next = AtomicU64::new(first.with_context(|| format!("{FROM} is no number"))?);
+    let end = Instant::now() + AT_MOST;
+    let worker = || -> Result<()> {
+        let world = World::new(POOL)?;
+        while Instant::now() < end {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed > HISTORIES {
+                break;
+            }
+            history(&world, seed, 24).with_context(|| format!("seed {seed}"))?;
+            if seed.is_multiple_of(500) {
+                println!("{seed} histories");
+            }
         }
-    }
+        world.assert_empty()
+    };
+    thread::scope(|scope| {
+        let workers: Vec<_> = (0..thread::available_parallelism()?.get())
+            .map(|_| scope.spawn(worker))
+            .collect();
+        let mut joined = workers
+            .into_iter()
+            .map(|worker| worker.join().map_err(|_| anyhow::anyhow!("a thread panicked"))?);
+        joined.try_for_each(|result| result)
+    })?;
+    let next = next.into_inner();
+    ensure!(
+        next > HISTORIES,
+        "{AT_MOST:?} are over: {FROM}={next} goes on from here"
+    );
     Ok(())
 }
 
