@@ -6,24 +6,23 @@ use std::{cell::Cell, fs::File, io, net::IpAddr, os::fd::AsFd};
 use causeway::{
     attachments::{self, PATIENCE},
     datapath::{Expedited, Pod},
-    endpoints::{self, Endpoint, Endpoints, EndpointsError, Key, NewEndpoint, State, UplinkRecord},
-    go_json::mac_text,
-    ipam::store::{self, StoreError},
+    endpoints::{self, Endpoints, Key, NewEndpoint, UplinkRecord},
     links::{self, Netlink, PodLink, PodNetwork},
-    root::Root,
 };
+use ipnet::IpNet;
 use serde_json::Value;
 
 use crate::{
     Call,
     address::{Applicant, Ground},
-    attachment, check,
-    error::{CniError, code},
-    netns, orphans,
-    result::{CniResult, Interface},
+    attachment, del,
+    error::CniError,
+    netns, orphans, repeat,
+    result::CniResult,
     summary::Summary,
     sweep,
     undo::{Safety, Undo},
+    version::Version,
 };
 
 /// Connects the pod and prints the result. If no address is free, those whose pods are gone are collected first.
@@ -51,7 +50,11 @@ fn attempt(
     let _alone = attachment::lock(root, &key)?;
     let noted = endpoints::Reading::of(root)?;
     let mut netlink = Netlink::new()?;
-    refuse_existing(call, noted.state(), &key, &netns, &mut netlink)?;
+    if let Some(result) = repeat::answer(call, noted.state(), &key, &netns, &mut netlink)? {
+        summary.ip = list(result.ips.iter().map(|ip| ip.address));
+        let result = result.after(conf.prev_result.as_ref()).to_json(conf.version)?;
+        return print(&result).map_err(|error| CniError::unprinted(&error));
+    }
     let host_if = attachment::host_interface(invocation, conf);
 
     let mut undo = Undo::default();
@@ -64,12 +67,7 @@ fn attempt(
         Ok(ground) => ground,
         Err(error) => return Err(undo.because_of(error)),
     };
-    summary.ip = ground
-        .addresses()
-        .iter()
-        .map(|net| net.addr().to_string())
-        .collect::<Vec<_>>()
-        .join(",");
+    summary.ip = list(ground.addresses().into_iter());
     let pod = Connection {
         call,
         key,
@@ -90,6 +88,10 @@ fn attempt(
         }
         Err(error) => Err(undo.because_of(error)),
     }
+}
+
+fn list(addresses: impl Iterator<Item = IpNet>) -> String {
+    del::list(&addresses.map(|net| net.addr()).collect::<Vec<_>>())
 }
 
 /// A pod that has an address and is to get its link.
@@ -138,8 +140,7 @@ impl Connection<'_> {
         undo.push("removing the interface", Safety::Always, || {
             links::disconnect_pod(&self.host_if).map(drop)
         });
-        let mut result = call.conf.prev_result.clone().unwrap_or_default();
-        result.append(self.result(&link));
+        let result = self.result(&link).after(call.conf.prev_result.as_ref());
         result.to_json(call.conf.version)
     }
 
@@ -165,37 +166,21 @@ impl Connection<'_> {
     }
 
     fn result(&self, link: &PodLink) -> CniResult {
-        let end = |name: &str, mac, sandbox: &str| Interface {
-            name: name.to_owned(),
-            mac: mac_text(mac),
-            sandbox: sandbox.to_owned(),
-            mtu: Some(self.mtu()),
-        };
-        let invocation = self.call.invocation;
-        CniResult {
-            // The pod's interface comes first, as in the incumbent's result, where it is the only one.
-            interfaces: vec![
-                end(&invocation.interface, link.mac, &invocation.netns),
-                end(&self.host_if, link.host_mac, ""),
-            ],
-            ips: self.ground.ips.clone(),
-            routes: self.ground.routes.clone(),
-            dns: self.dns().clone(),
-        }
+        let ends = [link.mac, link.host_mac];
+        CniResult::of_pod(self.call, &self.host_if, ends, self.mtu(), self.ground.told())
     }
 
-    /// Name servers of the configuration, even an empty list, before those that come with the address.
-    fn dns(&self) -> &Value {
-        self.call.conf.dns.as_ref().unwrap_or(&self.ground.dns)
-    }
-
-    fn note_endpoint(&self, mac: [u8; 6]) -> Result<(), EndpointsError> {
+    fn note_endpoint(&self, mac: [u8; 6]) -> Result<(), CniError> {
         let Self { call, ground, .. } = self;
+        let is_given = call.conf.delegates();
+        let ipam_result = is_given.then(|| ground.told().to_json(Version::NOTED));
+        let ipam_result = ipam_result.transpose()?;
         let gateways: Vec<IpAddr> = [ground.gateway(true), ground.gateway(false)]
             .into_iter()
             .flatten()
             .collect();
-        let servers = self.dns()["nameservers"].as_array().into_iter().flatten();
+        let dns = call.conf.dns.as_ref().unwrap_or(&ground.dns);
+        let servers = dns["nameservers"].as_array().into_iter().flatten();
         let nameservers: Vec<String> = servers
             .filter_map(|server| Some(server.as_str()?.to_owned()))
             .collect();
@@ -215,70 +200,8 @@ impl Connection<'_> {
             pod: call.invocation.pod(),
             namespace: call.invocation.namespace(),
             host_ports: &call.conf.host_ports,
+            ipam_result: ipam_result.as_ref(),
         })?;
-        endpoints.save()
+        Ok(endpoints.save()?)
     }
-}
-
-/// The runtime must not ADD twice without DEL. What is there works for somebody and is left as it is. An endpoint whose
-/// interface is gone is replaced, and so is one that a killed ADD has left unfinished.
-fn refuse_existing(
-    call: &Call<'_>,
-    state: &State,
-    key: &Key,
-    netns: &File,
-    netlink: &mut Netlink,
-) -> Result<(), CniError> {
-    let Some(endpoint) = state.find(key) else {
-        return Ok(());
-    };
-    if netlink.link(&endpoint.host_if_name)?.is_none() || is_unfinished(call, endpoint, netns)? {
-        return Ok(());
-    }
-    let details = format!(
-        "interface {} of container {}",
-        endpoint.host_if_name, key.container
-    );
-    Err(CniError::new(
-        code::INTERNAL,
-        "failed to create endpoint: Endpoint already exists",
-    )
-    .with_details(details))
-}
-
-/// Of another namespace nothing can be said: that pod is left alone.
-fn is_unfinished(call: &Call<'_>, endpoint: &Endpoint, netns: &File) -> Result<bool, CniError> {
-    let addresses = endpoint.addresses();
-    let has_ipv4 = addresses.iter().any(|address| address.addr().is_ipv4());
-    if !has_ipv4 || endpoint.netns() != call.invocation.netns {
-        return Ok(false);
-    }
-    if is_theirs(call.root, &endpoint.container_id)? {
-        return Ok(false);
-    }
-    let interface = &call.invocation.interface;
-    let faults = check::faults(
-        call.root,
-        endpoint,
-        netns.as_fd(),
-        interface,
-        (addresses, endpoint.mac()),
-    )?;
-    if !faults.is_empty() {
-        tracing::warn!(
-            faults = faults.join("; "),
-            "an endpoint is unfinished, and is made anew"
-        );
-    }
-    Ok(!faults.is_empty())
-}
-
-/// Whether the incumbent has leased the container's address: its pods are wired otherwise, and that is no fault of theirs.
-fn is_theirs(root: &Root, container: &str) -> Result<bool, CniError> {
-    let space = match store::snapshot(root) {
-        Err(StoreError::Corrupt { .. }) => return Ok(false),
-        read => read?,
-    };
-    let mut held = space.held();
-    Ok(held.any(|held| held.holder.container == container && held.network.is_empty()))
 }

@@ -29,7 +29,7 @@ use crate::{
     error::{CniError, code},
     invocation::Verb,
     netconf::{IPAM_KIND, NetConf},
-    result::{Ip, Route},
+    result::{CniResult, Ip, Route},
     undo::{Safety, Undo},
 };
 
@@ -57,6 +57,20 @@ impl Ground {
     /// Every address with its subnet's mask.
     pub(crate) fn addresses(&self) -> Vec<IpNet> {
         self.ips.iter().map(|ip| ip.address).collect()
+    }
+
+    /// Addresses, routes and name service for the result.
+    pub(crate) fn told(&self) -> CniResult {
+        let alone = |ip: &Ip| Ip {
+            interface: None,
+            ..ip.clone()
+        };
+        CniResult {
+            interfaces: Vec::new(),
+            ips: self.ips.iter().map(alone).collect(),
+            routes: self.routes.clone(),
+            dns: self.dns.clone(),
+        }
     }
 
     /// The address of IPv6, if there is one.
@@ -123,18 +137,12 @@ impl Ground {
         for lease in &leases {
             take_off(lease, undo)?;
         }
-        let ips = leases
-            .iter()
-            .map(|lease| Ip::of_first(lease.net(), Some(lease.gateway)));
-        let ips: Vec<Ip> = ips.collect();
+        let CniResult { ips, routes, dns, .. } = told(&leases.iter().collect::<Vec<_>>());
         Ok(Self {
             address: only_v4(&conf.ipam.kind, &ips)?,
             ips,
-            routes: leases
-                .iter()
-                .map(|lease| Route::default_by(lease.gateway))
-                .collect(),
-            dns: json!({ "nameservers": [NAMESERVER] }),
+            routes,
+            dns,
             uplink,
             datapath,
         })
@@ -154,11 +162,8 @@ impl Ground {
         });
         let address = only_v4(&conf.ipam.kind, &given.ips)?;
         // The datapath knows the pod by this one.
-        let (of_ipv4, of_ipv6): (Vec<Ip>, Vec<Ip>) = given
-            .ips
-            .into_iter()
-            .map(|ip| Ip::of_first(ip.address, ip.gateway))
-            .partition(|ip| ip.address.addr().is_ipv4());
+        let (of_ipv4, of_ipv6): (Vec<Ip>, Vec<Ip>) =
+            given.ips.into_iter().partition(|ip| ip.address.addr().is_ipv4());
         let uplink = node::find_uplink(netlink, conf.master.as_deref(), Some(address.trunc()))?;
         let datapath = prepare(call, &uplink, netlink, applicant.host_if, !of_ipv6.is_empty())?;
         let ips = [of_ipv4, of_ipv6].concat();
@@ -187,6 +192,24 @@ impl Ground {
             uplink,
             datapath,
         })
+    }
+}
+
+/// What a result says of leases.
+pub(crate) fn told(leases: &[&Lease]) -> CniResult {
+    let ip = |lease: &&Lease| Ip {
+        address: lease.net(),
+        gateway: Some(lease.gateway),
+        interface: None,
+    };
+    CniResult {
+        interfaces: Vec::new(),
+        ips: leases.iter().map(ip).collect(),
+        routes: leases
+            .iter()
+            .map(|lease| Route::default_by(lease.gateway))
+            .collect(),
+        dns: json!({ "nameservers": [NAMESERVER] }),
     }
 }
 

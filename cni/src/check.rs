@@ -11,7 +11,7 @@ use causeway::{
     datapath::{Datapath, Pod},
     endpoints::{self, Endpoint, Key},
     go_json::parse_mac,
-    ipam,
+    ipam::{self, store},
     links::{self, Expected, Link},
     root::Root,
 };
@@ -88,26 +88,30 @@ pub(crate) fn faults(
     Ok(wrong)
 }
 
-/// `azure-vnet-ipam` CHECK: whether the address is still the attachment's.
+/// `azure-vnet-ipam` CHECK: whether the addresses are still the attachment's. Those of other subnets than its pools' are of
+/// other plug-ins.
 pub(crate) fn ipam(call: &Call<'_>, summary: &mut Summary) -> Result<(), CniError> {
     let previous = required(call.conf.prev_result.as_ref())?;
     let key = attachment::key(call.invocation, call.conf);
-    let held = ipam::leases(call.root, &attachments::holder(&key))?;
-    let is_held = held
-        .iter()
-        .any(|lease| previous.ips.iter().any(|ip| ip.address.addr() == lease.address));
-    summary.ip = held
-        .iter()
-        .map(|lease| lease.address.to_string())
-        .collect::<Vec<_>>()
-        .join(",");
-    if is_held {
-        return Ok(());
+    let space = store::snapshot(call.root)?;
+    let held = space.leases(&attachments::holder(&key));
+    let held: Vec<IpAddr> = held.iter().map(|lease| lease.address).collect();
+    summary.ip = del::list(&held);
+    let told: Vec<IpAddr> = previous.ips.iter().map(|ip| ip.address.addr()).collect();
+    if held.is_empty() || told.is_empty() {
+        return Err(failure(&[format!(
+            "no address of prevResult is leased to container {}",
+            key.container
+        )]));
     }
-    Err(failure(&[format!(
-        "no address of prevResult is leased to container {}",
-        key.container
-    )]))
+    let is_ours = |address: &&IpAddr| space.pools.values().any(|pool| pool.subnet.contains(*address));
+    let told: Vec<IpAddr> = told.iter().filter(is_ours).copied().collect();
+    let wrong = not_leased(&key, &told, &held);
+    if wrong.is_empty() {
+        Ok(())
+    } else {
+        Err(failure(&wrong))
+    }
 }
 
 fn required(previous: Option<&CniResult>) -> Result<&CniResult, CniError> {
@@ -204,10 +208,15 @@ fn inspect_datapath(
 
 fn inspect_leases(root: &Root, key: &Key, addresses: &[IpAddr]) -> Result<Vec<String>, CniError> {
     let held = ipam::leases(root, &attachments::holder(key))?;
-    let is_held = |address: &&IpAddr| held.iter().any(|lease| lease.address == **address);
-    let missing = addresses.iter().filter(|address| !is_held(address));
+    let held: Vec<IpAddr> = held.iter().map(|lease| lease.address).collect();
+    Ok(not_leased(key, addresses, &held))
+}
+
+/// The addresses that are not among those `held`, each by its name.
+fn not_leased(key: &Key, addresses: &[IpAddr], held: &[IpAddr]) -> Vec<String> {
+    let missing = addresses.iter().filter(|address| !held.contains(address));
     let container = &key.container;
-    Ok(missing
+    missing
         .map(|address| format!("the address {address} is not leased to container {container}"))
-        .collect())
+        .collect()
 }

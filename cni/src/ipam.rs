@@ -5,20 +5,19 @@ use std::{io, net::IpAddr};
 use causeway::{
     attachments::{self, PATIENCE},
     ipam::{
-        self, NAMESERVER, Preference,
-        pool::{Lease, PoolError, Request},
+        self, Preference,
+        pool::{PoolError, Request},
     },
     links::Netlink,
 };
 use ipnet::IpNet;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::{
     Call, address, attachment, del,
     error::{CniError, code},
     netconf::NetConf,
     orphans,
-    result::{CniResult, Ip, Route},
     summary::Summary,
     sweep,
     undo::{Safety, Undo},
@@ -68,20 +67,7 @@ fn attempt(
     summary.ip = del::list(&addresses);
     let mut new = leases.iter().filter(|lease| !held.contains(lease));
     let done = new.try_for_each(|lease| address::take_off(lease, &mut undo));
-    let ip = |lease: &Lease| Ip {
-        address: lease.net(),
-        gateway: Some(lease.gateway),
-        interface: None,
-    };
-    let result = CniResult {
-        interfaces: Vec::new(),
-        ips: leases.iter().map(ip).collect(),
-        routes: leases
-            .iter()
-            .map(|lease| Route::default_by(lease.gateway))
-            .collect(),
-        dns: json!({ "nameservers": [NAMESERVER] }),
-    };
+    let result = address::told(&leases.iter().collect::<Vec<_>>());
     let printed = done
         .and_then(|()| result.to_json(conf.version))
         .and_then(|result| print(&result).map_err(|error| CniError::unprinted(&error)));

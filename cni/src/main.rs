@@ -6,6 +6,7 @@
 //! - [`invocation`], [`netconf`], [`wishes`], [`version`]: what the runtime wants;
 //! - [`add`], [`del`], [`check`], [`status`], [`gc`], [`endpoint_state`]: the verbs of `azure-vnet`; [`ipam`] those of
 //!   `azure-vnet-ipam`;
+//! - [`repeat`]: an ADD for what is there already;
 //! - [`address`], [`delegate`]: where a pod's address comes from;
 //! - [`result`], [`error`]: the answers;
 //! - [`log`], [`summary`]: one line a call, for whoever looks afterwards;
@@ -28,6 +29,7 @@ mod log;
 mod netconf;
 mod netns;
 mod orphans;
+mod repeat;
 mod result;
 mod status;
 mod stdio;

@@ -2,11 +2,12 @@
 
 use std::net::IpAddr;
 
-use causeway::go_json::{Fields, ShapeError};
+use causeway::go_json::{Fields, ShapeError, mac_text};
 use ipnet::IpNet;
 use serde_json::{Map, Value, json};
 
 use crate::{
+    Call,
     error::{CniError, code},
     version::Version,
 };
@@ -77,18 +78,42 @@ impl Ip {
 }
 
 impl CniResult {
-    /// Adds what came later; indices follow their interfaces.
-    pub(crate) fn append(&mut self, mut later: Self) {
-        let shift = self.interfaces.len();
-        for ip in &mut later.ips {
+    /// Of a connected pod, from what its IPAM plug-in gave. `macs` are those of its own end and of the host's.
+    pub(crate) fn of_pod(call: &Call<'_>, host_if: &str, macs: [[u8; 6]; 2], mtu: u32, given: Self) -> Self {
+        let end = |name: &str, mac, sandbox: &str| Interface {
+            name: name.to_owned(),
+            mac: mac_text(mac),
+            sandbox: sandbox.to_owned(),
+            mtu: Some(mtu),
+        };
+        let ips = given.ips.into_iter();
+        Self {
+            // The pod's interface comes first, as in the incumbent's result, where it is the only one.
+            interfaces: vec![
+                end(&call.invocation.interface, macs[0], &call.invocation.netns),
+                end(host_if, macs[1], ""),
+            ],
+            ips: ips.map(|ip| Ip::of_first(ip.address, ip.gateway)).collect(),
+            routes: given.routes,
+            // Name servers of the configuration, even an empty list, before those that come with the address.
+            dns: call.conf.dns.clone().unwrap_or(given.dns),
+        }
+    }
+
+    /// With what came before it; indices follow their interfaces.
+    pub(crate) fn after(mut self, earlier: Option<&Self>) -> Self {
+        let mut all = earlier.cloned().unwrap_or_default();
+        let shift = all.interfaces.len();
+        for ip in &mut self.ips {
             ip.interface = ip.interface.map(|index| index + shift);
         }
-        self.interfaces.append(&mut later.interfaces);
-        self.ips.append(&mut later.ips);
-        self.routes.append(&mut later.routes);
-        if !later.dns.is_null() {
-            self.dns = later.dns;
+        all.interfaces.append(&mut self.interfaces);
+        all.ips.append(&mut self.ips);
+        all.routes.append(&mut self.routes);
+        if !self.dns.is_null() {
+            all.dns = self.dns;
         }
+        all
     }
 
     /// The object to print.
@@ -362,11 +387,11 @@ mod tests {
 
     #[test]
     fn a_later_result_points_at_its_own_interfaces() {
-        let mut both = pod();
-        both.append(CniResult {
+        let later = CniResult {
             dns: Value::Null,
             ..pod()
-        });
+        };
+        let both = later.after(Some(&pod()));
         let indices: Vec<_> = both.ips.iter().map(|ip| ip.interface).collect();
         assert_eq!((indices, both.interfaces.len()), (vec![Some(0), Some(2)], 4));
         assert_eq!(both.dns, pod().dns);

@@ -16,6 +16,9 @@ const UNSAID: &str = "0.2.0";
 pub(crate) struct Version(usize);
 
 impl Version {
+    /// That of results that are noted.
+    pub(crate) const NOTED: Self = Self(SUPPORTED.len() - 1);
+
     /// The version of a configuration.
     pub(crate) fn parse(text: &str) -> Result<Self, CniError> {
         let text = if text.is_empty() { UNSAID } else { text };

@@ -49,9 +49,6 @@ fn a_whole_pod_passes_in_every_version_that_has_the_verb() -> Result<()> {
     world.assert_empty()
 }
 
-/// What is broken; the node, the pod and the name of the host's end.
-type Damage = fn(&World, &Netns, &str) -> Result<()>;
-
 #[test]
 fn what_is_broken_is_named() -> Result<()> {
     let world = World::new(1)?;
@@ -103,13 +100,26 @@ fn what_is_broken_is_named() -> Result<()> {
             Ok(fs::remove_file(world.node.root.join("/var/run/azure-vnet.json"))?)
         }),
     ];
+    names(&world, &|verb, ns| call(&world, verb, ns), &damages)
+}
+
+/// What is broken: the node, the pod and the name of the host's end.
+pub(crate) type Damage = fn(&World, &Netns, &str) -> Result<()>;
+
+/// What ADD has made is broken in each of these ways; CHECK must say so in these words, and DEL must leave nothing all the
+/// same.
+pub(crate) fn names<'a>(
+    world: &World,
+    call: &dyn Fn(&str, &Netns) -> Result<Call<'a>>,
+    damages: &[(&str, Damage)],
+) -> Result<()> {
     for (needle, damage) in damages {
         let ns = Netns::new()?;
-        let result = call(&world, "ADD", &ns)?.ok()?;
-        let check = call(&world, "CHECK", &ns)?.with("prevResult", result.clone());
+        let result = call("ADD", &ns)?.ok()?;
+        let check = call("CHECK", &ns)?.with("prevResult", result.clone());
         check.ok()?;
         damage(
-            &world,
+            world,
             &ns,
             result["interfaces"][1]["name"].as_str().unwrap_or_default(),
         )?;
@@ -118,7 +128,7 @@ fn what_is_broken_is_named() -> Result<()> {
             failure.code == 100 && failure.msg.contains(needle),
             "{needle}: {failure:?}"
         );
-        call(&world, "DEL", &ns)?.ok()?;
+        call("DEL", &ns)?.ok()?;
         world.assert_empty()?;
     }
     Ok(())

@@ -92,6 +92,8 @@ fn it_gets_the_very_bytes_and_the_environment() -> Result<()> {
     );
     assert_eq!(result["dns"], json!({ "nameservers": ["192.0.2.53"] }));
     ns.output("ping", &["-c1", "-i0.2", "-w5", "10.240.0.4"])?;
+    // What it gave is noted: it is not asked a second time.
+    assert_eq!(recorder.with(call(&world, "ADD", &ns)?).ok()?, result);
     let check = recorder.with(call(&world, "CHECK", &ns)?);
     check.with("prevResult", result).ok()?;
     recorder.with(call(&world, "DEL", &ns)?).ok()?;

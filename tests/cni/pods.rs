@@ -203,18 +203,75 @@ fn a_new_sandbox_of_a_pod_takes_over_in_mode_transparent() -> Result<()> {
 }
 
 #[test]
-fn a_second_add_leaves_the_first_pod_alone() -> Result<()> {
+fn a_second_add_is_answered_as_the_first() -> Result<()> {
     let world = World::new(2)?;
     let ns = Netns::new()?;
-    let first = address(&add(&world, 1, &ns)?.ok()?)?;
-    let failure = add(&world, 1, &ns)?.error()?;
-    assert!(
-        failure.code == 999 && failure.msg.ends_with("Endpoint already exists"),
-        "{failure:?}"
-    );
-    ns.output("ping", &["-c1", "-i0.2", "-w5", "10.240.0.4"])?;
-    assert_eq!(world.leases()?, [(first, id(1))]);
+    for version in ["0.2.0", "1.1.0"] {
+        let call = |verb: &str| {
+            let call = world.network(verb, &id(1))?.netns(&ns);
+            Ok::<_, anyhow::Error>(call.with("cniVersion", json!(version)))
+        };
+        let first = call("ADD")?.ok()?;
+        let links = |ns: &Netns| ns.output("ip", &["-d", "link", "show", "dev", "eth0"]);
+        let link = links(&ns)?;
+        assert_eq!(call("ADD")?.ok()?, first);
+        let mine = call("ADD")?
+            .env("CNI_ARGS", format!("IP={}", address(&first)?))
+            .ok()?;
+        assert_eq!(mine, first);
+        assert_eq!(links(&ns)?, link, "the pod has got another interface");
+        ns.output("ping", &["-c1", "-i0.2", "-w5", "10.240.0.4"])?;
+        assert_eq!(world.leases()?, [(address(&first)?, id(1))]);
+        call("DEL")?.ok()?;
+        world.assert_empty()?;
+    }
     Ok(())
+}
+
+/// What is asked for otherwise, and what is said of it.
+#[test]
+fn a_second_add_that_asks_for_something_else_is_refused_and_the_first_pod_left_alone() -> Result<()> {
+    let world = World::new(2)?;
+    let (ns, other) = (Netns::new()?, Netns::new()?);
+    let first = address(&add(&world, 1, &ns)?.ok()?)?;
+    let again = || add(&world, 1, &ns);
+    let port = json!({ "portMappings": [{ "hostPort": 8080, "containerPort": 80, "protocol": "tcp" }] });
+    let mac = json!({ "mac": "02:00:00:00:00:42" });
+    let refusals = [
+        (again()?.netns(&other), "it is in the namespace".to_owned()),
+        (
+            again()?.env("CNI_ARGS", "IP=10.240.0.6"),
+            format!("it has the address {first}, not 10.240.0.6"),
+        ),
+        (
+            again()?.with("runtimeConfig", mac),
+            "not 02:00:00:00:00:42".to_owned(),
+        ),
+        (again()?.with("mtu", json!(1400)), "bytes, not 1400".to_owned()),
+        (
+            again()?.with("runtimeConfig", port),
+            "other ports of the node".to_owned(),
+        ),
+    ];
+    for (call, needle) in refusals {
+        let failure = call.error()?;
+        assert!(
+            failure.code == 999 && failure.msg.ends_with("Endpoint already exists"),
+            "{failure:?}"
+        );
+        assert!(failure.details.contains(&needle), "{needle}: {failure:?}");
+        ns.output("ping", &["-c1", "-i0.2", "-w5", "10.240.0.4"])?;
+        assert_eq!(world.leases()?, [(first, id(1))]);
+    }
+    // A lease that is gone is not given to it a second time: another pod may have it.
+    let state = world.node.root.join("/var/run/azure-vnet-ipam.json");
+    let text = fs::read_to_string(&state)?.replace("\"InUse\": true", "\"InUse\": false");
+    fs::write(&state, text)?;
+    let failure = again()?.error()?;
+    assert!(failure.details.contains("is not leased to it"), "{failure:?}");
+    ns.output("ping", &["-c1", "-i0.2", "-w5", "10.240.0.4"])?;
+    del(&world, 1)?.ok()?;
+    world.assert_empty()
 }
 
 #[test]

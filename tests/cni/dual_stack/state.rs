@@ -2,18 +2,15 @@
 
 use std::fs;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use causeway_tests::netns::Netns;
 use serde_json::{Value, json};
 
 use super::{GATEWAY, at, held, nothing_is_left, of_ipv6, talk, world};
 use crate::{
-    call::World,
+    check::{Damage, names},
     pods::{add, del, id},
 };
-
-/// What is broken: the node, the pod and the name of the host's end.
-type Damage = fn(&World, &Netns, &str) -> Result<()>;
 
 #[test]
 fn check_names_what_is_broken_of_ipv6() -> Result<()> {
@@ -42,34 +39,43 @@ fn check_names_what_is_broken_of_ipv6() -> Result<()> {
             Ok(fs::write(path, state.to_string())?)
         }),
     ];
-    for (needle, damage) in damages {
-        let ns = Netns::new()?;
-        let at = |verb| {
-            Ok::<_, anyhow::Error>(
-                world
-                    .network(verb, &id(1))?
-                    .netns(&ns)
-                    .with("cniVersion", json!("1.0.0")),
-            )
-        };
-        let result = at("ADD")?.ok()?;
-        let check = at("CHECK")?.with("prevResult", result.clone());
-        ns.ip("addr add fd00:99::7/128 dev eth0 nodad")?;
-        check.ok()?;
-        damage(
-            &world,
-            &ns,
-            result["interfaces"][1]["name"].as_str().unwrap_or_default(),
-        )?;
-        let failure = check.error()?;
-        assert!(
-            failure.code == 100 && failure.msg.contains(needle),
-            "{needle}: {failure:?}"
-        );
-        at("DEL")?.ok()?;
-        nothing_is_left(&world)?;
+    let call = |verb: &str, ns: &Netns| {
+        let call = world.network(verb, &id(1))?.netns(ns);
+        Ok(call.with("cniVersion", json!("1.0.0")))
+    };
+    names(&world, &call, &damages)?;
+    // An address that somebody else has added is none of its business.
+    let ns = Netns::new()?;
+    let result = call("ADD", &ns)?.ok()?;
+    ns.ip("addr add fd00:99::7/128 dev eth0 nodad")?;
+    call("CHECK", &ns)?.with("prevResult", result).ok()?;
+    call("DEL", &ns)?.ok()?;
+    nothing_is_left(&world)
+}
+
+#[test]
+fn azure_vnet_ipam_names_the_address_that_is_not_leased() -> Result<()> {
+    let world = world(2, &[at(5), at(6)])?;
+    let result = world.ipam("ADD", "a").ok()?;
+    let check = |result: &Value| world.ipam("CHECK", "a").with("prevResult", result.clone());
+    check(&result).ok()?;
+    for (n, other, missing) in [
+        (0, "10.240.0.6/16", "10.240.0.6"),
+        (1, "fd00:10::6/64", "fd00:10::6"),
+    ] {
+        let mut result = result.clone();
+        result["ips"][n]["address"] = other.into();
+        let failure = check(&result).error()?;
+        let expected = format!("the address {missing} is not leased to container a");
+        assert_eq!((failure.code, failure.msg), (100, expected));
     }
-    Ok(())
+    // Of another plug-in's subnet nothing is known here.
+    let mut more = result;
+    let ips = more["ips"].as_array_mut().context("no addresses")?;
+    ips.push(json!({ "address": "192.0.2.9/24" }));
+    check(&more).ok()?;
+    world.ipam("DEL", "a").ok()?;
+    nothing_is_left(&world)
 }
 
 #[test]

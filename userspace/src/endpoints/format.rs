@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json, value::RawValue};
 use super::Key;
 use crate::{
     datapath::HostPort,
-    go_json::{base64, ip_net, no_ip_net, null_default, parse_base64, parse_ip_net, to_vec},
+    go_json::{base64, ip_net, no_ip_net, null_default, parse_base64, parse_ip_net},
 };
 
 /// The whole file.
@@ -106,6 +106,9 @@ pub struct Known {
     /// Ports of the node that are the pod's, Causeway's own.
     #[serde(default)]
     pub host_ports: Vec<HostPort>,
+    /// What another IPAM plug-in gave, Causeway's own.
+    #[serde(default, rename = "IPAMResult")]
+    pub ipam_result: Option<Value>,
     #[serde(default)]
     mac_address: Value,
     #[serde(default)]
@@ -168,6 +171,8 @@ pub struct NewEndpoint<'a> {
     pub namespace: &'a str,
     /// Ports of the node that are the pod's.
     pub host_ports: &'a [HostPort],
+    /// What another IPAM plug-in gave: the result of its ADD.
+    pub ipam_result: Option<&'a Value>,
 }
 
 /// How the incumbent is to treat the networks: it wires and unwires pods of this mode by a host route, as we do.
@@ -245,9 +250,6 @@ fn prefix(subnet: &Value) -> Option<IpNet> {
     subnet.get("Prefix").and_then(parse_ip_net)
 }
 
-/// How deep an endpoint stands in the file.
-const DEPTH: usize = 7;
-
 impl Endpoint {
     pub(super) fn new(id: &str, new: &NewEndpoint<'_>) -> serde_json::Result<Self> {
         let gateways: Vec<String> = new.gateways.iter().map(IpAddr::to_string).collect();
@@ -265,9 +267,11 @@ impl Endpoint {
         if !new.host_ports.is_empty() {
             endpoint["HostPorts"] = serde_json::to_value(new.host_ports)?;
         }
-        let text =
-            String::from_utf8_lossy(&to_vec(&endpoint)?).replace('\n', &format!("\n{}", "\t".repeat(DEPTH)));
-        serde_json::from_str(&text)
+        if let Some(result) = new.ipam_result {
+            endpoint["IPAMResult"] = result.clone();
+        }
+        // One line, as `to_vec` writes entries.
+        serde_json::from_str(&endpoint.to_string())
     }
 
     pub(super) fn is(&self, key: &Key) -> bool {

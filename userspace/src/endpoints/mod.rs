@@ -311,6 +311,7 @@ mod tests {
                     is_udp: true,
                     port: 5300,
                 }],
+                ipam_result: None,
             })
             .unwrap();
         endpoints.save().unwrap();
