@@ -3,6 +3,7 @@
 use std::{
     fs,
     net::{SocketAddrV4, UdpSocket},
+    process::Command,
     thread,
     time::{Duration, Instant},
 };
@@ -20,6 +21,7 @@ use causeway_tests::{
     node::Datapath,
     rig::Rig,
 };
+use rustix::process::{Pid, Signal, kill_process};
 
 use crate::config::seen_from;
 
@@ -48,6 +50,48 @@ fn the_agent_of_many_pods_has_room_in_twelve_mebibytes() -> Result<()> {
     agent.end()
 }
 
+/// System calls of an agent and its threads within a time, by strace.
+fn calls_within(agent: &Agent, time: Duration) -> Result<usize> {
+    let counts = tempfile::NamedTempFile::new()?;
+    let mut strace = Command::new("strace")
+        .args(["-q", "-f", "-c", "-p", &agent.pid().to_string(), "-o"])
+        .arg(counts.path())
+        .spawn()
+        .context("cannot run strace")?;
+    thread::sleep(time);
+    kill_process(Pid::from_child(&strace), Signal::INT)?;
+    strace.wait()?;
+    let text = fs::read_to_string(counts.path())?;
+    let total = text.lines().find(|line| line.ends_with("total"));
+    let calls = total.and_then(|line| line.split_whitespace().nth(3)?.parse().ok());
+    calls.with_context(|| format!("no total in\n{text}"))
+}
+
+/// What an idle agent does, counted: on a machine that does other things its time says little.
+#[test]
+fn an_idle_agent_asks_for_little() -> Result<()> {
+    const PODS: u8 = 20;
+    /// Of a pass, beside two for each pod; and how many passes are made in the time.
+    const CALLS: usize = 90;
+    const PASSES: usize = 3;
+    let rig = Rig::with(Datapath::Causeway, PODS + 10)?;
+    let _pods: Vec<_> = (0..PODS)
+        .map(|n| rig.pod(&format!("pod-{n}")))
+        .collect::<Result<_>>()?;
+    let mut agent = Agent::start(&rig.node)?;
+    let before = agent.metric("causeway_reconcile_passes_total")?;
+    // The first passes find out what the next ones know.
+    agent.wait_for("two more passes", |agent| {
+        thread::sleep(Duration::from_millis(500));
+        Ok(agent.metric("causeway_reconcile_passes_total")? >= before + 2)
+    })?;
+    let calls = calls_within(&agent, Duration::from_secs(10))?;
+    let most = PASSES * (CALLS + 2 * usize::from(PODS));
+    println!("{calls} system calls in ten seconds");
+    ensure!(calls <= most, "{calls} system calls in ten seconds, not {most}");
+    agent.end()
+}
+
 /// What the agent costs on a full node, for people who measure: 250 pods, 100,000 flows.
 #[test]
 #[ignore = "minutes"]
@@ -59,6 +103,10 @@ fn long_what_the_agent_costs_on_a_full_node() -> Result<()> {
         .map(|n| rig.pod(&format!("pod-{n}")))
         .collect::<Result<_>>()?;
     fill(&rig, FLOWS)?;
+    // A node that has been like that for a while is swept every four minutes.
+    for _ in 0..2 {
+        rig.node.causeway(&["sweep"])?;
+    }
 
     let started = Instant::now();
     let mut agent = Agent::start(&rig.node)?;
@@ -70,10 +118,14 @@ fn long_what_the_agent_costs_on_a_full_node() -> Result<()> {
     // The first passes find out what the next ones know.
     thread::sleep(Duration::from_secs(10));
     let (cpu, since) = (cpu_ticks(&agent)?, Instant::now());
-    thread::sleep(Duration::from_mins(1));
+    // One sweep, and two looks at everything.
+    thread::sleep(Duration::from_mins(4));
     // USER_HZ is 100 (times(2)).
     let share = (cpu_ticks(&agent)? - cpu) / since.elapsed().as_secs_f64();
-    println!("idle: {share:.2} % of a CPU");
+    println!(
+        "idle: {share:.2} % of a CPU, {} KiB resident",
+        resident(&agent)? >> 10
+    );
     let scrape = Instant::now();
     agent.get("/metrics")?;
     println!("a scrape takes {:?}", scrape.elapsed());

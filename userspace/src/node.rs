@@ -160,9 +160,28 @@ fn primary(addresses: &[Address], ifindex: u32, subnet: Option<Ipv4Net>) -> Opti
         })
 }
 
+/// What the kernel's own settings say that the programs follow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sysctls {
+    /// Idle times.
+    pub timeouts: Timeouts,
+    /// What `net.ipv4.ip_local_reserved_ports` lists.
+    pub reserved: Vec<RangeInclusive<u16>>,
+}
+
+impl Sysctls {
+    /// As they are.
+    pub fn read() -> Self {
+        Self {
+            timeouts: timeouts(),
+            reserved: locally_reserved_ports(),
+        }
+    }
+}
+
 /// The idle times of the kernel's conntrack, not below the floors of the RFCs; [`Timeouts::DEFAULT`] where the
 /// kernel does not say (conntrack not loaded).
-pub fn timeouts() -> Timeouts {
+fn timeouts() -> Timeouts {
     let default = Timeouts::DEFAULT;
     let floor = Timeouts::FLOOR;
     Timeouts {
@@ -208,7 +227,7 @@ fn conntrack(names: &[&str], floor: u32, default: u32) -> u32 {
 pub const NODE_PORTS: RangeInclusive<u16> = 30_000..=32_767;
 
 /// What `net.ipv4.ip_local_reserved_ports` lists.
-pub(crate) fn locally_reserved_ports() -> Vec<RangeInclusive<u16>> {
+fn locally_reserved_ports() -> Vec<RangeInclusive<u16>> {
     let listed = sysctl::read("net/ipv4/ip_local_reserved_ports")
         .ok()
         .flatten()
@@ -230,18 +249,39 @@ const FORWARDING: &str = "net/ipv4/ip_forward";
 /// The old value is noted and put back by [`Datapath::unload`](crate::datapath::Datapath::unload).
 /// Returns whether it had to be changed.
 pub fn enable_forwarding(root: &Root) -> Result<bool, NodeError> {
-    let failed = |source| failure(FORWARDING, source);
-    let before = sysctl::read(FORWARDING).map_err(failed)?.unwrap_or_default();
-    if before == "1" {
-        return Ok(false);
+    Forwarding::default().enable(root)
+}
+
+/// The node's forwarding of IPv4, for who looks again and again.
+#[derive(Debug)]
+pub struct Forwarding(sysctl::Held);
+
+impl Default for Forwarding {
+    fn default() -> Self {
+        Self(sysctl::Held::new(FORWARDING))
     }
-    Restore::new(root).note_forwarding(&before)?;
+}
+
+impl Forwarding {
+    /// As [`enable_forwarding`].
+    pub fn enable(&mut self, root: &Root) -> Result<bool, NodeError> {
+        let before = self.0.read().map_err(|source| failure(FORWARDING, source))?;
+        match before.unwrap_or_default() {
+            on if on == "1" => Ok(false),
+            before => switch_on(root, &before).map(|()| true),
+        }
+    }
+}
+
+fn switch_on(root: &Root, before: &str) -> Result<(), NodeError> {
+    let failed = |source| failure(FORWARDING, source);
+    Restore::new(root).note_forwarding(before)?;
     sysctl::write(FORWARDING, "1").map_err(failed)?;
     tracing::info!(
         before,
         "net.ipv4.ip_forward is set to 1: pods need the node to forward"
     );
-    Ok(true)
+    Ok(())
 }
 
 /// Puts back what [`enable_forwarding`] changed.

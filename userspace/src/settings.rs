@@ -24,7 +24,7 @@ pub use self::api_server::{ApiServer, PORTS as API_SERVER_PORTS};
 use crate::{
     datapath::Range,
     durable,
-    node::{self, NODE_PORTS},
+    node::{NODE_PORTS, Sysctls},
     root::Root,
 };
 
@@ -127,8 +127,8 @@ impl Settings {
     }
 
     /// Every port that no translation may take, `net.ipv4.ip_local_reserved_ports` among them.
-    pub fn reserved(&self) -> Vec<RangeInclusive<u16>> {
-        let mut reserved = node::locally_reserved_ports();
+    pub fn reserved(&self, sysctls: &Sysctls) -> Vec<RangeInclusive<u16>> {
+        let mut reserved = sysctls.reserved.clone();
         reserved.push(self.node_ports.clone());
         reserved.extend_from_slice(&self.reserved_ports);
         let (first, last) = (*self.translation_ports.start(), *self.translation_ports.end());
@@ -138,8 +138,8 @@ impl Settings {
     }
 
     /// The idle times for the programs.
-    pub fn timeouts(&self) -> Timeouts {
-        self.timeouts.over(node::timeouts())
+    pub fn timeouts(&self, sysctls: &Sysctls) -> Timeouts {
+        self.timeouts.over(sysctls.timeouts)
     }
 }
 
@@ -276,7 +276,7 @@ mod tests {
             translation_ports: 1024..=60_999,
             ..Settings::default()
         };
-        let reserved = settings.reserved();
+        let reserved = settings.reserved(&Sysctls::read());
         let is_reserved = |port: u16| reserved.iter().any(|range| range.contains(&port));
         for port in [0, 1, 1023, 30_000, 32_767, 61_000, 65_535] {
             assert!(is_reserved(port), "{port}");

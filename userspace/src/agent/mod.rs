@@ -41,8 +41,8 @@ use self::{
 
 /// Between two passes when nothing seems to happen: what makes no event is found after this time.
 const PERIOD: Duration = Duration::from_secs(4);
-/// Every how many of them one looks at everything, in case an event was lost.
-const WHOLE: u32 = 10;
+/// Every how many of them one looks at everything, in case an event was lost: every two minutes.
+const WHOLE: u32 = 30;
 /// Events that come together are looked at together.
 const QUIET: Duration = Duration::from_millis(30);
 /// There is one agent.
@@ -104,7 +104,7 @@ fn keep_memory_small() {
     }
 }
 
-/// What a look at everything took is not needed before the next one.
+/// What a look at everything took, a sweep or an answer, is not needed before the next one.
 fn give_memory_back() {
     #[cfg(target_env = "gnu")]
     // SAFETY: malloc_trim(3) takes an integer and may be called by any thread at any time.
@@ -245,7 +245,7 @@ impl Agent {
             let started = Instant::now();
             let pass = work.keeper.pass(depth);
             shared.note_pass(&pass, started.elapsed());
-            if depth == Depth::Whole {
+            if depth == Depth::Whole || pass.swept.is_some() {
                 give_memory_back();
             }
         })

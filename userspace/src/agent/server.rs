@@ -28,7 +28,7 @@ use tokio::{
     task::{AbortHandle, spawn_blocking},
 };
 
-use super::{metrics, state::Shared};
+use super::{give_memory_back, metrics, state::Shared};
 use crate::cli::documents;
 
 /// The socket of the agent.
@@ -178,7 +178,12 @@ async fn answer(
     }
     let path = request.uri().path().to_owned();
     // What is read of the maps may take a while, and others are waiting.
-    let answered = spawn_blocking(move || route(&path, &shared, access)).await;
+    let answer = move || {
+        let response = route(&path, &shared, access);
+        give_memory_back();
+        response
+    };
+    let answered = spawn_blocking(answer).await;
     Ok(answered.unwrap_or_else(|_lost| text(StatusCode::INTERNAL_SERVER_ERROR, "failed\n".to_owned())))
 }
 

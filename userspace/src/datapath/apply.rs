@@ -3,14 +3,23 @@
 use causeway_common::maps::Config;
 
 use super::{Datapath, DatapathError, HostPort, lock};
-use crate::settings::Settings;
+use crate::{node::Sysctls, settings::Settings};
 
 impl Datapath {
     /// Makes the programs follow the settings; the uplink is another matter ([`Self::ensure`]). Returns the names of the
     /// maps that had to be changed. Flows that are there stay as they are.
     pub fn apply(&self, settings: &Settings) -> Result<Vec<&'static str>, DatapathError> {
-        let mut changed = self.apply_choice(settings)?;
-        if self.reserve_by(settings)? {
+        self.apply_over(settings, &Sysctls::read())
+    }
+
+    /// As [`Self::apply`], over these settings of the kernel.
+    pub fn apply_over(
+        &self,
+        settings: &Settings,
+        sysctls: &Sysctls,
+    ) -> Result<Vec<&'static str>, DatapathError> {
+        let mut changed = self.apply_choice_over(settings, sysctls)?;
+        if self.reserve_by(settings, sysctls)? {
             changed.push("cwy_ports");
         }
         Ok(changed)
@@ -18,6 +27,15 @@ impl Datapath {
 
     /// As [`Self::apply`], but for ports: who they are reserved for is another question.
     pub fn apply_choice(&self, settings: &Settings) -> Result<Vec<&'static str>, DatapathError> {
+        self.apply_choice_over(settings, &Sysctls::read())
+    }
+
+    /// As [`Self::apply_choice`], over these settings of the kernel.
+    pub fn apply_choice_over(
+        &self,
+        settings: &Settings,
+        sysctls: &Sysctls,
+    ) -> Result<Vec<&'static str>, DatapathError> {
         let mut changed = Vec::new();
         {
             let _lock = lock(&self.root)?;
@@ -32,7 +50,7 @@ impl Datapath {
             let config = Config {
                 pod_quota: settings.pod_quota,
                 wire_quota: settings.outside_quota,
-                timeouts: settings.timeouts(),
+                timeouts: settings.timeouts(sysctls),
                 ..before
             };
             if config != before {
@@ -44,7 +62,12 @@ impl Datapath {
     }
 
     /// Whether exactly these ports are reserved: the settings' and those of pods.
-    pub fn has_reserved(&self, settings: &Settings, of_pods: &[HostPort]) -> Result<bool, DatapathError> {
-        self.tables.has_ports(&settings.reserved(), of_pods)
+    pub fn has_reserved(
+        &self,
+        settings: &Settings,
+        sysctls: &Sysctls,
+        of_pods: &[HostPort],
+    ) -> Result<bool, DatapathError> {
+        self.tables.has_ports(&settings.reserved(sysctls), of_pods)
     }
 }

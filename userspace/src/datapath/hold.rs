@@ -17,7 +17,7 @@ use super::{
     Datapath, DatapathError, Pod,
     attach::{self, Hook},
     bpf, lock,
-    pins::{self, PinTree},
+    pins::{self, PinTree, Stamp},
 };
 use crate::{links::Netlink, root::Root};
 
@@ -26,6 +26,8 @@ use crate::{links::Netlink, root::Root};
 pub struct Hold {
     /// By the path of the pin.
     objects: BTreeMap<OsString, Object>,
+    /// When the pins had last changed before they were all found to be held.
+    stamp: Option<Stamp>,
 }
 
 #[derive(Debug)]
@@ -33,6 +35,7 @@ struct Object {
     descriptor: OwnedFd,
     /// Number of the pin's inode: another one is another object.
     inode: u64,
+    is_link: bool,
 }
 
 impl Hold {
@@ -40,14 +43,20 @@ impl Hold {
     /// Nothing is held of a datapath that was unloaded.
     pub fn refresh(&mut self, root: &Root) -> Result<Vec<PathBuf>, DatapathError> {
         let pins = PinTree::live(root);
+        let stamp = pins.stamp();
+        if stamp.is_some() && stamp == self.stamp {
+            return Ok(Vec::new());
+        }
+        self.stamp = None;
         let mut missing = self.adopt(&pins)?;
         if missing.is_empty() {
+            self.stamp = stamp;
             return Ok(missing);
         }
         // Whoever loads, unloads or exchanges the datapath holds the lock, and may be in the middle of it.
         let _lock = lock(root)?;
         missing = self.adopt(&pins)?;
-        if !pins.exists()? && !self.is_attached(&pins)? {
+        if !pins.exists()? && !self.is_attached()? {
             self.objects.clear();
             return Ok(Vec::new());
         }
@@ -76,6 +85,7 @@ impl Hold {
                     let object = Object {
                         descriptor,
                         inode: *inode,
+                        is_link: is_link(pins, path.as_ref()),
                     };
                     self.objects.insert(path.clone(), object);
                 }
@@ -88,10 +98,13 @@ impl Hold {
     }
 
     /// Whether every link that is held is attached. One of a pod that is just being deleted is not.
-    pub fn is_whole(&self, root: &Root) -> bool {
-        let pins = PinTree::live(root);
-        let mut links = self.paths().filter(|path| is_link(&pins, path));
-        links.all(|path| self.ifindex(path).is_some_and(|ifindex| ifindex != 0))
+    pub fn is_whole(&self) -> bool {
+        self.links().all(Object::is_attached)
+    }
+
+    /// Whether pins may have come or gone since the last [`Self::refresh`].
+    pub fn is_outdated(&self, root: &Root) -> bool {
+        self.stamp.is_none() || self.stamp != PinTree::live(root).stamp()
     }
 
     /// Whether both programs are on the interface of a pod.
@@ -108,11 +121,9 @@ impl Hold {
     }
 
     /// Whether the programs still stand on the uplink although the tree is gone.
-    fn is_attached(&self, pins: &PinTree) -> Result<bool, DatapathError> {
-        for path in self.paths().filter(|path| is_link(pins, path)) {
-            if self.ifindex(path).unwrap_or(0) != 0 {
-                return Ok(true);
-            }
+    fn is_attached(&self) -> Result<bool, DatapathError> {
+        if self.links().any(Object::is_attached) {
+            return Ok(true);
         }
         let mut netlink = Netlink::new()?;
         for link in netlink.links()? {
@@ -150,12 +161,23 @@ impl Hold {
         Ok(true)
     }
 
-    fn paths(&self) -> impl Iterator<Item = &Path> {
-        self.objects.keys().map(Path::new)
+    fn links(&self) -> impl Iterator<Item = &Object> {
+        self.objects.values().filter(|object| object.is_link)
     }
 
     fn ifindex(&self, path: &Path) -> Option<u32> {
-        bpf::link_ifindex(&self.objects.get(path.as_os_str())?.descriptor).ok()
+        self.objects.get(path.as_os_str())?.ifindex()
+    }
+}
+
+impl Object {
+    /// As [`bpf::link_ifindex`].
+    fn ifindex(&self) -> Option<u32> {
+        bpf::link_ifindex(&self.descriptor).ok()
+    }
+
+    fn is_attached(&self) -> bool {
+        self.ifindex().is_some_and(|ifindex| ifindex != 0)
     }
 }
 

@@ -19,7 +19,13 @@ use super::{
     tables::Tables,
     upgrade,
 };
-use crate::{links::Netlink, node::Uplink, restore::Restore, root::Root, settings::Settings};
+use crate::{
+    links::Netlink,
+    node::{Sysctls, Uplink},
+    restore::Restore,
+    root::Root,
+    settings::Settings,
+};
 
 /// The kernel programs, compiled by the build script.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/causeway.bpf.o"));
@@ -231,6 +237,7 @@ fn load_program(name: &'static str, program: &mut Program) -> Result<(), Datapat
 
 /// Fills what the programs read. Nothing is attached yet.
 fn configure(tables: &Tables, uplink: &Uplink, settings: &Settings) -> Result<(), DatapathError> {
+    let sysctls = Sysctls::read();
     tables.set_config(&Config {
         node_addr: uplink.addr.octets(),
         uplink_ifindex: uplink.ifindex,
@@ -239,12 +246,12 @@ fn configure(tables: &Tables, uplink: &Uplink, settings: &Settings) -> Result<()
         pod_quota: settings.pod_quota,
         wire_quota: settings.outside_quota,
         range_list: 0,
-        timeouts: settings.timeouts(),
+        timeouts: settings.timeouts(&sysctls),
     })?;
     tables.usage()?.insert([0; 4], Usage::default())?;
     tables.set_balancer(settings.api_server.as_ref())?;
     tables.exchange_ranges(&settings.ranges())?;
-    tables.set_ports(&settings.reserved(), &[]).map(drop)
+    tables.set_ports(&settings.reserved(&sysctls), &[]).map(drop)
 }
 
 fn random() -> Result<u32, DatapathError> {

@@ -221,7 +221,7 @@ impl Datapath {
     }
 
     /// Whether the programs know the uplink as it is, and are attached to it.
-    fn serves(&self, uplink: &Uplink) -> Result<bool, DatapathError> {
+    pub(crate) fn serves(&self, uplink: &Uplink) -> Result<bool, DatapathError> {
         if !describes(&self.config()?, uplink) {
             return Ok(false);
         }

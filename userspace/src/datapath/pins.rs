@@ -8,8 +8,9 @@ use std::{
     ffi::OsString,
     fs::{self, DirBuilder, DirEntry, Permissions},
     io::{self, ErrorKind},
-    os::unix::fs::{DirBuilderExt as _, DirEntryExt as _, PermissionsExt as _},
+    os::unix::fs::{DirBuilderExt as _, DirEntryExt as _, MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use causeway_common::maps::SCHEMA;
@@ -30,6 +31,12 @@ pub(crate) enum Owner<'a> {
 
 /// What a tree consists of.
 const DIRECTORIES: [&str; 3] = ["maps", "progs", "links"];
+
+/// The kernel takes a file's time from a clock that advances ten times in this time, or more often.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Of each directory of a tree: inode, seconds and nanoseconds of its last change.
+pub(crate) type Stamp = [(u64, i64, i64); DIRECTORIES.len()];
 
 /// One tree of pins.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,6 +114,18 @@ impl PinTree {
             );
         }
         Ok(inodes)
+    }
+
+    /// When pins last came or went: the directories with the time of their last change. `None` where one of them is missing,
+    /// or has changed so lately that its time may not change with the next pin.
+    pub(crate) fn stamp(&self) -> Option<Stamp> {
+        let of = |name| {
+            let metadata = fs::metadata(self.directory.join(name)).ok()?;
+            let age = metadata.modified().ok()?.elapsed().ok()?;
+            (age > TICK).then(|| (metadata.ino(), metadata.mtime(), metadata.mtime_nsec()))
+        };
+        let [maps, progs, links] = DIRECTORIES.map(of);
+        Some([maps?, progs?, links?])
     }
 
     pub(crate) fn exists(&self) -> Result<bool, DatapathError> {

@@ -6,7 +6,7 @@ use causeway_common::tuple::UDP;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _, ser::SerializeStruct as _};
 
 use super::{Datapath, DatapathError, tables::Key};
-use crate::{endpoints, settings::Settings};
+use crate::{endpoints, node::Sysctls, settings::Settings};
 
 /// A port of the node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -63,7 +63,7 @@ impl Datapath {
         if ports.is_empty() {
             return Ok(());
         }
-        let by_node = Settings::noted(&self.root).reserved();
+        let by_node = Settings::noted(&self.root).reserved(&Sysctls::read());
         let is_free = |port: &&HostPort| {
             !kept.contains(port) && !by_node.iter().any(|range| range.contains(&port.port))
         };
@@ -74,7 +74,7 @@ impl Datapath {
 
     /// Makes what the settings reserve and what the pods' endpoints have the whole of what no translated flow may take.
     /// Returns whether anything had to be changed. Endpoints that cannot be read reserve nothing new and free nothing.
-    pub(crate) fn reserve_by(&self, settings: &Settings) -> Result<bool, DatapathError> {
+    pub(crate) fn reserve_by(&self, settings: &Settings, sysctls: &Sysctls) -> Result<bool, DatapathError> {
         let _changing = self.lock_ports()?;
         // Read under the lock: a port is noted before it is reserved.
         let Ok(state) = endpoints::snapshot(&self.root) else {
@@ -85,7 +85,7 @@ impl Datapath {
             .endpoints()
             .flat_map(|(_, endpoint)| endpoint.host_ports.iter().copied())
             .collect();
-        self.tables.set_ports(&settings.reserved(), &of_pods)
+        self.tables.set_ports(&settings.reserved(sysctls), &of_pods)
     }
 
     fn change_ports(&self, ports: &[HostPort], reserved: bool) -> Result<(), DatapathError> {

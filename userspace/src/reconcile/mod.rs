@@ -6,7 +6,11 @@
 mod pods;
 mod state_files;
 
-use std::{collections::BTreeMap, net::Ipv4Addr, time::Instant};
+use std::{
+    collections::BTreeMap,
+    net::Ipv4Addr,
+    time::{Duration, Instant},
+};
 
 use causeway_common::maps::PodEntry;
 
@@ -17,13 +21,13 @@ use crate::{
     endpoints,
     leases::Lease,
     links::Netlink,
-    node::{self, NodeError, Uplink},
+    node::{self, Forwarding, NodeError, Sysctls, Uplink},
     root::Root,
     settings::Settings,
 };
 
-/// How long something must have been without an owner before it is collected. Its owner may be on the way. Seconds.
-const GRACE: u64 = 60;
+/// How long something must have been without an owner before it is collected. Its owner may be on the way.
+const GRACE: Duration = Duration::from_mins(1);
 
 /// How closely a pass looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -55,11 +59,18 @@ pub struct Keeper {
     root: Root,
     settings: Settings,
     hold: Hold,
+    /// The datapath, as long as its pins do not change.
+    opened: Option<Datapath>,
+    forwarding: Forwarding,
+    /// As they were at the last whole pass.
+    sysctls: Sysctls,
     files: StateFiles,
     /// Pods as they were last seen served: what the state files do not say of them is taken from here.
     served: BTreeMap<Ipv4Addr, PodEntry>,
     /// Since when something looks as if it had no owner.
     suspects: BTreeMap<String, Instant>,
+    /// When the first of them will have been one for long enough.
+    due: Option<Instant>,
     /// What was wrong with pods then.
     faults: Vec<String>,
     /// Their ports of the node then.
@@ -77,12 +88,16 @@ impl Keeper {
             root: root.clone(),
             settings,
             hold: Hold::default(),
+            opened: None,
+            forwarding: Forwarding::default(),
+            sysctls: Sysctls::read(),
             files: StateFiles::new(root),
             served: BTreeMap::new(),
             faults: Vec::new(),
             host_ports: Vec::new(),
             known: PodMaps::default(),
             suspects: BTreeMap::new(),
+            due: None,
             was_loaded: false,
         }
     }
@@ -109,11 +124,12 @@ impl Keeper {
         if let Some(datapath) = notes.unless_failed(datapath).flatten() {
             // What was loaded or attached by this pass is to be held from here on.
             notes.unless_failed(self.hold.refresh(&self.root));
-            let whole = depth == Depth::Whole || files_changed || !self.is_quiet(&datapath);
+            let whole = depth == Depth::Whole || files_changed || self.is_due() || !self.is_quiet(&datapath);
             let applied = if whole {
-                datapath.apply(&self.settings)
+                self.sysctls = Sysctls::read();
+                datapath.apply_over(&self.settings, &self.sysctls)
             } else {
-                datapath.apply_choice(&self.settings)
+                datapath.apply_choice_over(&self.settings, &self.sysctls)
             };
             for map in notes.unless_failed(applied).unwrap_or_default() {
                 notes.note_mended(format!("{map} was not as configured"));
@@ -125,6 +141,7 @@ impl Keeper {
             if whole {
                 self.keep_pods(&datapath, &mut notes);
                 notes.collected = self.collect();
+                self.due = self.suspects.values().filter_map(|since| to_come(*since)).min();
             } else {
                 notes.faults.extend_from_slice(&self.faults);
             }
@@ -138,31 +155,48 @@ impl Keeper {
     /// Whether the programs know the pods as they did after the last whole pass, and are attached.
     fn is_quiet(&self, datapath: &Datapath) -> bool {
         datapath.pod_maps().is_ok_and(|maps| maps == self.known)
-            && self.hold.is_whole(&self.root)
+            && self.hold.is_whole()
             && datapath
-                .has_reserved(&self.settings, &self.host_ports)
+                .has_reserved(&self.settings, &self.sysctls, &self.host_ports)
                 .is_ok_and(|has| has)
+    }
+
+    fn is_due(&self) -> bool {
+        self.due.is_some_and(|due| due <= Instant::now())
     }
 
     /// The datapath, attached to the uplink as it is. Where none is, the first pod loads it, and one that somebody has
     /// unloaded stays so until then; but pods that have lost theirs are served again.
     fn datapath(&mut self, notes: &mut Pass) -> Result<Option<Datapath>, KeepError> {
         let mut netlink = Netlink::new().map_err(NodeError::from)?;
-        let before = Datapath::open(&self.root)?;
+        let before = self.open()?;
         if before.is_none() && (self.was_loaded || !self.has_pods(&mut netlink)?) {
             return Ok(None);
         }
         let uplink = self.uplink(&mut netlink, before.as_ref())?;
-        let missing = before.as_ref().map(Datapath::inspect_uplink).transpose()?;
-        if node::enable_forwarding(&self.root)? && before.is_some() {
+        if self.forwarding.enable(&self.root)? && before.is_some() {
             notes.note_mended("net.ipv4.ip_forward was 0".to_owned());
         }
+        if let Some(datapath) = &before
+            && datapath.serves(&uplink)?
+        {
+            self.was_loaded = true;
+            return Ok(before);
+        }
+        let missing = before.as_ref().map(Datapath::inspect_uplink).transpose()?;
         let datapath = Datapath::ensure(&self.root, &uplink, true)?;
         for item in missing.into_iter().flatten() {
             notes.note_mended(item);
         }
         self.was_loaded = true;
         Ok(Some(datapath))
+    }
+
+    fn open(&mut self) -> Result<Option<Datapath>, DatapathError> {
+        if self.opened.is_none() || self.hold.is_outdated(&self.root) {
+            self.opened = Datapath::open(&self.root)?;
+        }
+        Ok(self.opened.clone())
     }
 
     /// Whether a pod is there that is not the incumbent's.
@@ -208,7 +242,13 @@ impl Keeper {
 /// Notes a suspect. Returns whether it has been one for long enough.
 fn is_overdue(suspects: &mut BTreeMap<String, Instant>, name: &str) -> bool {
     let since = suspects.entry(name.to_owned()).or_insert_with(Instant::now);
-    since.elapsed().as_secs() >= GRACE
+    since.elapsed() >= GRACE
+}
+
+/// When what has been a suspect since then will have been one for long enough; `None` if it has been.
+fn to_come(since: Instant) -> Option<Instant> {
+    let due = since + GRACE;
+    (due > Instant::now()).then_some(due)
 }
 
 impl Pass {
