@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::{
     Agentless, Alone, MigrateError,
     conntrack::Conntrack,
-    flows::{Flows, Imported},
+    flows::{Flows, Imported, let_packets_pass},
     journal::{JOURNAL, Journal, Phase, Pod},
     kernel::Kernel,
     pods::Wire,
@@ -158,6 +158,8 @@ fn carry_out(root: &Root, journal: &Journal) -> Result<Applied, MigrateError> {
     flows.reserve(&mut conntrack)?;
     // From here on new flows are translated by Causeway.
     rules::remove(&journal.rules)?;
+    // Every packet that a rule has still translated is in conntrack.
+    let_packets_pass();
     flows.take_over(&mut imported, &mut conntrack)?;
     // And from here on all of them. With the bridge's address what it masqueraded ends.
     pair.share(journal, &mut kernel)?;

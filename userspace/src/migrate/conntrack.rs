@@ -186,6 +186,12 @@ impl Conntrack {
         }
     }
 
+    /// A connection that was listed, as it is. `None`: it has gone, or another one has its tuple.
+    pub(crate) fn again(&mut self, listed: &Connection) -> Result<Option<Connection>> {
+        let found = self.find(&listed.original, false)?;
+        Ok(found.filter(|found| found.reply == listed.reply))
+    }
+
     /// Every connection by both of its tuples.
     pub(crate) fn by_tuple(&mut self) -> Result<BTreeMap<Tuple, Connection>> {
         let both = |connection: Connection| {
@@ -326,5 +332,37 @@ mod tests {
         };
         let moved = Connection::new(ping, reply, 1, 0);
         assert_eq!((moved.source(), moved.destination()), (Some((node.0, 8)), None));
+    }
+
+    /// In a namespace of its own; needs CAP_NET_ADMIN, as the whole test run does.
+    #[test]
+    fn what_was_listed_is_found_as_it_is_and_another_with_its_tuple_is_not() {
+        let looked_at = std::thread::spawn(|| {
+            // SAFETY: only this thread changes its namespace, and nothing of it is shared.
+            assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0, "run as root");
+            let mut conntrack = Conntrack::open().unwrap();
+            let pod = (Ipv4Addr::new(10, 240, 0, 5), 4000);
+            let remote = (Ipv4Addr::new(203, 0, 113, 10), 8080);
+            let original = Tuple {
+                protocol: TCP,
+                src: pod,
+                dst: remote,
+            };
+            let with_port = |port, state| {
+                let mut reply = original.reversed();
+                reply.dst = (Ipv4Addr::new(10, 240, 0, 4), port);
+                Connection::new(original, reply, 100, state)
+            };
+            let listed = with_port(4000, tcp::SYN_RECV);
+            assert!(conntrack.create(&listed).unwrap());
+            conntrack.refresh(&with_port(4000, tcp::ESTABLISHED)).unwrap();
+            let now = conntrack.again(&listed).unwrap().unwrap();
+            assert_eq!((now.state, now.reply), (tcp::ESTABLISHED, listed.reply));
+            conntrack.remove(&now).unwrap();
+            assert_eq!(conntrack.again(&listed).unwrap(), None);
+            assert!(conntrack.create(&with_port(4001, tcp::SYN_RECV)).unwrap());
+            assert_eq!(conntrack.again(&listed).unwrap(), None);
+        });
+        looked_at.join().unwrap();
     }
 }

@@ -105,13 +105,13 @@ impl Flows {
         self.entries.insert(key, entry, 0).map_err(failed("cwy_flows"))
     }
 
-    /// Writes an entry where there is none.
-    fn put_first(&mut self, key: Key, entry: Entry) -> Result<()> {
+    /// Writes an entry where there is none. Returns whether there was none.
+    fn put_first(&mut self, key: Key, entry: Entry) -> Result<bool> {
         match self.entries.insert(key, entry, NOEXIST) {
             Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::EEXIST) => {
-                Ok(())
+                Ok(false)
             }
-            done => done.map_err(failed("cwy_flows")),
+            done => done.map(|()| true).map_err(failed("cwy_flows")),
         }
     }
 
@@ -169,7 +169,7 @@ const NOEXIST: u64 = 1;
 const GLOBAL: libc::c_long = 1;
 
 /// Returns when every packet that was under way in the stack has got to its end: the kernel waits for all CPUs.
-fn let_packets_pass() {
+pub(super) fn let_packets_pass() {
     // SAFETY: the call takes integers only.
     let result = unsafe { libc::syscall(libc::SYS_membarrier, GLOBAL, 0, 0) };
     if result != 0 {

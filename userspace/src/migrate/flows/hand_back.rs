@@ -11,6 +11,7 @@ use super::{
     super::conntrack::{Connection, Conntrack, Lost, Tuple, tcp},
     Entry, Exported, Flows, Key, Result,
     entries::{answers_to_kernel, key, tuple},
+    held::AT_A_TIME,
     let_packets_pass,
 };
 use crate::datapath::now;
@@ -43,7 +44,9 @@ impl Flows {
             .into_iter()
             .partition(|(_, entry)| entry.state == State::CARRIED);
         // First those whose ports the rule does not know yet.
-        self.give_held(&others, &known, &mut exported, conntrack)?;
+        for others in others.chunks(AT_A_TIME) {
+            self.give_held(others, &known, &mut exported, conntrack)?;
+        }
         for (key, entry) in &carried {
             self.give(key, entry, &known, &mut exported, conntrack)?;
         }
@@ -51,6 +54,7 @@ impl Flows {
         self.settle_moved(&mut exported, conntrack)?;
         exported.flows += self.refresh(&known, conntrack)?;
         self.forget_untranslated(conntrack)?;
+        self.leave_answers()?;
         // The pods' routes are about to change.
         exported.lost.extend(self.keep_masqueraded(conntrack)?);
         Ok(exported)
@@ -67,6 +71,18 @@ impl Flows {
             if leaves && connection.source().is_none() && self.is_masqueraded(remote) {
                 conntrack.remove(&connection)?;
             }
+        }
+        Ok(())
+    }
+
+    /// Answers that are translated still belong to no flow: a connection that began anew has another port, or was over before
+    /// it was listed. One that the kernel opens from such a port gets its answers from the kernel.
+    fn leave_answers(&mut self) -> Result<()> {
+        let is_it = |key: &Key, entry: &Entry| {
+            entry.nat == Nat::DESTINATION && !entry.has(Flags::HOST) && matches!(key.protocol, TCP | UDP)
+        };
+        for (answer, entry) in self.all(is_it)? {
+            self.put(answer, answers_to_kernel(&entry.peer_key(&answer)))?;
         }
         Ok(())
     }
@@ -132,6 +148,20 @@ impl Flows {
         }
     }
 
+    /// A flow that was listed, as it is. `None`: the pod has ended it since, and opened another with its tuple, which is the
+    /// kernel's already.
+    fn still(&self, key: &Key, entry: &Entry) -> Option<Entry> {
+        let there = self.get(key)?;
+        (there.nat == entry.nat && there.nat_port == entry.nat_port).then_some(there)
+    }
+
+    /// A connection that is over, which conntrack knows as long as nobody opens another with its tuple. At any moment the
+    /// pod may, and that one is the kernel's: it keeps what conntrack and the programs know of it, and nothing is in its way.
+    fn leave(&mut self, key: &Key, entry: &Entry) -> Result<()> {
+        self.put(entry.peer_key(key), answers_to_kernel(key))?;
+        self.put(*key, FlowEntry::kernel(0, now()))
+    }
+
     /// The answers go first: conntrack takes them without having seen what they answer.
     fn give(
         &mut self,
@@ -141,10 +171,12 @@ impl Flows {
         exported: &mut Exported,
         conntrack: &mut Conntrack,
     ) -> Result<()> {
-        // The pod may have ended it since it was listed, and opened another with its tuple, which is the kernel's already.
-        let is_still_ours = |there: Entry| there.nat == entry.nat && there.nat_port == entry.nat_port;
-        if !self.get(key).is_some_and(is_still_ours) {
+        let Some(there) = self.still(key, entry) else {
             return Ok(());
+        };
+        if has_ended(key, &there) {
+            exported.count(None);
+            return self.leave(key, entry);
         }
         let lost = self.make_known(key, entry, known, conntrack)?;
         let answer = entry.peer_key(key);
@@ -197,34 +229,34 @@ impl Flows {
         let mut held = Vec::new();
         for (forward, entry) in flows {
             let translated = self.connection(forward, entry);
-            let Some(before) = known.get(&translated.original.reversed()) else {
+            let before = known.get(&translated.original.reversed());
+            let there = self.still(forward, entry);
+            let is_live = there.is_some_and(|there| !has_ended(forward, &there));
+            let Some(before) = before.filter(|_| is_live) else {
                 self.give(forward, entry, known, exported, conntrack)?;
                 continue;
             };
-            let mut whole = before.clone();
-            whole.reply = translated.reply;
             let source = (self.node(), u16::from_be_bytes(entry.nat_port));
             if let Some(direction) = self.direction(&translated.original, source) {
                 self.hold_flow(key(&before.original, true), &direction, entry.progress())?;
             }
-            held.push((forward, entry, before, whole));
+            held.push((forward, entry, before, translated.reply));
         }
         if !held.is_empty() {
             let_packets_pass();
         }
-        for (forward, entry, before, whole) in held {
-            conntrack.remove(before)?;
-            let lost = conntrack.replace(&whole)?;
-            self.take_port(
-                (&whole, entry),
-                &entry.peer_key(forward),
-                lost,
-                exported,
-                conntrack,
-            )?;
+        for (forward, entry, before, reply) in held {
+            // As it was when it was held; unless the pod has opened another by then.
+            if let Some(held) = conntrack.again(before)? {
+                conntrack.remove(&held)?;
+                let whole = Connection { reply, ..held };
+                let lost = conntrack.replace(&whole)?;
+                let answer = entry.peer_key(forward);
+                self.take_port((&whole, entry), &answer, lost, exported, conntrack)?;
+            }
             self.put(entry.peer_key(forward), FlowEntry::kernel(Flags::HOST, now()))?;
             self.put(*forward, FlowEntry::kernel(0, now()))?;
-            self.put(key(&whole.original, true), FlowEntry::kernel(0, now()))?;
+            self.put(key(&before.original, true), FlowEntry::kernel(0, now()))?;
         }
         Ok(())
     }
@@ -266,4 +298,9 @@ impl Flows {
         }
         Ok(done.len())
     }
+}
+
+/// Whether both sides have closed the connection. A reset may have been a stranger's.
+fn has_ended(key: &Key, entry: &Entry) -> bool {
+    key.protocol == TCP && entry.progress().both(Progress::FIN)
 }

@@ -14,6 +14,10 @@ use super::{
 };
 use crate::datapath::now;
 
+/// How many flows are held at a time: what is held for a second is silent for three, because TCP waits twice as long each
+/// time.
+pub(super) const AT_A_TIME: usize = 64;
+
 /// No interface has this index: what is redirected there is lost.
 const NOWHERE: u32 = 0x7fff_fffe;
 

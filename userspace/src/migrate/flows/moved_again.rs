@@ -10,7 +10,7 @@ use super::{
     super::conntrack::{Connection, Conntrack, Lost, Tuple},
     Entry, Exported, Flows, Key, Result,
     entries::{Direction, key, progress, tuple},
-    held::held,
+    held::{AT_A_TIME, held},
     let_packets_pass,
 };
 use crate::datapath::now;
@@ -42,17 +42,12 @@ impl Flows {
     pub(super) fn settle_moved(&mut self, exported: &mut Exported, conntrack: &mut Conntrack) -> Result<()> {
         let mut waiting = Vec::new();
         for _ in 0..ROUNDS {
-            let moved = self.moved(conntrack)?;
-            for flow in &moved {
-                self.hold(flow)?;
+            let mut moved = self.moved(conntrack)?.into_iter().peekable();
+            while moved.peek().is_some() {
+                let flows: Vec<Moved> = moved.by_ref().take(AT_A_TIME).collect();
+                waiting.extend(self.take_out(flows, conntrack)?);
+                waiting = self.settle(waiting, exported, conntrack)?;
             }
-            if !moved.is_empty() {
-                let_packets_pass();
-            }
-            for flow in &moved {
-                conntrack.remove(&flow.before)?;
-            }
-            waiting.extend(moved.into_iter().map(|flow| (flow, None)));
             waiting = self.settle(waiting, exported, conntrack)?;
             if waiting.is_empty() {
                 return Ok(());
@@ -63,6 +58,27 @@ impl Flows {
             self.finish_moved(&flow)?;
         }
         Ok(())
+    }
+
+    /// Holds flows, and takes them out of conntrack.
+    fn take_out(&mut self, flows: Vec<Moved>, conntrack: &mut Conntrack) -> Result<Vec<Waiting>> {
+        for flow in &flows {
+            self.hold(flow)?;
+        }
+        let_packets_pass();
+        let mut waiting = Vec::new();
+        for mut flow in flows {
+            // It may have come further before it was held, and what conntrack has to take is where it is.
+            if let Some(held) = conntrack.again(&flow.before)? {
+                conntrack.remove(&held)?;
+                let reply = flow.after.reply;
+                flow.after = Connection { reply, ..held };
+                waiting.push((flow, None));
+            } else {
+                self.finish_moved(&flow)?;
+            }
+        }
+        Ok(waiting)
     }
 
     /// Returns those whose ports others have, and which.

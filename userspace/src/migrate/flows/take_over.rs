@@ -60,12 +60,15 @@ impl Flows {
     /// come meanwhile, and the ports of those that are there have to be held.
     pub(crate) fn take_over(&mut self, imported: &mut Imported, conntrack: &mut Conntrack) -> Result<()> {
         self.release_held(conntrack)?;
-        let (mut once, mut twice) = (Vec::new(), Vec::new());
+        let (mut once, mut twice, mut over) = (Vec::new(), Vec::new(), Vec::new());
         for connection in conntrack.connections()? {
             let Some(direction) = self.leaving(&connection) else {
                 continue;
             };
-            let of = if connection.destination().is_none() {
+            let is_over = connection.original.protocol == TCP && progress(&connection).is_over();
+            let of = if is_over {
+                &mut over
+            } else if connection.destination().is_none() {
                 &mut once
             } else {
                 &mut twice
@@ -76,6 +79,7 @@ impl Flows {
             });
         }
         imported.carried += self.carry(&once, conntrack)?;
+        imported.carried += self.carry_last_packets(&over)?;
         self.share(twice, imported, conntrack)?;
         imported.lost.extend(self.keep_masqueraded(conntrack)?);
         Ok(())
@@ -139,6 +143,28 @@ impl Flows {
         Ok(carried)
     }
 
+    /// Of connections that are over, what still comes is carried. The pod may open another one with the tuple at any
+    /// moment, which is not to be mistaken for it: nothing is written where something is, and conntrack, which would be told
+    /// to forget that other one, is left alone. Returns how many there are.
+    fn carry_last_packets(&mut self, flows: &[Masqueraded]) -> Result<usize> {
+        let mut carried = 0;
+        for Masqueraded {
+            connection,
+            direction,
+        } in flows
+            .iter()
+            .filter(|flow| flow.connection.destination().is_none())
+        {
+            let [forward, reverse] = self.halves(direction, self.state_for(&direction.pod), connection);
+            if self.put_first(direction.key, forward)? {
+                self.put_half(direction.answer, reverse)?;
+                self.remember(&direction.key, direction.port)?;
+                carried += 1;
+            }
+        }
+        Ok(carried)
+    }
+
     /// Whether the pod has ended the flow and opened another with its tuple since conntrack was asked: that has a port
     /// already.
     fn has_begun_anew(&self, direction: &Direction) -> bool {
@@ -180,7 +206,13 @@ impl Flows {
             direction,
         } in &flows
         {
-            match self.keep_service(connection, direction, conntrack)? {
+            // As it was when it was held; unless the pod has opened another by then.
+            let Some(held) = conntrack.again(connection)? else {
+                self.remove(&key(&connection.original, true))?;
+                self.remove(&direction.answer)?;
+                continue;
+            };
+            match self.keep_service(&held, direction, conntrack)? {
                 None => imported.kernel += 1,
                 Some(lost) => imported.lost.push(lost),
             }
@@ -210,8 +242,10 @@ impl Flows {
         }
         let_packets_pass();
         for connection in &connections {
-            conntrack.remove(connection)?;
-            lost.extend(conntrack.replace(connection)?);
+            if let Some(held) = conntrack.again(connection)? {
+                conntrack.remove(&held)?;
+                lost.extend(conntrack.replace(&held)?);
+            }
         }
         for (key, entry) in before {
             match entry {
