@@ -94,7 +94,7 @@ fn open_regular(path: &Path) -> io::Result<Option<File>> {
     }
 }
 
-/// Which content a file had: it is only ever replaced as a whole ([`write`]), or by others written in place.
+/// Which content a file had: it is only ever replaced as a whole ([`write()`]), or by others written in place.
 #[derive(Debug)]
 pub struct Version {
     /// As long as it is open, no other file gets its number.
