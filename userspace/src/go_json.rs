@@ -5,7 +5,9 @@
 //! conventions and knows no particular file.
 
 use std::{
-    io,
+    collections::BTreeMap,
+    fmt, io,
+    marker::PhantomData,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::SystemTime,
 };
@@ -13,7 +15,10 @@ use std::{
 use ::base64::{Engine as _, engine::general_purpose::STANDARD};
 use ipnet::IpNet;
 use jiff::Timestamp;
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{MapAccess, Visitor},
+};
 use serde_json::{Map, Value, json, ser::Formatter};
 
 /// A value that has not the form that its reader needs.
@@ -168,6 +173,44 @@ where
     T: Default + Deserialize<'de>,
 {
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+/// As [`null_default`], for a map of many entries, mostly in order: looking for the place of each would take longer than
+/// reading it.
+pub fn sorted_entries<'de, D, V>(deserializer: D) -> Result<BTreeMap<String, V>, D::Error>
+where
+    D: Deserializer<'de>,
+    V: Deserialize<'de>,
+{
+    let entries: Option<Entries<V>> = Option::deserialize(deserializer)?;
+    Ok(entries
+        .map(|entries| entries.0.into_iter().collect())
+        .unwrap_or_default())
+}
+
+/// The members of an object in the order of the text; of two of one name the later one counts.
+struct Entries<V>(Vec<(String, V)>);
+
+impl<'de, V: Deserialize<'de>> Deserialize<'de> for Entries<V> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Members<V>(PhantomData<V>);
+        impl<'de, V: Deserialize<'de>> Visitor<'de> for Members<V> {
+            type Value = Entries<V>;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("a map")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Self::Value, A::Error> {
+                let mut entries = Vec::new();
+                while let Some(entry) = members.next_entry()? {
+                    entries.push(entry);
+                }
+                Ok(Entries(entries))
+            }
+        }
+        deserializer.deserialize_map(Members(PhantomData))
+    }
 }
 
 /// A value as the incumbent writes its files: indented by tabs, but for what stands deeper than an entry of them. An entry

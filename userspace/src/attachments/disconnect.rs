@@ -194,7 +194,7 @@ fn forget(
     let Some(endpoint) = endpoints.remove(key) else {
         return Ok(());
     };
-    if let Some(datapath) = datapath {
+    if let Some(datapath) = datapath.filter(|_| !endpoint.host_ports.is_empty()) {
         // The lock is held: nobody else notes one of these ports meanwhile.
         let others = endpoints.state().endpoints();
         let kept: Vec<_> = others

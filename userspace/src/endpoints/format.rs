@@ -3,10 +3,10 @@
 //! Typed is what Causeway reads; the rest of the incumbent's fields are written for it, and kept when others have
 //! written them.
 
-use std::{collections::BTreeMap, net::IpAddr, ops::Deref};
+use std::{collections::BTreeMap, net::IpAddr, ops::Deref, sync::OnceLock};
 
 use ipnet::IpNet;
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::{Map, Value, json, value::RawValue};
 
 use super::Key;
@@ -72,15 +72,15 @@ pub(super) struct Network {
 
 /// An interface of a pod, as the file has it, and what is read of that.
 ///
-/// A node has hundreds, and a call is about one of them: the others are kept as the text that they are.
+/// A node has hundreds, and a call is about one of them: the others are kept as the text that they are, and not even read.
 #[derive(Clone, Debug)]
 pub struct Endpoint {
-    known: Known,
+    known: OnceLock<Known>,
     text: Box<RawValue>,
 }
 
 /// What is read of an endpoint.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub struct Known {
     /// The key in the file.
@@ -119,7 +119,13 @@ impl Deref for Endpoint {
     type Target = Known;
 
     fn deref(&self) -> &Known {
-        &self.known
+        self.known.get_or_init(|| {
+            let known = serde_json::from_str(self.text.get());
+            known.unwrap_or_else(|error| {
+                tracing::warn!(%error, "an endpoint in the state is not understood, and left as it is");
+                Known::default()
+            })
+        })
     }
 }
 
@@ -131,9 +137,10 @@ impl Serialize for Endpoint {
 
 impl<'de> Deserialize<'de> for Endpoint {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = Box::<RawValue>::deserialize(deserializer)?;
-        let known = serde_json::from_str(text.get()).map_err(D::Error::custom)?;
-        Ok(Self { known, text })
+        Ok(Self {
+            known: OnceLock::new(),
+            text: Box::<RawValue>::deserialize(deserializer)?,
+        })
     }
 }
 
@@ -275,7 +282,12 @@ impl Endpoint {
     }
 
     pub(super) fn is(&self, key: &Key) -> bool {
-        self.container_id == key.container && self.if_name == key.interface
+        self.says(&key.container) && self.container_id == key.container && self.if_name == key.interface
+    }
+
+    /// Whether a name without characters that JSON escapes is in it, as what it may be: most are told apart by this.
+    pub(super) fn says(&self, name: &str) -> bool {
+        self.text.get().contains(name)
     }
 
     /// MAC of the pod's end.

@@ -37,7 +37,8 @@ impl State {
     /// follows from the pod, not the container, so the sandboxes of one pod share it.
     pub fn is_shared(&self, host_if: &str, key: &Key) -> bool {
         self.endpoints().any(|(network, endpoint)| {
-            endpoint.host_if_name == host_if && !(network == key.network && endpoint.is(key))
+            let has_it = endpoint.says(host_if) && endpoint.host_if_name == host_if;
+            has_it && !(network == key.network && endpoint.is(key))
         })
     }
 

@@ -79,8 +79,8 @@ pub(crate) fn is_whole(bytes: &[u8]) -> bool {
 #[derive(Debug, Default)]
 pub struct Reading {
     file: File,
-    /// What stands on the disk.
-    loaded: File,
+    /// What stands on the disk, as long as that is known.
+    loaded: Option<File>,
     /// Of what; `None` where there is nothing.
     version: Option<Version>,
 }
@@ -94,7 +94,7 @@ impl Reading {
 
     fn new(mut file: File, version: Option<Version>) -> Self {
         LOCAL.clone_into(&mut file.ipam.local().id);
-        let loaded = file.clone();
+        let loaded = Some(file.clone());
         file.ipam.end_earlier_boot();
         Self {
             file,
@@ -179,7 +179,7 @@ impl Store {
             loaded,
             version,
         } = &mut self.reading;
-        if file == loaded {
+        if loaded.as_ref() == Some(file) {
             return Ok(());
         }
         boot::id().clone_into(&mut file.ipam.boot);
@@ -191,10 +191,8 @@ impl Store {
         file.ipam.time_stamp = rfc3339(SystemTime::now());
         let bytes = to_vec(file).map_err(|error| failed(error.into()))?;
         // From here on it is another content, even where the write does not succeed.
-        *version = None;
-        durable::write(&self.path, &bytes).map_err(failed)?;
-        *loaded = file.clone();
-        Ok(())
+        (*version, *loaded) = (None, None);
+        durable::write(&self.path, &bytes).map_err(failed)
     }
 }
 

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::go_json::{ip_net_field, null_default};
+use crate::go_json::{ip_net_field, null_default, sorted_entries};
 
 /// The pools of one address space (`local`), by the text of their subnet.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -43,7 +43,7 @@ pub struct Pool {
     #[serde(default)]
     pub gateway: String,
     /// The addresses by their text.
-    #[serde(default, deserialize_with = "null_default")]
+    #[serde(default, deserialize_with = "sorted_entries")]
     pub addresses: BTreeMap<String, Address>,
     /// For readers of the file.
     #[serde(default, rename = "IsIPv6")]
