@@ -293,7 +293,7 @@ pub(crate) fn nics_of(links: Vec<Link>, addresses: &[Address<IpAddr>]) -> Vec<Lo
 }
 
 fn counts(address: &Address<IpAddr>) -> bool {
-    address.addr.is_ipv4() || address.is_global
+    (address.addr.is_ipv4() || address.is_global) && !address.addr.is_loopback()
 }
 
 /// The subnets of the configuration, else those of the network's other pods, else the best; and the interface that
