@@ -1,9 +1,16 @@
 //! Addresses as they stand on the wire, and what their family has of its own.
 
-use crate::icmp::{self, IcmpQuery};
+use crate::{
+    checksum,
+    icmp::{self, IcmpQuery},
+};
 
 /// An IP address in network byte order, usable as part of a map key.
 pub trait Address: Copy + Eq {
+    /// What fragments of one packet have in common beside its addresses and protocol: the identification, network order,
+    /// with zeros behind it where that saves padding.
+    type FragmentId: Copy + Eq + core::fmt::Debug;
+
     /// The family's name: `ipv4`, `ipv6`.
     const FAMILY: &'static str;
     /// Length in bits: the longest prefix of the family.
@@ -12,6 +19,8 @@ pub trait Address: Copy + Eq {
     const UNSPECIFIED: Self;
     /// The family's ICMP: `IPPROTO_ICMP`, `IPPROTO_ICMPV6`.
     const ICMP: u8;
+    /// Whether the checksum of the family's ICMP covers the addresses of the packet (RFC 792, RFC 4443 section 2.3).
+    const ICMP_COVERS_ADDRESSES: bool;
     /// The platform's host, which answers DNS, health probes and, on two TCP ports, hands out the VM's credentials;
     /// unspecified where the family has none.
     const WIRESERVER: Self;
@@ -22,6 +31,9 @@ pub trait Address: Copy + Eq {
     /// Whether an ICMP type quotes a packet of another flow.
     fn is_icmp_error(kind: u8) -> bool;
 
+    /// Updates a checksum that covers an address, which changed from `old` to `new`. Bytes as they lie in memory.
+    fn replace_in(check: u16, old: &Self, new: &Self) -> u16;
+
     /// The address folded into 32 bits, for hashing.
     fn fold(self) -> u32;
 
@@ -31,10 +43,13 @@ pub trait Address: Copy + Eq {
 }
 
 impl Address for [u8; 4] {
+    type FragmentId = [u8; 2];
+
     const FAMILY: &'static str = "ipv4";
     const BITS: u32 = 32;
     const UNSPECIFIED: Self = [0; 4];
     const ICMP: u8 = 1;
+    const ICMP_COVERS_ADDRESSES: bool = false;
     const WIRESERVER: Self = [168, 63, 129, 16];
 
     #[inline(always)]
@@ -45,6 +60,11 @@ impl Address for [u8; 4] {
     #[inline(always)]
     fn is_icmp_error(kind: u8) -> bool {
         icmp::is_v4_error(kind)
+    }
+
+    #[inline(always)]
+    fn replace_in(check: u16, old: &Self, new: &Self) -> u16 {
+        checksum::replace_u32(check, *old, *new)
     }
 
     #[inline(always)]
@@ -60,10 +80,13 @@ impl Address for [u8; 4] {
 }
 
 impl Address for [u8; 16] {
+    type FragmentId = [u8; 6];
+
     const FAMILY: &'static str = "ipv6";
     const BITS: u32 = 128;
     const UNSPECIFIED: Self = [0; 16];
     const ICMP: u8 = 58;
+    const ICMP_COVERS_ADDRESSES: bool = true;
     const WIRESERVER: Self = Self::UNSPECIFIED;
 
     #[inline(always)]
@@ -74,6 +97,11 @@ impl Address for [u8; 16] {
     #[inline(always)]
     fn is_icmp_error(kind: u8) -> bool {
         icmp::is_v6_error(kind)
+    }
+
+    #[inline(always)]
+    fn replace_in(check: u16, old: &Self, new: &Self) -> u16 {
+        checksum::replace_by(check, checksum::difference(old, new))
     }
 
     #[inline(always)]

@@ -25,6 +25,26 @@ pub fn replace_u32(check: u16, old: [u8; 4], new: [u8; 4]) -> u16 {
     !fold(sum)
 }
 
+/// What the sum over a header changes by when an IPv6 address in it changes from `old` to `new`: `m' - m` of RFC 1624, not
+/// folded to 16 bits, as the kernel's helpers take it.
+#[inline(always)]
+pub fn difference(old: &[u8; 16], new: &[u8; 16]) -> u32 {
+    let word =
+        |bytes: &[u8; 16], i: usize| u32::from_ne_bytes([bytes[i], bytes[i + 1], bytes[i + 2], bytes[i + 3]]);
+    let mut sum = 0u64;
+    for i in [0, 4, 8, 12] {
+        sum += u64::from(!word(old, i)) + u64::from(word(new, i));
+    }
+    let sum = (sum & 0xffff_ffff) + (sum >> 32);
+    ((sum & 0xffff_ffff) + (sum >> 32)) as u32
+}
+
+/// Updates `check` for words that changed the sum by `difference`.
+#[inline(always)]
+pub fn replace_by(check: u16, difference: u32) -> u16 {
+    !fold(u32::from(!check) + (difference & 0xffff) + (difference >> 16))
+}
+
 /// Whether the checksum of an IPv4 header without options is right: its words, and the checksum among them, add up to
 /// ones (RFC 1071 section 1 (3)).
 #[inline(always)]
@@ -118,6 +138,20 @@ mod tests {
             prop_assert_eq!((!ended) % 0xffff, u16::from_ne_bytes(whole.to_be_bytes()) % 0xffff);
             let whole = u16::from_ne_bytes(whole.to_be_bytes());
             prop_assert_eq!(may_be_partial(whole, src, dst, crate::tuple::UDP, len), whole == partial);
+        }
+
+        #[test]
+        fn a_changed_ipv6_address_gives_the_sum_that_etherparse_computes(
+            src: [u8; 16], dst: [u8; 16], new_src: [u8; 16], payload in proptest::collection::vec(any::<u8>(), 0..64),
+        ) {
+            let sum = |src| {
+                let header = etherparse::UdpHeader::without_ipv4_checksum(7, 9, payload.len()).unwrap();
+                let sum = header.calc_checksum_ipv6_raw(src, dst, &payload).unwrap();
+                u16::from_ne_bytes(sum.to_be_bytes())
+            };
+            let changed = <[u8; 16] as crate::addr::Address>::replace_in(sum(src), &src, &new_src);
+            // Zero and ones are one number to this sum; UDP sends ones.
+            prop_assert_eq!(changed % 0xffff, sum(new_src) % 0xffff);
         }
 
         #[test]

@@ -5,13 +5,13 @@ use crate::addr::Address;
 /// Key of `cwy_frags`: the fragments of one datagram at one hook.
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FragmentKey<A> {
+pub struct FragmentKey<A: Address> {
     /// Source address as seen at the hook, network order.
     pub src: A,
     /// Destination address as seen at the hook, network order.
     pub dst: A,
-    /// IPv4 identification, network order.
-    pub id: [u8; 2],
+    /// Identification of the packet.
+    pub id: A::FragmentId,
     /// IP protocol number.
     pub protocol: u8,
     /// One of [`At`]: a datagram passes several hooks, with one identification.
@@ -54,7 +54,7 @@ pub struct FragmentEntry<A> {
 }
 
 const _: () = assert!(size_of::<FragmentKey<[u8; 4]>>() == 4 + 4 + 2 + 1 + 1);
-const _: () = assert!(size_of::<FragmentKey<[u8; 16]>>() == 16 + 16 + 2 + 1 + 1);
+const _: () = assert!(size_of::<FragmentKey<[u8; 16]>>() == 16 + 16 + 6 + 1 + 1);
 const _: () = assert!(size_of::<FragmentEntry<[u8; 4]>>() == 4 + 4 + 6 + 6 + 4 + 4);
 const _: () = assert!(size_of::<FragmentEntry<[u8; 16]>>() == 4 + 4 + 6 + 6 + 16 + 4);
 

@@ -1,5 +1,7 @@
 //! Messages of ICMP and ICMPv6: which have flows of their own, and which are about the flows of others.
 
+use crate::tuple::FlowKey;
+
 /// ICMP type of an echo request (RFC 792).
 pub const ECHO_REQUEST: u8 = 8;
 /// ICMP type of an echo reply (RFC 792).
@@ -17,6 +19,22 @@ pub struct IcmpQuery {
     /// What tells apart two questions with one identifier, in place of the port of the end that answers: how the
     /// question's type differs from an echo's, and the code. Zero for a ping.
     pub kind: [u8; 2],
+}
+
+/// The packet that an error quotes: its header and the first eight bytes behind it (RFC 792, RFC 4443 section 2.4).
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Quoted<A> {
+    /// Its flow.
+    pub key: FlowKey<A>,
+    /// Offset of its IP header from the start of the frame, bytes.
+    pub l3: u16,
+    /// Offset of its transport header, bytes.
+    pub l4: u16,
+    /// Checksum of its IPv4 header, as in memory; zero of IPv6.
+    pub check: u16,
+    /// 1: it is a question of ICMP.
+    pub asks: u16,
 }
 
 /// The ICMP messages that have flows, as nf_conntrack has them (`nf_conntrack_proto_icmp.c`, Linux 6.18): echo,

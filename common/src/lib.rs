@@ -32,6 +32,7 @@ pub mod ports;
 pub mod reason;
 pub mod reset;
 pub mod schedule;
+pub mod scratch;
 pub mod tuple;
 #[cfg(feature = "user")]
 mod user;

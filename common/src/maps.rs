@@ -19,10 +19,10 @@
 //! | `cwy_sweep_job` | 0 | [`SweepJob`] | sweeper, `cwy_sweep` | sweeper, `cwy_sweep` |
 //! | `cwy_cfg` | 0 | [`Config`] | CNI, agent | programs |
 //! | `cwy_ipv6` | hook | program for IPv6 | CNI | programs |
+//! | `cwy_scratch` | 0 | [`Scratch`](crate::scratch::Scratch) per CPU | programs | programs |
 //! | `cwy_count` | [`Reason`](crate::reason::Reason) | [`Count`] per CPU | programs | command line |
 //!
-//! For IPv6 there are `cwy_flows6`, `cwy_pods6`, `cwy_ifaces6`, `cwy_usage6`, `cwy_age_queue6` and `cwy_cfg6`, with the addresses
-//! of that family.
+//! For IPv6 there are, with the addresses of that family, those of [`V6_MAP_NAMES`].
 
 use crate::lifetime::Timeouts;
 
@@ -307,6 +307,7 @@ const _: () = assert!(size_of::<Balancer>() == 16);
 const _: () = assert!(size_of::<Backend<[u8; 4]>>() == 4);
 const _: () = assert!(size_of::<Timeouts>() == 8 * 4);
 const _: () = assert!(size_of::<RangeKey<[u8; 4]>>() == 1 + 4);
+const _: () = assert!(size_of::<RangeKey<[u8; 16]>>() == 1 + 16);
 const _: () = assert!(size_of::<Config<[u8; 4]>>() == 4 + 4 + 4 + 4 + 4 + 4 + 4 + 32);
 const _: () = assert!(size_of::<Config<[u8; 16]>>() == 16 + 4 + 4 + 4 + 4 + 4 + 4 + 32);
 const _: () = assert!(size_of::<Count>() == 4 * 8);
@@ -315,7 +316,7 @@ const _: () = assert!(size_of::<Budget>() == 4 + 4);
 const _: () = assert!(size_of::<SweepJob>() == 4 * 4);
 
 /// The names of the maps, as `bpftool` and the pin directory show them.
-pub const MAP_NAMES: [&str; 18] = [
+pub const MAP_NAMES: [&str; 19] = [
     "cwy_flows",
     "cwy_pods",
     "cwy_ifaces",
@@ -332,6 +333,7 @@ pub const MAP_NAMES: [&str; 18] = [
     "cwy_events",
     "cwy_sweep_job",
     "cwy_cfg",
+    "cwy_scratch",
     "cwy_count",
     IPV6_MAP,
 ];
@@ -340,17 +342,28 @@ pub const MAP_NAMES: [&str; 18] = [
 pub const IPV6_MAP: &str = "cwy_ipv6";
 
 /// The names of the maps that are there once a pod has an IPv6 address: layouts as those of IPv4, with other addresses.
-pub const V6_MAP_NAMES: [&str; 6] = [
+pub const V6_MAP_NAMES: [&str; 11] = [
     "cwy_flows6",
     "cwy_pods6",
     "cwy_ifaces6",
+    "cwy_ranges6",
+    "cwy_frags6",
+    "cwy_crowds6",
+    "cwy_moved6",
     "cwy_usage6",
     "cwy_age_queue6",
     "cwy_cfg6",
+    "cwy_scratch6",
 ];
 
 /// Maps that the programs of both families have in common.
-pub const SHARED_MAP_NAMES: [&str; 4] = ["cwy_budgets", "cwy_events", "cwy_sweep_job", "cwy_count"];
+pub const SHARED_MAP_NAMES: [&str; 5] = [
+    "cwy_ports",
+    "cwy_budgets",
+    "cwy_events",
+    "cwy_sweep_job",
+    "cwy_count",
+];
 
 /// The names of the programs, as `bpftool` and the pin directory show them.
 pub const PROGRAM_NAMES: [&str; HOOKS] = ["cwy_from_pod", "cwy_to_pod", "cwy_from_uplink", "cwy_to_uplink"];

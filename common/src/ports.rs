@@ -45,7 +45,7 @@ pub fn class_of(port: u16) -> RangeInclusive<u16> {
 /// The words of a map of ports, 64 a word, among which the class of `own` lies. Echo identifiers are one class.
 #[inline(always)]
 pub fn words_of(protocol: u8, own: u16) -> (u32, u32) {
-    if protocol == tuple::ICMP {
+    if tuple::is_icmp(protocol) {
         return (0, 1023);
     }
     let class = class_of(own);
@@ -57,7 +57,7 @@ pub fn words_of(protocol: u8, own: u16) -> (u32, u32) {
 pub fn candidate_from(protocol: u8, own: u16, hash: u32, step: u32) -> u16 {
     let port = ((hash % 1024 * 64).wrapping_add(step) & 0xffff) as u16;
     let class = class_of(own);
-    if protocol == tuple::ICMP || class.contains(&port) {
+    if tuple::is_icmp(protocol) || class.contains(&port) {
         return port;
     }
     // Ahead of the class the search goes on at its first word.
@@ -103,7 +103,7 @@ fn stride(hash: u32) -> u32 {
 /// Whether a flow of the protocol can have the port at all.
 #[inline(always)]
 pub fn is_of_a_class(protocol: u8, port: u16) -> bool {
-    protocol == tuple::ICMP || class_of(port).contains(&port)
+    tuple::is_icmp(protocol) || class_of(port).contains(&port)
 }
 
 /// Where the bit of `port` stands: the index into `cwy_ports` and the mask. `udp` selects the second bitmap.

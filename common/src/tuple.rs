@@ -20,6 +20,12 @@ pub const fn has_ports<A: Address>(protocol: u8) -> bool {
     protocol == A::ICMP || matches!(protocol, TCP | UDP)
 }
 
+/// Whether a protocol is the ICMP of either family.
+#[inline(always)]
+pub const fn is_icmp(protocol: u8) -> bool {
+    protocol == <[u8; 4]>::ICMP || protocol == <[u8; 16]>::ICMP
+}
+
 /// Key of `cwy_flows`: one direction of a flow, as the packet stands on the wire at the hook that looks it up.
 ///
 /// For an ICMP query the identifier takes the place of the asking end's port: it is `src_port` of a question and

@@ -43,8 +43,15 @@ plain_data!(
     Usage,
     Budget,
     SweepJob,
-    RangeKey<[u8; 4]>,
     Backend<[u8; 4]>,
     Crowd<[u8; 4]>,
 );
-plain_data_of_a_family!(FlowKey, FlowEntry, FragmentKey, FragmentEntry, IfaceEntry, Config);
+plain_data_of_a_family!(
+    FlowKey,
+    FlowEntry,
+    FragmentKey,
+    FragmentEntry,
+    IfaceEntry,
+    RangeKey,
+    Config
+);

@@ -11,7 +11,7 @@ use causeway_common::{
 };
 
 use crate::{
-    carry::note_progress,
+    carry::{note_progress, set_inside_tag},
     given::given,
     heal,
     maps::{Entry, Key, config, flow, now},
@@ -34,7 +34,7 @@ pub fn kernel_answer(
 }
 
 /// Gives the answer of a kernel flow its pod's address back, then lets the stack go on with it.
-#[inline(always)]
+#[inline(never)]
 fn answer(ctx: &TcContext, ip: &Ip, transport: &Transport, key: &Key, entry: &mut Entry) -> Reason {
     let to = translation(entry);
     entry.last_seen = now();
@@ -42,9 +42,7 @@ fn answer(ctx: &TcContext, ip: &Ip, transport: &Transport, key: &Key, entry: &mu
     if translate(ctx, ip, key, &to).is_err() {
         return Reason::RewriteFailed;
     }
-    if let Some(config) = config() {
-        packet::set_tag(ctx, to.inside(key).tag(config.seed));
-    }
+    set_inside_tag(ctx, key, &to);
     if to.nat == Nat::FROM_BACKEND {
         Reason::Balanced
     } else {

@@ -33,7 +33,7 @@ use crate::{
     packet::{self, Ip, Transport},
     reclaim::remember,
     rewrite::Translation,
-    snat::{fill_answer, host_holds},
+    snat::{fill_answer, taken::host_holds},
     translate::{translate, translation},
     usage,
 };

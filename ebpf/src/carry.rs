@@ -1,6 +1,6 @@
 //! The established path: one lookup has been done, the packet is rewritten and redirected.
 
-use core::ptr::{from_mut, from_ref};
+use core::ptr::from_ref;
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -13,13 +13,13 @@ use causeway_common::{
     flow::{AtIngress, Exit, Flags, KEEPALIVE, Nat, Progress, at_ingress},
     lifetime::{is_within, seconds},
     reason::Reason,
-    tuple::{TAG_CARRIED, TCP},
+    tuple::{TAG_CARRIED, TAG_NONE, TCP},
 };
 
 use crate::{
     family,
-    given::{given, given_mut},
-    maps::{Entry, Key, config, flow, is_idle},
+    given::given,
+    maps::{Entry, Key, config, flow, is_idle, now, scratch},
     nat::{self, translate, translation},
     next_hop,
     packet::{self, Ip, Transport, skb},
@@ -28,6 +28,15 @@ use crate::{
 
 /// What the established path of an ingress hook says of a packet that is not for it. No carried packet has this reason.
 pub const NOT_CARRIED: Reason = Reason::MidFlow;
+
+/// Whether it says that the packet is on its way.
+#[inline(always)]
+pub fn is_carried(reason: Reason) -> bool {
+    reason == Reason::CarriedToPod || reason == Reason::CarriedToUplink
+}
+
+/// What it says of a packet whose flow is to be [looked after](look_after) first. No carried packet has this reason.
+pub const DUE: Reason = Reason::NotFromPod;
 
 /// Whether the entry carries this packet. The lifetime is looked at once a second: within it nothing can have ended.
 #[inline(always)]
@@ -58,20 +67,15 @@ pub fn carry(
     // Copied before any helper call: the element may be another flow's afterwards.
     let to = translation(entry);
     if ip.ttl <= 1 {
-        return up(ctx, ip, key, &to, Reason::TtlExpiring);
+        return Reason::TtlExpiring;
     }
     if !is_within(entry.last_seen, nanoseconds) {
-        match once_a_second(ctx, key, entry, transport, seconds(nanoseconds)) {
-            Turn::Carry => {}
-            Turn::Keepalive => return up(ctx, ip, key, &to, Reason::StackKeepalive),
-            Turn::Forget => return Reason::AddressChanged,
-            Turn::Lost => return Reason::SnatNoMapping,
-        }
+        return DUE;
     }
     // Copied before any further helper call: the element may be another flow's afterwards.
     let (exit, ifindex, macs) = (entry.exit, entry.out_ifindex, Macs::of(entry));
     if packet::largest_packet(ctx, ip, transport) > u32::from(entry.mtu) {
-        return up(ctx, ip, key, &to, Reason::TooBig);
+        return Reason::TooBig;
     }
     note_progress(key, entry, transport);
     if forward(ctx, ip, key, &to, macs).is_err() {
@@ -82,7 +86,6 @@ pub fn carry(
 
 /// What becomes of the packet that is the first of its flow in a second.
 #[derive(Clone, Copy, PartialEq, Eq)]
-#[repr(u32)]
 pub enum Turn {
     Carry,
     Keepalive,
@@ -90,33 +93,42 @@ pub enum Turn {
     Lost,
 }
 
-/// What an established flow has to have looked at now and then.
+/// What an established flow has to have looked at now and then: after the first packet of a second, which then begins
+/// again. [`DUE`] if it may.
+///
+/// Beside the established path, not below it: 512 bytes of stack are all that a program's functions have together.
 #[inline(always)]
-fn once_a_second(ctx: &TcContext, key: &Key, entry: &mut Entry, transport: &Transport, now: u32) -> Turn {
-    let flags = u32::from(transport.flags);
-    match cwy_once_a_second(ctx.as_ptr().cast(), from_ref(key), from_mut(entry), flags, now) {
-        0 => Turn::Carry,
-        1 => Turn::Keepalive,
-        2 => Turn::Forget,
-        _ => Turn::Lost,
+pub fn look_after(ctx: &TcContext) -> Reason {
+    let reason = cwy_look_after(ctx.as_ptr().cast());
+    match reason {
+        Reason::AddressChanged => nat::end_of(ctx, false),
+        Reason::SnatNoMapping => nat::end_of(ctx, true),
+        _ => {}
     }
+    reason
 }
 
-/// Returns a [`Turn`] as a number. Verified by itself.
+/// Verified by itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn cwy_once_a_second(
-    skb: *mut __sk_buff,
-    key: *const Key,
-    entry: *mut Entry,
-    flags: u32,
-    now: u32,
-) -> u32 {
-    // SAFETY: the caller's references.
-    let (Some(key), Some(entry)) = (unsafe { given(key) }, unsafe { given_mut(entry) }) else {
-        return Turn::Lost as u32;
+extern "C" fn cwy_look_after(skb: *mut __sk_buff) -> Reason {
+    let ctx = &TcContext::new(skb);
+    let Ok(ip) = packet::read_ip(ctx) else {
+        return NOT_CARRIED;
     };
-    turn(&TcContext::new(skb), key, entry, flags as u8, now) as u32
+    let Ok(transport) = packet::read_transport(ctx, &ip) else {
+        return NOT_CARRIED;
+    };
+    let key = packet::key(&ip, &transport);
+    let Some(entry) = flow(&key) else {
+        return NOT_CARRIED;
+    };
+    match turn(ctx, &key, entry, transport.flags, now()) {
+        Turn::Carry => DUE,
+        Turn::Keepalive => Reason::StackKeepalive,
+        Turn::Forget => Reason::AddressChanged,
+        Turn::Lost => Reason::SnatNoMapping,
+    }
 }
 
 #[inline(always)]
@@ -162,20 +174,69 @@ pub fn redirect(ctx: &TcContext, exit: u8, ifindex: u32) -> Reason {
 /// Gives a packet of a carried flow to the stack, which answers it itself.
 ///
 /// An answer from outside is translated first: its untranslated tuple means nothing to the stack, which would reset
-/// the connection.
+/// the connection. Beside the established path, as [`look_after`].
 #[inline(always)]
-fn up(ctx: &TcContext, ip: &Ip, key: &Key, to: &Translation, reason: Reason) -> Reason {
-    let mut inside = *key;
+pub fn up(ctx: &TcContext, reason: Reason) -> Reason {
+    match cwy_up(ctx.as_ptr().cast()) {
+        0 => reason,
+        _ => Reason::RewriteFailed,
+    }
+}
+
+/// Returns 0 if the stack has the packet as it is to be. Verified by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn cwy_up(skb: *mut __sk_buff) -> u32 {
+    let ctx = &TcContext::new(skb);
+    let Ok(ip) = packet::read_ip(ctx) else {
+        return 0;
+    };
+    let Ok(transport) = packet::read_transport(ctx, &ip) else {
+        return 0;
+    };
+    let key = &packet::key(&ip, &transport);
+    let Some(to) = flow(key).map(|entry| translation(entry)) else {
+        return 0;
+    };
     if matches!(to.nat, Nat::DESTINATION | Nat::FROM_BACKEND) {
-        if translate(ctx, ip, key, to).is_err() {
-            return Reason::RewriteFailed;
+        if translate(ctx, &ip, key, &to).is_err() {
+            return 1;
         }
-        inside = to.inside(key);
+        set_inside_tag(ctx, key, &to);
+    } else if let Some(config) = config() {
+        packet::set_tag(ctx, key.tag(config.seed));
     }
-    if let Some(config) = config() {
-        packet::set_tag(ctx, inside.tag(config.seed));
+    0
+}
+
+/// Tags the packet by the tuple that it has after its translation.
+#[inline(always)]
+pub fn set_inside_tag(ctx: &TcContext, key: &Key, to: &Translation) {
+    // A copy, which need be in memory here alone.
+    let to = *to;
+    let tag = cwy_inside_tag(from_ref(key), from_ref(&to));
+    packet::set_tag(ctx, tag as u16);
+}
+
+/// Verified by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn cwy_inside_tag(key: *const Key, to: *const Translation) -> u32 {
+    // SAFETY: the caller's references.
+    let (Some(key), Some(to)) = (unsafe { given(key) }, unsafe { given(to) }) else {
+        return u32::from(TAG_NONE);
+    };
+    let (Some(config), Some(scratch)) = (config(), scratch()) else {
+        return u32::from(TAG_NONE);
+    };
+    let inside = &mut scratch.inside;
+    *inside = *key;
+    match Nat::end(to.nat) {
+        Nat::SOURCE => (inside.src, inside.src_port) = (to.addr, to.port),
+        Nat::DESTINATION => (inside.dst, inside.dst_port) = (to.addr, to.port),
+        _ => {}
     }
-    reason
+    u32::from(inside.tag(config.seed))
 }
 
 /// Notes what the packet says of the connection's life, on both directions' entries.

@@ -16,7 +16,7 @@ use causeway_common::{
 use crate::{
     family::maps::CROWDS,
     given::{context, given, given_mut},
-    maps::{Addr, Key, config, flow, now},
+    maps::{Addr, Key, config, flow, now, scratch},
     snat::is_reserved,
 };
 
@@ -134,27 +134,32 @@ extern "C" fn cwy_crowd_look(crowd: *mut Crowd<Addr>, class: u32, hash: u32, tur
 
 const NO_PORT: u32 = u32::MAX;
 
-/// Makes a map of the remote's ports by looking at every one of them, some milliseconds' work; again only when the last
-/// one is old. Nothing is done while the slot serves another remote.
+/// Makes a map of the ports of the remote that the last walk was about, by looking at every one of them, some milliseconds'
+/// work; again only when the last one is old. Nothing is done for a pod that may have no further flow, or while the slot
+/// serves another remote. Whether there is a map that is new.
 #[inline(always)]
-pub fn build(answer: &Key) {
-    cwy_crowd_build(from_ref(answer));
+pub fn build_claimed() -> bool {
+    cwy_crowd_build() != 0
 }
 
-/// Whether there is a map that is new. Verified by itself.
+/// Verified by itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn cwy_crowd_build(answer: *const Key) -> u32 {
-    // SAFETY: the caller's reference.
-    let (Some(answer), Some(config)) = (unsafe { given(answer) }, config()) else {
+extern "C" fn cwy_crowd_build() -> u32 {
+    let (Some(config), Some(scratch)) = (config(), scratch()) else {
         return 0;
     };
-    let remote = remote_of(answer);
+    let walk = &scratch.walk;
+    if walk.may_take == 0 || !walk.key.has_ports() {
+        return 0;
+    }
+    let remote = &mut scratch.remote;
+    *remote = remote_of(&walk.answer);
     let now = now();
-    let Some(crowd) = slot(config, &remote) else {
+    let Some(crowd) = slot(config, remote) else {
         return 0;
     };
-    let may_begin = if crowd.is_of(&remote) {
+    let may_begin = if crowd.is_of(remote) {
         crowd.is_old(now)
     } else {
         crowd.is_vacant(now)
@@ -162,10 +167,10 @@ extern "C" fn cwy_crowd_build(answer: *const Key) -> u32 {
     if !may_begin {
         return 0;
     }
-    crowd.restart(&remote, now);
+    crowd.restart(remote, now);
     let mut state = Build {
-        answer: remote,
-        crowd: &raw mut *crowd,
+        answer: from_mut(remote),
+        crowd: from_mut(crowd),
         word: 0,
     };
     let (callback, state) = (look_at_port as *mut c_void, (&raw mut state).cast());
@@ -175,7 +180,7 @@ extern "C" fn cwy_crowd_build(answer: *const Key) -> u32 {
 }
 
 struct Build {
-    answer: Key,
+    answer: *mut Key,
     crowd: *mut Crowd<Addr>,
     /// The bits of the word that is being gathered.
     word: u64,
@@ -188,13 +193,14 @@ unsafe extern "C" fn look_at_port(port: u32, state: *mut c_void) -> i64 {
     // SAFETY: the caller's.
     let state = unsafe { context::<Build>(state) };
     let port = port as u16;
-    state.answer.dst_port = port.to_be_bytes();
-    let protocol = state.answer.protocol;
-    let is_taken =
-        !is_of_a_class(protocol, port) || is_reserved(protocol, port) || flow(&state.answer).is_some();
+    // SAFETY: as below.
+    let answer = unsafe { &mut *state.answer };
+    answer.dst_port = port.to_be_bytes();
+    let protocol = answer.protocol;
+    let is_taken = !is_of_a_class(protocol, port) || is_reserved(protocol, port) || flow(answer).is_some();
     state.word |= u64::from(is_taken) << (port % 64);
     if port % 64 == 63 {
-        // SAFETY: the pointer that `cwy_crowd_build` stored.
+        // SAFETY: a pointer that `cwy_crowd_build` stored, to what nobody else holds.
         unsafe { &mut *state.crowd }.set_word(u32::from(port) / 64, state.word);
         state.word = 0;
     }

@@ -3,14 +3,11 @@
 
 use core::ptr::from_ref;
 
-use causeway_common::{
-    flow::{Flags, Nat, State},
-    maps::Config,
-};
+use causeway_common::flow::{Flags, Nat, State};
 
 use crate::{
     given::given,
-    maps::{AGES, Addr, Entry, FLOWS, Key, config, flow, own},
+    maps::{AGES, Entry, FLOWS, Key, flow, is_expired, own, scratch},
     nat::{self, HeldPort},
     usage,
 };
@@ -64,11 +61,11 @@ pub enum Look {
     BothForgotten,
 }
 
-/// Forgets the flow of which `key` is one direction if it is over at `now`. An offer goes alone: the answer that is
-/// awaited with it has an end of its own, and goes with it if that has come too.
+/// Forgets the flow of which the key that came out of the queue last is one direction, if it is over at `now`. An offer goes
+/// alone: the answer that is awaited with it has an end of its own, and goes with it if that has come too.
 #[inline(always)]
-pub fn forget_if_over(key: &Key, now: u32) -> Look {
-    match cwy_forget(from_ref(key), now) {
+pub fn forget_oldest_if_over(now: u32) -> Look {
+    match cwy_forget(now) {
         1 => Look::Kept,
         2 => Look::KeptByPeer,
         3 => Look::Forgotten,
@@ -80,19 +77,18 @@ pub fn forget_if_over(key: &Key, now: u32) -> Look {
 /// Returns a [`Look`] as a number. Verified by itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn cwy_forget(key: *const Key, now: u32) -> u32 {
-    // SAFETY: the caller's reference.
-    let (Some(key), Some(config)) = (unsafe { own(key) }, config()) else {
+extern "C" fn cwy_forget(now: u32) -> u32 {
+    let Some(scratch) = scratch() else {
         return Look::Gone as u32;
     };
-    flow(&key).map_or(Look::Gone, |entry| look(config, &key, entry, now)) as u32
+    let key = &scratch.oldest;
+    flow(key).map_or(Look::Gone, |entry| look(key, entry, now)) as u32
 }
 
-/// [`forget_if_over`] of an entry at hand. Each half is looked up once at most: a sweep has a million of them.
+/// [`forget_oldest_if_over`] of an entry at hand. Each half is looked up once at most: a sweep has a million of them.
 #[inline(always)]
-pub fn look(config: &Config<Addr>, key: &Key, entry: &Entry, now: u32) -> Look {
-    let timeouts = &config.timeouts;
-    if !timeouts.expired(entry, key.protocol, entry.last_seen, now) {
+pub fn look(key: &Key, entry: &Entry, now: u32) -> Look {
+    if !is_expired(entry, key.protocol, entry.last_seen, now) {
         return Look::Kept;
     }
     let peer_key = nat::peer_key(key, entry);
@@ -100,7 +96,7 @@ pub fn look(config: &Config<Addr>, key: &Key, entry: &Entry, now: u32) -> Look {
     let peer = flow(&peer_key).filter(|peer| is_peer(key, &peer_key, peer));
     let halves = match peer {
         None => remove(key, entry),
-        Some(peer) if timeouts.expired(peer, key.protocol, peer.last_seen, now) => {
+        Some(peer) if is_expired(peer, key.protocol, peer.last_seen, now) => {
             // The half that holds the port goes first.
             if entry.nat == Nat::DESTINATION {
                 let own = remove(key, entry);

@@ -10,7 +10,8 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use causeway_common::{
-    flow::{Exit, Hop, Nat, State},
+    addr::Address as _,
+    flow::{Exit, Nat, State},
     fragment::{At, FragmentEntry, FragmentKey, ROUNDS, waiting_tag},
     reason::Reason,
 };
@@ -18,13 +19,13 @@ use causeway_common::{
 use crate::{
     carry::redirect,
     count::{Hook, bump},
-    family::maps::FRAGS,
+    family::{fragment_id, maps::FRAGS},
     given::given,
-    maps::{Addr, Entry, Key, config, flow, now},
+    maps::{Addr, Entry, Key, config, flow, now, scratch},
     masquerade::needs_snat,
     packet::{self, Ip, skb},
-    rewrite::{Failed, Macs, Translation, forward, forward_addr},
-    translate::{translate, translate_addr, translation},
+    rewrite::{Failed, Macs, Translation, step},
+    translate::{translate, translate_alone, translation},
 };
 
 type Remembered = FragmentEntry<Addr>;
@@ -48,14 +49,16 @@ extern "C" fn cwy_part_pod(buffer: *mut __sk_buff, ip: *const Ip) -> Reason {
     if ip.ttl <= 1 {
         return Reason::Fragment;
     }
-    let id = id(ip, At::FROM_POD);
+    let Some(id) = id(ctx, ip, At::FROM_POD) else {
+        return Reason::Fragment;
+    };
     if !ip.is_first {
-        return match recall(&id) {
+        return match recall(id) {
             Some(first) if first.nat != Nat::NONE => follow(ctx, ip, first),
             Some(_) => Reason::Fragment,
             None => {
                 // It has overtaken its first one, which must not be carried past it: conntrack puts them together.
-                by_the_stack(&id);
+                by_the_stack(id);
                 Reason::Fragment
             }
         };
@@ -65,7 +68,7 @@ extern "C" fn cwy_part_pod(buffer: *mut __sk_buff, ip: *const Ip) -> Reason {
     };
     let key = packet::key(ip, &transport);
     match flow(&key) {
-        Some(_) if recall(&id).is_some_and(|late| late.nat == Nat::NONE) => Reason::Fragment,
+        Some(_) if recall(id).is_some_and(|late| late.nat == Nat::NONE) => Reason::Fragment,
         Some(entry)
             if entry.state == State::CARRIED
                 && entry.nat == Nat::SOURCE
@@ -73,7 +76,7 @@ extern "C" fn cwy_part_pod(buffer: *mut __sk_buff, ip: *const Ip) -> Reason {
                 && entry.in_ifindex == skb(ctx).ifindex
                 && ip.total_len <= entry.mtu =>
         {
-            lead(ctx, ip, &key, &id, entry)
+            lead(ctx, ip, &key, id, entry)
         }
         _ => Reason::Fragment,
     }
@@ -95,9 +98,11 @@ extern "C" fn cwy_part_wire(buffer: *mut __sk_buff, ip: *const Ip, round: u32) -
         return Reason::OtherProtocol;
     };
     let round = round as u16;
-    let id = id(ip, At::FROM_UPLINK);
+    let Some(id) = id(ctx, ip, At::FROM_UPLINK) else {
+        return Reason::OtherProtocol;
+    };
     if !ip.is_first {
-        return match recall(&id) {
+        return match recall(id) {
             Some(first) if first.nat != Nat::NONE => follow(ctx, ip, first),
             Some(_) => Reason::OtherProtocol,
             None => wait(ctx, ip, round),
@@ -113,11 +118,11 @@ extern "C" fn cwy_part_wire(buffer: *mut __sk_buff, ip: *const Ip, round: u32) -
                 && entry.nat == Nat::DESTINATION
                 && entry.is_for(transport.role(ip), ip.protocol) =>
         {
-            lead(ctx, ip, &key, &id, entry)
+            lead(ctx, ip, &key, id, entry)
         }
         _ => {
             // The node's own, or a pod's without translation: the rest need not wait.
-            by_the_stack(&id);
+            by_the_stack(id);
             Reason::OtherProtocol
         }
     }
@@ -138,7 +143,7 @@ extern "C" fn cwy_part_out(buffer: *mut __sk_buff, ip: *const Ip) -> Reason {
     let Some(ip) = (unsafe { given(ip) }) else {
         return Reason::SnatFragment;
     };
-    match recall(&id(ip, At::TO_UPLINK)) {
+    match id(ctx, ip, At::TO_UPLINK).and_then(recall) {
         Some(first) if first.nat == Nat::SOURCE => follow(ctx, ip, first),
         Some(_) => Reason::Fragment,
         None if needs_snat(&ip.dst) => Reason::SnatFragment,
@@ -148,45 +153,69 @@ extern "C" fn cwy_part_out(buffer: *mut __sk_buff, ip: *const Ip) -> Reason {
 
 /// Notes at the uplink how a first fragment has left: with the address `to`, or as it was ([`Nat::NONE`]).
 #[inline(never)]
-pub fn left(ip: &Ip, nat: u8, to: &Addr) {
-    let to = Translation::new(nat, *to, [0; 2]);
-    remember(&id(ip, At::TO_UPLINK), &Hop::UNKNOWN, &to);
+pub fn left(ctx: &TcContext, ip: &Ip, nat: u8, to: &Addr) {
+    if let (Some(id), Some(scratch)) = (id(ctx, ip, At::TO_UPLINK), scratch()) {
+        note(&mut scratch.fragment, nat, to);
+        remember(id, &scratch.fragment);
+    }
 }
 
 /// A first fragment of a flow with a translation: sends it on and remembers how.
-#[inline(always)]
+#[inline(never)]
 fn lead(ctx: &TcContext, ip: &Ip, key: &Key, id: &FragmentKey<Addr>, entry: &mut Entry) -> Reason {
-    let (hop, to) = (hop(entry), translation(entry));
-    entry.last_seen = now();
-    if entry.state == State::CARRIED && ip.ttl > 1 {
-        remember(id, &hop, &to);
-        return match forward(ctx, ip, key, &to, Macs::new(hop.dst_mac, hop.src_mac)) {
-            Ok(()) => redirect(ctx, hop.exit, hop.ifindex),
-            Err(Failed) => Reason::RewriteFailed,
-        };
+    let Some(scratch) = scratch() else {
+        return Reason::RewriteFailed;
+    };
+    let moves_on = entry.state == State::CARRIED && ip.ttl > 1;
+    let first = &mut scratch.fragment;
+    note(first, entry.nat, &entry.nat_addr);
+    if moves_on {
+        first.exit = entry.exit;
+        first.out_ifindex = entry.out_ifindex;
+        first.out_dst_mac = entry.out_dst_mac;
+        first.out_src_mac = entry.out_src_mac;
     }
-    remember(id, &Hop::UNKNOWN, &to);
-    match translate(ctx, ip, key, &to) {
-        Ok(()) => Reason::KernelFlowTranslated,
-        Err(Failed) => Reason::RewriteFailed,
+    let to = translation(entry);
+    entry.last_seen = now();
+    remember(id, first);
+    if translate(ctx, ip, key, &to).is_err() {
+        return Reason::RewriteFailed;
+    }
+    if moves_on {
+        move_on(ctx, ip, first)
+    } else {
+        Reason::KernelFlowTranslated
     }
 }
 
 /// A later fragment goes the way of the first.
-#[inline(always)]
+#[inline(never)]
 fn follow(ctx: &TcContext, ip: &Ip, first: &Remembered) -> Reason {
+    let Some(scratch) = scratch() else {
+        return Reason::RewriteFailed;
+    };
+    // Copied before any helper call: the element may be another datagram's afterwards.
+    scratch.fragment = *first;
+    let first = &scratch.fragment;
     let to = Translation::new(first.nat, first.nat_addr, [0; 2]);
-    let (exit, ifindex) = (first.exit, first.out_ifindex);
-    let macs = Macs::new(first.out_dst_mac, first.out_src_mac);
-    if exit == Exit::STACK || ip.ttl <= 1 {
-        return match translate_addr(ctx, ip, &to) {
-            Ok(()) if to.nat == Nat::SOURCE => Reason::SnatKernel,
-            Ok(()) => Reason::KernelFlowTranslated,
-            Err(Failed) => Reason::RewriteFailed,
-        };
+    if translate_alone(ctx, ip, &to).is_err() {
+        return Reason::RewriteFailed;
     }
-    match forward_addr(ctx, ip, &to, macs) {
-        Ok(()) => redirect(ctx, exit, ifindex),
+    if first.exit != Exit::STACK && ip.ttl > 1 {
+        return move_on(ctx, ip, first);
+    }
+    if to.nat == Nat::SOURCE {
+        Reason::SnatKernel
+    } else {
+        Reason::KernelFlowTranslated
+    }
+}
+
+/// Sends a fragment on that has been translated.
+#[inline(never)]
+fn move_on(ctx: &TcContext, ip: &Ip, first: &Remembered) -> Reason {
+    match step(ctx, ip, Macs::new(first.out_dst_mac, first.out_src_mac)) {
+        Ok(()) => redirect(ctx, first.exit, first.out_ifindex),
         Err(Failed) => Reason::RewriteFailed,
     }
 }
@@ -208,15 +237,16 @@ fn wait(ctx: &TcContext, ip: &Ip, round: u16) -> Reason {
     Reason::FragmentWaits
 }
 
+/// What tells the fragments of a packet apart at a hook: the fields of its [`FragmentKey`], which is in the scratch.
 #[inline(always)]
-fn id(ip: &Ip, at: u8) -> FragmentKey<Addr> {
-    FragmentKey {
-        src: ip.src,
-        dst: ip.dst,
-        id: ip.id,
-        protocol: ip.protocol,
-        at,
-    }
+fn id(ctx: &TcContext, ip: &Ip, at: u8) -> Option<&'static FragmentKey<Addr>> {
+    let key = &mut scratch()?.fragment_key;
+    key.src = ip.src;
+    key.dst = ip.dst;
+    key.id = fragment_id(ctx, ip)?;
+    key.protocol = ip.protocol;
+    key.at = at;
+    Some(key)
 }
 
 #[inline(always)]
@@ -229,35 +259,29 @@ fn recall(id: &FragmentKey<Addr>) -> Option<&'static Remembered> {
 /// Notes that the datagram's fragments are the stack's.
 #[inline(always)]
 fn by_the_stack(id: &FragmentKey<Addr>) {
-    let unchanged = Translation::new(Nat::NONE, [0; 4], [0; 2]);
-    remember(id, &Hop::UNKNOWN, &unchanged);
+    if let Some(scratch) = scratch() {
+        note(&mut scratch.fragment, Nat::NONE, &Addr::UNSPECIFIED);
+        remember(id, &scratch.fragment);
+    }
+}
+
+/// What is known of a datagram whose fragments go by the stack.
+#[inline(always)]
+fn note(first: &mut Remembered, nat: u8, addr: &Addr) {
+    *first = Remembered {
+        nat,
+        exit: Exit::STACK,
+        _pad: [0; 2],
+        out_ifindex: 0,
+        out_dst_mac: [0; 6],
+        out_src_mac: [0; 6],
+        nat_addr: *addr,
+        first_seen: now(),
+    };
 }
 
 /// A failure costs the rest of the datagram: its fragments are treated as if they had come first.
 #[inline(always)]
-fn remember(id: &FragmentKey<Addr>, hop: &Hop, to: &Translation) {
-    let first = Remembered {
-        nat: to.nat,
-        exit: hop.exit,
-        _pad: [0; 2],
-        out_ifindex: hop.ifindex,
-        out_dst_mac: hop.dst_mac,
-        out_src_mac: hop.src_mac,
-        nat_addr: to.addr,
-        first_seen: now(),
-    };
+fn remember(id: &FragmentKey<Addr>, first: &Remembered) {
     FRAGS.insert(id, first, u64::from(BPF_ANY)).ok();
-}
-
-/// Where the entry sends its packets.
-#[inline(always)]
-fn hop(entry: &Entry) -> Hop {
-    Hop {
-        exit: entry.exit,
-        flags: 0,
-        mtu: entry.mtu,
-        ifindex: entry.out_ifindex,
-        dst_mac: entry.out_dst_mac,
-        src_mac: entry.out_src_mac,
-    }
 }

@@ -5,9 +5,9 @@ use aya_ebpf::{EbpfContext as _, bindings::__sk_buff, programs::TcContext};
 use causeway_common::{decide::is_guarded, reason::Reason, tuple::TAG_NONE};
 
 use crate::{
-    carry::{NOT_CARRIED, carry, may_carry},
+    carry::{DUE, NOT_CARRIED, carry, is_carried, look_after, may_carry, up},
     count::Hook,
-    guard, icmp,
+    family, guard, icmp,
     maps::{flow, nanoseconds},
     nat,
     offer::give_up,
@@ -18,13 +18,23 @@ use crate::{
 pub fn handle(ctx: &TcContext) -> Reason {
     let skb = ctx.as_ptr().cast();
     let mut reason = cwy_pod_flow(skb);
+    if is_carried(reason) {
+        return reason;
+    }
     if reason == NOT_CARRIED && packet::linearise_headers(ctx) {
         reason = cwy_pod_flow(skb);
     }
-    if reason == NOT_CARRIED {
-        reason = cwy_pod_other(skb);
+    if reason == DUE {
+        reason = look_after(ctx);
+        if reason == DUE {
+            reason = cwy_pod_flow(skb);
+        }
     }
-    reason
+    match reason {
+        NOT_CARRIED => cwy_pod_other(skb),
+        Reason::TtlExpiring | Reason::TooBig | Reason::StackKeepalive => up(ctx, reason),
+        reason => reason,
+    }
 }
 
 /// One parse and one lookup for a carried flow, in a frame of its own: the two ways of a packet have 512 bytes of stack
@@ -33,7 +43,7 @@ pub fn handle(ctx: &TcContext) -> Reason {
 #[inline(never)]
 extern "C" fn cwy_pod_flow(skb: *mut __sk_buff) -> Reason {
     let ctx = &TcContext::new(skb);
-    let Ok(ip) = packet::ip(ctx) else {
+    let Ok(ip) = family::ip_at_once(ctx) else {
         return NOT_CARRIED;
     };
     let Ok(transport) = packet::transport(ctx, &ip) else {

@@ -10,9 +10,9 @@ use causeway_common::{
 };
 
 use crate::{
-    carry::{NOT_CARRIED, carry, may_carry, note_progress},
+    carry::{DUE, NOT_CARRIED, carry, is_carried, look_after, may_carry, note_progress, up},
     count::Hook,
-    icmp,
+    family, icmp,
     maps::{config, flow, is_present_pod, nanoseconds, pod},
     nat,
     offer::give_up,
@@ -23,13 +23,23 @@ use crate::{
 pub fn handle(ctx: &TcContext) -> Reason {
     let skb = ctx.as_ptr().cast();
     let mut reason = cwy_wire_flow(skb);
+    if is_carried(reason) {
+        return reason;
+    }
     if reason == NOT_CARRIED && packet::linearise_headers(ctx) {
         reason = cwy_wire_flow(skb);
     }
-    if reason == NOT_CARRIED {
-        reason = cwy_wire_other(skb);
+    if reason == DUE {
+        reason = look_after(ctx);
+        if reason == DUE {
+            reason = cwy_wire_flow(skb);
+        }
     }
-    reason
+    match reason {
+        NOT_CARRIED => cwy_wire_other(skb),
+        Reason::TtlExpiring | Reason::TooBig | Reason::StackKeepalive => up(ctx, reason),
+        reason => reason,
+    }
 }
 
 /// One parse and one lookup for a carried flow, in a frame of its own, as in `from_pod`. Verified by itself.
@@ -40,7 +50,7 @@ extern "C" fn cwy_wire_flow(skb: *mut __sk_buff) -> Reason {
     if !packet::is_for_us(ctx) || packet::skb(ctx).vlan_present != 0 {
         return NOT_CARRIED;
     }
-    let Ok(ip) = packet::ip(ctx) else {
+    let Ok(ip) = family::ip_at_once(ctx) else {
         return NOT_CARRIED;
     };
     let Ok(transport) = packet::transport(ctx, &ip) else {

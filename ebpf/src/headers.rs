@@ -1,6 +1,10 @@
 //! What headers are read from: a packet, or in front of the stack a frame that is none yet.
 
-use aya_ebpf::programs::{TcContext, XdpContext};
+use aya_ebpf::{
+    EbpfContext as _,
+    helpers::generated::bpf_csum_update,
+    programs::{TcContext, XdpContext},
+};
 
 use crate::packet::skb;
 
@@ -14,6 +18,10 @@ pub trait Headers {
     fn length(&self) -> u32;
     /// Whether it is a GSO packet, which is cut into segments behind us.
     fn is_gso(&self) -> bool;
+    /// A header's words have changed by `difference`, which no checksum covers: a sum of the whole packet, which a device may
+    /// have made (`CHECKSUM_COMPLETE`), changes with them.
+    #[allow(dead_code, reason = "the header of IPv4 has a checksum of its own")]
+    fn has_changed(&self, difference: u32);
 }
 
 impl Headers for TcContext {
@@ -35,6 +43,12 @@ impl Headers for TcContext {
     #[inline(always)]
     fn is_gso(&self) -> bool {
         skb(self).gso_size != 0
+    }
+
+    #[inline(always)]
+    fn has_changed(&self, difference: u32) {
+        // SAFETY: the helper takes integers only. It fails where there is no such sum.
+        unsafe { bpf_csum_update(self.as_ptr().cast(), difference) };
     }
 }
 
@@ -58,4 +72,7 @@ impl Headers for XdpContext {
     fn is_gso(&self) -> bool {
         false
     }
+
+    #[inline(always)]
+    fn has_changed(&self, _: u32) {}
 }

@@ -17,9 +17,8 @@ use causeway_common::{
 
 use crate::{
     count::{Hook, bump},
-    end::forget_half,
     given::{context, given},
-    maps::{Addr, Entry, FLOWS, Key, PODS, config, flow, has_budget, now, own, pod},
+    maps::{Addr, Entry, FLOWS, Key, PODS, config, flow, has_budget, now, pod, scratch},
     next_hop,
     packet::skb,
     snat::{self, Won},
@@ -30,8 +29,8 @@ const SEARCHES: u32 = 100;
 
 /// Sees to it that the answers of a translated flow find their way. `entry` is the flow's forward half.
 ///
-/// If another flow has the port meanwhile, this one has lost it: its forward half goes, before one more packet leaves
-/// with a port that is not its own. Whether the flow still has its port.
+/// If another flow has the port meanwhile, this one has lost it: the caller sees to it that its forward half goes, and
+/// that no packet leaves with a port that is not its own. Whether the flow still has its port.
 #[inline(always)]
 pub fn answers_of(key: &Key, entry: &Entry) -> bool {
     cwy_answers_of(from_ref(key), from_ref(entry)) != 0
@@ -49,24 +48,24 @@ extern "C" fn cwy_answers_of(key: *const Key, entry: *const Entry) -> u32 {
     match flow(&answer) {
         None => write_answer(key, entry, &answer),
         Some(owner) if owner.nat_addr == key.src && owner.nat_port == key.src_port => {}
-        Some(_) => {
-            forget_half(key);
-            return 0;
-        }
+        Some(_) => return 0,
     }
     1
 }
 
 #[inline(never)]
 fn write_answer(key: &Key, entry: &Entry, answer: &Key) {
-    let mut half = Entry::kernel(0, 0);
+    let Some(scratch) = scratch() else {
+        return;
+    };
+    let half = &mut scratch.answer;
     let flags = entry.flags & (Flags::HOST | Flags::WENT_UP);
-    snat::fill_answer(&mut half, key, flags, entry.state);
+    snat::fill_answer(half, key, flags, entry.state);
     half.progress = entry.progress().swapped().bits();
     if half.exit == Exit::STACK && !entry.has(Flags::HOST) {
         return;
     }
-    if FLOWS.insert(answer, &half, u64::from(BPF_NOEXIST)).is_ok() {
+    if FLOWS.insert(answer, &*half, u64::from(BPF_NOEXIST)).is_ok() {
         bump(Hook::FromPod, Reason::MappingRestored);
     }
 }
@@ -99,14 +98,16 @@ pub fn lost_flow(ctx: &TcContext, key: &Key) -> Reason {
 #[inline(never)]
 extern "C" fn cwy_restore_forward(skb: *mut __sk_buff, key: *const Key, found: u32) -> u32 {
     // SAFETY: the caller's reference.
-    let (Some(key), Some(config)) = (unsafe { own(key) }, config()) else {
+    let (Some(key), Some(config), Some(scratch)) = (unsafe { given(key) }, config(), scratch()) else {
         return 0;
     };
+    scratch.restored.key = *key;
+    let (key, forward) = (&scratch.restored.key, &mut scratch.restored.entry);
     let Some(pod) = pod(&key.src) else {
         return 0;
     };
     let ctx = &TcContext::new(skb);
-    let mut forward = Entry::kernel(Flags::WENT_UP | Flags::CAME_OUT | Flags::COUNTED, now());
+    *forward = Entry::kernel(Flags::WENT_UP | Flags::CAME_OUT | Flags::COUNTED, now());
     forward.state = State::CARRIED;
     forward.nat = Nat::SOURCE;
     forward.nat_addr = config.node_addr;
@@ -115,11 +116,11 @@ extern "C" fn cwy_restore_forward(skb: *mut __sk_buff, key: *const Key, found: u
     forward.in_ifindex = pod.ifindex;
     forward.in_mac = pod.mac;
     forward.out_ifindex = config.uplink_ifindex;
-    next_hop::refresh(ctx, &key, &mut forward);
+    next_hop::refresh(ctx, key, forward);
     if forward.mtu == 0 || forward.out_dst_mac == [0; 6] {
         return 0;
     }
-    u32::from(FLOWS.insert(&key, &forward, u64::from(BPF_NOEXIST)).is_ok())
+    u32::from(FLOWS.insert(key, &*forward, u64::from(BPF_NOEXIST)).is_ok())
 }
 
 #[inline(always)]
@@ -134,50 +135,50 @@ fn begin_anew(ctx: &TcContext) -> Reason {
 #[inline(never)]
 extern "C" fn cwy_lost_answer(answer: *const Key) -> u32 {
     // SAFETY: the caller's reference.
-    let Some(answer) = (unsafe { own(answer) }) else {
+    let (Some(answer), Some(scratch)) = (unsafe { given(answer) }, scratch()) else {
         return 0;
     };
+    scratch.lost = *answer;
+    let answer = &scratch.lost;
     let has_budget = || has_budget(Reason::FlowRestored as u32, SEARCHES);
-    if !answer.has_ports() || flow(&answer).is_some() || !has_budget() {
+    if !answer.has_ports() || flow(answer).is_some() || !has_budget() {
         return 0;
     }
-    let mut search = Search { answer, is_found: 0 };
+    let mut is_found: u32 = 0;
     let (pods, callback) = ((&raw const PODS).cast_mut().cast(), look_at_pod as *mut c_void);
-    // SAFETY: the callback has the signature that the helper calls (Linux 5.13), and `search` outlives the call.
-    unsafe { bpf_for_each_map_elem(pods, callback, (&raw mut search).cast(), 0) };
-    search.is_found
-}
-
-struct Search {
-    answer: Key,
-    is_found: u32,
+    // SAFETY: the callback has the signature that the helper calls (Linux 5.13), and `is_found` outlives the call.
+    unsafe { bpf_for_each_map_elem(pods, callback, (&raw mut is_found).cast(), 0) };
+    is_found
 }
 
 /// # Safety
 ///
-/// Called by `bpf_for_each_map_elem` on `cwy_pods`, with the [`Search`] of [`cwy_lost_answer`].
+/// Called by `bpf_for_each_map_elem` on `cwy_pods`, with the word of [`cwy_lost_answer`] that says whether one was found.
 unsafe extern "C" fn look_at_pod(
     _map: *mut c_void,
     addr: *const Addr,
     _pod: *mut c_void,
-    search: *mut c_void,
+    is_found: *mut c_void,
 ) -> i64 {
     // SAFETY: the caller's.
-    let (addr, search) = unsafe { (*addr, context::<Search>(search)) };
+    let (addr, is_found) = unsafe { (*addr, context::<u32>(is_found)) };
+    let Some(scratch) = scratch() else {
+        return 1;
+    };
+    let answer = &scratch.lost;
     let forward_key = Key {
         src: addr,
-        ..search.answer.reversed()
+        ..answer.reversed()
     };
     let Some(forward) = flow(&forward_key) else {
         return 0;
     };
-    let is_its_own = forward.nat == Nat::SOURCE
-        && forward.nat_addr == search.answer.dst
-        && forward.nat_port == search.answer.dst_port;
+    let is_its_own =
+        forward.nat == Nat::SOURCE && forward.nat_addr == answer.dst && forward.nat_port == answer.dst_port;
     if !is_its_own {
         return 0;
     }
-    write_answer(&forward_key, forward, &search.answer);
-    search.is_found = 1;
+    write_answer(&forward_key, forward, answer);
+    *is_found = 1;
     1
 }

@@ -12,7 +12,6 @@ use aya_ebpf::{
 use causeway_common::{
     decide::Role,
     flow::{Flags, Nat},
-    maps::Config,
     reason::Reason,
     tuple::{TCP, UDP},
 };
@@ -22,7 +21,7 @@ use crate::{
     carry::note_progress,
     end::end,
     given::given,
-    maps::{Addr, Entry, FLOWS, Key, config, flow, now},
+    maps::{Entry, FLOWS, Key, flow, now},
     packet::{self, Ip, Transport, skb},
     reclaim::remember,
     rewrite::Translation,
@@ -48,27 +47,23 @@ pub fn to_uplink(ctx: &TcContext, ip: &Ip, transport: &Transport) -> Reason {
 /// What [`cwy_of_node`] says of a flow that is a matter of [`balance`]. No packet of it has this reason.
 const HAS_BACKEND: Reason = Reason::Balanced;
 
+/// What it says of a packet whose flow has to [go](crate::nat::settle) before it begins again. No packet has this reason.
+pub const ENDED: Reason = Reason::Reclaimed;
+
 /// Verified by itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn cwy_of_node(skb: *mut __sk_buff, ip: *const Ip, transport: *const Transport) -> Reason {
     // SAFETY: the caller's references.
-    let (Some(ip), Some(transport), Some(config)) =
-        (unsafe { given(ip) }, unsafe { given(transport) }, config())
-    else {
+    let (Some(ip), Some(transport)) = (unsafe { given(ip) }, unsafe { given(transport) }) else {
         return Reason::NotFromPod;
     };
     let ctx = &TcContext::new(skb);
-    translated_or_not(ctx, config, ip, transport).unwrap_or_else(|reason| reason)
+    translated_or_not(ctx, ip, transport).unwrap_or_else(|reason| reason)
 }
 
 #[inline(always)]
-fn translated_or_not(
-    ctx: &TcContext,
-    config: &Config<Addr>,
-    ip: &Ip,
-    transport: &Transport,
-) -> Result<Reason, Reason> {
+fn translated_or_not(ctx: &TcContext, ip: &Ip, transport: &Transport) -> Result<Reason, Reason> {
     let key = packet::key(ip, transport);
     let role = transport.role(ip);
     let entry = flow(&key);
@@ -87,14 +82,14 @@ fn translated_or_not(
             return translated(ctx, ip, &key, &to);
         }
         // The new connection may need no other port, and must not meet that of the old one.
-        end(&key);
+        return Ok(ENDED);
     }
-    opens(ctx, config, ip, &key, role)
+    opens(ctx, ip, &key, role)
 }
 
 /// A packet of a flow that has no translation.
 #[inline(always)]
-fn opens(ctx: &TcContext, config: &Config<Addr>, ip: &Ip, key: &Key, role: Role) -> Result<Reason, Reason> {
+fn opens(ctx: &TcContext, ip: &Ip, key: &Key, role: Role) -> Result<Reason, Reason> {
     // What the kernel forwards with the node's address has no socket that could be looked up when a pod wants its port
     // (a hostPort, a masquerade of somebody else's); nor has an echo identifier of the node. It is noted here.
     let without_socket = ip.protocol != TCP && ip.protocol != UDP || skb(ctx).ingress_ifindex != 0;
@@ -117,9 +112,7 @@ fn opens(ctx: &TcContext, config: &Config<Addr>, ip: &Ip, key: &Key, role: Role)
                 is_counted: false,
                 is_known: false,
             };
-            let port = snat::claim(ctx, key, &claim)?;
-            let to = Translation::new(Nat::SOURCE, config.node_addr, port);
-            return translated(ctx, ip, key, &to);
+            return snat::ask(key, &claim);
         }
         Some(_) => {}
         None if without_socket => {

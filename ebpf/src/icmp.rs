@@ -7,7 +7,6 @@ use aya_ebpf::{
     EbpfContext as _, bindings::__sk_buff, helpers::generated::bpf_skb_load_bytes, programs::TcContext,
 };
 use causeway_common::{
-    addr::Address as _,
     decide::Role,
     flow::{Flags, Nat, State},
     reason::Reason,
@@ -17,52 +16,24 @@ use crate::{
     carry::redirect,
     family,
     given::given,
-    maps::{Addr, Entry, Key, config, flow},
+    maps::{Addr, Entry, config, flow, scratch},
     nat::{self, translation},
     packet::{Ip, skb},
     rewrite::{Failed, Macs, forward_addr},
 };
 
-/// The packet that an error quotes: its header and the first eight bytes behind it (RFC 792). Without padding, as [`Ip`].
-#[repr(C)]
-pub struct Quoted {
-    pub key: Key,
-    /// Offset of its IP header from the start of the frame.
-    pub l3: u16,
-    /// Offset of its transport header.
-    pub l4: u16,
-    /// Checksum of its IPv4 header, as in memory; zero of IPv6.
-    pub check: u16,
-    /// 1: it is a question of ICMP.
-    pub asks: u16,
-}
+/// The packet that an error quotes.
+pub type Quoted = causeway_common::icmp::Quoted<Addr>;
 
-impl Quoted {
-    const NOTHING: Self = Self {
-        key: Key {
-            src: Addr::UNSPECIFIED,
-            dst: Addr::UNSPECIFIED,
-            src_port: [0; 2],
-            dst_port: [0; 2],
-            protocol: 0,
-            _pad: [0; 3],
-        },
-        l3: 0,
-        l4: 0,
-        check: 0,
-        asks: 0,
+/// The entry of the direction in which the error goes: the other one than that of the packet it is about.
+#[inline(always)]
+fn own_direction(quoted: &Quoted) -> Option<&'static mut Entry> {
+    let role = if quoted.asks == 0 {
+        Role::Opens
+    } else {
+        Role::Answers
     };
-
-    /// The entry of the direction in which the error goes: the other one than that of the packet it is about.
-    #[inline(always)]
-    fn own_direction(&self) -> Option<&'static mut Entry> {
-        let role = if self.asks == 0 {
-            Role::Opens
-        } else {
-            Role::Answers
-        };
-        flow(&self.key.reversed()).filter(|entry| entry.is_for(role, self.key.protocol))
-    }
+    flow(&quoted.key.reversed()).filter(|entry| entry.is_for(role, quoted.key.protocol))
 }
 
 /// From a pod: an error about a packet that it received. Carried when its flow is.
@@ -80,19 +51,18 @@ extern "C" fn cwy_icmp_pod(buffer: *mut __sk_buff, ip: *const Ip) -> Reason {
     let Some(ip) = (unsafe { given(ip) }) else {
         return Reason::OtherProtocol;
     };
-    let mut quoted = Quoted::NOTHING;
-    if !read_quoted(ctx, ip, &mut quoted) {
+    let Some(quoted) = read_quoted(ctx, ip) else {
         return Reason::OtherProtocol;
-    }
+    };
     // The pod speaks about what it received, so its own direction is the reverse of what it quotes.
-    let Some(own) = quoted.own_direction() else {
+    let Some(own) = own_direction(quoted) else {
         return Reason::IcmpError;
     };
     let is_own = quoted.key.dst == ip.src && quoted.key.src == ip.dst && own.in_ifindex == skb(ctx).ifindex;
     if own.state != State::CARRIED || !is_own || ip.ttl <= 1 {
         return Reason::IcmpError;
     }
-    carry(ctx, ip, &quoted, own)
+    carry(ctx, ip, quoted, own)
 }
 
 /// From the wire: an error about a packet that a pod, or a socket of the node, has sent.
@@ -111,11 +81,10 @@ extern "C" fn cwy_icmp_wire(buffer: *mut __sk_buff, ip: *const Ip) -> Reason {
     let Some(ip) = (unsafe { given(ip) }) else {
         return Reason::OtherProtocol;
     };
-    let mut quoted = Quoted::NOTHING;
-    if !read_quoted(ctx, ip, &mut quoted) {
+    let Some(quoted) = read_quoted(ctx, ip) else {
         return Reason::OtherProtocol;
-    }
-    let Some(answer) = quoted.own_direction() else {
+    };
+    let Some(answer) = own_direction(quoted) else {
         return Reason::OtherProtocol;
     };
     if quoted.key.src != ip.dst {
@@ -123,10 +92,10 @@ extern "C" fn cwy_icmp_wire(buffer: *mut __sk_buff, ip: *const Ip) -> Reason {
     }
     match (answer.state, answer.nat) {
         (State::CARRIED, _) if answer.in_ifindex == skb(ctx).ifindex && ip.ttl > 1 => {
-            carry(ctx, ip, &quoted, answer)
+            carry(ctx, ip, quoted, answer)
         }
         (State::CARRIED | State::KERNEL, Nat::DESTINATION | Nat::FROM_BACKEND) => {
-            match nat::translate_error(ctx, ip, &quoted, &translation(answer)) {
+            match nat::translate_error(ctx, ip, quoted, &translation(answer)) {
                 Ok(()) if answer.nat == Nat::FROM_BACKEND => Reason::Balanced,
                 Ok(()) => Reason::KernelFlowTranslated,
                 Err(Failed) => Reason::RewriteFailed,
@@ -152,25 +121,24 @@ extern "C" fn cwy_icmp_out(skb: *mut __sk_buff, ip: *const Ip) -> Reason {
     let (Some(ip), Some(config)) = (unsafe { given(ip) }, config()) else {
         return Reason::OtherProtocol;
     };
-    let mut quoted = Quoted::NOTHING;
-    if !read_quoted(ctx, ip, &mut quoted) {
+    let Some(quoted) = read_quoted(ctx, ip) else {
         return Reason::OtherProtocol;
-    }
+    };
     // Else it would carry a pod's words, and its address, to a host that the flow has nothing to do with.
     if quoted.key.src != ip.dst {
         return Reason::OtherProtocol;
     }
-    let Some(own) = quoted.own_direction() else {
+    let Some(own) = own_direction(quoted) else {
         return Reason::OtherProtocol;
     };
     if own.nat == Nat::TO_BACKEND {
-        return match nat::translate_error(ctx, ip, &quoted, &translation(own)) {
+        return match nat::translate_error(ctx, ip, quoted, &translation(own)) {
             Ok(()) => Reason::Balanced,
             Err(Failed) => Reason::RewriteFailed,
         };
     }
     if own.nat == Nat::SOURCE && own.nat_addr == config.node_addr {
-        return match nat::translate_error(ctx, ip, &quoted, &translation(own)) {
+        return match nat::translate_error(ctx, ip, quoted, &translation(own)) {
             Ok(()) => Reason::SnatIcmpError,
             Err(Failed) => Reason::RewriteFailed,
         };
@@ -197,17 +165,12 @@ fn carry(ctx: &TcContext, ip: &Ip, quoted: &Quoted, entry: &Entry) -> Reason {
     }
 }
 
-/// Reads the packet that an ICMP error quotes. Whether the packet is an error, and the quoted one has the ports of a
-/// flow.
-#[inline(never)]
-fn read_quoted(ctx: &TcContext, ip: &Ip, quoted: &mut Quoted) -> bool {
-    match family::quoted(ctx, ip) {
-        Some(parsed) => {
-            *quoted = parsed;
-            true
-        }
-        None => false,
-    }
+/// Reads the packet that an ICMP error quotes; `None` if the packet is no error, or the quoted one has no ports of a flow.
+#[inline(always)]
+fn read_quoted(ctx: &TcContext, ip: &Ip) -> Option<&'static Quoted> {
+    let quoted = &mut scratch()?.quoted;
+    family::quoted(ctx, ip, quoted)?;
+    Some(quoted)
 }
 
 /// `N` bytes at `offset`, or `None` when the packet is shorter.

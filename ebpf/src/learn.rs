@@ -12,7 +12,8 @@ use causeway_common::{
 
 use crate::{
     count::{Hook, bump},
-    maps::{Addr, EEXIST, Entry, FLOWS, Key, flow, now, own},
+    given::given,
+    maps::{Addr, EEXIST, Entry, FLOWS, Key, flow, now, scratch},
     reclaim::remember,
 };
 
@@ -160,14 +161,14 @@ fn insert(packet: &Emitted<'_>, key: &Key, state: u8, flags: u8) {
 #[inline(never)]
 extern "C" fn cwy_learn_insert(key: *const Key, state: u32, flags: u32, to_pod: u32) -> u32 {
     // SAFETY: the caller's reference.
-    let Some(key) = (unsafe { own(key) }) else {
+    let (Some(key), Some(scratch)) = (unsafe { given(key) }, scratch()) else {
         return 0;
     };
-    let entry = Entry {
-        state: state as u8,
-        ..Entry::awaited(flags as u8, now())
-    };
-    match FLOWS.insert(&key, entry, u64::from(BPF_NOEXIST)) {
+    let half = &mut scratch.learnt;
+    half.key = *key;
+    half.entry = Entry::awaited(flags as u8, now());
+    half.entry.state = state as u8;
+    match FLOWS.insert(&half.key, &half.entry, u64::from(BPF_NOEXIST)) {
         Ok(()) | Err(EEXIST) => {}
         Err(_) => {
             let hook = if to_pod != 0 { Hook::ToPod } else { Hook::ToUplink };

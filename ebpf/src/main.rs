@@ -104,7 +104,7 @@ pub fn cwy_from_uplink(ctx: TcContext) -> i32 {
 pub fn cwy_to_uplink(ctx: TcContext) -> i32 {
     hand_over(&ctx, Hook::ToUplink);
     match to_uplink::handle(&ctx) {
-        Some(reason) => finish(&ctx, Hook::ToUplink, nat::or_begin_anew(&ctx, reason)),
+        Some(reason) => finish(&ctx, Hook::ToUplink, nat::settle(&ctx, reason)),
         None => TC_ACT_UNSPEC,
     }
 }

@@ -1,6 +1,6 @@
 //! The kernel programs for IPv6, each of which goes on where that of IPv4 on the same hook leaves off
-//! (`hand_over` in `main.rs`). The modules are those of IPv4; what the families have of their own is in [`family`], and IPv6
-//! has no translation ([`nat`]).
+//! (`hand_over` in `main.rs`). The modules are those of IPv4; what the families have of their own is in [`family`], and the
+//! API server has no address of IPv6 ([`balance`], [`reset`]).
 //!
 //! | program | hook | module |
 //! |---|---|---|
@@ -19,30 +19,44 @@
 )]
 #![expect(internal_features, reason = "there is no other way to an atomic addition")]
 
+mod answers;
+#[path = "ipv6/balance.rs"]
+mod balance;
 mod carry;
 mod count;
+mod crowd;
+mod end;
 mod event;
 #[path = "ipv6/mod.rs"]
 mod family;
 mod forget;
+mod fragment;
 mod from_pod;
 mod from_uplink;
 mod given;
 mod guard;
 mod headers;
+mod heal;
+mod host;
 mod icmp;
 mod learn;
 mod maps;
-#[path = "ipv6/nat.rs"]
+mod masquerade;
+mod moved;
 mod nat;
 mod next_hop;
 mod offer;
 mod packet;
+mod quoted;
 mod reclaim;
+#[path = "ipv6/reset.rs"]
+mod reset;
 mod rewrite;
+mod snat;
 mod sweep;
 mod to_pod;
 mod to_uplink;
+mod translate;
 mod usage;
 mod verdict;
 
@@ -72,11 +86,11 @@ pub fn cwy_from_wire6(ctx: TcContext) -> i32 {
     )
 }
 
-/// What the stack sends to the wire: promote, record.
+/// What the stack sends to the wire: SNAT, promote, record.
 #[classifier]
 pub fn cwy_to_wire6(ctx: TcContext) -> i32 {
     match to_uplink::handle(&ctx) {
-        Some(reason) => finish(&ctx, Hook::ToUplink, reason),
+        Some(reason) => finish(&ctx, Hook::ToUplink, nat::settle(&ctx, reason)),
         None => TC_ACT_UNSPEC,
     }
 }

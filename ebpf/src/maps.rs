@@ -12,6 +12,7 @@ use causeway_common::{
     lifetime::seconds,
     maps::{Budget, Config, Count, EVENT_BYTES, IfaceEntry, PodEntry, SweepJob},
     reason::COUNT_ENTRIES,
+    scratch::Scratch,
     tuple::FlowKey,
 };
 
@@ -20,7 +21,7 @@ pub use crate::family::{
     maps::{AGES, FLOWS, PODS, USAGE},
 };
 use crate::{
-    family::maps::{CFG, IFACES},
+    family::maps::{CFG, IFACES, SCRATCH},
     given::{given, given_mut},
     nat,
 };
@@ -56,6 +57,16 @@ pub fn config() -> Option<&'static Config<Addr>> {
     CFG.get_ptr(0).and_then(|config| unsafe { given(config) })
 }
 
+/// This CPU's room beside the stack. Each function uses its own part of it, and none is called below itself.
+#[inline(always)]
+pub fn scratch() -> Option<&'static mut Scratch<Addr>> {
+    // SAFETY: a per-CPU element, valid until the program ends. No other program on a hook runs on this CPU before that, and
+    // whoever asks touches no part but its own.
+    SCRATCH
+        .get_ptr_mut(0)
+        .and_then(|scratch| unsafe { given_mut(scratch) })
+}
+
 /// The entry of a flow, to read and to note times and progress in place.
 ///
 /// The element may be reused for another flow while we hold it (a preallocated hash recycles at once). A field read
@@ -81,6 +92,23 @@ pub unsafe fn own(key: *const Key) -> Option<Key> {
     unsafe { given(key) }.copied()
 }
 
+/// Whether a direction of a flow is idle for longer than it may be: `seen` is when its last packet came.
+#[inline(always)]
+pub fn is_expired(entry: &Entry, protocol: u8, seen: u32, now: u32) -> bool {
+    cwy_is_expired(from_ref(entry), u32::from(protocol), seen, now) != 0
+}
+
+/// Verified by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn cwy_is_expired(entry: *const Entry, protocol: u32, seen: u32, now: u32) -> u32 {
+    // SAFETY: the caller's reference.
+    let (Some(entry), Some(config)) = (unsafe { given(entry) }, config()) else {
+        return 0;
+    };
+    u32::from(config.timeouts.expired(entry, protocol as u8, seen, now))
+}
+
 /// Whether neither direction of a flow has seen a packet within its lifetime.
 #[inline(always)]
 pub fn is_idle(key: &Key, entry: &Entry, now: u32) -> bool {
@@ -95,10 +123,7 @@ extern "C" fn cwy_is_idle(key: *const Key, entry: *const Entry, now: u32) -> u32
     let (Some(key), Some(entry)) = (unsafe { given(key) }, unsafe { given(entry) }) else {
         return 0;
     };
-    let Some(config) = config() else {
-        return 0;
-    };
-    let over = |seen| config.timeouts.expired(entry, key.protocol, seen, now);
+    let over = |seen| is_expired(entry, key.protocol, seen, now);
     u32::from(
         over(entry.last_seen) && flow(&nat::peer_key(key, entry)).is_none_or(|peer| over(peer.last_seen)),
     )

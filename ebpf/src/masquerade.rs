@@ -15,8 +15,6 @@ use causeway_common::{
 use crate::{
     balance,
     carry::note_progress,
-    count::Hook,
-    event,
     family::{IP_SRC, addr_at, maps::range_of},
     forget::kept_flags,
     fragment,
@@ -24,7 +22,6 @@ use crate::{
     heal, icmp,
     maps::{Addr, Entry, Key, config, flow, is_idle, now, pod},
     packet::{self, Ip, Transport, skb},
-    rewrite::Translation,
     snat::{self, Claim},
     to_uplink::keep_address,
     translate::{translate, translation},
@@ -63,6 +60,10 @@ fn to_api_server(ctx: &TcContext, ip: &Ip, transport: &Transport, seen: u32) -> 
     };
     balance::to_api_server(ctx, ip, transport, from)
 }
+
+/// What is said of a packet whose flow has lost its port: its entry has to [go](crate::nat::settle). No other packet that
+/// leaves has this reason.
+pub const LOST: Reason = Reason::AddressChanged;
 
 /// What [`cwy_known`] says of a packet whose flow has no translation. No other packet has this reason.
 const NOT_KNOWN: Reason = Reason::MidFlow;
@@ -173,7 +174,7 @@ fn not_known(
     if has(Seen::KEEPS_ADDRESS) || !needs_snat(&key.dst) {
         if ip.is_fragment {
             // The stack has put the tag on no fragment, so nothing is learnt from one.
-            fragment::left(ip, Nat::NONE, &config.node_addr);
+            fragment::left(ctx, ip, Nat::NONE, &config.node_addr);
             return Ok(Reason::Fragment);
         }
         return Ok(keep_address(
@@ -197,22 +198,7 @@ fn not_known(
         is_counted: has(Seen::COUNTED),
         is_known: has(Seen::KNOWN),
     };
-    let port = match snat::claim(ctx, &key, &claim) {
-        Err(Reason::SnatNoPort) if ip.is_portless() => return Err(Reason::SnatProtocol),
-        claimed => claimed?,
-    };
-    let to = Translation::new(Nat::SOURCE, config.node_addr, port);
-    if ip.is_fragment {
-        fragment::left(ip, Nat::SOURCE, &config.node_addr);
-    }
-    let reason = if claim.carried {
-        Reason::SnatPromoted
-    } else {
-        Reason::SnatKernel
-    };
-    event::tell(ctx, Hook::ToUplink, reason);
-    translate(ctx, ip, &key, &to).map_err(|_failed| Reason::RewriteFailed)?;
-    Ok(reason)
+    snat::ask(&key, &claim)
 }
 
 /// A packet of a flow that has its translation.
@@ -232,10 +218,10 @@ fn known(
     }
     let to = translation(entry);
     if ip.is_fragment {
-        fragment::left(ip, Nat::SOURCE, &to.addr);
+        fragment::left(ctx, ip, Nat::SOURCE, &to.addr);
     }
     if entry.last_seen != now() && !heal::answers_of(key, entry) {
-        return Err(Reason::SnatNoMapping);
+        return Err(LOST);
     }
     entry.last_seen = now();
     note_progress(key, entry, transport);
@@ -279,6 +265,6 @@ pub fn judge_unparsed(ctx: &TcContext, reason: Reason) -> Reason {
         return reason;
     }
     // Zeros are no pod's address.
-    let src = addr_at(ctx, IP_SRC).unwrap_or([0; 4]);
+    let src = addr_at(ctx, IP_SRC).unwrap_or(Addr::UNSPECIFIED);
     pod(&src).map_or(reason, |_| Reason::SnatMalformed)
 }

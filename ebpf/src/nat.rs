@@ -1,6 +1,8 @@
 //! What is done to flows that are translated, as the other modules ask for it. Each line is a room of its own.
 
-use aya_ebpf::{helpers::generated::bpf_redirect, programs::TcContext};
+use aya_ebpf::{
+    EbpfContext as _, bindings::__sk_buff, helpers::generated::bpf_redirect, programs::TcContext,
+};
 use causeway_common::{flow::Nat, fragment::round_of, reason::Reason, tuple::TCP};
 
 pub use crate::{
@@ -16,14 +18,17 @@ use crate::{
     balance,
     carry::Turn,
     crowd,
-    end::forget,
+    end::{forget, forget_half},
     fragment, heal,
+    host::ENDED,
     maps::{Addr, Entry, Key, config},
-    masquerade::needs_snat,
+    masquerade::{LOST, needs_snat},
     moved,
     packet::{self, Ip, Transport, skb},
     reclaim::make_room,
     reset::{self, Back},
+    snat::{self, CLAIMS},
+    to_uplink::of_stack,
 };
 
 /// The key under which the other direction of a flow is stored; `key` is this direction's.
@@ -36,9 +41,6 @@ pub fn peer_key(key: &Key, entry: &Entry) -> Key {
 #[inline(always)]
 pub fn look_after(key: &Key, entry: &Entry) -> Result<(), Turn> {
     if entry.nat == Nat::SOURCE && config().is_some_and(|config| config.node_addr != entry.nat_addr) {
-        // On a stack of its own: as in `maps::own`.
-        let key = *key;
-        forget(&key);
         return Err(Turn::Forget);
     }
     if entry.nat == Nat::SOURCE && !heal::answers_of(key, entry) {
@@ -74,9 +76,56 @@ pub fn refuse(ctx: &TcContext, ip: &Ip, transport: &Transport, reason: Reason) -
     reset::refuse(ctx, ip, transport, reason, Back::In)
 }
 
+/// What is left to do for a packet that leaves the uplink: a flow that is over, or has lost its port, goes; and room is made
+/// for one that was refused.
+#[inline(always)]
+pub fn settle(ctx: &TcContext, reason: Reason) -> Reason {
+    let mut reason = reason;
+    if reason == ENDED {
+        end_of(ctx, false);
+        reason = of_stack(ctx);
+    }
+    match reason {
+        LOST => {
+            end_of(ctx, true);
+            Reason::SnatNoMapping
+        }
+        // Meanwhile another CPU has begun it again.
+        ENDED => Reason::SnatNoPort,
+        CLAIMS => or_begin_anew(ctx, snat::settle(ctx)),
+        reason => or_begin_anew(ctx, reason),
+    }
+}
+
+/// Ends the flow of a packet, or its own half alone.
+#[inline(always)]
+pub fn end_of(ctx: &TcContext, half: bool) {
+    cwy_end_of(ctx.as_ptr().cast(), u32::from(half));
+}
+
+/// Verified by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn cwy_end_of(skb: *mut __sk_buff, half: u32) -> u32 {
+    let ctx = &TcContext::new(skb);
+    let Ok(ip) = packet::read_ip(ctx) else {
+        return 0;
+    };
+    let Ok(transport) = packet::read_first_transport(ctx, &ip) else {
+        return 0;
+    };
+    let key = packet::key(&ip, &transport);
+    if half != 0 {
+        forget_half(&key);
+    } else {
+        forget(&key);
+    }
+    1
+}
+
 /// After a flow was refused for want of room or a port: if room can be made, the packet passes the uplink's egress once more.
 #[inline(always)]
-pub fn or_begin_anew(ctx: &TcContext, reason: Reason) -> Reason {
+fn or_begin_anew(ctx: &TcContext, reason: Reason) -> Reason {
     let is_refused =
         reason == Reason::SnatTableFull || reason == Reason::SnatQuota || reason == Reason::SnatNoPort;
     if !is_refused || !make_room() {

@@ -18,7 +18,7 @@ use crate::{
     count::Hook,
     forget::kept_flags,
     given::given,
-    maps::{Entry, FLOWS, Key, config, flow, is_idle, now, own},
+    maps::{Entry, FLOWS, Key, config, flow, is_idle, now, scratch},
     nat,
     packet::{self, IP_END, Ip, Mac, Transport, skb},
     reclaim::remember,
@@ -174,11 +174,13 @@ fn write_offer(key: &Key, offer: &Offer) -> Result<(), Reason> {
 #[inline(never)]
 extern "C" fn cwy_await_again(key: *const Key) -> u32 {
     // SAFETY: the caller's reference.
-    let Some(answer) = (unsafe { given(key) }).map(Key::reversed) else {
+    let (Some(key), Some(scratch)) = (unsafe { given(key) }, scratch()) else {
         return 1;
     };
-    let entry = Entry::awaited(kept_flags(flow(&answer).as_deref()), now());
-    u32::from(FLOWS.insert(&answer, &entry, u64::from(BPF_ANY)).is_err())
+    let half = &mut scratch.awaited;
+    half.key = key.reversed();
+    half.entry = Entry::awaited(kept_flags(flow(&half.key).as_deref()), now());
+    u32::from(FLOWS.insert(&half.key, &half.entry, u64::from(BPF_ANY)).is_err())
 }
 
 /// Returns 0 if there was room. Verified by itself.
@@ -186,11 +188,14 @@ extern "C" fn cwy_await_again(key: *const Key) -> u32 {
 #[inline(never)]
 extern "C" fn cwy_write_offer(key: *const Key, offer: *const Offer) -> u32 {
     // SAFETY: the caller's references.
-    let (Some(key), Some(offer)) = (unsafe { own(key) }, unsafe { given(offer) }) else {
+    let (Some(key), Some(offer), Some(scratch)) = (unsafe { given(key) }, unsafe { given(offer) }, scratch())
+    else {
         return 1;
     };
-    let mut entry = Entry::offer(offer.ifindex, offer.mac, now());
-    entry.state = offer.state;
-    entry.flags = Flags::WENT_UP | Flags::COUNTED;
-    u32::from(FLOWS.insert(&key, &entry, u64::from(BPF_ANY)).is_err())
+    let half = &mut scratch.offered;
+    half.key = *key;
+    half.entry = Entry::offer(offer.ifindex, offer.mac, now());
+    half.entry.state = offer.state;
+    half.entry.flags = Flags::WENT_UP | Flags::COUNTED;
+    u32::from(FLOWS.insert(&half.key, &half.entry, u64::from(BPF_ANY)).is_err())
 }

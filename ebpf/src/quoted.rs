@@ -9,17 +9,19 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use causeway_common::{
+    addr::Address as _,
     checksum,
     flow::Nat,
-    tuple::{ICMP, TCP, UDP},
+    tuple::{TCP, UDP},
 };
 
 use crate::{
+    family::{IP_DST, IP_SRC, QUOTED_CHECK, sums},
     given::given,
     icmp::{Quoted, load},
     maps::Addr,
-    packet::Ip,
-    rewrite::{Failed, Translation},
+    packet::{ETH_LEN, Ip},
+    rewrite::{Failed, Translation, done},
     translate::translate_addr,
 };
 
@@ -46,7 +48,13 @@ pub fn translate_quoted(
     if cwy_translate_quoted(skb, ip.l4() as u32, from_ref(quoted), from_ref(to)) != 0 {
         return Err(Failed);
     }
-    let nat = if changes_outside(ip, quoted, to) {
+    let nat = if to.nat != Nat::NONE && changes_outside(ip, quoted, to) {
+        let old = if Nat::end(to.nat) == Nat::SOURCE {
+            &ip.src
+        } else {
+            &ip.dst
+        };
+        sums::replace_in_error(ctx, ip.l4(), old, &to.addr)?;
         to.nat
     } else {
         Nat::NONE
@@ -98,27 +106,29 @@ impl Edit<'_> {
         let key = &quoted.key;
         let (old_addr, old_port, addr_at, port_at) = match Nat::end(to.nat) {
             Nat::SOURCE => (
-                key.dst,
+                &key.dst,
                 key.dst_port,
-                usize::from(quoted.l3) + 16,
+                usize::from(quoted.l3) + IP_DST - ETH_LEN,
                 usize::from(quoted.l4) + 2,
             ),
             Nat::DESTINATION => (
-                key.src,
+                &key.src,
                 key.src_port,
-                usize::from(quoted.l3) + 12,
+                usize::from(quoted.l3) + IP_SRC - ETH_LEN,
                 usize::from(quoted.l4),
             ),
             _ => return Ok(()),
         };
-        let check = checksum::replace_u32(quoted.check, old_addr, to.addr);
-        self.store_addr(addr_at, old_addr, to.addr)?;
-        self.store(
-            usize::from(quoted.l3) + 10,
-            quoted.check.to_ne_bytes(),
-            check.to_ne_bytes(),
-        )?;
-        let port_at = if key.protocol == ICMP {
+        self.store_addr(addr_at, old_addr, &to.addr)?;
+        if let Some(at) = QUOTED_CHECK {
+            let check = Addr::replace_in(quoted.check, old_addr, &to.addr);
+            self.store(
+                usize::from(quoted.l3) + at,
+                quoted.check.to_ne_bytes(),
+                check.to_ne_bytes(),
+            )?;
+        }
+        let port_at = if key.protocol == Addr::ICMP {
             usize::from(quoted.l4) + 4
         } else {
             port_at
@@ -126,7 +136,7 @@ impl Edit<'_> {
         if old_port != to.port {
             self.store(port_at, old_port, to.port)?;
         }
-        self.fix_transport(quoted, old_addr, to.addr, old_port, to.port)
+        self.fix_transport(quoted, old_addr, &to.addr, old_port, to.port)
     }
 
     /// The quoted transport checksum, where enough of the packet is quoted to hold it. Like nf_nat, a TCP checksum
@@ -135,8 +145,8 @@ impl Edit<'_> {
     fn fix_transport(
         &self,
         quoted: &Quoted,
-        old: Addr,
-        new: Addr,
+        old: &Addr,
+        new: &Addr,
         old_port: [u8; 2],
         port: [u8; 2],
     ) -> Result<(), Failed> {
@@ -145,7 +155,7 @@ impl Edit<'_> {
                 (usize::from(quoted.l4) + 16, true)
             }
             UDP => (usize::from(quoted.l4) + 6, true),
-            ICMP => (usize::from(quoted.l4) + 2, false),
+            Addr::ICMP => (usize::from(quoted.l4) + 2, Addr::ICMP_COVERS_ADDRESSES),
             _ => return Ok(()),
         };
         let before: [u8; 2] = load(self.ctx, at).ok_or(Failed)?;
@@ -154,7 +164,7 @@ impl Edit<'_> {
             return Ok(());
         }
         if has_pseudo_header {
-            check = checksum::replace_u32(check, old, new);
+            check = Addr::replace_in(check, old, new);
         }
         check = checksum::replace_u16(check, u16::from_ne_bytes(old_port), u16::from_ne_bytes(port));
         if quoted.key.protocol == UDP && check == 0 {
@@ -172,23 +182,18 @@ impl Edit<'_> {
     }
 
     #[inline(always)]
-    fn store_addr(&self, at: usize, old: Addr, new: Addr) -> Result<(), Failed> {
-        let (from, to) = (u32::from_ne_bytes(old).into(), u32::from_ne_bytes(new).into());
-        // SAFETY: as in `store`, with four bytes.
-        done(unsafe { bpf_skb_store_bytes(self.ctx.as_ptr().cast(), at as u32, new.as_ptr().cast(), 4, 0) })?;
-        self.fix_error_check(from, to, 4)
+    fn store_addr(&self, at: usize, old: &Addr, new: &Addr) -> Result<(), Failed> {
+        let (buffer, len) = (self.ctx.as_ptr().cast(), size_of::<Addr>() as u32);
+        // SAFETY: as in `store`, with an address.
+        done(unsafe { bpf_skb_store_bytes(buffer, at as u32, new.as_ptr().cast(), len, 0) })?;
+        sums::replace_in_payload(self.ctx, self.error_check, old, new)
     }
 
-    /// No pseudo header: ICMPv4 has none.
+    /// What is quoted is payload, not the pseudo header.
     #[inline(always)]
     fn fix_error_check(&self, from: u64, to: u64, size: u64) -> Result<(), Failed> {
         let at = self.error_check as u32;
         // SAFETY: integers only; the helper checks the offset against the packet.
         done(unsafe { bpf_l4_csum_replace(self.ctx.as_ptr().cast(), at, from, to, size) })
     }
-}
-
-#[inline(always)]
-fn done(result: i64) -> Result<(), Failed> {
-    if result == 0 { Ok(()) } else { Err(Failed) }
 }

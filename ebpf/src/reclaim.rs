@@ -4,16 +4,22 @@
 //!
 //! Called from the programs' own frames: the verifier allows eight below each other, and 512 bytes for all of them.
 
-use core::{ffi::c_void, ptr::from_ref};
+use core::{
+    ffi::c_void,
+    ptr::{from_mut, from_ref},
+};
 
-use aya_ebpf::{bindings::BPF_EXIST, helpers::generated::bpf_loop};
+use aya_ebpf::{
+    bindings::BPF_EXIST,
+    helpers::generated::{bpf_loop, bpf_map_pop_elem},
+};
 use causeway_common::reason::Reason;
 
 use crate::{
     count::{Hook, bump},
-    forget::{Look, forget_if_over},
-    given::context,
-    maps::{AGES, Key, flow, now, own},
+    forget::{Look, forget_oldest_if_over},
+    given::{context, given},
+    maps::{AGES, Key, flow, now, scratch},
 };
 
 /// How many flows one packet looks at.
@@ -32,21 +38,30 @@ pub fn remember(key: &Key) {
 #[inline(never)]
 extern "C" fn cwy_remember(key: *const Key) -> u32 {
     // SAFETY: the caller's reference.
-    let Some(key) = (unsafe { own(key) }) else {
+    let (Some(key), Some(scratch)) = (unsafe { given(key) }, scratch()) else {
         return 0;
     };
+    scratch.remembered = *key;
+    let key = &scratch.remembered;
     for _ in 0..KEYS {
-        if AGES.push(&key, 0).is_ok() {
+        if AGES.push(key, 0).is_ok() {
             return 0;
         }
-        if let Ok(Some(oldest)) = AGES.pop()
-            && flow(&oldest).is_some()
-        {
-            AGES.push(oldest, 0).ok();
+        let oldest = &mut scratch.oldest;
+        if pop(oldest) && flow(oldest).is_some() {
+            AGES.push(&*oldest, 0).ok();
         }
     }
-    AGES.push(&key, u64::from(BPF_EXIST)).ok();
+    AGES.push(key, u64::from(BPF_EXIST)).ok();
     0
+}
+
+/// Takes the key out of the queue that has been there longest. Whether there was one.
+#[inline(always)]
+fn pop(oldest: &mut Key) -> bool {
+    let ages = (&raw const AGES).cast_mut().cast();
+    // SAFETY: a key of ours, which is as large as an element of the map.
+    unsafe { bpf_map_pop_elem(ages, from_mut(oldest).cast()) == 0 }
 }
 
 /// After a flow was not offered for want of room: room is made for the next packet.
@@ -81,16 +96,19 @@ extern "C" fn cwy_make_room() -> u32 {
 unsafe extern "C" fn look_at_oldest(_look: u32, forgotten: *mut c_void) -> i64 {
     // SAFETY: the caller's.
     let forgotten = unsafe { context::<u32>(forgotten) };
-    let Ok(Some(key)) = AGES.pop() else {
+    let Some(scratch) = scratch() else {
         return 1;
     };
-    match forget_if_over(&key, now()) {
+    if !pop(&mut scratch.oldest) {
+        return 1;
+    }
+    match forget_oldest_if_over(now()) {
         Look::Forgotten | Look::BothForgotten => {
             *forgotten += 1;
             bump(Hook::ToUplink, Reason::Reclaimed);
         }
         Look::Kept | Look::KeptByPeer => {
-            AGES.push(key, 0).ok();
+            AGES.push(&scratch.oldest, 0).ok();
         }
         Look::Gone => {}
     }

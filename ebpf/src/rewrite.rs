@@ -3,7 +3,6 @@
 use core::{mem::offset_of, ptr::from_ref};
 
 use aya_ebpf::programs::TcContext;
-use causeway_common::flow::Nat;
 
 use crate::{
     family,
@@ -16,6 +15,12 @@ use crate::{
 /// A rewrite that the kernel refused; the packet may be half changed and must be dropped.
 pub struct Failed;
 
+/// What a helper that returns 0 says of its success.
+#[inline(always)]
+pub fn done(result: i64) -> Result<(), Failed> {
+    if result == 0 { Ok(()) } else { Err(Failed) }
+}
+
 /// The end of the tuple that is replaced, and by what.
 /// Aligned to words and without padding, as [`Key`].
 #[repr(C, align(4))]
@@ -23,13 +28,13 @@ pub struct Failed;
 pub struct Translation {
     pub addr: Addr,
     pub port: [u8; 2],
-    /// One of [`Nat`]; [`Nat::NONE`] changes nothing.
+    /// One of [`Nat`](causeway_common::flow::Nat); its `NONE` changes nothing.
     pub nat: u8,
     _pad: u8,
 }
 
 impl Translation {
-    /// `nat`: one of [`Nat`].
+    /// `nat`: one of [`Nat`](causeway_common::flow::Nat).
     #[inline(always)]
     pub fn new(nat: u8, addr: Addr, port: [u8; 2]) -> Self {
         Self {
@@ -37,24 +42,6 @@ impl Translation {
             port,
             nat,
             _pad: 0,
-        }
-    }
-
-    /// The tuple that `key` becomes.
-    #[inline(always)]
-    pub fn inside(&self, key: &Key) -> Key {
-        match Nat::end(self.nat) {
-            Nat::SOURCE => Key {
-                src: self.addr,
-                src_port: self.port,
-                ..*key
-            },
-            Nat::DESTINATION => Key {
-                dst: self.addr,
-                dst_port: self.port,
-                ..*key
-            },
-            _ => *key,
         }
     }
 }
@@ -115,7 +102,19 @@ pub fn forward_addr(ctx: &impl Headers, ip: &Ip, to: &Translation, macs: Macs) -
     // SAFETY: `header` points to the first `IP_END` bytes of the packet.
     unsafe {
         nat::replace_addr(header, ip, to);
-        family::count_hop(header, ip);
+        family::count_hop(ctx, header, ip);
+        macs.store(header);
+    }
+    Ok(())
+}
+
+/// Decrements the hop count and addresses the frame to the next hop.
+#[inline(always)]
+pub fn step(ctx: &TcContext, ip: &Ip, macs: Macs) -> Result<(), Failed> {
+    let header = header(ctx)?;
+    // SAFETY: `header` points to the first `IP_END` bytes of the packet.
+    unsafe {
+        family::count_hop(ctx, header, ip);
         macs.store(header);
     }
     Ok(())

@@ -2,29 +2,34 @@
 //!
 //! The reverse entry is the claim: it is inserted with `BPF_NOEXIST`, so the table itself decides who gets a port
 //! and nothing is looked up first ([`walk`]). Then comes the forward entry; if that fails, the claim is taken back ([`halves`]).
+//!
+//! In steps beside each other, not below, which find in the [`scratch`] what they are about: 512 bytes of
+//! stack are all that a program's functions have together.
 
 mod expired;
 mod halves;
+mod leave;
 mod mapping;
-mod taken;
+pub mod taken;
 mod walk;
 
-use core::ptr::from_ref;
-
-use aya_ebpf::{EbpfContext as _, bindings::__sk_buff, programs::TcContext};
+use aya_ebpf::{EbpfContext as _, programs::TcContext};
 use causeway_common::{
     flow::{Flags, Nat, State},
     maps::Config,
     reason::Reason,
+    tuple::has_ports,
 };
 
-use self::{expired::cwy_remove_expired, halves::cwy_write_forward, walk::cwy_reserve};
-pub use self::{
-    halves::fill_answer,
-    mapping::mapping_of,
-    taken::{host_holds, is_reserved},
+use self::{
+    expired::cwy_remove_expired, halves::cwy_write_forward, leave::cwy_leave, mapping::cwy_find_claimed,
+    walk::cwy_reserve,
 };
-use crate::maps::{Addr, Entry, Key};
+pub use self::{halves::fill_answer, mapping::mapping_of, taken::is_reserved};
+use crate::{
+    crowd,
+    maps::{Addr, Entry, Key, scratch},
+};
 
 /// Who claims, and what may be done for it.
 pub struct Claim {
@@ -41,14 +46,6 @@ pub struct Claim {
 }
 
 impl Claim {
-    const OF_POD: u32 = 1;
-    const CARRIED: u32 = 2;
-    const OPENS: u32 = 4;
-    const IS_COUNTED: u32 = 8;
-    const IS_KNOWN: u32 = 16;
-    /// Beside the others: ports of mappings that have expired are passed over.
-    const SKIPS_STALE: u32 = 32;
-
     #[inline(always)]
     fn bits(&self) -> u32 {
         u32::from(self.of_pod)
@@ -60,12 +57,13 @@ impl Claim {
 
     #[inline(always)]
     fn of_bits(bits: u32) -> Self {
+        let has = |bit: u32| bits & 1 << bit != 0;
         Self {
-            of_pod: bits & Self::OF_POD != 0,
-            carried: bits & Self::CARRIED != 0,
-            opens: bits & Self::OPENS != 0,
-            is_counted: bits & Self::IS_COUNTED != 0,
-            is_known: bits & Self::IS_KNOWN != 0,
+            of_pod: has(0),
+            carried: has(1),
+            opens: has(2),
+            is_counted: has(3),
+            is_known: has(4),
         }
     }
 
@@ -84,45 +82,50 @@ impl Claim {
     }
 }
 
-/// Claims a port for the flow `key`, as it comes from the pod or from the node's own socket, and writes both entries.
-/// Returns the port, network order.
-///
-/// In two steps beside each other, not below: 512 bytes of stack are all that a program's functions have together.
+/// What is said of a packet whose flow wants a port: that is to be [settled](crate::nat::settle) before it leaves. No packet
+/// has this reason.
+pub const CLAIMS: Reason = Reason::FlowRestored;
+
+/// Notes that the flow `key`, as it comes from the pod or from the node's own socket, wants a port.
 #[inline(always)]
-pub fn claim(ctx: &TcContext, key: &Key, claim: &Claim) -> Result<[u8; 2], Reason> {
+pub fn ask(key: &Key, claim: &Claim) -> Result<Reason, Reason> {
+    let walk = &mut scratch().ok_or(Reason::SnatNotReady)?.walk;
+    walk.key = *key;
+    walk.claim = claim.bits();
+    walk.skip_stale = 0;
+    Ok(CLAIMS)
+}
+
+/// Claims a port for the flow that [`ask`] was about, writes both entries, and translates the packet.
+#[inline(always)]
+pub fn settle(ctx: &TcContext) -> Reason {
     let skb = ctx.as_ptr().cast();
-    let won = if claim.opens {
-        reserve(skb, key, claim)
-    } else {
-        mapping_of(key)
-    };
-    if won.has(Won::IS) {
-        return if cwy_write_forward(skb, from_ref(key), claim.bits(), won.0) == 0 {
-            Ok(won.port().to_be_bytes())
-        } else {
-            Err(Reason::SnatTableFull)
-        };
+    let won = find(ctx);
+    if !won.has(Won::IS) {
+        return won.refusal();
     }
-    Err(if won.0 == Reason::SnatTableFull as u32 {
-        Reason::SnatTableFull
-    } else if won.0 == Reason::SnatQuota as u32 {
-        Reason::SnatQuota
-    } else if won.0 == Reason::SnatNoPort as u32 {
-        Reason::SnatNoPort
-    } else {
-        Reason::SnatNoMapping
-    })
+    if cwy_write_forward(skb, won.0) != 0 {
+        return Reason::SnatTableFull;
+    }
+    cwy_leave(skb, u32::from(won.port()))
 }
 
 #[inline(always)]
-fn reserve(skb: *mut __sk_buff, key: &Key, claim: &Claim) -> Won {
-    let won = Won(cwy_reserve(skb, from_ref(key), claim.bits()));
-    if !won.has(Won::IS_STALE) {
-        return won;
+fn find(ctx: &TcContext) -> Won {
+    let skb = ctx.as_ptr().cast();
+    let mut won = Won(cwy_reserve(skb));
+    if won.0 == Won::ASKS {
+        return Won(cwy_find_claimed());
     }
-    // Whether it can be had or not, the second walk takes no other such port.
-    cwy_remove_expired(from_ref(key), won.0);
-    Won(cwy_reserve(skb, from_ref(key), claim.bits() | Claim::SKIPS_STALE))
+    if won.has(Won::IS_STALE) {
+        // Whether it can be had or not, the next walk takes no other such port.
+        cwy_remove_expired();
+        won = Won(cwy_reserve(skb));
+    }
+    if won.0 == Reason::SnatNoPort as u32 && crowd::build_claimed() {
+        won = Won(cwy_reserve(skb));
+    }
+    won
 }
 
 /// What a search has found: a port in the lower half, and bits beside it. Without [`Won::IS`] or [`Won::IS_STALE`], the
@@ -137,6 +140,8 @@ impl Won {
     const IS_NEW: u32 = 1 << 17;
     /// The port belongs to a mapping that seems to have expired.
     const IS_STALE: u32 = 1 << 18;
+    /// Only a mapping that is there already is wanted.
+    const ASKS: u32 = 1 << 19;
     /// Where the state of the mapping begins.
     const STATE: u32 = 24;
 
@@ -159,6 +164,22 @@ impl Won {
     #[inline(always)]
     pub fn is_carried(self) -> bool {
         self.has(Self::IS) && self.state() == State::CARRIED
+    }
+
+    /// Why there is no port.
+    #[inline(always)]
+    fn refusal(self) -> Reason {
+        if self.0 == Reason::SnatTableFull as u32 {
+            Reason::SnatTableFull
+        } else if self.0 == Reason::SnatQuota as u32 {
+            Reason::SnatQuota
+        } else if self.0 != Reason::SnatNoPort as u32 {
+            Reason::SnatNoMapping
+        } else if scratch().is_some_and(|scratch| has_ports::<Addr>(scratch.walk.key.protocol)) {
+            Reason::SnatNoPort
+        } else {
+            Reason::SnatProtocol
+        }
     }
 }
 

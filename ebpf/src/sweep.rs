@@ -7,7 +7,7 @@ use causeway_common::maps::{SWEEP_MOST, SweepJob};
 
 use crate::{
     forget::{Look, look},
-    maps::{Entry, Key, SWEEP_JOB, config},
+    maps::{Entry, Key, SWEEP_JOB},
     usage,
 };
 
@@ -33,11 +33,8 @@ pub fn handle(element: &MapElement) {
     // until the program ends.
     let (key, entry, job): (Key, &Entry, &mut SweepJob) =
         unsafe { (*element.key, &*element.value, &mut *job) };
-    let Some(config) = config() else {
-        return;
-    };
     let look = if job.deleted < SWEEP_MOST {
-        look(config, &key, entry, job.now)
+        look(&key, entry, job.now)
     } else {
         Look::Kept
     };

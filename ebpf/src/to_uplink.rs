@@ -32,8 +32,16 @@ pub fn handle(ctx: &TcContext) -> Option<Reason> {
 }
 
 /// A packet from the stack. In a frame of its own, which a carried one need not pay for.
+#[inline(always)]
+pub fn of_stack(ctx: &TcContext) -> Reason {
+    cwy_of_stack(ctx.as_ptr().cast())
+}
+
+/// Verified by itself.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn of_stack(ctx: &TcContext) -> Reason {
+extern "C" fn cwy_of_stack(skb: *mut __sk_buff) -> Reason {
+    let ctx = &TcContext::new(skb);
     packet::linearise_headers(ctx);
     classify(ctx).unwrap_or_else(|reason| reason)
 }

@@ -8,22 +8,22 @@ use core::ptr::from_ref;
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
+    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0},
     helpers::generated::{bpf_l4_csum_replace, bpf_skb_store_bytes},
     programs::TcContext,
 };
 use causeway_common::{
-    checksum,
+    addr::Address as _,
     flow::Nat,
     tuple::{DCCP, TCP, UDP, UDP_LITE},
 };
 
 use crate::{
-    family::{IP_CHECK, IP_DST, IP_SRC},
+    family::{IP_DST, IP_SRC, sums},
     given::given,
-    maps::{Entry, Key},
+    maps::{Addr, Entry, Key},
     packet::{ETH_LEN, Ip, Mac},
-    rewrite::{Failed, Macs, Translation, header},
+    rewrite::{Failed, Macs, Translation, done, header},
 };
 
 /// What the entry replaces.
@@ -60,7 +60,36 @@ extern "C" fn cwy_translate(
     u32::from(done.is_err())
 }
 
-/// Replaces the address alone: for what has no ports, or whose transport header is not touched.
+/// Replaces the address of a packet without a checksum that covers it.
+#[inline(always)]
+pub fn translate_alone(ctx: &TcContext, ip: &Ip, to: &Translation) -> Result<(), Failed> {
+    match cwy_translate_alone(ctx.as_ptr().cast(), from_ref(ip), from_ref(to)) {
+        0 => Ok(()),
+        _ => Err(Failed),
+    }
+}
+
+/// Returns 0 if the address has been replaced. Verified by itself.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn cwy_translate_alone(skb: *mut __sk_buff, ip: *const Ip, to: *const Translation) -> u32 {
+    let ctx = &TcContext::new(skb);
+    // SAFETY: the caller's references.
+    let (Some(ip), Some(to)) = (unsafe { given(ip) }, unsafe { given(to) }) else {
+        return 1;
+    };
+    if translate_addr(ctx, ip, to).is_err() {
+        return 1;
+    }
+    match Nat::end(to.nat) {
+        Nat::SOURCE => sums::changed_alone(ctx, &ip.src, &to.addr),
+        Nat::DESTINATION => sums::changed_alone(ctx, &ip.dst, &to.addr),
+        _ => {}
+    }
+    0
+}
+
+/// Replaces the address in the header alone.
 #[inline(always)]
 pub fn translate_addr(ctx: &TcContext, ip: &Ip, to: &Translation) -> Result<(), Failed> {
     let header = header(ctx)?;
@@ -73,8 +102,8 @@ pub fn translate_addr(ctx: &TcContext, ip: &Ip, to: &Translation) -> Result<(), 
 #[inline(always)]
 pub fn translate_transport(ctx: &TcContext, ip: &Ip, key: &Key, to: &Translation) -> Result<(), Failed> {
     let (old_addr, old_port, port_offset) = match Nat::end(to.nat) {
-        Nat::SOURCE => (key.src, key.src_port, 0),
-        Nat::DESTINATION => (key.dst, key.dst_port, 2),
+        Nat::SOURCE => (&key.src, key.src_port, 0),
+        Nat::DESTINATION => (&key.dst, key.dst_port, 2),
         _ => return Ok(()),
     };
     let (check, flags, port_offset) = match ip.protocol {
@@ -83,24 +112,22 @@ pub fn translate_transport(ctx: &TcContext, ip: &Ip, key: &Key, to: &Translation
         UDP => (ip.l4() + 6, u64::from(BPF_F_MARK_MANGLED_0), port_offset),
         // Followed by their addresses alone, but their checksums cover those (RFC 4340 section 9, RFC 3828 section 3.1).
         DCCP | UDP_LITE => (ip.l4() + 6, 0, port_offset),
-        // ICMPv4 has no pseudo header (RFC 792); the identifier stands at offset 4 in requests and replies.
+        // The identifier stands at offset 4 in requests and replies.
         _ => (ip.l4() + 2, 0, 4),
     };
     let skb = ctx.as_ptr().cast();
     let covers_addresses = match ip.protocol {
         TCP | UDP => true,
+        Addr::ICMP => Addr::ICMP_COVERS_ADDRESSES,
         DCCP | UDP_LITE => ip.is_first && usize::from(ip.total_len) + ETH_LEN >= ip.l4() + 8,
         _ => false,
     };
     if covers_addresses {
-        let (old, new) = (u32::from_ne_bytes(old_addr), u32::from_ne_bytes(to.addr));
-        let flags = flags | u64::from(BPF_F_PSEUDO_HDR) | 4;
-        // SAFETY: `skb` is the program's context; the helper checks the offset against the packet.
-        done(unsafe { bpf_l4_csum_replace(skb, check as u32, u64::from(old), u64::from(new), flags) })?;
+        sums::replace_in_pseudo_header(ctx, check, flags, old_addr, &to.addr)?;
     }
     if old_port != to.port {
         let (old, new) = (u16::from_ne_bytes(old_port), u16::from_ne_bytes(to.port));
-        // SAFETY: as above.
+        // SAFETY: `skb` is the program's context; the helper checks the offset against the packet.
         done(unsafe { bpf_l4_csum_replace(skb, check as u32, u64::from(old), u64::from(new), flags | 2) })?;
         let offset = (ip.l4() + port_offset) as u32;
         // SAFETY: as above; the source is two bytes of our stack.
@@ -109,7 +136,7 @@ pub fn translate_transport(ctx: &TcContext, ip: &Ip, key: &Key, to: &Translation
     Ok(())
 }
 
-/// Changes the address in the IPv4 header and its checksum.
+/// Changes the address in the header, and the header's checksum if it has one.
 ///
 /// # Safety
 ///
@@ -117,21 +144,12 @@ pub fn translate_transport(ctx: &TcContext, ip: &Ip, key: &Key, to: &Translation
 #[inline(always)]
 pub unsafe fn replace_addr(header: *mut u8, ip: &Ip, to: &Translation) {
     let (offset, old) = match Nat::end(to.nat) {
-        Nat::SOURCE => (IP_SRC, ip.src),
-        Nat::DESTINATION => (IP_DST, ip.dst),
+        Nat::SOURCE => (IP_SRC, &ip.src),
+        Nat::DESTINATION => (IP_DST, &ip.dst),
         _ => return,
     };
-    // SAFETY: the caller's; the address is aligned as in `Macs`.
-    unsafe {
-        *header.add(offset).cast() = u32::from_ne_bytes(to.addr);
-        let check = header.add(IP_CHECK).cast::<u16>();
-        *check = checksum::replace_u32(*check, old, to.addr);
-    }
-}
-
-#[inline(always)]
-fn done(result: i64) -> Result<(), Failed> {
-    if result == 0 { Ok(()) } else { Err(Failed) }
+    // SAFETY: the caller's.
+    unsafe { sums::store_addr(header, offset, old, &to.addr) };
 }
 
 impl Macs {

@@ -5,7 +5,7 @@ use std::{net::SocketAddrV4, path::Path};
 use anyhow::{Context, Result, bail, ensure};
 use causeway_common::maps::{IPV6_MAP, V6_PROGRAM_NAMES};
 use causeway_tests::{
-    dual_stack::{Connection, VNET},
+    dual_stack::{self, Connection, Datagrams, VNET},
     echo::Echo,
     fabric::{INTERNET, NODE},
     rig::Rig,
@@ -16,7 +16,7 @@ use serde_json::Value;
 
 #[test]
 fn bpftool_prints_every_map_with_named_fields() -> Result<()> {
-    let rig = Rig::dual_stack()?;
+    let rig = Rig::masquerading_ipv6()?;
     let pod = rig.pod("a")?;
     Connection::open(&pod.ns, &rig.fabric.vnet, VNET, 7)?.chat(1)?;
     Walk::direct(&pod.ns, &rig.fabric.internet, SocketAddrV4::new(INTERNET, 7))
@@ -25,6 +25,7 @@ fn bpftool_prints_every_map_with_named_fields() -> Result<()> {
     // Fragments, for the map that holds them.
     let _echo = Echo::start(&rig.fabric.internet, 9)?;
     Udp::connect(&pod.ns, SocketAddrV4::new(INTERNET, 9))?.ask(3000)?;
+    Datagrams::between(&pod.ns, &rig.fabric.internet, dual_stack::INTERNET, 9)?.chat(3000, 1)?;
     let maps = rig.node.root.join("/sys/fs/bpf/causeway/v2/maps");
     let mut names = Vec::new();
     for entry in std::fs::read_dir(&maps)? {
@@ -63,18 +64,24 @@ fn bpftool_prints_every_map_with_named_fields() -> Result<()> {
                 "cwy_cfg6",
                 "cwy_count",
                 "cwy_crowds",
+                "cwy_crowds6",
                 "cwy_events",
                 "cwy_flows",
                 "cwy_flows6",
                 "cwy_frags",
+                "cwy_frags6",
                 "cwy_ifaces",
                 "cwy_ifaces6",
                 "cwy_ipv6",
                 "cwy_moved",
+                "cwy_moved6",
                 "cwy_pods",
                 "cwy_pods6",
                 "cwy_ports",
                 "cwy_ranges",
+                "cwy_ranges6",
+                "cwy_scratch",
+                "cwy_scratch6",
                 "cwy_sweep_job",
                 "cwy_usage",
                 "cwy_usage6"

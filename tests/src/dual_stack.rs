@@ -26,6 +26,9 @@ pub const NODE: Ipv6Addr = at(4);
 /// That of the VNet's other host.
 pub const VNET: Ipv6Addr = at(0x1_0010);
 
+/// That of the internet's host, which knows the way to the node alone.
+pub const INTERNET: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x10);
+
 /// The next hop of every pod.
 pub const GATEWAY: &str = "fe80::1234:5678:9abc";
 
@@ -86,7 +89,49 @@ pub fn list(node: &Node, pods: u8, subnets: &[(&str, &[Ipv6Addr])]) -> Result<()
         .write("/etc/kubernetes/interfaces.json", &list.to_string())
 }
 
+/// Gives the internet's host IPv6, and the router a watch on what comes for it from the node with another address than the
+/// node's: see [`leaked`].
+pub fn enable_internet(fabric: &Fabric) -> Result<()> {
+    for (ns, name) in [(&fabric.internet, "eth0"), (&fabric.router, "internet")] {
+        ns.sysctl(&format!("net/ipv6/conf/{name}/accept_dad"), "0")?;
+        ns.sysctl(&format!("net/ipv6/conf/{name}/disable_ipv6"), "0")?;
+    }
+    fabric.router.ip(&format!(
+        "addr add fe80::1/64 dev internet nodad\nroute add {INTERNET} dev internet"
+    ))?;
+    fabric.internet.ip(&format!(
+        "addr add {INTERNET}/64 dev eth0 nodad noprefixroute\nroute add {NODE} via fe80::1 dev eth0"
+    ))?;
+    // Errors of the router itself come from its addresses of the link.
+    fabric.internet.ip("route add fd00:10::1 via fe80::1 dev eth0")?;
+    let watch = format!(
+        "table ip6 watch {{ counter leaks {{}}; chain arriving {{ type filter hook prerouting priority raw; \
+         iifname node ip6 daddr 2001:db8::/32 ip6 saddr != {NODE} counter name leaks; }}; }}"
+    );
+    fabric.router.output("nft", &[&watch]).map(drop)
+}
+
+/// How many packets have left for the internet with another address than the node's, by the router's nftables.
+pub fn leaked(fabric: &Fabric) -> Result<u64> {
+    let counter = fabric
+        .router
+        .json("nft", &["-j", "list", "counter", "ip6", "watch", "leaks"])?;
+    let items = counter["nftables"].as_array().into_iter().flatten();
+    let mut counts = items.filter_map(|item| item["counter"]["packets"].as_u64());
+    counts.next().context("no counter")
+}
+
 impl Rig {
+    /// As [`Rig::dual_stack`], on a node that masquerades IPv6 as well.
+    pub fn masquerading_ipv6() -> Result<Self> {
+        let rig = Self::dual_stack()?;
+        enable_internet(&rig.fabric)?;
+        // What the agent notes of `masqueradeIPv6: true`.
+        let noted = json!({ "masqueradeIpv6": true }).to_string();
+        rig.node.root.write("/run/causeway/settings.json", &noted)?;
+        Ok(rig)
+    }
+
     /// As [`Rig::causeway`], with pods of both families.
     pub fn dual_stack() -> Result<Self> {
         const PODS: u8 = 20;

@@ -8,6 +8,7 @@ mod api_server;
 
 use std::{
     io,
+    net::Ipv6Addr,
     ops::RangeInclusive,
     path::{Path, PathBuf},
 };
@@ -17,12 +18,12 @@ use causeway_common::{
     lifetime::Timeouts,
     maps::{POD_QUOTA, RangeClass, WIRE_QUOTA},
 };
-use ipnet::Ipv4Net;
+use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
 
 pub use self::api_server::{ApiServer, PORTS as API_SERVER_PORTS};
 use crate::{
-    datapath::Range,
+    datapath::{Range, RangeV6},
     durable,
     node::{NODE_PORTS, Sysctls},
     root::Root,
@@ -43,6 +44,12 @@ pub struct Settings {
     pub excluded: Vec<Ipv4Net>,
     /// Destinations inside of them that are.
     pub masqueraded: Vec<Ipv4Net>,
+    /// Whether pods' IPv6 is masqueraded, too. The rule that is replaced is one of IPv4.
+    pub masquerade_ipv6: bool,
+    /// As [`Self::excluded`], of IPv6.
+    pub excluded_v6: Vec<Ipv6Net>,
+    /// As [`Self::masqueraded`], of IPv6.
+    pub masqueraded_v6: Vec<Ipv6Net>,
     /// The cluster's NodePorts, which no translation takes.
     pub node_ports: RangeInclusive<u16>,
     /// Further ports that no translation takes.
@@ -69,6 +76,10 @@ impl Default for Settings {
                 Ipv4Net::new_assert(WIRESERVER.into(), 32),
             ],
             masqueraded: Vec::new(),
+            masquerade_ipv6: false,
+            // Unique local addresses (RFC 4193): what 10.0.0.0/8 is to IPv4.
+            excluded_v6: vec![Ipv6Net::new_assert(Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0), 7)],
+            masqueraded_v6: Vec::new(),
             node_ports: NODE_PORTS,
             reserved_ports: Vec::new(),
             translation_ports: 0..=u16::MAX,
@@ -124,6 +135,18 @@ impl Settings {
             Some(server) => server.over(&others),
             None => others,
         }
+    }
+
+    /// As [`Self::ranges`], of IPv6: everything is excluded unless it was chosen otherwise.
+    pub fn ranges_v6(&self) -> Vec<RangeV6> {
+        if !self.masquerade_ipv6 {
+            return vec![(Ipv6Net::default(), RangeClass::EXCLUDED)];
+        }
+        let of = |class| move |range: &Ipv6Net| (*range, class);
+        let excluded = self.excluded_v6.iter().map(of(RangeClass::EXCLUDED));
+        excluded
+            .chain(self.masqueraded_v6.iter().map(of(RangeClass::MASQUERADED)))
+            .collect()
     }
 
     /// Every port that no translation may take, `net.ipv4.ip_local_reserved_ports` among them.

@@ -170,7 +170,7 @@ pub fn key(ip: &Ip, transport: &Transport) -> Key {
 ///
 /// `header` points to the first [`IP_END`] bytes of the packet.
 #[inline(always)]
-pub unsafe fn count_hop(header: *mut u8, ip: &Ip) {
+pub unsafe fn count_hop(_: &impl Headers, header: *mut u8, ip: &Ip) {
     let before = u16::from_ne_bytes([ip.ttl, ip.protocol]);
     let after = u16::from_ne_bytes([ip.ttl.wrapping_sub(1), ip.protocol]);
     // SAFETY: the caller's; the offsets are even.
@@ -189,6 +189,12 @@ pub fn set_ends(request: &mut bpf_fib_lookup, key: &Key) {
     request.__bindgen_anon_4.ipv4_dst = u32::from_ne_bytes(key.dst);
 }
 
+/// The identification of a fragment's datagram.
+#[inline(always)]
+pub fn fragment_id(_: &TcContext, ip: &Ip) -> Option<[u8; 2]> {
+    Some(ip.id)
+}
+
 /// Four bytes at `offset`, or `None` when the frame is shorter.
 #[inline(always)]
 pub fn addr_at(ctx: &impl Headers, offset: usize) -> Option<Addr> {
@@ -196,9 +202,9 @@ pub fn addr_at(ctx: &impl Headers, offset: usize) -> Option<Addr> {
     Some([a, b, c, d])
 }
 
-/// The packet that an ICMP error quotes; `None` if the packet is no error, or the quoted one has no ports of a flow.
+/// The packet that an ICMP error quotes; read into `into`. `None` if the packet is no error, or the quoted one has no ports of a flow.
 #[inline(always)]
-pub fn quoted(ctx: &TcContext, ip: &Ip) -> Option<Quoted> {
+pub fn quoted(ctx: &TcContext, ip: &Ip, into: &mut Quoted) -> Option<()> {
     if ip.protocol != ICMP || ip.is_fragment {
         return None;
     }
@@ -224,7 +230,7 @@ pub fn quoted(ctx: &TcContext, ip: &Ip) -> Option<Quoted> {
         },
         _ => return None,
     };
-    let key = Key {
+    into.key = Key {
         src: [header[12], header[13], header[14], header[15]],
         dst: [header[16], header[17], header[18], header[19]],
         src_port,
@@ -232,11 +238,9 @@ pub fn quoted(ctx: &TcContext, ip: &Ip) -> Option<Quoted> {
         protocol,
         _pad: [0; 3],
     };
-    Some(Quoted {
-        key,
-        l3: l3 as u16,
-        l4: l4 as u16,
-        check: u16::from_ne_bytes([header[10], header[11]]),
-        asks: u16::from(asks),
-    })
+    into.l3 = l3 as u16;
+    into.l4 = l4 as u16;
+    into.check = u16::from_ne_bytes([header[10], header[11]]);
+    into.asks = u16::from(asks);
+    Some(())
 }

@@ -3,7 +3,7 @@
 //! No LRU for flows: eviction would cut live ones, and one half of a pair at a time.
 
 use aya_ebpf::{
-    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, ProgramArray, Queue, lpm_trie},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, Queue, lpm_trie},
     macros::btf_map,
 };
 use causeway_common::{
@@ -17,6 +17,7 @@ use causeway_common::{
     },
     moved::{MOVED_ENTRIES, Moved},
     ports::RESERVED_ENTRIES,
+    scratch::Scratch,
 };
 
 use super::Addr;
@@ -61,6 +62,10 @@ pub static CROWDS: Array<Crowd<Addr>, CROWD_SLOTS> = Array::new();
 /// Hints to the ports of flows that have another than their own.
 #[btf_map(name = "cwy_moved")]
 pub static MOVED: Array<Moved, MOVED_ENTRIES> = Array::new();
+
+/// What functions keep beside the stack.
+#[btf_map(name = "cwy_scratch")]
+pub static SCRATCH: PerCpuArray<Scratch<Addr>, 1> = PerCpuArray::new();
 
 /// How many flows each pod, and the wire, has opened.
 #[btf_map(name = "cwy_usage")]

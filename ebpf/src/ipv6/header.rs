@@ -1,8 +1,11 @@
 //! The IPv6 header and its extensions (RFC 8200).
 
+use core::ffi::c_void;
+
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{__sk_buff, bpf_fib_lookup},
+    helpers::generated::bpf_loop,
     programs::TcContext,
 };
 use causeway_common::{
@@ -14,7 +17,8 @@ use causeway_common::{
 
 use super::Addr;
 use crate::{
-    headers::Headers as _,
+    given::context,
+    headers::Headers,
     icmp::{Quoted, load},
     maps::Key,
     packet::{self, ETH_LEN, Transport},
@@ -24,6 +28,10 @@ use crate::{
 pub const PROTOCOL: usize = ETH_LEN + 6;
 /// Offset of the hop limit.
 const HOP_LIMIT: usize = ETH_LEN + 7;
+/// Offset of the source address.
+pub const IP_SRC: usize = ETH_LEN + 8;
+/// Offset of the destination address.
+pub const IP_DST: usize = ETH_LEN + 24;
 /// End of an IPv6 header without extensions.
 pub const IP_END: usize = ETH_LEN + 40;
 
@@ -156,20 +164,50 @@ pub fn ip(ctx: &TcContext) -> Result<Ip, Reason> {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn cwy_extensions(skb: *mut __sk_buff, next: u32) -> u32 {
-    let ctx = &TcContext::new(skb);
-    let mut chain = Chain::begin(next as u8, IP_END as u8);
-    for _ in 0..Chain::MOST {
-        match chain.step() {
-            Step::End => return chain.bits(),
-            Step::Read => {}
-        }
-        match load::<8>(ctx, usize::from(chain.l4)) {
-            Some(header) => chain.follow(header),
-            None => chain.give_up(),
-        }
+    let mut walk = Walk {
+        skb,
+        chain: Chain::begin(next as u8, IP_END as u8).bits(),
+        is_over: 0,
+    };
+    // SAFETY: the callback has the signature that the helper calls (Linux 5.17), and `walk` outlives the call.
+    unsafe {
+        let state = (&raw mut walk).cast();
+        bpf_loop(Chain::MOST as u32, follow as *mut c_void, state, 0);
     }
-    chain.give_up();
-    chain.bits()
+    if walk.is_over == 0 {
+        let mut chain = Chain::of_bits(walk.chain);
+        if chain.step() == Step::Read {
+            chain.give_up();
+        }
+        return chain.bits();
+    }
+    walk.chain
+}
+
+struct Walk {
+    skb: *mut __sk_buff,
+    /// [`Chain::bits`].
+    chain: u32,
+    is_over: u32,
+}
+
+/// # Safety
+///
+/// Called by `bpf_loop` with a [`Walk`].
+unsafe extern "C" fn follow(_header: u32, walk: *mut c_void) -> i64 {
+    // SAFETY: the caller's.
+    let walk = unsafe { context::<Walk>(walk) };
+    let mut chain = Chain::of_bits(walk.chain);
+    if chain.step() == Step::End {
+        walk.is_over = 1;
+        return 1;
+    }
+    match load::<8>(&TcContext::new(walk.skb), usize::from(chain.l4)) {
+        Some(header) => chain.follow(header),
+        None => chain.give_up(),
+    }
+    walk.chain = chain.bits();
+    0
 }
 
 /// The flow that a packet belongs to.
@@ -186,15 +224,19 @@ pub fn key(ip: &Ip, transport: &Transport) -> Key {
     }
 }
 
+/// What the header's sum changes by when the hop limit, the second byte of its word, is one less.
+const ONE_HOP_LESS: u32 = !(u16::from_ne_bytes([0, 1]) as u32);
+
 /// Decrements the hop limit.
 ///
 /// # Safety
 ///
 /// `header` points to the first [`IP_END`] bytes of the packet.
 #[inline(always)]
-pub unsafe fn count_hop(header: *mut u8, ip: &Ip) {
+pub unsafe fn count_hop(ctx: &impl Headers, header: *mut u8, ip: &Ip) {
     // SAFETY: the caller's.
     unsafe { *header.add(HOP_LIMIT) = ip.ttl.wrapping_sub(1) };
+    ctx.has_changed(ONE_HOP_LESS);
 }
 
 /// Enters the ends of a flow into a question for its route.
@@ -205,10 +247,26 @@ pub fn set_ends(request: &mut bpf_fib_lookup, key: &Key) {
     request.__bindgen_anon_4.ipv6_dst = words(&key.dst);
 }
 
-/// The packet that an ICMPv6 error quotes; `None` if the packet is no error, or the quoted one has no ports of a flow next
+/// The identification of a fragment's packet; `None` if the fragment header is not the last before what `ip` calls its
+/// payload.
+#[inline(always)]
+pub fn fragment_id(ctx: &TcContext, ip: &Ip) -> Option<[u8; 6]> {
+    let header: [u8; 8] = load(ctx, ip.l4().checked_sub(8).filter(|at| *at >= IP_END)?)?;
+    let [next, reserved, _, offset_and_more, a, b, c, d] = header;
+    let is_it = next == ip.protocol && reserved == 0 && offset_and_more & 6 == 0;
+    is_it.then_some([a, b, c, d, 0, 0])
+}
+
+/// The address at `offset`, or `None` when the frame is shorter.
+#[inline(always)]
+pub fn addr_at(ctx: &TcContext, offset: usize) -> Option<Addr> {
+    load(ctx, offset)
+}
+
+/// The packet that an ICMPv6 error quotes; read into `into`. `None` if the packet is no error, or the quoted one has no ports of a flow next
 /// to its header.
 #[inline(always)]
-pub fn quoted(ctx: &TcContext, ip: &Ip) -> Option<Quoted> {
+pub fn quoted(ctx: &TcContext, ip: &Ip, into: &mut Quoted) -> Option<()> {
     if ip.protocol != ICMP || ip.is_fragment || !ip.is_plain {
         return None;
     }
@@ -231,20 +289,19 @@ pub fn quoted(ctx: &TcContext, ip: &Ip) -> Option<Quoted> {
         },
         _ => return None,
     };
-    Some(Quoted {
-        key: Key {
-            src: load(ctx, l3 + 8)?,
-            dst: load(ctx, l3 + 24)?,
-            src_port,
-            dst_port,
-            protocol: head[6],
-            _pad: [0; 3],
-        },
-        l3: l3 as u16,
-        l4: l4 as u16,
-        check: 0,
-        asks: u16::from(asks),
-    })
+    into.key = Key {
+        src: load(ctx, l3 + 8)?,
+        dst: load(ctx, l3 + 24)?,
+        src_port,
+        dst_port,
+        protocol: head[6],
+        _pad: [0; 3],
+    };
+    into.l3 = l3 as u16;
+    into.l4 = l4 as u16;
+    into.check = 0;
+    into.asks = u16::from(asks);
+    Some(())
 }
 
 #[inline(always)]
@@ -254,7 +311,7 @@ fn addr(words: [u32; 4]) -> Addr {
 }
 
 #[inline(always)]
-fn words(addr: &Addr) -> [u32; 4] {
+pub fn words(addr: &Addr) -> [u32; 4] {
     // SAFETY: as in `addr`.
     unsafe { core::mem::transmute(*addr) }
 }

@@ -14,9 +14,8 @@ use causeway_common::{
 use super::{Claim, Won, answer_key};
 use crate::{
     count::{Hook, bump},
-    end::forget_half,
-    given::given_mut,
-    maps::{Entry, FLOWS, Key, config, now, own, pod},
+    given::{given, given_mut},
+    maps::{Entry, FLOWS, Key, config, now, pod, scratch},
     moved, next_hop,
     reclaim::remember,
     usage,
@@ -26,13 +25,13 @@ use crate::{
 /// takes the mapping back if there is no room. Verified by itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn cwy_write_forward(skb: *mut __sk_buff, key: *const Key, claim: u32, won: u32) -> u32 {
-    // SAFETY: the caller's reference.
-    let (Some(key), Some(config)) = (unsafe { own(key) }, config()) else {
+pub extern "C" fn cwy_write_forward(skb: *mut __sk_buff, won: u32) -> u32 {
+    let (Some(config), Some(scratch)) = (config(), scratch()) else {
         return 1;
     };
-    let (claim, won) = (&Claim::of_bits(claim), Won(won));
-    let mut forward = Entry::kernel(claim.flags(), now());
+    let (claim, won) = (&Claim::of_bits(scratch.walk.claim), Won(won));
+    let (key, forward) = (&scratch.walk.key, &mut scratch.forward);
+    *forward = Entry::kernel(claim.flags(), now());
     forward.nat = Nat::SOURCE;
     forward.nat_addr = config.node_addr;
     forward.nat_port = won.port().to_be_bytes();
@@ -44,22 +43,23 @@ pub extern "C" fn cwy_write_forward(skb: *mut __sk_buff, key: *const Key, claim:
             forward.in_mac = pod.mac;
         }
         let mut hop = Hop::UNKNOWN;
-        next_hop::of_frame(&TcContext::new(skb), &key, &mut hop);
+        next_hop::of_frame(&TcContext::new(skb), key, &mut hop);
         forward.leave_by(&hop);
     }
-    if FLOWS.insert(&key, &forward, u64::from(BPF_ANY)).is_err() {
-        forget_half(&answer_key(config, &key, won.port()));
+    if FLOWS.insert(key, &*forward, u64::from(BPF_ANY)).is_err() {
+        // A map of the remote's ports may show this one as taken until it is made anew.
+        FLOWS.remove(&answer_key(config, key, won.port())).ok();
         return 1;
     }
     if key.has_ports() {
-        moved::note(&key, won.port());
+        moved::note(key, won.port());
     }
     let is_new = won.has(Won::IS_NEW);
     if claim.of_pod && !claim.is_counted && is_new {
         usage::opened(&key.src);
     }
     if !claim.is_known {
-        remember(&key);
+        remember(key);
         if !is_new {
             bump(Hook::ToUplink, Reason::MappingRestored);
         }
@@ -79,7 +79,7 @@ pub fn fill_answer(half: &mut Entry, key: &Key, flags: u8, state: u8) {
 #[inline(never)]
 extern "C" fn cwy_fill_answer(half: *mut Entry, key: *const Key, flags: u32, state: u32) -> u32 {
     // SAFETY: the caller's references.
-    let (Some(half), Some(key), Some(config)) = (unsafe { given_mut(half) }, unsafe { own(key) }, config())
+    let (Some(half), Some(key), Some(config)) = (unsafe { given_mut(half) }, unsafe { given(key) }, config())
     else {
         return 0;
     };
@@ -91,7 +91,7 @@ extern "C" fn cwy_fill_answer(half: *mut Entry, key: *const Key, flags: u32, sta
     half.progress = Progress::NONE.and_peer(Progress::SPOKE).bits();
     half.state = state;
     if flags & Flags::HOST == 0
-        && let Some(pod) = pod(&key.src)
+        && let Some(pod) = pod(&{ key.src })
     {
         half.in_ifindex = config.uplink_ifindex;
         half.leave_by(&Hop {

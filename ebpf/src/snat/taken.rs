@@ -28,9 +28,9 @@ pub fn is_reserved(protocol: u8, port: u16) -> bool {
     PORTS.get(word).is_some_and(|word| word.reserved & mask != 0)
 }
 
-/// The IPv4 member of the kernel's `bpf_sock_tuple`, all in network order.
+/// The family's member of the kernel's `bpf_sock_tuple`, all in network order. The kernel tells them apart by their size.
 #[repr(C, align(4))]
-struct Ipv4Tuple {
+struct SockTuple {
     saddr: Addr,
     daddr: Addr,
     sport: [u8; 2],
@@ -40,13 +40,13 @@ struct Ipv4Tuple {
 /// Whether a socket of the node would receive the answer: a connection of its own, a listener, a bound socket.
 #[inline(always)]
 pub fn host_holds(skb: *mut c_void, answer: &Key) -> bool {
-    let mut tuple = Ipv4Tuple {
+    let mut tuple = SockTuple {
         saddr: answer.src,
         daddr: answer.dst,
         sport: answer.src_port,
         dport: answer.dst_port,
     };
-    const SIZE: u32 = size_of::<Ipv4Tuple>() as u32;
+    const SIZE: u32 = size_of::<SockTuple>() as u32;
     let netns = BPF_F_CURRENT_NETNS as i64 as u64;
     // SAFETY: `tuple` holds `SIZE` bytes, and the reference that a hit returns is released below.
     let socket = unsafe {

@@ -8,9 +8,11 @@ use aya_ebpf::{
     helpers::generated::bpf_loop,
 };
 use causeway_common::{
+    addr::Address as _,
     ports::{CROWD_TRIES, CROWDED_PROBES, PROBES, candidate, candidate_id},
     reason::Reason,
-    tuple::{ICMP, TCP, UDP},
+    scratch::Walk,
+    tuple::{TCP, UDP},
 };
 
 use super::{
@@ -21,44 +23,43 @@ use super::{
 };
 use crate::{
     crowd,
-    given::{context, given, given_mut},
-    maps::{EEXIST, Entry, FLOWS, Key, config, flow, now},
+    given::context,
+    maps::{Addr, EEXIST, FLOWS, config, flow, is_expired, now, scratch},
     moved, usage,
 };
 
 /// `-EBUSY`: the bucket's lock is held on this CPU by a program that we interrupted.
 const EBUSY: i32 = -16;
 
-/// Finds a port and makes it the flow's, by the entry of the answers; or finds that which it has already. Returns a
-/// [`Won`]. Verified by itself.
+/// Finds a port for the flow that claims and makes it the flow's, by the entry of the answers; or finds that which it has
+/// already. Returns a [`Won`]. Verified by itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn cwy_reserve(skb: *mut __sk_buff, key: *const Key, claim: u32) -> u32 {
-    // SAFETY: the caller's reference.
-    let (Some(key), Some(config)) = (unsafe { given(key) }, config()) else {
+pub extern "C" fn cwy_reserve(skb: *mut __sk_buff) -> u32 {
+    let (Some(config), Some(scratch)) = (config(), scratch()) else {
         return Reason::SnatNotReady as u32;
     };
-    let skips_stale = claim & Claim::SKIPS_STALE != 0;
-    let claim = &Claim::of_bits(claim);
+    let walk = &mut scratch.walk;
+    let claim = &Claim::of_bits(walk.claim);
+    if !claim.opens {
+        return Won::ASKS;
+    }
     let is_free = claim.is_counted || !claim.of_pod;
-    let has_room = is_free || usage::has_room(&key.src);
-    // SAFETY: integers, arrays of integers and a raw pointer: all zeros is a value. Written in place, a part of it would
-    // not be on the stack twice.
-    let mut search: Search = unsafe { core::mem::zeroed() };
-    search.skb = skb;
-    let walk = &mut search.walk;
-    walk.key = *key;
-    walk.answer.src = key.dst;
+    let has_room = is_free || usage::has_room(&walk.key.src);
+    walk.answer.src = walk.key.dst;
     walk.answer.dst = config.node_addr;
-    walk.answer.src_port = key.dst_port;
-    walk.answer.protocol = key.protocol;
-    walk.hash = key.hash(config.seed);
+    walk.answer.src_port = walk.key.dst_port;
+    walk.answer.dst_port = [0; 2];
+    walk.answer.protocol = walk.key.protocol;
+    walk.answer._pad = [0; 3];
+    walk.hash = walk.key.hash(config.seed);
     walk.state = claim.state();
-    walk.skip_stale = u8::from(skips_stale);
     walk.may_take = u8::from(has_room);
-    fill_answer(&mut search.walk.reverse, key, claim.flags(), claim.state());
-    search.find();
-    let walk = &search.walk;
+    walk.is_new = 0;
+    fill_answer(&mut walk.reverse, &walk.key, claim.flags(), claim.state());
+    let walk = from_mut(walk);
+    Search { skb, walk }.find();
+    let walk = &scratch.walk;
     let port = u32::from(u16::from_be_bytes(walk.answer.dst_port));
     match walk.end {
         STALE => port | Won::IS_STALE,
@@ -77,34 +78,10 @@ const OURS: u8 = u8::MAX;
 /// [`Walk::end`] when a port belongs to a mapping that seems to have expired.
 const STALE: u8 = u8::MAX - 1;
 
-/// A walk with what its callbacks need beside it.
+/// A walk with the packet that it is for.
 struct Search {
     skb: *mut __sk_buff,
-    walk: Walk,
-}
-
-/// State of a walk over the candidates. No pointers: it is passed to a function that is verified by itself.
-#[repr(C)]
-struct Walk {
-    /// The flow that claims.
-    key: Key,
-    /// The key of its answers, to the port that was tried last.
-    answer: Key,
-    /// The entry that makes a port ours.
-    reverse: Entry,
-    hash: u32,
-    /// State of both halves.
-    state: u8,
-    /// [`OURS`], or the [`Reason`] to give if the walk ends here. A number, because an enum that the verifier sees
-    /// change in a loop costs it a state for each variant.
-    end: u8,
-    /// 1: ports of expired mappings are passed over.
-    skip_stale: u8,
-    /// 1: a free port may be taken; 0: the pod has as many flows as it may have.
-    may_take: u8,
-    /// 1: the mapping that was found has not been there before.
-    is_new: u8,
-    _pad: [u8; 3],
+    walk: *mut Walk<Addr>,
 }
 
 /// Return values of a callback of `bpf_loop`.
@@ -112,34 +89,35 @@ const GO_ON: u32 = 0;
 const STOP: u32 = 1;
 
 impl Search {
+    #[inline(always)]
+    fn walk(&mut self) -> &mut Walk<Addr> {
+        // SAFETY: that of this CPU's scratch, which nobody holds a reference to while the search goes on.
+        unsafe { &mut *self.walk }
+    }
+
     /// Takes what the flow has already; or probes; and towards a crowded remote takes what its map of ports shows to be free.
     #[inline(always)]
     fn find(&mut self) {
-        self.walk.end = Reason::SnatNoPort as u8;
-        if let Some(port) = moved::port_of(self.walk.hash)
+        self.walk().end = Reason::SnatNoPort as u8;
+        if let Some(port) = moved::port_of(self.walk().hash)
             && self.has_already(port)
         {
             try_port(self, port);
         }
-        if self.walk.end == OURS {
+        if self.walk().end == OURS {
             return;
         }
-        let is_crowded = crowd::has_map(&self.walk.answer);
+        let is_crowded = crowd::has_map(&self.walk().answer);
         self.run(try_candidate, if is_crowded { CROWDED_PROBES } else { PROBES });
-        if self.walk.end == OURS && is_crowded {
-            crowd::mark_taken(&self.walk.answer);
+        if self.walk().end == OURS && is_crowded {
+            crowd::mark_taken(&self.walk().answer);
         }
-        let may_go_on = self.walk.may_take != 0 && self.walk.key.has_ports();
-        if self.walk.end != Reason::SnatNoPort as u8 || !may_go_on {
+        let may_go_on = self.walk().may_take != 0 && self.walk().key.has_ports();
+        if self.walk().end != Reason::SnatNoPort as u8 || !may_go_on {
             return;
         }
         self.run(try_crowd, CROWD_TRIES);
-        if self.walk.end == Reason::SnatNoPort as u8 {
-            // No map yet, or one that shows no free port and may be old.
-            crowd::build(&self.walk.answer);
-            self.run(try_crowd, CROWD_TRIES);
-        }
-        if self.walk.end == Reason::SnatNoPort as u8 && is_crowded {
+        if self.walk().end == Reason::SnatNoPort as u8 && is_crowded {
             // Every port is taken: perhaps by somebody who needs it no more.
             self.run(try_candidate, PROBES);
         }
@@ -149,7 +127,7 @@ impl Search {
     /// anew with its own port if that is free.
     #[inline(always)]
     fn has_already(&mut self, port: u16) -> bool {
-        let walk = &mut self.walk;
+        let walk = self.walk();
         walk.answer.dst_port = port.to_be_bytes();
         flow(&walk.answer).is_some_and(|owner| {
             is_ours(&walk.key, owner) && !(walk.key.protocol == TCP && owner.progress().is_over())
@@ -158,7 +136,7 @@ impl Search {
 
     #[inline(always)]
     fn run(&mut self, callback: unsafe extern "C" fn(u32, *mut c_void) -> i64, times: u32) {
-        self.walk.end = Reason::SnatNoPort as u8;
+        self.walk().end = Reason::SnatNoPort as u8;
         let (callback, state) = (callback as *mut c_void, (&raw mut *self).cast());
         // SAFETY: the callback has the signature that the helper calls (Linux 5.17), and `self` outlives the call.
         unsafe { bpf_loop(times, callback, state, 0) };
@@ -173,11 +151,11 @@ impl Search {
 unsafe extern "C" fn try_candidate(attempt: u32, search: *mut c_void) -> i64 {
     // SAFETY: the caller's.
     let search = unsafe { context::<Search>(search) };
-    let key = &search.walk.key;
+    let key = &search.walk().key;
     let own = u16::from_be_bytes(key.src_port);
     let port = match key.protocol {
-        TCP | UDP => candidate(own, search.walk.hash, attempt),
-        ICMP => candidate_id(own, search.walk.hash, attempt),
+        TCP | UDP => candidate(own, search.walk().hash, attempt),
+        Addr::ICMP => candidate_id(own, search.walk().hash, attempt),
         // No ports: there is one candidate.
         _ if attempt == 0 => 0,
         _ => return i64::from(STOP),
@@ -193,8 +171,9 @@ unsafe extern "C" fn try_candidate(attempt: u32, search: *mut c_void) -> i64 {
 unsafe extern "C" fn try_crowd(_attempt: u32, search: *mut c_void) -> i64 {
     // SAFETY: the caller's.
     let search = unsafe { context::<Search>(search) };
-    let own = u16::from_be_bytes(search.walk.key.src_port);
-    match crowd::take(&search.walk.answer, own, search.walk.hash) {
+    let own = u16::from_be_bytes(search.walk().key.src_port);
+    let walk = &*search.walk();
+    match crowd::take(&walk.answer, own, walk.hash) {
         Some(port) => try_port(search, port),
         None => i64::from(STOP),
     }
@@ -202,23 +181,21 @@ unsafe extern "C" fn try_crowd(_attempt: u32, search: *mut c_void) -> i64 {
 
 #[inline(always)]
 fn try_port(search: &mut Search, port: u16) -> i64 {
-    let end = cwy_try_port(search.skb, from_mut(&mut search.walk), u32::from(port));
+    let end = cwy_try_port(search.skb, u32::from(port));
     // The verifier knows nothing of the result, and a callback may return 0 or 1 only.
     i64::from(black_box(end) & STOP)
 }
 
-/// Tries to make a port ours. Returns [`GO_ON`] or [`STOP`]. Verified by itself.
+/// Tries to make a port the walk's. Returns [`GO_ON`] or [`STOP`]. Verified by itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn cwy_try_port(skb: *mut __sk_buff, walk: *mut Walk, port: u32) -> u32 {
-    // SAFETY: the caller's reference.
-    let (Some(walk), Some(config)) = (unsafe { given_mut(walk) }, config()) else {
+extern "C" fn cwy_try_port(skb: *mut __sk_buff, port: u32) -> u32 {
+    let Some(scratch) = scratch() else {
         return STOP;
     };
-    let port = port as u16;
+    let (walk, port) = (&mut scratch.walk, port as u16);
     walk.answer.dst_port = port.to_be_bytes();
-    // Copies, for the same reason as in `own`.
-    let (answer, reverse) = (&{ walk.answer }, &{ walk.reverse });
+    let (answer, reverse) = (&walk.answer, &walk.reverse);
     if let Some(owner) = flow(answer) {
         if is_ours(&walk.key, owner) {
             // The forward half was lost, or another CPU was first with a packet of this very flow. Its life begins anew.
@@ -228,9 +205,7 @@ extern "C" fn cwy_try_port(skb: *mut __sk_buff, walk: *mut Walk, port: u32) -> u
         }
         let is_stale = walk.may_take != 0
             && walk.skip_stale == 0
-            && config
-                .timeouts
-                .expired(owner, answer.protocol, owner.last_seen, now());
+            && is_expired(owner, answer.protocol, owner.last_seen, now());
         if !is_stale {
             return GO_ON;
         }

@@ -1,44 +1,18 @@
 //! Who reaches whom, and which way the packets go.
 
-use std::net::{Ipv6Addr, SocketAddrV4};
+use std::net::SocketAddrV4;
 
 use anyhow::{Result, ensure};
 use causeway_tests::{
     dual_stack::{Connection, Datagrams, NODE, VNET, at, enable, list},
     echo::Echo,
-    netns::Netns,
     rig::Rig,
     talk::Tcp,
 };
 
-use super::entries;
+use super::{counted, entries, ping};
 
 const PORT: u16 = 7000;
-
-/// How many packets each of these counters got by what is done.
-fn counted<const N: usize>(
-    rig: &Rig,
-    reasons: [&str; N],
-    done: impl FnOnce() -> Result<()>,
-) -> Result<[u64; N]> {
-    let count = |reason: &str| rig.node.count(reason);
-    let mut before = [0; N];
-    for (value, reason) in before.iter_mut().zip(reasons) {
-        *value = count(reason)?;
-    }
-    done()?;
-    let mut counted = [0; N];
-    for ((value, before), reason) in counted.iter_mut().zip(before).zip(reasons) {
-        *value = count(reason)? - before;
-    }
-    Ok(counted)
-}
-
-fn ping(from: &Netns, to: Ipv6Addr, times: u32) -> Result<()> {
-    let times = times.to_string();
-    from.output("ping", &["-6", "-c", &times, "-i0.05", "-w10", &to.to_string()])
-        .map(drop)
-}
 
 #[test]
 fn two_pods_talk_past_the_stack() -> Result<()> {

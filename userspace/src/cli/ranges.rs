@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use causeway::datapath::Datapath;
 use causeway_common::maps::RangeClass;
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use serde::Serialize;
 
 use super::{
@@ -19,18 +19,23 @@ pub(crate) struct Ranges {
 
 #[derive(Serialize)]
 struct Range {
-    prefix: Ipv4Net,
+    prefix: IpNet,
     class: String,
 }
 
 pub(crate) fn gather(datapath: &Datapath) -> Result<Ranges, Failure> {
-    let range = |(prefix, class)| Range {
-        prefix,
-        class: named(class),
-    };
+    let of_v4 = datapath.ranges()?.into_iter().map(range);
+    let of_v6 = datapath.ranges_v6()?.into_iter().map(range);
     Ok(Ranges {
-        ranges: datapath.ranges()?.into_iter().map(range).collect(),
+        ranges: of_v4.chain(of_v6).collect(),
     })
+}
+
+fn range<N: Into<IpNet>>((prefix, class): (N, u8)) -> Range {
+    Range {
+        prefix: prefix.into(),
+        class: named(class),
+    }
 }
 
 impl Report for Ranges {

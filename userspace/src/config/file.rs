@@ -29,6 +29,8 @@ pub(super) struct File {
     uplink: Option<String>,
     pub(super) excluded_ranges: Option<Vec<Cidr>>,
     masqueraded_ranges: Option<Vec<Cidr>>,
+    #[serde(rename = "masqueradeIPv6")]
+    masquerade_ipv6: Option<bool>,
     node_ports: Option<Ports>,
     reserved_ports: Option<Vec<Ports>>,
     #[serde(default, deserialize_with = "translation_ports")]
@@ -56,13 +58,15 @@ impl File {
     /// Notes each value but the excluded ranges with its source: `path`, or the default.
     pub(super) fn settings(&self, path: &str, values: &mut Vec<Setting>) -> Settings {
         let default = Settings::default();
+        let masqueraded = self.masqueraded_ranges.iter().flatten().map(|Cidr(range)| *range);
+        let (masqueraded, masqueraded_v6) = range::by_family(masqueraded);
         let settings = Settings {
             uplink: self.uplink.clone(),
             excluded: default.excluded,
-            masqueraded: self
-                .masqueraded_ranges
-                .clone()
-                .map_or(default.masqueraded, range::v4),
+            masqueraded,
+            masquerade_ipv6: self.masquerade_ipv6.unwrap_or(default.masquerade_ipv6),
+            excluded_v6: default.excluded_v6,
+            masqueraded_v6,
             node_ports: chosen(self.node_ports.as_ref(), default.node_ports),
             reserved_ports: self
                 .reserved_ports
@@ -90,11 +94,18 @@ impl File {
             .unwrap_or_else(|| "(that of the default route)".to_owned());
         note("uplink", uplink, self.uplink.is_some());
         let list = |items: Vec<String>| format!("[{}]", items.join(", "));
-        let masqueraded = list(settings.masqueraded.iter().map(ToString::to_string).collect());
+        let of_v4 = settings.masqueraded.iter().map(ToString::to_string);
+        let of_v6 = settings.masqueraded_v6.iter().map(ToString::to_string);
+        let masqueraded = list(of_v4.chain(of_v6).collect());
         note(
             "masqueradedRanges",
             masqueraded,
             self.masqueraded_ranges.is_some(),
+        );
+        note(
+            "masqueradeIPv6",
+            settings.masquerade_ipv6.to_string(),
+            self.masquerade_ipv6.is_some(),
         );
         let ports = |ports: &std::ops::RangeInclusive<u16>| Ports(ports.clone()).to_string();
         note(

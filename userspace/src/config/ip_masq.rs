@@ -4,31 +4,31 @@
 use std::{
     fmt, fs,
     io::{self, ErrorKind},
+    net::{Ipv4Addr, Ipv6Addr},
     path::{Path, PathBuf},
 };
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{
     Deserialize, Deserializer,
     de::{IgnoredAny, MapAccess, Visitor},
 };
 
-use super::{
-    ConfigError, document,
-    range::{self, Cidr},
-};
+use super::{ConfigError, document, range::Cidr};
 use crate::durable;
 
 const PREFIX: &str = "ip-masq";
 /// What a volume of Kubernetes swaps to exchange all its files at once.
 const DATA: &str = "..data";
 /// RFC 3927. Excluded unless a file asks for its masquerading.
-const LINK_LOCAL: Ipv4Net = Ipv4Net::new_assert(std::net::Ipv4Addr::new(169, 254, 0, 0), 16);
+const LINK_LOCAL: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16);
+/// RFC 4291. As [`LINK_LOCAL`], with a switch of its own.
+const LINK_LOCAL_V6: Ipv6Net = Ipv6Net::new_assert(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0), 10);
 
 /// What the files exclude, each range with its file.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct List {
-    pub(super) ranges: Vec<(Ipv4Net, String)>,
+    pub(super) ranges: Vec<(IpNet, String)>,
 }
 
 /// `None` without a file.
@@ -73,16 +73,17 @@ fn read(directory: &Path) -> io::Result<Vec<(PathBuf, Vec<u8>)>> {
 
 fn join(files: &[(PathBuf, Vec<u8>)]) -> Result<Option<List>, ConfigError> {
     let mut list = List { ranges: Vec::new() };
-    let mut masquerades_link_local = false;
+    let (mut masquerades_link_local, mut masquerades_link_local_v6) = (false, false);
     let mut faults = ConfigError::default();
     for (path, bytes) in files {
         match document::parse::<File>(path, bytes) {
             Ok(file) => {
                 masquerades_link_local |= file.masq_link_local;
-                let ranges = range::v4(file.non_masquerade_cidrs);
+                masquerades_link_local_v6 |= file.masq_link_local_ipv6;
+                let ranges = file.non_masquerade_cidrs.into_iter();
                 let source = path.display().to_string();
                 list.ranges
-                    .extend(ranges.into_iter().map(|range| (range, source.clone())));
+                    .extend(ranges.map(|Cidr(range)| (range, source.clone())));
             }
             Err(error) => faults.0.extend(error.0),
         }
@@ -95,7 +96,11 @@ fn join(files: &[(PathBuf, Vec<u8>)]) -> Result<Option<List>, ConfigError> {
     };
     if !masquerades_link_local {
         let source = format!("{} (masqLinkLocal is not set)", first.display());
-        list.ranges.push((LINK_LOCAL, source));
+        list.ranges.push((LINK_LOCAL.into(), source));
+    }
+    if !masquerades_link_local_v6 {
+        let source = format!("{} (masqLinkLocalIPv6 is not set)", first.display());
+        list.ranges.push((LINK_LOCAL_V6.into(), source));
     }
     Ok(Some(list))
 }
@@ -105,6 +110,7 @@ fn join(files: &[(PathBuf, Vec<u8>)]) -> Result<Option<List>, ConfigError> {
 struct File {
     non_masquerade_cidrs: Vec<Cidr>,
     masq_link_local: bool,
+    masq_link_local_ipv6: bool,
 }
 
 impl<'de> Deserialize<'de> for File {
@@ -133,6 +139,10 @@ impl<'de> Visitor<'de> for FileVisitor {
                 "masqlinklocal" => {
                     let switch: Option<bool> = map.next_value()?;
                     file.masq_link_local |= switch.unwrap_or_default();
+                }
+                "masqlinklocalipv6" => {
+                    let switch: Option<bool> = map.next_value()?;
+                    file.masq_link_local_ipv6 |= switch.unwrap_or_default();
                 }
                 _ => {
                     map.next_value::<IgnoredAny>()?;

@@ -15,10 +15,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use ipnet::IpNet;
 use serde::{Serialize, de::DeserializeOwned};
 
 use self::file::File;
 pub use self::file::{Listen, REFERENCE};
+use self::range::Cidr;
 use crate::{
     apiserver::{Description, Document, conflist},
     durable,
@@ -181,25 +183,23 @@ fn merge(
     let mut values = Vec::new();
     let mut settings = own.settings(&path, &mut values);
     let listen = own.listen(&path, &mut values);
-    let of_file = own.excluded_ranges.map(range::v4);
+    let of_file = own.excluded_ranges;
     if of_file.is_some() || ip_masq.is_some() {
         settings.excluded.clear();
+        settings.excluded_v6.clear();
     }
-    let mut excluded: Vec<_> = of_file
+    let mut excluded: Vec<(IpNet, String)> = of_file
         .into_iter()
         .flatten()
-        .map(|range| (range, path.clone()))
+        .map(|Cidr(range)| (range, path.clone()))
         .collect();
     excluded.extend(ip_masq.into_iter().flat_map(|list| list.ranges));
-    let defaults: Vec<_> = settings
-        .excluded
-        .iter()
-        .map(|range| (*range, "default".to_owned()))
-        .collect();
-    excluded.extend(defaults);
+    let of_v4 = settings.excluded.iter().copied().map(IpNet::from);
+    let defaults = of_v4.chain(settings.excluded_v6.iter().copied().map(IpNet::from));
+    excluded.extend(defaults.map(|range| (range, "default".to_owned())));
     excluded.sort();
     excluded.dedup_by_key(|(range, _)| *range);
-    settings.excluded = excluded.iter().map(|(range, _)| *range).collect();
+    (settings.excluded, settings.excluded_v6) = range::by_family(excluded.iter().map(|(range, _)| *range));
     values.extend(excluded.into_iter().map(|(range, source)| Setting {
         key: "excludedRanges",
         value: range.to_string(),

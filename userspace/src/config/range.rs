@@ -2,7 +2,7 @@
 
 use std::{fmt, ops::RangeInclusive};
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{
     Deserialize, Deserializer,
     de::{Error, Visitor},
@@ -10,15 +10,18 @@ use serde::{
 
 /// A range of addresses, without host bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Cidr(IpNet);
+pub(super) struct Cidr(pub(super) IpNet);
 
-/// The ranges of IPv4: pods' IPv6 is not translated, so nothing has to be excluded there.
-pub(super) fn v4(ranges: Vec<Cidr>) -> Vec<Ipv4Net> {
-    let range = |Cidr(range)| match range {
-        IpNet::V4(range) => Some(range),
-        IpNet::V6(_) => None,
-    };
-    ranges.into_iter().filter_map(range).collect()
+/// The ranges of each family.
+pub(super) fn by_family(ranges: impl IntoIterator<Item = IpNet>) -> (Vec<Ipv4Net>, Vec<Ipv6Net>) {
+    let (mut of_v4, mut of_v6) = (Vec::new(), Vec::new());
+    for range in ranges {
+        match range {
+            IpNet::V4(range) => of_v4.push(range),
+            IpNet::V6(range) => of_v6.push(range),
+        }
+    }
+    (of_v4, of_v6)
 }
 
 impl<'de> Deserialize<'de> for Cidr {

@@ -43,8 +43,16 @@ impl Datapath {
             if self.tables.set_balancer(settings.api_server.as_ref())? {
                 changed.push("cwy_backends");
             }
-            if self.tables.exchange_ranges(&settings.ranges())? {
+            if self.tables.of::<[u8; 4]>().exchange_ranges(&settings.ranges())? {
                 changed.push("cwy_ranges");
+            }
+            if self.translates_ipv6()
+                && self
+                    .tables
+                    .of::<[u8; 16]>()
+                    .exchange_ranges(&settings.ranges_v6())?
+            {
+                changed.push("cwy_ranges6");
             }
             let before = self.tables.config()?;
             let config = Config {

@@ -22,6 +22,7 @@ use super::{
     pins::{self, PinTree},
     tables::{Tables, failed},
 };
+use crate::{links::Netlink, root::Root, settings::Settings};
 
 type V6 = [u8; 16];
 
@@ -31,10 +32,16 @@ impl Datapath {
         self.ipv6.get().is_some()
     }
 
+    /// Whether they can translate: those of an earlier build have no ranges.
+    pub(super) fn translates_ipv6(&self) -> bool {
+        self.has_ipv6() && self.pins.map(V6::MAPS.ranges).exists()
+    }
+
     /// Loads the programs for IPv6, unless they are loaded. Returns whether they are now: those of IPv4 may be of a build
     /// that hands nothing over, and then the kernel routes IPv6 alone.
     pub(super) fn ensure_ipv6(&self) -> Result<bool, DatapathError> {
         if self.has_ipv6() {
+            self.follow_ipv6_source()?;
             return Ok(true);
         }
         if !self.pins.map(IPV6_MAP).exists() {
@@ -45,23 +52,44 @@ impl Datapath {
         }
         let _lock = lock(&self.root)?;
         if !is_loaded(&self.pins) {
-            load(&self.pins)?;
+            load(&self.root, &self.pins)?;
             tracing::info!("the programs for IPv6 are loaded");
         }
         self.ipv6.get_or_init(|| ());
         Ok(true)
     }
 
+    /// Tells the programs which address of IPv6 the uplink has, if that is another one. While it has none they keep the old
+    /// one: what is translated goes on. Returns what was changed.
+    fn follow_ipv6_source(&self) -> Result<Option<String>, DatapathError> {
+        let tables = self.tables.of::<V6>();
+        let config = tables.config()?;
+        let source = Netlink::new()?.ipv6_source(config.uplink_ifindex)?;
+        let Some(source) = source.filter(|source| source.octets() != config.node_addr) else {
+            return Ok(None);
+        };
+        let _lock = lock(&self.root)?;
+        tables.set_config(&Config {
+            node_addr: source.octets(),
+            ..tables.config()?
+        })?;
+        Ok(Some(format!("the uplink's address of IPv6 is {source} now")))
+    }
+
     /// Puts right what the programs for IPv6 depend on, if they are loaded. Returns what was wrong.
     pub fn mend_ipv6(&self) -> Result<Vec<String>, DatapathError> {
-        let mut mended = Vec::new();
-        if !self.has_ipv6() || self.is_ipv6_right()? {
+        if !self.has_ipv6() {
+            return Ok(Vec::new());
+        }
+        let mut mended: Vec<_> = self.follow_ipv6_source()?.into_iter().collect();
+        if self.is_ipv6_right()? {
             return Ok(mended);
         }
         let _lock = lock(&self.root)?;
         let tables = self.tables.of::<V6>();
-        let config = derived(&self.tables.config()?);
-        if tables.config()? != config {
+        let known = tables.config()?;
+        let config = derived(&self.tables.config()?, &known);
+        if known != config {
             tables.set_config(&config)?;
             mended.push(format!(
                 "{} was not as {}",
@@ -83,7 +111,8 @@ impl Datapath {
 
     fn is_ipv6_right(&self) -> Result<bool, DatapathError> {
         let tables = self.tables.of::<V6>();
-        Ok(tables.config()? == derived(&self.tables.config()?)
+        let known = tables.config()?;
+        Ok(known == derived(&self.tables.config()?, &known)
             && tables.usage()?.get(&V6::UNSPECIFIED)?.is_some()
             && self.tables.is_handed_over(V6_PROGRAM_NAMES.len())?)
     }
@@ -94,33 +123,31 @@ pub(super) fn is_loaded(pins: &PinTree) -> bool {
     V6_PROGRAM_NAMES.iter().all(|name| pins.program(name).exists())
 }
 
-/// What the programs for IPv6 know of the node follows from what those for IPv4 know; nothing is translated.
-pub(super) fn derived(config: &Config<[u8; 4]>) -> Config<V6> {
+/// What the programs for IPv6 know of the node follows from what those for IPv4 know; but for what is of that family alone,
+/// which stays as it is `known`.
+pub(super) fn derived(config: &Config<[u8; 4]>, known: &Config<V6>) -> Config<V6> {
     Config {
-        node_addr: V6::UNSPECIFIED,
+        node_addr: known.node_addr,
         uplink_ifindex: config.uplink_ifindex,
         uplink_mtu: config.uplink_mtu,
         seed: config.seed,
         pod_quota: config.pod_quota,
         wire_quota: config.wire_quota,
-        range_list: 0,
+        range_list: known.range_list & 1,
         timeouts: config.timeouts,
     }
 }
 
 /// The caller holds the lock. What a killed call has left is made anew, but for maps: they may hold flows.
-fn load(pins: &PinTree) -> Result<(), DatapathError> {
+fn load(root: &Root, pins: &PinTree) -> Result<(), DatapathError> {
     for name in V6_PROGRAM_NAMES {
         pins::unpin(&pins.program(name))?;
     }
     let tables = Tables::new(pins.clone());
     let mut object = Object::V6.open(pins)?;
     layout::check(pins, &V6_MAP_NAMES)?;
-    for name in V6_MAP_NAMES {
-        pins::restrict(&pins.map(name), 0o640)?;
-    }
+    fill(root, pins, &tables)?;
     let of_v6 = tables.of::<V6>();
-    of_v6.set_config(&derived(&tables.config()?))?;
     if of_v6.usage()?.get(&V6::UNSPECIFIED)?.is_none() {
         of_v6.usage()?.insert(V6::UNSPECIFIED, Usage::default())?;
     }
@@ -129,12 +156,31 @@ fn load(pins: &PinTree) -> Result<(), DatapathError> {
     settle(pins)
 }
 
+/// Fills what the programs read before they run. Where they run already, as those of an earlier build, that stays right.
+fn fill(root: &Root, pins: &PinTree, tables: &Tables) -> Result<(), DatapathError> {
+    for name in V6_MAP_NAMES {
+        pins::restrict(&pins.map(name), 0o640)?;
+    }
+    let (config, of_v6) = (tables.config()?, tables.of::<V6>());
+    let source = Netlink::new()?.ipv6_source(config.uplink_ifindex)?;
+    let known = of_v6.config()?;
+    let known = Config {
+        node_addr: source.map_or(known.node_addr, |source| source.octets()),
+        ..known
+    };
+    of_v6.set_config(&derived(&config, &known))?;
+    of_v6
+        .exchange_ranges(&Settings::noted(root).ranges_v6())
+        .map(drop)
+}
+
 /// Exchanges the programs for those of this build, if they are loaded. The caller holds the lock.
-pub(super) fn exchange(pins: &PinTree) -> Result<(), DatapathError> {
+pub(super) fn exchange(root: &Root, pins: &PinTree) -> Result<(), DatapathError> {
     if !is_loaded(pins) {
         return Ok(());
     }
     let mut object = Object::V6.open(pins)?;
+    fill(root, pins, &Tables::new(pins.clone()))?;
     load::verify(&mut object, &V6_PROGRAM_NAMES)?;
     load::pin_programs(&mut object, &V6_PROGRAM_NAMES, |name| staged(pins, name))?;
     pins::unpin(&pins.program(V6_SWEEP_PROGRAM))?;

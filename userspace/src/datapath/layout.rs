@@ -16,6 +16,7 @@ use causeway_common::{
     moved::{MOVED_ENTRIES, Moved},
     ports::RESERVED_ENTRIES,
     reason::COUNT_ENTRIES,
+    scratch::Scratch,
     tuple::FlowKey,
 };
 
@@ -63,19 +64,11 @@ fn layout(map_type: MapType, key: usize, value: usize, entries: usize, flags: u3
 /// What the programs expect of the map `name`.
 pub(crate) fn expected(name: &str) -> Option<Layout> {
     type Address = [u8; 4];
-    const LPM_KEY: usize = size_of::<u32>() + size_of::<RangeKey<Address>>();
     if let Some(layout) = of_family::<Address>(name, "").or_else(|| of_family::<[u8; 16]>(name, "6")) {
         return Some(layout);
     }
     let index = size_of::<u32>();
     Some(match name {
-        "cwy_ranges" => layout(
-            MapType::LpmTrie,
-            LPM_KEY,
-            size_of::<RangeEntry>(),
-            RANGE_ENTRIES,
-            NO_PREALLOC,
-        ),
         "cwy_ports" => layout(MapType::Array, index, size_of::<PortWord>(), RESERVED_ENTRIES, 0),
         "cwy_balancer" => layout(MapType::Array, index, size_of::<Balancer>(), 1, 0),
         "cwy_backends" => layout(
@@ -85,15 +78,6 @@ pub(crate) fn expected(name: &str) -> Option<Layout> {
             BACKEND_SLOTS,
             0,
         ),
-        "cwy_frags" => layout(
-            MapType::LruHash,
-            size_of::<FragmentKey<Address>>(),
-            size_of::<FragmentEntry<Address>>(),
-            FRAGMENT_ENTRIES,
-            0,
-        ),
-        "cwy_crowds" => layout(MapType::Array, index, size_of::<Crowd<Address>>(), CROWD_SLOTS, 0),
-        "cwy_moved" => layout(MapType::Array, index, size_of::<Moved>(), MOVED_ENTRIES, 0),
         "cwy_budgets" => layout(MapType::PerCpuArray, index, size_of::<Budget>(), COUNT_ENTRIES, 0),
         "cwy_events" => layout(MapType::RingBuf, 0, 0, EVENT_BYTES, 0),
         "cwy_sweep_job" => layout(MapType::Array, index, size_of::<SweepJob>(), 1, 0),
@@ -114,12 +98,38 @@ fn of_family<A: Family>(name: &str, suffix: &str) -> Option<Layout> {
         "cwy_usage" => layout(MapType::Hash, addr, size_of::<Usage>(), USAGE_ENTRIES, 0),
         "cwy_age_queue" => layout(MapType::Queue, 0, key, AGE_ENTRIES, 0),
         "cwy_cfg" => layout(MapType::Array, index, size_of::<Config<A>>(), 1, 0),
+        "cwy_ranges" => layout(
+            MapType::LpmTrie,
+            size_of::<u32>() + size_of::<RangeKey<A>>(),
+            size_of::<RangeEntry>(),
+            RANGE_ENTRIES,
+            NO_PREALLOC,
+        ),
+        "cwy_frags" => layout(
+            MapType::LruHash,
+            size_of::<FragmentKey<A>>(),
+            size_of::<FragmentEntry<A>>(),
+            FRAGMENT_ENTRIES,
+            0,
+        ),
+        "cwy_crowds" => layout(MapType::Array, index, size_of::<Crowd<A>>(), CROWD_SLOTS, 0),
+        "cwy_moved" => layout(MapType::Array, index, size_of::<Moved>(), MOVED_ENTRIES, 0),
+        "cwy_scratch" => layout(MapType::PerCpuArray, index, size_of::<Scratch<A>>(), 1, 0),
         _ => return None,
     })
 }
 
 /// Maps that a tree may lack: its programs do without.
-const OPTIONAL: [&str; 2] = ["cwy_moved", IPV6_MAP];
+const OPTIONAL: [&str; 8] = [
+    "cwy_moved",
+    "cwy_scratch",
+    IPV6_MAP,
+    "cwy_ranges6",
+    "cwy_frags6",
+    "cwy_crowds6",
+    "cwy_moved6",
+    "cwy_scratch6",
+];
 /// Maps that a tree of an earlier build may lack as well, and that few nodes need: they are compared when they are opened.
 const ON_DEMAND: [&str; 2] = ["cwy_balancer", "cwy_backends"];
 

@@ -250,7 +250,7 @@ fn configure(tables: &Tables, uplink: &Uplink, settings: &Settings) -> Result<()
     })?;
     tables.usage()?.insert([0; 4], Usage::default())?;
     tables.set_balancer(settings.api_server.as_ref())?;
-    tables.exchange_ranges(&settings.ranges())?;
+    tables.of::<[u8; 4]>().exchange_ranges(&settings.ranges())?;
     tables.set_ports(&settings.reserved(&sysctls), &[]).map(drop)
 }
 

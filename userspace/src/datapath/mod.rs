@@ -56,7 +56,7 @@ pub use load::{OBJECT, OBJECT_V6};
 pub use mend::PodMaps;
 pub use pods::{Pod, Removed, now};
 pub use ports::HostPort;
-pub use ranges::Range;
+pub use ranges::{Range, RangeV6};
 pub use sweep::{Occasion, Swept, is_sweep_due};
 #[cfg(feature = "cli")]
 pub(crate) use tables::for_each;

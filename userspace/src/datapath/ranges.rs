@@ -1,49 +1,67 @@
 //! The ranges of the masquerade decision: a list that is exchanged as a whole.
 
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use std::collections::BTreeMap;
 
 use aya::maps::lpm_trie::Key as PrefixKey;
-use causeway_common::maps::{Config, RANGES, RangeEntry, RangeKey};
-use ipnet::Ipv4Net;
+use causeway_common::maps::{Config, RANGES, RangeClass, RangeEntry, RangeKey};
+use ipnet::{Ipv4Net, Ipv6Net};
 
 use super::{
-    Datapath, DatapathError, lock,
-    tables::{Tables, failed},
+    Datapath, DatapathError,
+    family::Family,
+    lock,
+    tables::{FamilyTables, failed},
 };
-
-const MAP: &str = "cwy_ranges";
 
 /// A range, and what it is to the masquerade decision: one of
 /// [`RangeClass`](causeway_common::maps::RangeClass).
 pub type Range = (Ipv4Net, u8);
+/// As [`Range`], of IPv6.
+pub type RangeV6 = (Ipv6Net, u8);
+/// As [`Range`], of a family.
+type RangeOf<A> = (<A as Family>::Net, u8);
 
 impl Datapath {
     /// The ranges in force, in their order.
     pub fn ranges(&self) -> Result<Vec<Range>, DatapathError> {
-        let list = self.tables.config()?.range_list;
-        Ok(self.tables.range_lists()?.remove(&list).unwrap_or_default())
+        self.tables.of::<[u8; 4]>().ranges()
+    }
+
+    /// As [`Self::ranges`], of IPv6; all of it is excluded while its programs are not loaded, or are of a build that translates
+    /// nothing.
+    pub fn ranges_v6(&self) -> Result<Vec<RangeV6>, DatapathError> {
+        if self.translates_ipv6() {
+            self.tables.of::<[u8; 16]>().ranges()
+        } else {
+            Ok(vec![(Ipv6Net::default(), RangeClass::EXCLUDED)])
+        }
     }
 
     /// Whether these are the ranges in force.
     pub fn has_ranges(&self, ranges: &[Range]) -> Result<bool, DatapathError> {
-        Ok(self.ranges()? == normal(ranges))
+        Ok(self.ranges()? == normal::<[u8; 4]>(ranges))
     }
 
     /// Replaces the ranges. A packet is judged by the list of before or by this one, never by a part of it; flows that
     /// are translated stay so. Returns whether anything had to be changed.
     pub fn set_ranges(&self, ranges: &[Range]) -> Result<bool, DatapathError> {
         let _lock = lock(&self.root)?;
-        self.tables.exchange_ranges(ranges)
+        self.tables.of::<[u8; 4]>().exchange_ranges(ranges)
     }
 }
 
-impl Tables {
+impl<A: Family> FamilyTables<'_, A> {
+    fn ranges(&self) -> Result<Vec<RangeOf<A>>, DatapathError> {
+        let list = self.config()?.range_list;
+        Ok(self.range_lists()?.remove(&list).unwrap_or_default())
+    }
+
     /// Every list by its number, in the order of the ranges.
-    fn range_lists(&self) -> Result<BTreeMap<u32, Vec<Range>>, DatapathError> {
-        let mut lists: BTreeMap<u32, Vec<Range>> = BTreeMap::new();
+    fn range_lists(&self) -> Result<BTreeMap<u32, Vec<RangeOf<A>>>, DatapathError> {
+        let mut lists: BTreeMap<u32, Vec<RangeOf<A>>> = BTreeMap::new();
         for element in &self.range_map()? {
-            let (key, entry) = element.map_err(failed(MAP))?;
-            if let Some((list, range)) = range(key) {
+            let (key, entry) = element.map_err(failed(A::MAPS.ranges))?;
+            if let Some((list, range)) = range::<A>(key) {
                 lists.entry(list).or_default().push((range, entry.class));
             }
         }
@@ -54,8 +72,8 @@ impl Tables {
     }
 
     /// The caller holds the lock of the datapath, or the datapath is not in use yet.
-    pub(crate) fn exchange_ranges(&self, ranges: &[Range]) -> Result<bool, DatapathError> {
-        let wanted = normal(ranges);
+    pub(crate) fn exchange_ranges(&self, ranges: &[RangeOf<A>]) -> Result<bool, DatapathError> {
+        let wanted = normal::<A>(ranges);
         if wanted.len() > RANGES {
             return Err(DatapathError::TooManyRanges(wanted.len()));
         }
@@ -68,9 +86,13 @@ impl Tables {
         let next = u32::from(config.range_list == 0);
         self.remove_ranges(next, &lists.remove(&next).unwrap_or_default())?;
         let mut map = self.range_map()?;
-        for &(range, class) in &wanted {
-            let entry = RangeEntry { class, _pad: [0; 3] };
-            map.insert(&key(next, range), entry, 0).map_err(failed(MAP))?;
+        for (range, class) in &wanted {
+            let entry = RangeEntry {
+                class: *class,
+                _pad: [0; 3],
+            };
+            map.insert(&key::<A>(next, range), entry, 0)
+                .map_err(failed(A::MAPS.ranges))?;
         }
         self.set_config(&Config {
             range_list: next,
@@ -82,20 +104,21 @@ impl Tables {
         Ok(true)
     }
 
-    fn remove_ranges(&self, list: u32, ranges: &[Range]) -> Result<(), DatapathError> {
+    fn remove_ranges(&self, list: u32, ranges: &[RangeOf<A>]) -> Result<(), DatapathError> {
         let mut map = self.range_map()?;
-        for &(range, _) in ranges {
-            map.remove(&key(list, range)).map_err(failed(MAP))?;
+        for (range, _) in ranges {
+            map.remove(&key::<A>(list, range))
+                .map_err(failed(A::MAPS.ranges))?;
         }
         Ok(())
     }
 }
 
 /// Without host bits, each range once, in order. Of two classes for one range the API server's wins, then masquerading.
-fn normal(ranges: &[Range]) -> Vec<Range> {
-    let mut normal: BTreeMap<Ipv4Net, u8> = BTreeMap::new();
+fn normal<A: Family>(ranges: &[RangeOf<A>]) -> Vec<RangeOf<A>> {
+    let mut normal: BTreeMap<A::Net, u8> = BTreeMap::new();
     for (range, class) in ranges {
-        let known = normal.entry(range.trunc()).or_insert(*class);
+        let known = normal.entry(A::trunc(range)).or_insert(*class);
         *known = (*known).max(*class);
     }
     normal.into_iter().collect()
@@ -113,26 +136,23 @@ fn wait_for_programs() {
     }
 }
 
-fn key(list: u32, range: Ipv4Net) -> PrefixKey<RangeKey<[u8; 4]>> {
-    let bits = RangeKey::<[u8; 4]>::LIST_BITS + u32::from(range.prefix_len());
+fn key<A: Family>(list: u32, range: &A::Net) -> PrefixKey<RangeKey<A>> {
+    let (addr, len) = A::first(range);
     let data = RangeKey {
         list: list as u8,
-        addr: range.network().octets(),
+        addr,
     };
-    PrefixKey::new(bits, data)
+    PrefixKey::new(RangeKey::<A>::LIST_BITS + len, data)
 }
 
-fn range(key: PrefixKey<RangeKey<[u8; 4]>>) -> Option<(u32, Ipv4Net)> {
+fn range<A: Family>(key: PrefixKey<RangeKey<A>>) -> Option<(u32, A::Net)> {
     let RangeKey { list, addr } = key.data();
-    let length = key.prefix_len().checked_sub(RangeKey::<[u8; 4]>::LIST_BITS)?;
-    let range = Ipv4Net::new(Ipv4Addr::from(addr), u8::try_from(length).ok()?).ok()?;
-    Some((list.into(), range))
+    let len = key.prefix_len().checked_sub(RangeKey::<A>::LIST_BITS)?;
+    Some((list.into(), addr.net(len)?))
 }
 
 #[cfg(test)]
 mod tests {
-    use causeway_common::maps::RangeClass;
-
     use super::*;
 
     #[test]
@@ -140,8 +160,16 @@ mod tests {
         for text in ["10.0.0.0/8", "168.63.129.16/32", "0.0.0.0/0"] {
             let net: Ipv4Net = text.parse().unwrap();
             for list in [0, 1] {
-                assert_eq!(range(key(list, net)), Some((list, net)));
+                assert_eq!(range::<[u8; 4]>(key::<[u8; 4]>(list, &net)), Some((list, net)));
             }
+        }
+    }
+
+    #[test]
+    fn so_does_one_of_ipv6() {
+        for text in ["::/0", "fc00::/7", "2001:db8::5/128"] {
+            let net: Ipv6Net = text.parse().unwrap();
+            assert_eq!(range::<[u8; 16]>(key::<[u8; 16]>(1, &net)), Some((1, net)));
         }
     }
 
@@ -155,7 +183,7 @@ mod tests {
             (net("10.240.0.0/16"), RangeClass::EXCLUDED),
         ];
         assert_eq!(
-            normal(&ranges),
+            normal::<[u8; 4]>(&ranges),
             [
                 (net("10.0.0.0/8"), RangeClass::EXCLUDED),
                 (net("10.240.0.0/16"), RangeClass::MASQUERADED)

@@ -156,7 +156,8 @@ impl Tables {
     pub(crate) fn set_config(&self, config: &Config<[u8; 4]>) -> Result<(), DatapathError> {
         self.of().set_config(config)?;
         if self.pins.map(<[u8; 16]>::MAPS.config).exists() {
-            self.of().set_config(&ipv6::derived(config))?;
+            let of_v6 = self.of();
+            of_v6.set_config(&ipv6::derived(config, &of_v6.config()?))?;
         }
         Ok(())
     }
@@ -236,10 +237,6 @@ impl Tables {
         Array::try_from(Map::Array(self.open(name)?)).map_err(failed(name))
     }
 
-    pub(crate) fn range_map(&self) -> Result<LpmTrie<MapData, RangeKey<[u8; 4]>, RangeEntry>, DatapathError> {
-        LpmTrie::try_from(Map::LpmTrie(self.open("cwy_ranges")?)).map_err(failed("cwy_ranges"))
-    }
-
     fn hash<K: Pod, V: Pod>(&self, name: &'static str) -> Result<Table<K, V>, DatapathError> {
         let map = HashMap::try_from(Map::HashMap(self.open(name)?)).map_err(failed(name))?;
         Ok(Table { name, map })
@@ -275,6 +272,11 @@ impl<A: Family> FamilyTables<'_, A> {
 
     pub(crate) fn usage(&self) -> Result<Table<A, Usage>, DatapathError> {
         self.tables.hash(A::MAPS.usage)
+    }
+
+    pub(crate) fn range_map(&self) -> Result<LpmTrie<MapData, RangeKey<A>, RangeEntry>, DatapathError> {
+        let name = A::MAPS.ranges;
+        LpmTrie::try_from(Map::LpmTrie(self.tables.open(name)?)).map_err(failed(name))
     }
 
     pub(crate) fn config(&self) -> Result<Config<A>, DatapathError> {

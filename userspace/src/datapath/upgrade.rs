@@ -68,7 +68,7 @@ impl Datapath {
         if !again && is_of_this_build(root) {
             return Ok(Upgraded::UpToDate);
         }
-        let hooks = exchange(&live)?;
+        let hooks = exchange(root, &live)?;
         note_build(root);
         tracing::info!(hooks, build = %build(), "the programs are exchanged");
         Ok(Upgraded::Exchanged { hooks })
@@ -126,7 +126,7 @@ fn build() -> String {
 }
 
 /// Returns on how many hooks.
-fn exchange(pins: &PinTree) -> Result<usize, DatapathError> {
+fn exchange(root: &Root, pins: &PinTree) -> Result<usize, DatapathError> {
     let next = |name: &str| pins.program(&format!("{name}_next"));
     for name in PROGRAM_NAMES {
         pins::unpin(&next(name))?;
@@ -151,7 +151,7 @@ fn exchange(pins: &PinTree) -> Result<usize, DatapathError> {
     // Loaded anew when it is next due.
     pins::unpin(&pins.program(SWEEP_PROGRAM))?;
     super::xdp::exchange(pins)?;
-    super::ipv6::exchange(pins)?;
+    super::ipv6::exchange(root, pins)?;
     Ok(hooks)
 }
 

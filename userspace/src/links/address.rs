@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
 use ipnet::IpNet;
@@ -118,6 +118,24 @@ pub(super) fn of_both(messages: &[AddressMessage]) -> Vec<Address<IpAddr>> {
         })
     });
     addresses.collect()
+}
+
+/// See [`Netlink::ipv6_source`].
+pub(super) fn ipv6_source(messages: &[AddressMessage], ifindex: u32) -> Option<Ipv6Addr> {
+    let unfit = AddressFlags::Tentative | AddressFlags::Dadfailed | AddressFlags::Deprecated;
+    let leading = leading(messages);
+    let fit = messages.iter().filter_map(|message| {
+        let IpAddr::V6(addr) = own(message)? else {
+            return None;
+        };
+        let is_global = message.header.scope == AddressScope::Universe;
+        let is_fit = message.header.index == ifindex && is_global && !flags(message).intersects(unfit);
+        let leads = subnet(message).and_then(|subnet| leading.get(&subnet)) == Some(&addr.into());
+        // The kernel calls a temporary address of IPv6 what it calls a secondary one of IPv4 (`IFA_F_TEMPORARY`).
+        let is_temporary = flags(message).contains(AddressFlags::Secondary);
+        is_fit.then_some(((!leads, is_temporary), addr))
+    });
+    fit.min().map(|(_, addr)| addr)
 }
 
 /// A subnet on an interface.

@@ -15,7 +15,7 @@ mod tc;
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     thread,
     time::{Duration, Instant},
 };
@@ -182,6 +182,13 @@ impl Netlink {
     pub fn all_addresses(&mut self) -> Result<Vec<Address<IpAddr>>, LinkError> {
         let messages = self.address_messages(AddressFamily::Unspec)?;
         Ok(address::of_both(&messages))
+    }
+
+    /// The address of IPv6 with which the node itself would speak on an interface: a global one that is in use and not about
+    /// to go, one that leads its subnet before others, a lasting one before a temporary one (RFC 8981).
+    pub fn ipv6_source(&mut self, ifindex: u32) -> Result<Option<Ipv6Addr>, LinkError> {
+        let messages = self.address_messages(AddressFamily::Inet6)?;
+        Ok(address::ipv6_source(&messages, ifindex))
     }
 
     fn address_messages(&mut self, family: AddressFamily) -> Result<Vec<AddressMessage>, LinkError> {

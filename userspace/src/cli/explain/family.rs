@@ -5,8 +5,9 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use causeway::datapath::{DatapathError, Range};
+use causeway::datapath::DatapathError;
 use causeway_common::{addr::Address, reason::Reason};
+use ipnet::IpNet;
 
 use super::view::View;
 
@@ -16,8 +17,10 @@ pub(super) trait Family: Address + aya::Pod + Debug {
     const MAPS: Maps;
     /// The names of its programs.
     const PROGRAMS: Programs;
-    /// Whether flows of it are translated, balanced and redirected by XDP.
-    const IS_TRANSLATED: bool;
+    /// Whether flows of it are balanced over the API server's backends and redirected by XDP.
+    const HAS_API_SERVER: bool;
+    /// Whether protocols without ports have flows.
+    const FOLLOWS_PORTLESS: bool;
     /// What is said of a pod's packet from an interface by which no pod is known.
     const OF_STRANGER: Reason;
 
@@ -28,8 +31,8 @@ pub(super) trait Family: Address + aya::Pod + Debug {
     /// (`ip_route_input_slow`, `ip6_forward`, Linux 6.18).
     fn is_never_forwarded(self) -> bool;
 
-    /// The narrowest range with an address.
-    fn range(view: &View<Self>, addr: Self) -> Result<Option<Range>, DatapathError>;
+    /// The narrowest range with an address, and its class.
+    fn range(view: &View<Self>, addr: Self) -> Result<Option<(IpNet, u8)>, DatapathError>;
 
     /// The backend that new connections of a hash are given; unspecified when there is none.
     fn backend(view: &View<Self>, hash: u32) -> Result<Self, DatapathError>;
@@ -64,7 +67,8 @@ impl Family for [u8; 4] {
         from_uplink: "cwy_from_uplink",
         to_uplink: "cwy_to_uplink",
     };
-    const IS_TRANSLATED: bool = true;
+    const HAS_API_SERVER: bool = true;
+    const FOLLOWS_PORTLESS: bool = true;
     const OF_STRANGER: Reason = Reason::UnknownInterface;
 
     fn ip(self) -> IpAddr {
@@ -75,12 +79,9 @@ impl Family for [u8; 4] {
         matches!(self[0], 0 | 127 | 224..=239 | 255)
     }
 
-    fn range(view: &View<Self>, addr: Self) -> Result<Option<Range>, DatapathError> {
+    fn range(view: &View<Self>, addr: Self) -> Result<Option<(IpNet, u8)>, DatapathError> {
         let ranges = view.datapath().ranges()?;
-        let around = ranges
-            .into_iter()
-            .filter(|(prefix, _)| prefix.contains(&Ipv4Addr::from(addr)));
-        Ok(around.max_by_key(|(prefix, _)| prefix.prefix_len()))
+        Ok(narrowest(ranges, addr.ip()))
     }
 
     fn backend(view: &View<Self>, hash: u32) -> Result<Self, DatapathError> {
@@ -103,7 +104,8 @@ impl Family for [u8; 16] {
         from_uplink: "cwy_from_wire6",
         to_uplink: "cwy_to_wire6",
     };
-    const IS_TRANSLATED: bool = false;
+    const HAS_API_SERVER: bool = false;
+    const FOLLOWS_PORTLESS: bool = false;
     const OF_STRANGER: Reason = Reason::SourceAddress;
 
     fn ip(self) -> IpAddr {
@@ -114,11 +116,18 @@ impl Family for [u8; 16] {
         self.is_special()
     }
 
-    fn range(_: &View<Self>, _: Self) -> Result<Option<Range>, DatapathError> {
-        Ok(None)
+    fn range(view: &View<Self>, addr: Self) -> Result<Option<(IpNet, u8)>, DatapathError> {
+        let ranges = view.datapath().ranges_v6()?;
+        Ok(narrowest(ranges, addr.ip()))
     }
 
     fn backend(_: &View<Self>, _: u32) -> Result<Self, DatapathError> {
         Ok(Self::UNSPECIFIED)
     }
+}
+
+fn narrowest<N: Into<IpNet>>(ranges: Vec<(N, u8)>, addr: IpAddr) -> Option<(IpNet, u8)> {
+    let ranges = ranges.into_iter().map(|(prefix, class)| (prefix.into(), class));
+    let around = ranges.filter(|(prefix, _)| prefix.contains(&addr));
+    around.max_by_key(|(prefix, _)| prefix.prefix_len())
 }

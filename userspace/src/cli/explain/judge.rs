@@ -309,8 +309,7 @@ impl<A: Family> Walk<'_, A> {
 
     /// What the uplink says of a packet that belongs to no translated flow.
     fn meet_stranger(&mut self) -> Judged<Reason> {
-        let may_be_lost = A::IS_TRANSLATED
-            && self.key.dst == self.config.node_addr
+        let may_be_lost = self.key.dst == self.config.node_addr
             && self.key.has_ports()
             && (self.key.protocol == UDP || self.role != Role::Opens);
         if may_be_lost && self.entry.is_none() && self.view.has_lost(&self.key)? {
@@ -339,7 +338,7 @@ impl<A: Family> Walk<'_, A> {
     fn enter_pod(&mut self, pod: &PodEntry) -> Judged<()> {
         let from = self.view.pod(self.key.src)?;
         let may_be_carried = pod.may_be_carried() && from.is_none_or(|from| from.may_be_carried());
-        let reason = if self.key.has_ports() || A::IS_TRANSLATED {
+        let reason = if self.key.has_ports() || A::FOLLOWS_PORTLESS {
             self.learn(may_be_carried)?
         } else {
             Reason::OtherProtocol

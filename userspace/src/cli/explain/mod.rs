@@ -249,9 +249,6 @@ fn guard<A: Address>(packet: &Packet<A>) -> Option<String> {
 }
 
 fn range<A: Family>(view: &View<A>, addr: A) -> Result<String, Failure> {
-    if !A::IS_TRANSLATED {
-        return Ok("nothing of IPv6 is translated: a pod's flow keeps the pod's address".to_owned());
-    }
     let range = view.range(addr)?;
     let becomes = if is_masqueraded(range.as_ref()) {
         "a pod's new flow to it leaves with the node's address"

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use aya::maps::{Array, HashMap, MapData};
 use causeway::{
-    datapath::{self, Datapath, DatapathError, Range},
+    datapath::{self, Datapath, DatapathError},
     links::Netlink,
 };
 use causeway_common::{
@@ -14,6 +14,7 @@ use causeway_common::{
     ports::{PROBES, candidate, candidate_id, reserved_bit},
     tuple::{FlowKey, TCP, UDP},
 };
+use ipnet::IpNet;
 
 use super::family::Family;
 use crate::cli::maps;
@@ -60,7 +61,7 @@ impl<A: Family> View<A> {
 
     /// Whether XDP is in the uplink's driver.
     pub(super) fn has_xdp(&self) -> Read<bool> {
-        Ok(A::IS_TRANSLATED && self.datapath.xdp()? == Some(true))
+        Ok(A::HAS_API_SERVER && self.datapath.xdp()? == Some(true))
     }
 
     pub(super) fn flow(&self, key: &Key<A>) -> Read<Option<Entry<A>>> {
@@ -78,7 +79,7 @@ impl<A: Family> View<A> {
     }
 
     /// The narrowest range with this address.
-    pub(super) fn range(&self, addr: A) -> Read<Option<Range>> {
+    pub(super) fn range(&self, addr: A) -> Read<Option<(IpNet, u8)>> {
         A::range(self, addr)
     }
 
@@ -180,7 +181,7 @@ pub(super) fn interface(ifindex: u32) -> Read<String> {
 }
 
 /// Whether a pod's new flow to an address in this range leaves with the node's address.
-pub(super) fn is_masqueraded(range: Option<&Range>) -> bool {
+pub(super) fn is_masqueraded(range: Option<&(IpNet, u8)>) -> bool {
     let entry = range.map(|(_, class)| RangeEntry {
         class: *class,
         _pad: [0; 3],

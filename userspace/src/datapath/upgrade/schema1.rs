@@ -123,7 +123,7 @@ fn convert(before: &PinTree, tables: &Tables) -> Result<(), DatapathError> {
         .iter()
         .filter_map(|element| range(element).transpose())
         .collect::<Result<_, _>>()?;
-    tables.exchange_ranges(&ranges).map(drop)
+    tables.of::<[u8; 4]>().exchange_ranges(&ranges).map(drop)
 }
 
 fn open(pins: &PinTree, name: &str) -> Result<MapData, DatapathError> {

@@ -18,14 +18,19 @@ use super::{
 
 impl<A: Family> Walk<'_, A> {
     pub(super) fn needs_snat(&self) -> Judged<bool> {
-        Ok(A::IS_TRANSLATED && is_masqueraded(self.view.range(self.key.dst)?.as_ref()))
+        Ok(is_masqueraded(self.view.range(self.key.dst)?.as_ref()))
     }
 
     pub(super) fn leave_node(&mut self, pod: &PodEntry) -> Judged<()> {
         let program = A::PROGRAMS.to_uplink;
         let (role, protocol) = (self.role, self.key.protocol);
-        if !A::IS_TRANSLATED && !self.key.has_ports() {
-            self.pass(program, Reason::OtherProtocol);
+        if !A::FOLLOWS_PORTLESS && !self.key.has_ports() {
+            let reason = if self.needs_snat()? {
+                Reason::SnatProtocol
+            } else {
+                Reason::OtherProtocol
+            };
+            self.pass(program, reason);
             return Ok(());
         }
         let mut keeps = false;
@@ -72,7 +77,7 @@ impl<A: Family> Walk<'_, A> {
     /// The reason if it is a matter of the API server's address.
     fn meet_api_server(&mut self) -> Judged<Option<Reason>> {
         let opens = self.role == Role::Opens;
-        if self.key.protocol != TCP || !A::IS_TRANSLATED {
+        if self.key.protocol != TCP || !A::HAS_API_SERVER {
             return Ok(None);
         }
         if let Some(entry) = self.entry {
