@@ -3,6 +3,7 @@
 mod bounds;
 mod config;
 mod deploy;
+mod exact_rule;
 mod healing;
 mod helm;
 mod hooks;

@@ -4,6 +4,7 @@
 //! - [`datapath`]: the pinned programs and maps, and everything that is said to them;
 //! - [`links`]: interfaces, addresses, routes and neighbours, over rtnetlink;
 //! - [`node`]: what the node is: its uplink, its timeouts; [`settings`]: what was chosen for it;
+//! - [`exact_rule`]: the rule that is replaced, for who is no pod;
 //! - [`root`]: where all files are, so that several nodes can live on one machine;
 //! - [`ipam`], [`endpoints`] and [`leases`]: which addresses are given to whom, and who is still there; [`attachments`]: how
 //!   that ends;
@@ -22,6 +23,7 @@ pub mod conversion;
 pub mod datapath;
 pub mod durable;
 pub mod endpoints;
+pub mod exact_rule;
 pub mod go_json;
 pub mod ipam;
 pub mod leases;
@@ -31,6 +33,7 @@ pub mod migrate;
 pub mod node;
 #[cfg(feature = "cli")]
 pub mod plan;
+mod program;
 #[cfg(feature = "cli")]
 pub mod reconcile;
 mod restore;

@@ -44,6 +44,8 @@ pub struct Settings {
     pub excluded: Vec<Ipv4Net>,
     /// Destinations inside of them that are.
     pub masqueraded: Vec<Ipv4Net>,
+    /// Whether the kernel masquerades who is no pod, as the rule that is replaced did ([`crate::exact_rule`]).
+    pub exact_rule: bool,
     /// Whether pods' IPv6 is masqueraded, too. The rule that is replaced is one of IPv4.
     pub masquerade_ipv6: bool,
     /// As [`Self::excluded`], of IPv6.
@@ -76,6 +78,7 @@ impl Default for Settings {
                 Ipv4Net::new_assert(WIRESERVER.into(), 32),
             ],
             masqueraded: Vec::new(),
+            exact_rule: false,
             masquerade_ipv6: false,
             // Unique local addresses (RFC 4193): what 10.0.0.0/8 is to IPv4.
             excluded_v6: vec![Ipv6Net::new_assert(Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0), 7)],

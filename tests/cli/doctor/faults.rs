@@ -182,6 +182,12 @@ pub(super) const FAULTS: &[Fault] = &[
     fault("CWY028", "the uplink down", |scene| {
         scene.rig.node.ns.ip("link set eth0 down")
     }),
+    fault("CWY029", "a router behind another network card", |scene| {
+        scene.rig.node.ns.ip(
+            "link add site type veth peer name site-peer\nlink set site up\nlink set site-peer up\n\
+             addr add 198.19.0.4/16 dev site\nroute add 198.18.0.0/16 via 198.19.0.1 dev site",
+        )
+    }),
     fault("CWY030", "a pod's link deleted", |scene| {
         scene.rig.node.ns.ip(&format!("link del {}", scene.host_if()?))
     }),
@@ -384,6 +390,10 @@ pub(super) const FAULTS: &[Fault] = &[
             scene,
             "add chain inet firewall forward { type filter hook forward priority 0 ; policy drop ; }",
         )
+    }),
+    fault("CWY073", "an exact rule that nobody has made", |scene| {
+        let root = &scene.rig.node.root;
+        root.write("/etc/causeway/config.yaml", "exactRule: true\n")
     }),
     fault("CWY080", "a mistake in the configuration", |scene| {
         scene

@@ -29,6 +29,7 @@ pub(super) struct File {
     uplink: Option<String>,
     pub(super) excluded_ranges: Option<Vec<Cidr>>,
     masqueraded_ranges: Option<Vec<Cidr>>,
+    exact_rule: Option<bool>,
     #[serde(rename = "masqueradeIPv6")]
     masquerade_ipv6: Option<bool>,
     node_ports: Option<Ports>,
@@ -64,6 +65,7 @@ impl File {
             uplink: self.uplink.clone(),
             excluded: default.excluded,
             masqueraded,
+            exact_rule: self.exact_rule.unwrap_or(default.exact_rule),
             masquerade_ipv6: self.masquerade_ipv6.unwrap_or(default.masquerade_ipv6),
             excluded_v6: default.excluded_v6,
             masqueraded_v6,
@@ -101,6 +103,11 @@ impl File {
             "masqueradedRanges",
             masqueraded,
             self.masqueraded_ranges.is_some(),
+        );
+        note(
+            "exactRule",
+            settings.exact_rule.to_string(),
+            self.exact_rule.is_some(),
         );
         note(
             "masqueradeIPv6",

@@ -6,7 +6,9 @@ use aya::{maps::MapError, programs::ProgramError};
 use thiserror::Error;
 
 use super::{AttachFailure, AttachMode, Layout, XdpRefusal};
-use crate::{durable::LockError, links::LinkError, node::NodeError, restore::RestoreError};
+use crate::{
+    durable::LockError, exact_rule::ExactRuleError, links::LinkError, node::NodeError, restore::RestoreError,
+};
 
 /// What can go wrong with the datapath.
 #[derive(Debug, Error)]
@@ -14,6 +16,9 @@ pub enum DatapathError {
     /// Somebody else holds the lock.
     #[error(transparent)]
     Lock(#[from] LockError),
+    /// The kernel's rule beside the programs.
+    #[error(transparent)]
+    ExactRule(#[from] ExactRuleError),
     /// No bpffs.
     #[error("cannot use {} as bpffs: {source}", mount_point.display())]
     Bpffs {

@@ -15,6 +15,7 @@ use super::{
     pins::{self, Owner, PinTree},
 };
 use crate::{
+    exact_rule,
     links::{Link, Netlink, Qdisc},
     node,
     restore::Restore,
@@ -51,6 +52,7 @@ impl super::Datapath {
         drop(expedited);
         note(pins::unmount_bpffs(root));
         note(restore_forwarding(&restore));
+        note(exact_rule::remove(root).map_err(DatapathError::from));
         DatapathError::collect(|| "unloading".to_owned(), errors)?;
         restore.clear()?;
         let run = root.path("/run/causeway");

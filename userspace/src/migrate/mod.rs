@@ -37,6 +37,7 @@ use crate::{
     ipam::store,
     links::LinkError,
     node::NodeError,
+    program::ProgramError,
     root::Root,
 };
 
@@ -58,13 +59,8 @@ pub enum MigrateError {
         source: io::Error,
     },
     /// `iptables` or `ebtables` failed.
-    #[error("{program} failed: {said}")]
-    Program {
-        /// Its name.
-        program: String,
-        /// What it said.
-        said: String,
-    },
+    #[error(transparent)]
+    Program(#[from] ProgramError),
     /// The journal cannot be read or written.
     #[error("the journal {}: {what}", path.display())]
     Journal {

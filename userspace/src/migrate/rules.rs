@@ -1,16 +1,12 @@
 //! iptables and ebtables, by the programs of that name: only they know where their rules are kept, and only what they
 //! print can be put back by them to the letter.
 
-use std::{
-    fs,
-    io::{self, Write as _},
-    net::Ipv4Addr,
-    process::{Command, Stdio},
-};
+use std::{fs, net::Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
 use super::MigrateError;
+use crate::program::{ProgramError, run};
 
 /// Which of the two programs has the rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,7 +63,7 @@ pub(super) fn listings() -> Result<Vec<Listing>> {
             Ok(None) => {}
             // A kernel without nf_tables has its rules in the other place.
             Err(error) if has_legacy && backend == Backend::Nft => tracing::debug!(%error, "no nf_tables"),
-            Err(error) => return Err(error),
+            Err(error) => return Err(error.into()),
         }
     }
     if listings.is_empty()
@@ -142,7 +138,7 @@ fn change(rules: &[Rule], line: impl Fn(&Listing, &Rule, usize) -> Option<String
             &["--noflush", "-w", "30"],
             &format!("*nat\n{line}COMMIT\n"),
         )?
-        .ok_or_else(|| missing(&program))?;
+        .ok_or_else(|| ProgramError::missing(&program))?;
     }
     Ok(())
 }
@@ -196,46 +192,7 @@ fn ebtables(verb: &str, rule: &[&str]) -> Result<()> {
     let arguments = [&["-t", "nat", verb, "PREROUTING"], rule].concat();
     run("ebtables", &arguments, "")?
         .map(drop)
-        .ok_or_else(|| missing("ebtables"))
-}
-
-fn missing(program: &str) -> MigrateError {
-    MigrateError::Program {
-        program: program.to_owned(),
-        said: "it is not installed any more".to_owned(),
-    }
-}
-
-/// Runs a program to its end and returns what it printed; `None` where there is no such program.
-fn run(program: &str, arguments: &[&str], input: &str) -> Result<Option<String>> {
-    let failed = |said: String| MigrateError::Program {
-        program: program.to_owned(),
-        said,
-    };
-    let path = std::env::var("PATH").unwrap_or_default();
-    let child = Command::new(program)
-        .args(arguments)
-        .env("PATH", format!("{path}:/usr/sbin:/sbin"))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn();
-    let mut child = match child {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        child => child.map_err(|error| failed(error.to_string()))?,
-    };
-    if let Some(mut stdin) = child.stdin.take() {
-        stdin
-            .write_all(input.as_bytes())
-            .map_err(|error| failed(error.to_string()))?;
-    }
-    let output = child
-        .wait_with_output()
-        .map_err(|error| failed(error.to_string()))?;
-    if !output.status.success() {
-        return Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()));
-    }
-    Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned()))
+        .ok_or_else(|| ProgramError::missing("ebtables").into())
 }
 
 #[cfg(test)]

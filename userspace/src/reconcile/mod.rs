@@ -19,6 +19,7 @@ use crate::{
     attachments::orphans,
     datapath::{Datapath, DatapathError, Hold, HostPort, Occasion, PodMaps, Swept},
     endpoints,
+    exact_rule::{ExactRule, ExactRuleError, Rule},
     leases::Lease,
     links::Netlink,
     node::{self, Forwarding, NodeError, Sysctls, Uplink},
@@ -58,6 +59,7 @@ pub struct Pass {
 pub struct Keeper {
     root: Root,
     settings: Settings,
+    exact_rule: ExactRule,
     hold: Hold,
     /// The datapath, as long as its pins do not change.
     opened: Option<Datapath>,
@@ -87,6 +89,7 @@ impl Keeper {
         Self {
             root: root.clone(),
             settings,
+            exact_rule: ExactRule::default(),
             hold: Hold::default(),
             opened: None,
             forwarding: Forwarding::default(),
@@ -106,10 +109,29 @@ impl Keeper {
     /// Returns the maps that were changed.
     pub fn follow(&mut self, settings: Settings) -> Result<Vec<&'static str>, DatapathError> {
         self.settings = settings;
-        match Datapath::open(&self.root)? {
-            Some(datapath) => datapath.apply(&self.settings),
-            None => Ok(Vec::new()),
+        let datapath = Datapath::open(&self.root)?;
+        let applied = datapath
+            .as_ref()
+            .map_or_else(|| Ok(Vec::new()), |datapath| datapath.apply(&self.settings));
+        // One that cannot be kept is a fault of every pass.
+        self.keep_exact_rule(datapath.as_ref()).ok();
+        applied
+    }
+
+    /// Sees to the kernel's rule. Returns whether somebody else had changed it.
+    fn keep_exact_rule(&mut self, datapath: Option<&Datapath>) -> Result<bool, ExactRuleError> {
+        if !self.settings.exact_rule {
+            return self.exact_rule.keep(&self.root, None);
         }
+        let ranges = self.settings.ranges();
+        let uplink = Netlink::new()
+            .ok()
+            .and_then(|mut netlink| self.uplink(&mut netlink, datapath).ok());
+        let rule = Rule {
+            uplink: uplink.map(|uplink| uplink.ifindex),
+            ranges: &ranges,
+        };
+        self.exact_rule.keep(&self.root, Some(rule))
     }
 
     /// Looks once.
@@ -121,7 +143,12 @@ impl Keeper {
             notes.note_mended(format!("{} was not pinned", path.display()));
         }
         let datapath = self.datapath(&mut notes);
-        if let Some(datapath) = notes.unless_failed(datapath).flatten() {
+        let datapath = notes.unless_failed(datapath).flatten();
+        let kept = self.keep_exact_rule(datapath.as_ref());
+        if notes.unless_failed(kept) == Some(true) {
+            notes.note_mended("the kernel's rule was not as exactRule has it".to_owned());
+        }
+        if let Some(datapath) = datapath {
             // What was loaded or attached by this pass is to be held from here on.
             notes.unless_failed(self.hold.refresh(&self.root));
             let whole = depth == Depth::Whole || files_changed || self.is_due() || !self.is_quiet(&datapath);

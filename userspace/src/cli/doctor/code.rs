@@ -176,6 +176,11 @@ codes! {
         cause "Somebody set it down, or its cable or host lost it; the kernel dropped its routes."
         look "ip link show dev INTERFACE\ndmesg | grep INTERFACE"
         fix "ip link set INTERFACE up"
+    OtherWayOut "CWY029" Warning
+        what "packets of pods may leave by another interface, with the pods' addresses"
+        cause "A route to masqueraded destinations leads to a router behind another network card: the programs translate on the uplink alone."
+        look "ip -4 route show dev INTERFACE\ncauseway ranges"
+        fix "set exactRule: true in /etc/causeway/config.yaml: the kernel masquerades there  # or exclude VALUE, if it knows the pods"
 
     PodGone "CWY030" Error
         what "the interface of a pod is gone"
@@ -351,6 +356,11 @@ codes! {
         cause "A firewall's forward chain has the policy drop and accepts nothing."
         look "nft list chains\nnft list ruleset"
         fix "nft 'VALUE'"
+    ExactRuleMissing "CWY073" Error
+        what "exactRule is chosen, and the kernel does not have its rule"
+        cause "No agent runs that would make it, nft is not installed, or somebody flushed the rules a moment ago: who is no pod leaves with its own address."
+        look "nft list table ip causeway\ncauseway status"
+        fix "systemctl start causeway-agent  # and install nftables, if there is no nft"
 
     ConfigWrong "CWY080" Error
         what "the configuration is wrong"

@@ -9,6 +9,8 @@ pub(super) mod nftables;
 
 use std::net::Ipv4Addr;
 
+use causeway::exact_rule;
+
 use super::{super::tool, Code, Finding, Snapshot};
 
 /// What the firewall was when it was asked.
@@ -65,7 +67,7 @@ pub(super) fn check(snapshot: &Snapshot) -> Vec<Finding> {
         uplink: &uplink.name,
         host_ifs: &host_ifs,
     };
-    let mut found = Vec::new();
+    let mut found = missing_rule(snapshot);
     if let Some(rules) = &snapshot.rules.iptables {
         found.extend(rules.masquerading(&traffic).into_iter().map(|rule| {
             Finding::new(Code::ForeignMasquerade, rule.clone()).with(
@@ -99,4 +101,14 @@ pub(super) fn check(snapshot: &Snapshot) -> Vec<Finding> {
         }));
     }
     found
+}
+
+/// The kernel's rule beside the programs, if it was asked for.
+fn missing_rule(snapshot: &Snapshot) -> Vec<Finding> {
+    let is_there = |ruleset| nftables::has_table(ruleset, exact_rule::is_ours);
+    if !snapshot.wants_exact_rule() || snapshot.rules.nftables.as_ref().is_some_and(is_there) {
+        return Vec::new();
+    }
+    let about = format!("nftables has no table ip {}", exact_rule::TABLE);
+    vec![Finding::new(Code::ExactRuleMissing, about)]
 }

@@ -25,9 +25,11 @@ use causeway::{
     root::Root,
 };
 use causeway_common::{
-    maps::{Config, Count, IfaceEntry, PodEntry, Usage},
+    decide::masquerade,
+    maps::{Config, Count, IfaceEntry, PodEntry, RangeEntry, Usage},
     reason::Reason,
 };
+use ipnet::Ipv4Net;
 
 use super::{
     super::{
@@ -192,6 +194,12 @@ impl Snapshot {
         self.state.endpoints.as_deref().unwrap_or_default()
     }
 
+    /// Whether the kernel is to masquerade what the programs do not.
+    pub(super) fn wants_exact_rule(&self) -> bool {
+        let chosen = self.configuration.as_ref();
+        chosen.is_ok_and(|configuration| configuration.settings.exact_rule)
+    }
+
     /// The uplink that the programs know.
     pub(super) fn uplink(&self) -> Option<&Link> {
         self.link_by_index(self.loaded()?.config.uplink_ifindex)
@@ -226,6 +234,19 @@ fn sysctl(name: &str) -> Option<String> {
 }
 
 impl Loaded {
+    /// Whether pods' packets to this destination are masqueraded: the longest prefix around it decides.
+    pub(super) fn masquerades(&self, to: Ipv4Net) -> bool {
+        let around = self.ranges.iter().filter(|(range, _)| range.contains(&to));
+        let longest = around.max_by_key(|(range, _)| range.prefix_len());
+        longest.is_none_or(|(_, class)| {
+            let entry = RangeEntry {
+                class: *class,
+                _pad: [0; 3],
+            };
+            masquerade(Some(&entry))
+        })
+    }
+
     fn read(
         datapath: &Datapath,
         depth: Depth,

@@ -14,6 +14,7 @@ use std::{
 use causeway::{
     datapath::{self, Datapath},
     root::Root,
+    settings::Settings,
 };
 use causeway_common::{addr::Address, decide::is_guarded, flow::Nat, maps::PodEntry, reason::Verdict};
 use clap::Args;
@@ -87,11 +88,11 @@ pub(crate) fn run(root: &Root, question: &Question, json: bool) -> Result<(), Fa
         return answer_lines(root, format);
     }
     let packet = AnyPacket::parse(&words).map_err(Failure::Usage)?;
-    output::print(Views::open(open(root)?)?.explain(&packet)?, format)
+    output::print(Views::open(open(root)?, root)?.explain(&packet)?, format)
 }
 
 fn answer_lines(root: &Root, format: Format) -> Result<(), Failure> {
-    let views = Views::open(open(root)?)?;
+    let views = Views::open(open(root)?, root)?;
     for line in io::stdin().lock().lines() {
         let line = line.map_err(Failure::Input)?;
         let words: Vec<&str> = line.split_whitespace().collect();
@@ -113,11 +114,11 @@ struct Views {
 }
 
 impl Views {
-    fn open(datapath: Datapath) -> Result<Self, Failure> {
-        let of_v6 = datapath.has_ipv6().then(|| View::open(datapath.clone()));
+    fn open(datapath: Datapath, root: &Root) -> Result<Self, Failure> {
+        let of_v6 = datapath.has_ipv6().then(|| View::open(datapath.clone(), false));
         Ok(Self {
             of_v6: of_v6.transpose()?,
-            of_v4: View::open(datapath)?,
+            of_v4: View::open(datapath, Settings::noted(root).exact_rule)?,
         })
     }
 
@@ -184,6 +185,13 @@ fn steps<A: Family>(view: &View<A>, packet: &Packet<A>) -> Result<Vec<String>, F
     if view.pod(key.src)?.is_some() {
         steps.extend(guard(packet));
         steps.push(range(view, key.dst)?);
+    } else if view.has_exact_rule() {
+        let becomes = if is_masqueraded(view.range(key.dst)?.as_ref()) {
+            "exactRule: the kernel masquerades a new flow to it, unless it is this node's"
+        } else {
+            "exactRule: the kernel leaves a flow to it alone"
+        };
+        steps.push(becomes.to_owned());
     }
     Ok(steps)
 }

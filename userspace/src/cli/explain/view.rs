@@ -25,6 +25,7 @@ pub(super) type Entry<A> = FlowEntry<A>;
 /// The maps of one family on the node.
 pub(crate) struct View<A: Family> {
     datapath: Datapath,
+    has_exact_rule: bool,
     flows: HashMap<MapData, Key<A>, Entry<A>>,
     pods: HashMap<MapData, A, PodEntry>,
     ifaces: HashMap<MapData, u32, IfaceEntry<A>>,
@@ -36,7 +37,7 @@ pub(crate) struct View<A: Family> {
 type Read<T> = Result<T, DatapathError>;
 
 impl<A: Family> View<A> {
-    pub(crate) fn open(datapath: Datapath) -> Read<Self> {
+    pub(crate) fn open(datapath: Datapath, has_exact_rule: bool) -> Read<Self> {
         Ok(Self {
             flows: maps::hash(&datapath, A::MAPS.flows)?,
             pods: maps::hash(&datapath, A::MAPS.pods)?,
@@ -45,11 +46,17 @@ impl<A: Family> View<A> {
             config: maps::array(&datapath, A::MAPS.config)?,
             ports: maps::array(&datapath, "cwy_ports")?,
             datapath,
+            has_exact_rule,
         })
     }
 
     pub(super) fn datapath(&self) -> &Datapath {
         &self.datapath
+    }
+
+    /// Whether the kernel masquerades who is no pod.
+    pub(super) fn has_exact_rule(&self) -> bool {
+        self.has_exact_rule
     }
 
     pub(super) fn config(&self) -> Read<Config<A>> {

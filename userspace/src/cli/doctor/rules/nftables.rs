@@ -1,5 +1,6 @@
 //! `nft -j list ruleset` (libnftables-json(5)), as far as it matters to pods.
 
+use causeway::exact_rule;
 use serde_json::Value;
 
 /// A rule that masquerades.
@@ -31,6 +32,12 @@ pub(in super::super) fn masquerading(ruleset: &Value, is_known: &dyn Fn(&str) ->
     found
 }
 
+/// Whether there is a table, of which `is_it` is told family and name.
+pub(in super::super) fn has_table(ruleset: &Value, is_it: impl Fn(&str, &str) -> bool) -> bool {
+    let text = |part: &Value| part.as_str().unwrap_or_default().to_owned();
+    objects(ruleset, "table").any(|table| is_it(&text(&table["family"]), &text(&table["name"])))
+}
+
 /// Chains at the forward hook whose policy is drop and that accept nothing, nor ask another chain.
 pub(in super::super) fn forbidding(ruleset: &Value, is_known: &dyn Fn(&str) -> bool) -> Vec<String> {
     let decides = |rule: &&Value| {
@@ -54,7 +61,8 @@ fn base_chains<'a>(ruleset: &'a Value, hook: &str, is_known: &dyn Fn(&str) -> bo
         .filter(|chain| matches!(chain["family"].as_str(), Some("ip" | "inet")))
         .filter(|chain| {
             let table = chain["table"].as_str().unwrap_or_default();
-            !(chain["family"] == "ip" && is_known(table))
+            let family = chain["family"].as_str().unwrap_or_default();
+            !(exact_rule::is_ours(family, table) || family == "ip" && is_known(table))
         })
         .collect()
 }
