@@ -13,9 +13,9 @@ use crate::tuple;
 /// How many candidates one packet may try by probing. Nine tenths of the ports being taken, this many fail once in 800
 /// times.
 pub const PROBES: u32 = 64;
-/// How many it tries towards a remote that has a map of its ports: the pod's own, and few, which may find an expired
-/// mapping.
-pub const CROWDED_PROBES: u32 = 3;
+/// How many it tries towards a remote that has a map of its ports: the pod's own, which is kept when it is free. Expired
+/// mappings are looked for once the map shows no free port.
+pub const CROWDED_PROBES: u32 = 1;
 /// How many ports of the map one packet may try. Each can turn out to be taken by a socket of the node, or by another
 /// CPU just now.
 pub const CROWD_TRIES: u32 = 16;

@@ -82,8 +82,10 @@ pub struct Walk<A> {
     pub may_take: u8,
     /// 1: the mapping that was found has not been there before.
     pub is_new: u8,
+    /// 1: there may be a hint to a port that the flow was given before ([`crate::moved`]).
+    pub may_have_hint: u8,
     /// Zero.
-    pub _pad: [u8; 3],
+    pub _pad: [u8; 2],
     /// Who claims: bits of the programs' own.
     pub claim: u32,
 }

@@ -60,11 +60,10 @@ pub fn config() -> Option<&'static Config<Addr>> {
 /// This CPU's room beside the stack. Each function uses its own part of it, and none is called below itself.
 #[inline(always)]
 pub fn scratch() -> Option<&'static mut Scratch<Addr>> {
+    let scratch = SCRATCH.get_ptr_mut(0)?;
     // SAFETY: a per-CPU element, valid until the program ends. No other program on a hook runs on this CPU before that, and
     // whoever asks touches no part but its own.
-    SCRATCH
-        .get_ptr_mut(0)
-        .and_then(|scratch| unsafe { given_mut(scratch) })
+    unsafe { given_mut(scratch) }
 }
 
 /// The entry of a flow, to read and to note times and progress in place.
@@ -73,11 +72,10 @@ pub fn scratch() -> Option<&'static mut Scratch<Addr>> {
 /// late can then belong to that other flow: what goes into a packet is copied out before any helper call.
 #[inline(always)]
 pub fn flow(key: &Key) -> Option<&'static mut Entry> {
+    let entry = FLOWS.get_ptr_mut(key)?;
     // SAFETY: the kernel returns a valid element or null, valid until the program ends; programs on other CPUs
     // write the same plain integers, and a lost update of a time or a progress bit is harmless.
-    FLOWS
-        .get_ptr_mut(key)
-        .and_then(|entry| unsafe { given_mut(entry) })
+    unsafe { given_mut(entry) }
 }
 
 /// The key that a function which is verified by itself has been given by reference, on its own stack: before Linux 6.2 no

@@ -93,6 +93,7 @@ pub fn ask(key: &Key, claim: &Claim) -> Result<Reason, Reason> {
     walk.key = *key;
     walk.claim = claim.bits();
     walk.skip_stale = 0;
+    walk.may_have_hint = 1;
     Ok(CLAIMS)
 }
 

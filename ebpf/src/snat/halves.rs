@@ -51,7 +51,8 @@ pub extern "C" fn cwy_write_forward(skb: *mut __sk_buff, won: u32) -> u32 {
         FLOWS.remove(&answer_key(config, key, won.port())).ok();
         return 1;
     }
-    if key.has_ports() {
+    let is_moved = won.port().to_be_bytes() != key.src_port;
+    if key.has_ports() && (is_moved || scratch.walk.may_have_hint != 0) {
         moved::note(key, won.port());
     }
     let is_new = won.has(Won::IS_NEW);

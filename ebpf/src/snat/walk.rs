@@ -99,7 +99,9 @@ impl Search {
     #[inline(always)]
     fn find(&mut self) {
         self.walk().end = Reason::SnatNoPort as u8;
-        if let Some(port) = moved::port_of(self.walk().hash)
+        let hint = moved::port_of(self.walk().hash);
+        self.walk().may_have_hint = u8::from(hint.is_some());
+        if let Some(port) = hint
             && self.has_already(port)
         {
             try_port(self, port);
