@@ -66,7 +66,7 @@ pub fn disconnect(
     addresses.extend(leases.iter().map(|lease| lease.address));
 
     let mut failures = Failures::default();
-    let datapath = Datapath::open(root);
+    let datapath = Datapath::at_hand(root);
     let datapath = failures.note("opening the datapath", datapath).flatten();
     let expedited = Expedited::begin(expedite);
     let removed = forget_pods(datapath.as_ref(), &addresses, interface);

@@ -1,6 +1,6 @@
 //! What each map must look like, and the check of a pin before it is trusted: aya compares nothing.
 
-use std::fmt;
+use std::{fmt, path::PathBuf};
 
 use aya::maps::{MapInfo, MapType};
 use causeway_common::{
@@ -146,24 +146,30 @@ pub(crate) fn check(pins: &PinTree, names: &[&'static str]) -> Result<(), Datapa
                 return Err(DatapathError::Pin { path, source });
             }
         };
-        let found = of(&info).map_err(|source| DatapathError::Pin {
-            path: path.clone(),
-            source: source.into(),
-        })?;
-        match expected(name) {
-            Some(expected) if expected == found => {}
-            Some(expected) => {
-                return Err(DatapathError::Layout {
-                    name,
-                    path,
-                    expected: Box::new(expected),
-                    found: Box::new(found),
-                });
-            }
-            None => return Err(DatapathError::UnknownMap(name)),
-        }
+        compare(name, path, &info)?;
     }
     Ok(())
+}
+
+/// Compares one map with what the programs expect of it.
+pub(crate) fn compare(name: &'static str, path: PathBuf, info: &MapInfo) -> Result<(), DatapathError> {
+    let found = match of(info) {
+        Ok(found) => found,
+        Err(error) => {
+            let source = error.into();
+            return Err(DatapathError::Pin { path, source });
+        }
+    };
+    match expected(name) {
+        Some(expected) if expected == found => Ok(()),
+        Some(expected) => Err(DatapathError::Layout {
+            name,
+            path,
+            expected: Box::new(expected),
+            found: Box::new(found),
+        }),
+        None => Err(DatapathError::UnknownMap(name)),
+    }
 }
 
 fn of(info: &MapInfo) -> Result<Layout, aya::maps::MapError> {

@@ -87,7 +87,7 @@ impl Datapath {
     /// Adopts the pinned datapath; or loads it, pins it and attaches it to the uplink. Follows an uplink whose index,
     /// address or MTU has changed. `expedite`: grace periods may be made short for it ([`Expedited`]).
     pub fn ensure(root: &Root, uplink: &Uplink, expedite: bool) -> Result<Self, DatapathError> {
-        if let Some(datapath) = Self::open(root)?
+        if let Some(datapath) = Self::at_hand(root)?
             && datapath.serves(uplink)?
         {
             return Ok(datapath);
@@ -102,8 +102,20 @@ impl Datapath {
         Self::open(root)?.ok_or_else(|| DatapathError::Vanished(PinTree::live(root).directory().to_owned()))
     }
 
-    /// The pinned datapath, `None` when there is none.
+    /// The pinned datapath with all its maps as they should be, `None` when there is none.
     pub fn open(root: &Root) -> Result<Option<Self>, DatapathError> {
+        let Some(datapath) = Self::at_hand(root)? else {
+            return Ok(None);
+        };
+        if datapath.has_ipv6() {
+            layout::check(&datapath.pins, &V6_MAP_NAMES)?;
+        }
+        layout::check(&datapath.pins, &MAP_NAMES)?;
+        Ok(Some(datapath))
+    }
+
+    /// As [`Self::open`] for one CNI call, which pays for each map that is looked at: a map is compared when it is opened.
+    pub fn at_hand(root: &Root) -> Result<Option<Self>, DatapathError> {
         let pins = PinTree::live(root);
         if !pins.exists()? {
             return Ok(None);
@@ -111,9 +123,7 @@ impl Datapath {
         let ipv6 = OnceLock::new();
         if ipv6::is_loaded(&pins) {
             ipv6.get_or_init(|| ());
-            layout::check(&pins, &V6_MAP_NAMES)?;
         }
-        layout::check(&pins, &MAP_NAMES)?;
         Ok(Some(Self {
             root: root.clone(),
             tables: Tables::new(pins.clone()),

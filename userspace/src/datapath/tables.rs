@@ -23,7 +23,7 @@ use super::{
     DatapathError,
     bpf::{self, batch, iterate},
     family::Family,
-    ipv6,
+    ipv6, layout,
     pins::PinTree,
     ports::HostPort,
 };
@@ -244,10 +244,14 @@ impl Tables {
 
     fn open(&self, name: &'static str) -> Result<MapData, DatapathError> {
         let path = self.pins.map(name);
-        MapData::from_pin(&path).map_err(|source| DatapathError::Pin {
-            path,
+        let failed = |source: MapError| DatapathError::Pin {
+            path: path.clone(),
             source: source.into(),
-        })
+        };
+        let map = MapData::from_pin(&path).map_err(failed)?;
+        let info = map.info().map_err(failed)?;
+        layout::compare(name, path, &info)?;
+        Ok(map)
     }
 }
 
