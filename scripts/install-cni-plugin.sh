@@ -106,6 +106,10 @@ for name in portmap loopback; do
 done
 
 place "$tree/usr/bin/causeway" "$destination/usr/bin" causeway 755
+# What asks API servers for it, which not every build has.
+if [ -f "$tree/usr/bin/causeway-pod-cidrs" ]; then
+    place "$tree/usr/bin/causeway-pod-cidrs" "$destination/usr/bin" causeway-pod-cidrs 755
+fi
 # Beside it the unit of the agent, not enabled: `systemctl enable --now causeway-agent`.
 units=usr/lib/systemd/system
 if [ -d "$destination/$units" ] && [ -f "$tree/$units/causeway-agent.service" ]; then

@@ -54,4 +54,6 @@ done
 for name in portmap loopback; do
     [ ! -e "$bin/$name.bak" ] || restore "$bin" "$name"
 done
-restore "$destination/usr/bin" causeway
+for name in causeway causeway-pod-cidrs; do
+    restore "$destination/usr/bin" "$name"
+done

@@ -324,10 +324,8 @@ fn choose_uplink(
         subnets.truncate(1);
     }
     let carrier = (!choice.carrier.is_empty()).then_some(choice.carrier.as_str());
-    Ok((
-        subnets,
-        node::find_uplink(netlink, master.or(carrier), Some(subnet))?,
-    ))
+    let on_link = (!conf.ipam.settings.has_routed_subnets()).then_some(subnet);
+    Ok((subnets, node::find_uplink(netlink, master.or(carrier), on_link)?))
 }
 
 fn prepare(

@@ -41,7 +41,8 @@ pub(crate) fn run(call: &Call<'_>) -> Result<(), CniError> {
     };
     let carrier = (!carrier.is_empty()).then_some(carrier.as_str());
     let master = call.conf.master.as_deref();
-    node::find_uplink(&mut netlink, master.or(carrier), Some(subnet)).map_err(not_available)?;
+    let on_link = (!call.conf.ipam.settings.has_routed_subnets()).then_some(subnet);
+    node::find_uplink(&mut netlink, master.or(carrier), on_link).map_err(not_available)?;
     Ok(())
 }
 

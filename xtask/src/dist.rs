@@ -15,6 +15,7 @@ const BINARIES: &[(&str, &str)] = &[
     ("plugin/causeway-cni", "opt/cni/bin/azure-vnet"),
     ("plugin/causeway-cni", "opt/cni/bin/azure-vnet-ipam"),
     ("release/causeway", "usr/bin/causeway"),
+    ("release/causeway-pod-cidrs", "usr/bin/causeway-pod-cidrs"),
 ];
 const FILES: &[(&str, &str)] = &[
     ("deploy/10-azure.conflist", "etc/cni/net.d/10-azure.conflist"),
@@ -49,8 +50,11 @@ pub(crate) fn build(workspace: &Workspace) -> Result<()> {
         "relocation-model=static",
     ]);
     run(plugin)?;
+    // By itself as well: what the client for Kubernetes wants of libraries would grow the agent by a mebibyte of memory.
+    run(workspace.cargo(["build", "--release", "--package", "causeway-kubernetes"]))?;
     let mut others = workspace.cargo(["build", "--release"]);
-    others.args(HOST).args(["--exclude", "causeway-cni"]);
+    others.args(HOST);
+    others.args(["--exclude", "causeway-cni", "--exclude", "causeway-kubernetes"]);
     run(others)
 }
 

@@ -47,6 +47,8 @@ pub(crate) enum Failure {
     Unsound(usize),
     #[error(transparent)]
     Interfaces(#[from] InterfacesError),
+    #[error("cannot get the subnets of the pods of node {node}: {problem}")]
+    PodCidrs { node: String, problem: String },
     #[error("cannot wait for events: {0}")]
     Events(io::Error),
     #[error("cannot write the output: {0}")]

@@ -20,6 +20,7 @@ mod network;
 mod output;
 mod paragraph;
 mod plan;
+mod pod_cidrs;
 mod pods;
 mod ranges;
 mod shell;
@@ -207,6 +208,15 @@ enum Command {
         #[command(flatten)]
         arguments: plan::Arguments,
     },
+    /// Ask Kubernetes for the subnets of this node's pods, and note them
+    ///
+    /// For CNI configurations with the ipam.environment podCIDRs: they read what is
+    /// noted, /run/causeway/pod-cidrs.json. Once a boot is enough. See docs/cni.md.
+    #[command(verbatim_doc_comment)]
+    PodCidrs {
+        #[command(flatten)]
+        arguments: pod_cidrs::Arguments,
+    },
     /// Exchange the pinned programs for this version's, under traffic
     ///
     /// The agent does so when it starts. Maps and flows stay.
@@ -285,6 +295,7 @@ fn run(command: Command, root: &Root) -> Result<(), Failure> {
         Command::Config { action } => config::run(&action, root),
         Command::Apiserver { action } => apiserver::run(action, root),
         Command::Plan { arguments } => plan::run(arguments),
+        Command::PodCidrs { arguments } => pod_cidrs::run(root, &arguments),
         Command::Upgrade { again } => upgrade::run(root, again),
         Command::Bundle { output } => bundle::run(root, output.as_deref()),
         Command::Completion { shell } => shell::complete(&mut Cli::command(), shell),

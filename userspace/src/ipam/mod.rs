@@ -107,7 +107,8 @@ impl<'a> Ipam<'a> {
     }
 
     /// The subnets to take the holder's addresses from, on the interface `uplink` or on any: of IPv4 the preferred one if
-    /// it is a pool, else the best; of IPv6 the same, on the interface that carries the first, if there is one.
+    /// it is a pool, and not used up where it is known from others only, else the best; of IPv6 the same, on the interface
+    /// that carries the first, if there is one.
     pub fn choose(
         &self,
         holder: &Holder,
@@ -116,7 +117,10 @@ impl<'a> Ipam<'a> {
     ) -> Result<Choice, IpamError> {
         let mut read = self.read.borrow_mut();
         let space = &*read.insert(self.look()?).space();
-        let known = [false, true].map(|is_ipv6| preference.among(space, is_ipv6));
+        let mut known = [false, true].map(|is_ipv6| preference.among(space, is_ipv6));
+        if let Preference::First(_) = preference {
+            known[0] = known[0].filter(|pool| pool.is_held_by(holder) || pool.has_free());
+        }
         let (first, second) = match (preference, known) {
             (Preference::Only(_), [Some(first), second] | [second @ None, Some(first)]) => (first, second),
             (Preference::First(_), [Some(first), second]) => (first, beside(space, first, second, holder)),

@@ -6,6 +6,7 @@
 //! | `mas`, `fileIpam` | a file, [`INTERFACES`] (`file`) |
 //! | `nic` | the secondary addresses that the node's interfaces carry (`own`) |
 //! | `static` | a list in the configuration (`own`) |
+//! | `podCIDRs` | the Node object of Kubernetes, as `causeway pod-cidrs` noted it ([`pod_cidrs`]) |
 //! | `null` | none: a pool without addresses |
 //!
 //! Owns what of a list is used. Knows nothing of who holds an address ([`super::pool`]).
@@ -15,6 +16,7 @@ mod file;
 mod http;
 mod listed;
 mod own;
+pub mod pod_cidrs;
 mod wireserver;
 
 use std::{
@@ -76,6 +78,15 @@ impl Settings {
             query_interval: Self::QUERY_INTERVAL,
         }
     }
+
+    /// Whether the subnets are the pods' alone, and routed to this node: an interface with an address in one is no uplink.
+    pub fn has_routed_subnets(&self) -> bool {
+        is_pod_cidrs(&self.environment)
+    }
+}
+
+fn is_pod_cidrs(environment: &str) -> bool {
+    environment.eq_ignore_ascii_case(pod_cidrs::ENVIRONMENT)
 }
 
 /// Addresses of one subnet that pods may have.
@@ -121,7 +132,7 @@ pub enum SourceError {
     /// The environment has no meaning.
     #[error(
         "Invalid configuration: ipam.environment {0:?} is not known; use azure (the wireserver), mas ({INTERFACES}), \
-         nic, static or null"
+         nic, static, podCIDRs or null"
     )]
     Environment(String),
     /// The settings of the environment are incomplete or wrong.
@@ -172,17 +183,17 @@ pub enum SourceError {
         /// What went wrong.
         problem: String,
     },
+    /// What the Node object says was not noted, or cannot be used.
+    #[error("cannot get the node's podCIDRs from {path}: {problem}; `causeway pod-cidrs` writes that file")]
+    PodCidrs {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
     /// Another process is asking, and does not come to an end.
     #[error("cannot get the address list: another process has been asking for it: {0}")]
     Waiting(#[from] LockError),
-}
-
-/// Whether an `ipam.environment` is known.
-pub fn is_known(environment: &str) -> bool {
-    matches!(
-        environment,
-        "azure" | "mas" | "fileIpam" | "nic" | "static" | "null"
-    )
 }
 
 /// Asks the source for a node with the interfaces `local`. May wait for the network, so not to be called under a lock.
@@ -204,6 +215,7 @@ pub fn ask_at_once(root: &Root, settings: &Settings, local: &[LocalNic]) -> Answ
         ),
         "static" => Answer::of(own::fixed(settings, local), "ipam.addresses of the configuration"),
         "null" => Answer::of(Ok(own::nothing()), "ipam.environment null"),
+        other if is_pod_cidrs(other) => pod_cidrs::ask(root, settings, local),
         other => Answer::of(Err(SourceError::Environment(other.to_owned())), ""),
     }
 }
