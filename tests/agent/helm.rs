@@ -71,7 +71,17 @@ fn to_any(value: &Value) -> Any {
     }
 }
 
-/// The chart's documents by kind, with these values in place of its own where they are there.
+/// The chart's templates by what they make.
+const TEMPLATES: [(&str, &str); 6] = [
+    ("ClusterRole", "clusterrole"),
+    ("ClusterRoleBinding", "clusterrolebinding"),
+    ("ConfigMap", "configmap"),
+    ("conflist", "conflist"),
+    ("DaemonSet", "daemonset"),
+    ("ServiceAccount", "serviceaccount"),
+];
+
+/// The chart's documents, with these values in place of its own where they are there.
 fn render(over: &Value) -> Result<BTreeMap<String, Value>> {
     let chart = yaml(&deploy("helm/causeway/Chart.yaml")?)?;
     let mut values = yaml(&deploy("helm/causeway/values.yaml")?)?;
@@ -82,7 +92,7 @@ fn render(over: &Value) -> Result<BTreeMap<String, Value>> {
         "Chart": { "AppVersion": chart["appVersion"] },
     });
     let mut documents = BTreeMap::new();
-    for name in ["daemonset", "serviceaccount", "configmap"] {
+    for (made, name) in TEMPLATES {
         let mut template = Template::default();
         template.add_func("toYaml", to_yaml);
         template.add_func("nindent", nindent);
@@ -92,9 +102,10 @@ fn render(over: &Value) -> Result<BTreeMap<String, Value>> {
         let rendered = template
             .render(&Context::from(to_any(&context)))
             .map_err(|error| anyhow!("{name}: {error}"))?;
-        let document = yaml(&rendered).with_context(|| rendered.clone())?;
-        let kind = document["kind"].as_str().context("no kind")?.to_owned();
-        documents.insert(kind, document);
+        if !rendered.trim().is_empty() {
+            let document = yaml(&rendered).with_context(|| rendered.clone())?;
+            documents.insert(made.to_owned(), document);
+        }
     }
     Ok(documents)
 }
@@ -123,10 +134,99 @@ fn without_release(mut document: Value) -> Value {
     document
 }
 
+/// What a release and kustomize say of the image of each container.
+fn with_image(set: &mut Value) {
+    for containers in ["initContainers", "containers"] {
+        let containers = set.pointer_mut(&format!("/spec/template/spec/{containers}"));
+        for container in containers.and_then(Value::as_array_mut).into_iter().flatten() {
+            container["image"] = json!("causeway:0.1.0");
+            container["imagePullPolicy"] = json!("IfNotPresent");
+        }
+    }
+}
+
+/// The operation `add` of RFC 6902, all that the overlays need.
+fn patch(document: &mut Value, patch: &Value) -> Result<()> {
+    for operation in patch.as_array().context("a patch is a list")? {
+        let path = operation["path"].as_str().context("no path")?;
+        ensure!(operation["op"] == "add", "{operation}");
+        let (parent, last) = path.rsplit_once('/').context("an empty path")?;
+        let parent = document.pointer_mut(parent).with_context(|| path.to_owned())?;
+        let value = operation["value"].clone();
+        match parent {
+            Value::Array(list) if last == "-" => list.push(value),
+            Value::Array(list) => list.insert(last.parse()?, value),
+            parent => parent[last] = value,
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn with_pod_cidrs_the_chart_is_the_overlay_and_the_conflist_the_stock_one() -> Result<()> {
+    let mut documents = render(&json!({ "podCIDRs": true }))?;
+    ensure!(documents.len() == TEMPLATES.len());
+    let overlay = |file: &str| deploy(&format!("kubernetes/overlays/pod-cidrs/{file}"));
+    let mut set = yaml(&deploy("kubernetes/base/daemonset.yaml")?)?;
+    let kustomization = yaml(&overlay("kustomization.yaml")?)?;
+    let text = kustomization["patches"][0]["patch"]
+        .as_str()
+        .context("no patch")?;
+    patch(&mut set, &yaml(text)?)?;
+    with_image(&mut set);
+    documents.insert("patched".to_owned(), set);
+
+    let roles = overlay("clusterrole.yaml")?;
+    let (role, binding) = roles.split_once("\n---\n").context("one document")?;
+    documents.insert("role".to_owned(), yaml(role)?);
+    documents.insert("binding".to_owned(), yaml(binding)?);
+    documents.insert("list".to_owned(), yaml(&overlay("conflist.yaml")?)?);
+    let document = |name: &str| {
+        let mut document = without_release(documents[name].clone());
+        if let Some(Value::Object(metadata)) = document.get_mut("metadata") {
+            metadata.remove("labels");
+        }
+        document
+    };
+    for (rendered, plain) in [
+        ("DaemonSet", "patched"),
+        ("ClusterRole", "role"),
+        ("ClusterRoleBinding", "binding"),
+        ("conflist", "list"),
+    ] {
+        let (rendered, plain) = (document(rendered), document(plain));
+        ensure!(rendered == plain, "{rendered:#}\n{plain:#}");
+    }
+    let list = document("list")["data"]["10-azure.conflist"].clone();
+    let stock = deploy("10-azure.conflist")?.replace("\"mas\"", "\"podCIDRs\"");
+    ensure!(list == json!(stock), "{list}");
+    Ok(())
+}
+
+/// The agent asks the API server for nothing, and cannot: only the container that asks has a token, and may read nodes.
+#[test]
+fn only_the_container_that_asks_for_pod_cidrs_has_a_token() -> Result<()> {
+    let documents = render(&json!({ "podCIDRs": true }))?;
+    let pod = &documents["DaemonSet"]["spec"]["template"]["spec"];
+    ensure!(pod["automountServiceAccountToken"] == false);
+    let containers =
+        ["initContainers", "containers"].map(|key| pod[key].as_array().cloned().unwrap_or_default());
+    let with_token = |container: &Value| container["volumeMounts"].to_string().contains("\"account\"");
+    let names: Vec<_> = containers
+        .iter()
+        .flatten()
+        .filter(|container| with_token(container))
+        .collect();
+    ensure!(names.len() == 1 && names[0]["name"] == "pod-cidrs", "{names:#?}");
+    let rules = json!([{ "apiGroups": [""], "resources": ["nodes"], "verbs": ["get"] }]);
+    ensure!(documents["ClusterRole"]["rules"] == rules);
+    Ok(())
+}
+
 #[test]
 fn with_its_own_values_the_chart_is_the_kustomize_base() -> Result<()> {
     let documents = render(&json!({}))?;
-    let image = "causeway:0.1.0";
+    ensure!(documents.len() == 3, "{documents:#?}");
     for (file, kind) in [
         ("daemonset.yaml", "DaemonSet"),
         ("serviceaccount.yaml", "ServiceAccount"),
@@ -134,13 +234,7 @@ fn with_its_own_values_the_chart_is_the_kustomize_base() -> Result<()> {
     ] {
         let mut base = yaml(&deploy(&format!("kubernetes/base/{file}"))?)?;
         let mut document = without_release(documents[kind].clone());
-        for containers in ["initContainers", "containers"] {
-            let pointer = format!("/spec/template/spec/{containers}/0");
-            if let Some(container) = base.pointer_mut(&pointer) {
-                container["image"] = json!(image);
-                container["imagePullPolicy"] = json!("IfNotPresent");
-            }
-        }
+        with_image(&mut base);
         if kind == "ServiceAccount" || kind == "ConfigMap" {
             base["metadata"]["labels"] = json!({ "app.kubernetes.io/name": "causeway" });
         }

@@ -5,6 +5,7 @@
 mod bundle;
 mod doctor;
 mod explain;
+mod pod_cidrs;
 mod scene;
 mod shell;
 mod views;

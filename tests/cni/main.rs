@@ -18,6 +18,7 @@ mod faults;
 mod histories;
 mod ipam;
 mod losses;
+mod pod_cidrs;
 mod pods;
 mod protocol;
 mod scripts;

@@ -87,6 +87,12 @@ fn an_empty_machine_gets_everything_and_loses_it_again() -> Result<()> {
     );
     let names: Vec<String> = machine.list(BIN)?.into_iter().map(|(name, _)| name).collect();
     assert_eq!(names, ["azure-vnet", "azure-vnet-ipam", "loopback", "portmap"]);
+    let commands: Vec<String> = machine
+        .list("/usr/bin")?
+        .into_iter()
+        .map(|(name, _)| name)
+        .collect();
+    assert_eq!(commands, ["causeway", "causeway-pod-cidrs"]);
     let dist = Dist::from_env()?;
     for name in ["azure-vnet", "azure-vnet-ipam"] {
         let installed = machine.path(BIN).join(name);

@@ -30,7 +30,7 @@ fn list(world: &World, pods: u8, subnets: &[(&str, &[Ipv6Addr])]) -> Result<()> 
 }
 
 /// Every address that is leased, with its container.
-fn held(world: &World) -> Result<BTreeMap<String, String>> {
+pub(crate) fn held(world: &World) -> Result<BTreeMap<String, String>> {
     let path = world.node.root.join("/var/run/azure-vnet-ipam.json");
     if !path.exists() {
         return Ok(BTreeMap::new());
