@@ -319,6 +319,30 @@ fn what_waiting_does_not_mend_fails_at_once_and_notes_nothing() -> Result<()> {
     Ok(())
 }
 
+/// A build of the command alone: who asks API servers is not there.
+#[test]
+fn without_the_program_that_asks_the_error_names_it() -> Result<()> {
+    let host = Host::new()?;
+    let alone = host.root.join("/bin/causeway");
+    host.root.write("/bin/causeway", "")?;
+    fs::copy(host.dist.cli(), &alone)?;
+    let mut command = Command::new(&alone);
+    command
+        .args(["pod-cidrs", "--node", "pool-0"])
+        .env("CAUSEWAY_ROOT", host.root.path());
+    let error = failed(&command.output()?)?;
+    let missing = format!(
+        "there is no {}",
+        alone.with_file_name("causeway-pod-cidrs").display()
+    );
+    ensure!(
+        error.contains(&missing) && error.contains("install it beside"),
+        "{error}"
+    );
+    ensure!(host.has_nothing());
+    Ok(())
+}
+
 #[test]
 fn the_wait_is_over_when_it_said_so() -> Result<()> {
     let host = Host::new()?;
