@@ -271,7 +271,9 @@ pub fn quoted(ctx: &TcContext, ip: &Ip, into: &mut Quoted) -> Option<()> {
         return None;
     }
     let kind: [u8; 1] = load(ctx, ip.l4())?;
-    if !Addr::is_icmp_error(kind[0]) {
+    let length: [u8; 2] = load(ctx, ETH_LEN + 4)?;
+    // Its checksum says nothing of what a frame has behind the packet.
+    if !Addr::is_icmp_error(kind[0]) || ctx.len() != IP_END as u32 + u32::from(u16::from_be_bytes(length)) {
         return None;
     }
     let l3 = ip.l4() + 8;
