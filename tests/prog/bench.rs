@@ -57,7 +57,7 @@ impl Hook {
         }
     }
 
-    fn of(self, count: &Count) -> u64 {
+    pub(crate) fn of(self, count: &Count) -> u64 {
         match self {
             Self::FromPod => count.from_pod,
             Self::ToPod => count.to_pod,

@@ -1,6 +1,12 @@
 //! The programs for IPv6: headers behind headers, against etherparse; what is carried, and what is not.
 
-use std::net::Ipv6Addr;
+mod malformed;
+
+use std::{
+    net::Ipv6Addr,
+    os::fd::{AsFd as _, AsRawFd as _},
+    sync::Arc,
+};
 
 use aya::{
     Ebpf, EbpfLoader,
@@ -19,7 +25,7 @@ use causeway_tests::{netns::Netns, raw};
 use etherparse::{NetSlice, SlicedPacket, TcpHeader, TransportSlice, UdpHeader};
 use proptest::prelude::*;
 
-use crate::packets::Mac;
+use crate::{bench::Hook, packets::Mac};
 
 const NODE: [u8; 16] = at(4);
 const A: [u8; 16] = at(5);
@@ -35,14 +41,14 @@ const fn at(host: u8) -> [u8; 16] {
 /// The programs and maps of one test, with two pods and an uplink.
 struct Bench {
     object: Ebpf,
-    ns: Netns,
+    ns: Arc<Netns>,
     pods: [(u32, Mac, Mac); 2],
     uplink: u32,
 }
 
 impl Bench {
     fn new() -> Self {
-        let ns = Netns::new().unwrap();
+        let ns = Arc::new(Netns::new().unwrap());
         for (host, inside) in [("eth0", "wire"), ("podA", "inA"), ("podB", "inB")] {
             ns.ip(&format!(
                 "link add {host} type veth peer name {inside}\nlink set {host} up\nlink set {inside} up"
@@ -120,17 +126,27 @@ impl Bench {
         self.table("cwy_flows6").get(key, 0).ok()
     }
 
+    /// How often a hook has given each reason, in the order of [`Reason::ALL`].
+    fn counts(&self, hook: Hook) -> Vec<u64> {
+        let counts = PerCpuArray::<_, Count>::try_from(self.object.map("cwy_count").unwrap()).unwrap();
+        let of = |reason: &Reason| {
+            let per_cpu = counts.get(&(*reason as u32), 0).unwrap();
+            per_cpu.iter().map(|count| hook.of(count)).sum()
+        };
+        Reason::ALL.iter().map(of).collect()
+    }
+
+    /// Descriptors of the programs in the order of [`Hook::ALL`], open as long as the bench is.
+    fn program_fds(&self) -> [i32; 4] {
+        V6_PROGRAM_NAMES.map(|name| {
+            let program: &SchedClassifier = self.object.program(name).unwrap().try_into().unwrap();
+            program.fd().unwrap().as_fd().as_raw_fd()
+        })
+    }
+
     /// Runs a frame of pod A's through the program on its interface. Returns the reason that was counted, and the frame.
     fn run_from_pod(&self, frame: &[u8]) -> (Reason, Vec<u8>) {
-        let counts = || {
-            let counts = PerCpuArray::<_, Count>::try_from(self.object.map("cwy_count").unwrap()).unwrap();
-            let of = |reason: &Reason| {
-                let per_cpu = counts.get(&(*reason as u32), 0).unwrap();
-                per_cpu.iter().map(|count| count.from_pod).sum::<u64>()
-            };
-            Reason::ALL.iter().map(of).collect::<Vec<_>>()
-        };
-        let before = counts();
+        let before = self.counts(Hook::FromPod);
         let mut out = vec![0; frame.len() + 256];
         let mut context = [0u8; 192];
         context[40..44].copy_from_slice(&self.pods[0].0.to_ne_bytes());
@@ -143,10 +159,14 @@ impl Bench {
         };
         let result = self.ns.run(|| program.test_run(options)).unwrap().unwrap();
         out.truncate(result.data_size_out as usize);
-        let moved: Vec<Reason> = (Reason::ALL.iter().copied().zip(before).zip(counts()))
-            .filter(|((_, before), after)| before != after)
-            .map(|((reason, _), _)| reason)
-            .collect();
+        let moved: Vec<Reason> = (Reason::ALL
+            .iter()
+            .copied()
+            .zip(before)
+            .zip(self.counts(Hook::FromPod)))
+        .filter(|((_, before), after)| before != after)
+        .map(|((reason, _), _)| reason)
+        .collect();
         let [reason] = moved[..] else {
             panic!("counted {moved:?}")
         };

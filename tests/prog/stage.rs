@@ -27,7 +27,7 @@ pub(crate) struct Given {
     pub(crate) gso_size: u32,
 }
 
-/// The four programs of a bench. Runs belong on a thread inside the bench's namespace.
+/// Four programs, one for each hook. Runs belong on a thread inside the bench's namespace.
 pub(crate) struct Stage {
     doors: [Door; 4],
     out: Vec<u8>,
@@ -43,8 +43,13 @@ struct Door {
 
 impl Stage {
     pub(crate) fn new(bench: &Bench) -> Self {
+        Self::of(Hook::ALL.map(|hook| bench.program_fd(hook)))
+    }
+
+    /// The programs with these descriptors, in the order of [`Hook::ALL`].
+    pub(crate) fn of(programs: [i32; 4]) -> Self {
         Self {
-            doors: Hook::ALL.map(|hook| Door::before(bench.program_fd(hook)).unwrap()),
+            doors: programs.map(|program| Door::before(program).unwrap()),
             out: vec![0; 8192],
             tag: 0,
         }
