@@ -24,9 +24,10 @@ const BINARY: u64 = 4 << 20;
 const RESIDENT: u64 = 8 << 10;
 /// The same for the first one after a boot, which loads the datapath: aya reads the kernel's own types for it. KiB.
 const RESIDENT_LOADING: u64 = 28 << 10;
-/// System calls of an ADD, and of a DEL, on a node whose datapath is loaded.
-const ADD_CALLS: usize = 290;
-const DEL_CALLS: usize = 204;
+/// System calls of an ADD, and of a DEL, on a node whose datapath is loaded. Beside another call, which has made grace periods
+/// short already, it makes seven fewer.
+const ADD_CALLS: usize = 295;
+const DEL_CALLS: usize = 209;
 
 #[test]
 fn the_binary_is_small() -> Result<()> {
@@ -99,9 +100,14 @@ fn system_calls_are_few() -> Result<()> {
     world.network("ADD", "container-1")?.netns(&pods[0]).ok()?;
     for (verb, most) in [("ADD", ADD_CALLS), ("DEL", DEL_CALLS)] {
         let call = world.network(verb, "container-2")?.netns(&pods[1]);
-        let calls = system_calls(&world, &call, "all")?.len();
-        println!("{verb}: {calls} system calls");
-        assert!(calls <= most, "{verb}: {calls} system calls");
+        let calls = system_calls(&world, &call, "all")?;
+        println!("{verb}: {} system calls", calls.len());
+        assert!(
+            calls.len() <= most,
+            "{verb}: {} system calls, at most {most} allowed: {}",
+            calls.len(),
+            calls.join(" ")
+        );
     }
     Ok(())
 }
