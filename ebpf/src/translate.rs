@@ -8,8 +8,8 @@ use core::ptr::from_ref;
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0},
-    helpers::generated::{bpf_l4_csum_replace, bpf_skb_store_bytes},
+    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_RECOMPUTE_CSUM},
+    helpers::generated::{bpf_l4_csum_replace, bpf_skb_load_bytes, bpf_skb_store_bytes},
     programs::TcContext,
 };
 use causeway_common::{
@@ -127,13 +127,27 @@ pub fn translate_transport(ctx: &TcContext, ip: &Ip, key: &Key, to: &Translation
     }
     if old_port != to.port {
         let (old, new) = (u16::from_ne_bytes(old_port), u16::from_ne_bytes(to.port));
+        let sum = recompute_if_alone(ctx, check, flags);
         // SAFETY: `skb` is the program's context; the helper checks the offset against the packet.
         done(unsafe { bpf_l4_csum_replace(skb, check as u32, u64::from(old), u64::from(new), flags | 2) })?;
         let offset = (ip.l4() + port_offset) as u32;
         // SAFETY: as above; the source is two bytes of our stack.
-        done(unsafe { bpf_skb_store_bytes(skb, offset, to.port.as_ptr().cast(), 2, 0) })?;
+        done(unsafe { bpf_skb_store_bytes(skb, offset, to.port.as_ptr().cast(), 2, sum) })?;
     }
     Ok(())
+}
+
+/// `BPF_F_RECOMPUTE_CSUM` where UDP has no checksum, which would make up for a port in a sum of the packet that a device has
+/// made (`CHECKSUM_COMPLETE`); else 0. Without a branch: the verifier would look at everything behind it twice.
+#[inline(always)]
+fn recompute_if_alone(ctx: &TcContext, check: usize, flags: u64) -> u64 {
+    const IS_UDP: u32 = BPF_F_MARK_MANGLED_0.trailing_zeros();
+    const { assert!(BPF_F_RECOMPUTE_CSUM == 1) };
+    let mut found = [0; 2];
+    // SAFETY: two bytes of our stack; the helper checks the offset against the packet. Where it fails, so does what follows.
+    unsafe { bpf_skb_load_bytes(ctx.as_ptr().cast(), check as u32, found.as_mut_ptr().cast(), 2) };
+    let is_zero = u32::from(u16::from_ne_bytes(found)).wrapping_sub(1) >> 31;
+    u64::from(is_zero) & flags >> IS_UDP
 }
 
 /// Changes the address in the header, and the header's checksum if it has one.

@@ -8,7 +8,7 @@
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{__sk_buff, BPF_F_PSEUDO_HDR},
+    bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR},
     helpers::generated::bpf_l4_csum_replace,
     programs::TcContext,
 };
@@ -52,6 +52,10 @@ fn replace_pseudo(ctx: &TcContext, at: usize, flags: u64, difference: u32) -> Re
     let after: [u8; 2] = load(ctx, at).ok_or(Failed)?;
     if before == after {
         replace(ctx, at, difference, flags | u64::from(BPF_F_PSEUDO_HDR))?;
+        if before == [0; 2] && flags & u64::from(BPF_F_MARK_MANGLED_0) != 0 {
+            // Of UDP: there is no checksum.
+            ctx.has_changed(difference);
+        }
     }
     Ok(())
 }
