@@ -6,7 +6,7 @@
 //! must not complain. `CAUSEWAY_SEED` repeats a run.
 
 mod corpus;
-mod mutation;
+pub(crate) mod mutation;
 mod oracle;
 mod scene;
 
@@ -160,7 +160,7 @@ fn exhaust(everywhere: bool, derive: impl Fn(&Sample) -> Vec<(Vec<u8>, Option<u1
             runs
         })
         .unwrap();
-    reconcile(&scene, runs);
+    reconcile(|hook| scene.bench.counts(hook), runs);
     println!("{} samples, {runs} packets", samples.len());
     assert_eq!(log.complaints().unwrap(), Vec::<String>::new());
 }
@@ -207,7 +207,7 @@ fn storm(seed: u64, target: u64) {
             runs
         })
         .unwrap();
-    reconcile(&scene, runs);
+    reconcile(|hook| scene.bench.counts(hook), runs);
     for (hook, reason) in REACHED {
         let count = scene.bench.counts(hook)[reason as usize];
         assert!(count * 20_000 > runs, "{hook:?} {reason:?}: {count} of {runs}");
@@ -277,10 +277,10 @@ const REACHED: [(Hook, Reason); 14] = [
 ];
 
 /// Every packet is counted once under a reason with a verdict, and no helper has refused a rewrite.
-fn reconcile(scene: &Scene, runs: u64) {
+pub(crate) fn reconcile(counts: impl Fn(Hook) -> Vec<u64>, runs: u64) {
     let mut counted = 0;
     for hook in Hook::ALL {
-        for (reason, count) in Reason::ALL.iter().zip(scene.bench.counts(hook)) {
+        for (reason, count) in Reason::ALL.iter().zip(counts(hook)) {
             if reason.verdict() != Verdict::Noted {
                 counted += count;
             }
@@ -300,7 +300,7 @@ fn with_length(frame: &[u8], length: u16) -> Vec<u8> {
     packet
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes
         .iter()
         .fold(String::new(), |text, byte| text + &format!("{byte:02x}"))

@@ -8,7 +8,7 @@ mod scene;
 
 use std::{iter, time::Instant};
 
-use causeway_common::reason::{Reason, Verdict};
+use causeway_common::reason::Reason;
 use causeway_tests::rng::{self, Rng};
 
 use self::{
@@ -16,7 +16,12 @@ use self::{
     oracle::{judge, mend_checksum},
     scene::{Sample, Scene},
 };
-use crate::{bench::Hook, kernel_log::KernelLog, stage::Given};
+use crate::{
+    bench::Hook,
+    kernel_log::KernelLog,
+    malformed::{hex, reconcile},
+    stage::Given,
+};
 
 /// Packets broken at random in an ordinary run.
 const ORDINARY: u64 = 1_000_000;
@@ -120,7 +125,7 @@ fn exhaust(derive: impl Fn(&Sample) -> Vec<(Vec<u8>, Option<u16>)> + Sync) {
             runs
         })
         .unwrap();
-    reconcile(&scene, runs);
+    reconcile(|hook| scene.counts(hook), runs + scene.set_up);
     println!("{} samples, {runs} packets", scene.samples.len());
     assert_eq!(log.complaints().unwrap(), Vec::<String>::new());
 }
@@ -150,7 +155,7 @@ fn storm(seed: u64, target: u64) {
             runs
         })
         .unwrap();
-    reconcile(&scene, runs);
+    reconcile(|hook| scene.counts(hook), runs + scene.set_up);
     for (hook, reason) in REACHED {
         let count = scene.counts(hook)[reason as usize];
         assert!(count * 20_000 > runs, "{hook:?} {reason:?}: {count} of {runs}");
@@ -194,23 +199,3 @@ const REACHED: [(Hook, Reason); 10] = [
     (Hook::ToUplink, Reason::SnatMalformed),
     (Hook::ToUplink, Reason::SnatIcmpError),
 ];
-
-/// Every packet is counted once under a reason with a verdict, and no helper has refused a rewrite.
-fn reconcile(scene: &Scene, runs: u64) {
-    let mut counted = 0;
-    for hook in Hook::ALL {
-        for (reason, count) in Reason::ALL.iter().zip(scene.counts(hook)) {
-            if reason.verdict() != Verdict::Noted {
-                counted += count;
-            }
-            let refused = *reason == Reason::RewriteFailed && count != 0;
-            assert!(!refused, "{hook:?}: {count} half rewritten");
-        }
-    }
-    assert_eq!(counted - scene.set_up, runs);
-}
-
-fn hex(bytes: &[u8]) -> String {
-    let texts = bytes.iter().map(|byte| format!("{byte:02x}"));
-    texts.collect()
-}

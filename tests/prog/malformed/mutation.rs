@@ -16,6 +16,9 @@ const BYTES: [u8; 12] = [0, 1, 4, 0x0f, 0x3f, 0x40, 0x44, 0x46, 0x4f, 0x7f, 0x80
 const PROTOCOLS: [u8; 10] = [0, 1, 4, 6, 17, 47, 50, 132, 136, 255];
 const PORTS: [u16; 9] = [0, 80, 443, 5000, 40_000, 40_001, 50_001, 50_003, 65_535];
 
+/// Bytes in which headers stand, with those that an error quotes.
+const HEADERS: usize = 96;
+
 /// Breaks one packet in one to four places.
 pub(crate) fn mutant(rng: &mut Rng, samples: &[Sample]) -> Vec<u8> {
     let mut packet = samples[rng.below(samples.len())].packet.clone();
@@ -31,9 +34,9 @@ pub(crate) fn mutant(rng: &mut Rng, samples: &[Sample]) -> Vec<u8> {
 fn hurt(rng: &mut Rng, samples: &[Sample], packet: &mut Vec<u8>) {
     let l4 = 14 + usize::from(packet.get(14).copied().unwrap_or(0x45) & 0x0f) * 4;
     match rng.below(17) {
-        0 => at_some(rng, packet, |rng, byte| *byte = rng.pick(&BYTES)),
-        1 => at_some(rng, packet, |rng, byte| *byte ^= 1 << rng.below(8)),
-        2 => at_some(rng, packet, |rng, byte| *byte = rng.next() as u8),
+        0 => at_some(rng, packet, HEADERS, |rng, byte| *byte = rng.pick(&BYTES)),
+        1 => at_some(rng, packet, HEADERS, |rng, byte| *byte ^= 1 << rng.below(8)),
+        2 => at_some(rng, packet, HEADERS, |rng, byte| *byte = rng.next() as u8),
         3 => {
             let at = 12 + rng.below(packet.len()) / 2 * 2;
             let word = rng.pick(&WORDS);
@@ -157,7 +160,12 @@ pub(crate) fn given(rng: &mut Rng, hook: Hook, interfaces: [u32; 3], packet: &[u
         Hook::ToPod if from_outside => rng.pick(&[0, interfaces[0]]),
         Hook::ToPod | Hook::ToUplink => rng.pick(&[0, interfaces[0], interfaces[1], interfaces[2]]),
     };
-    let short = rng.one_in(16) && packet.len() > 15;
+    besides(rng, from, packet.len())
+}
+
+/// What comes with a packet of this length that has arrived on the interface `from`.
+pub(crate) fn besides(rng: &mut Rng, from: u32, length: usize) -> Given {
+    let short = rng.one_in(16) && length > 15;
     Given {
         // Never the tag of what has been carried: only our own programs write that.
         tag: if rng.one_in(8) {
@@ -165,7 +173,7 @@ pub(crate) fn given(rng: &mut Rng, hook: Hook, interfaces: [u32; 3], packet: &[u
         } else {
             0
         },
-        cut: short.then(|| 14 + rng.below(packet.len() - 14) as u16),
+        cut: short.then(|| 14 + rng.below(length - 14) as u16),
         vlan: rng.one_in(64).then_some(100),
         from,
         gso_size: if rng.one_in(64) {
@@ -176,13 +184,14 @@ pub(crate) fn given(rng: &mut Rng, hook: Hook, interfaces: [u32; 3], packet: &[u
     }
 }
 
-fn at_some(rng: &mut Rng, packet: &mut [u8], change: impl Fn(&mut Rng, &mut u8)) {
-    let at = rng.below(packet.len().min(96));
+/// Changes one of the first `within` bytes.
+pub(crate) fn at_some(rng: &mut Rng, packet: &mut [u8], within: usize, change: impl Fn(&mut Rng, &mut u8)) {
+    let at = rng.below(packet.len().min(within));
     change(rng, &mut packet[at]);
 }
 
 /// Writes as much as the packet has room for.
-fn put(packet: &mut [u8], at: usize, bytes: &[u8]) {
+pub(crate) fn put(packet: &mut [u8], at: usize, bytes: &[u8]) {
     for (slot, byte) in packet.iter_mut().skip(at).zip(bytes) {
         *slot = *byte;
     }

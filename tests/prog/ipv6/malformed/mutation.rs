@@ -8,7 +8,11 @@ use super::{
     oracle::mend_checksum,
     scene::{OUTSIDE, PUBLIC, Sample},
 };
-use crate::{bench::Hook, stage::Given};
+use crate::{
+    bench::Hook,
+    malformed::mutation::{at_some, besides, put},
+    stage::Given,
+};
 
 /// Numbers that parsers trip over.
 const WORDS: [u16; 12] = [0, 1, 7, 8, 39, 40, 48, 0x1fff, 0x7fff, 0xfff8, 0xfffe, 0xffff];
@@ -16,6 +20,9 @@ const BYTES: [u8; 10] = [0, 1, 4, 0x0f, 0x3f, 0x45, 0x60, 0x6f, 0x80, 0xff];
 /// Headers behind the first: options, routing, fragment, authentication, nothing, transports, IPv4 and IPv6 inside.
 const NEXT: [u8; 14] = [0, 43, 44, 50, 51, 59, 60, 135, 6, 17, 58, 4, 41, 132];
 const PORTS: [u16; 7] = [0, 53, 80, 443, 4000, 40_000, 65_535];
+
+/// Bytes in which headers stand, with those that an error quotes.
+const HEADERS: usize = 128;
 
 /// Breaks one packet in one to four places.
 pub(super) fn mutant(rng: &mut Rng, samples: &[Sample]) -> Vec<u8> {
@@ -38,9 +45,9 @@ pub(super) fn mutant(rng: &mut Rng, samples: &[Sample]) -> Vec<u8> {
 
 fn hurt(rng: &mut Rng, samples: &[Sample], packet: &mut Vec<u8>) {
     match rng.below(14) {
-        0 => at_some(rng, packet, |rng, byte| *byte = rng.pick(&BYTES)),
-        1 => at_some(rng, packet, |rng, byte| *byte ^= 1 << rng.below(8)),
-        2 => at_some(rng, packet, |rng, byte| *byte = rng.next() as u8),
+        0 => at_some(rng, packet, HEADERS, |rng, byte| *byte = rng.pick(&BYTES)),
+        1 => at_some(rng, packet, HEADERS, |rng, byte| *byte ^= 1 << rng.below(8)),
+        2 => at_some(rng, packet, HEADERS, |rng, byte| *byte = rng.next() as u8),
         3 => {
             let at = 12 + rng.below(packet.len()) / 2 * 2;
             put(packet, at, &rng.pick(&WORDS).to_be_bytes());
@@ -125,33 +132,5 @@ pub(super) fn given(rng: &mut Rng, hook: Hook, interfaces: [u32; 3], length: usi
         Hook::FromPod | Hook::FromUplink => 0,
         Hook::ToPod | Hook::ToUplink => rng.pick(&[0, interfaces[0], interfaces[1], interfaces[2]]),
     };
-    let short = rng.one_in(16) && length > 15;
-    Given {
-        // Never the tag of what has been carried: only our own programs write that.
-        tag: if rng.one_in(8) {
-            rng.below(0xffff) as u16
-        } else {
-            0
-        },
-        cut: short.then(|| 14 + rng.below(length - 14) as u16),
-        vlan: rng.one_in(64).then_some(100),
-        from,
-        gso_size: if rng.one_in(64) {
-            1 + rng.below(3000) as u32
-        } else {
-            0
-        },
-    }
-}
-
-fn at_some(rng: &mut Rng, packet: &mut [u8], change: impl Fn(&mut Rng, &mut u8)) {
-    let at = rng.below(packet.len().min(128));
-    change(rng, &mut packet[at]);
-}
-
-/// Writes as much as the packet has room for.
-fn put(packet: &mut [u8], at: usize, bytes: &[u8]) {
-    for (slot, byte) in packet.iter_mut().skip(at).zip(bytes) {
-        *slot = *byte;
-    }
+    besides(rng, from, length)
 }
