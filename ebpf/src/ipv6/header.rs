@@ -150,7 +150,8 @@ pub fn ip(ctx: &TcContext) -> Result<Ip, Reason> {
         is_plain: true,
     };
     if !matches!(next, TCP | UDP | ICMP) {
-        let chain = Chain::of_bits(cwy_extensions(ctx.as_ptr().cast(), u32::from(next)));
+        let begin = Chain::begin(next, IP_END as u8);
+        let chain = Chain::of_bits(cwy_extensions(ctx.as_ptr().cast(), begin.bits()));
         ip.protocol = chain.protocol;
         ip.l4 = chain.l4;
         ip.is_fragment = chain.is_fragment;
@@ -160,13 +161,13 @@ pub fn ip(ctx: &TcContext) -> Result<Ip, Reason> {
     Ok(ip)
 }
 
-/// Follows the extension headers, of which the first is `next`. Returns [`Chain::bits`]. Verified by itself.
+/// Follows the extension headers from where `chain` stands. Takes and returns [`Chain::bits`]. Verified by itself.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn cwy_extensions(skb: *mut __sk_buff, next: u32) -> u32 {
+extern "C" fn cwy_extensions(skb: *mut __sk_buff, chain: u32) -> u32 {
     let mut walk = Walk {
         skb,
-        chain: Chain::begin(next as u8, IP_END as u8).bits(),
+        chain,
         is_over: 0,
     };
     // SAFETY: the callback has the signature that the helper calls (Linux 5.17), and `walk` outlives the call.
@@ -263,8 +264,8 @@ pub fn addr_at(ctx: &TcContext, offset: usize) -> Option<Addr> {
     load(ctx, offset)
 }
 
-/// The packet that an ICMPv6 error quotes; read into `into`. `None` if the packet is no error, or the quoted one has no ports of a flow next
-/// to its header.
+/// The packet that an ICMPv6 error quotes; read into `into`. `None` if the packet is no error, or the quoted one has no ports of a flow
+/// behind its headers.
 #[inline(always)]
 pub fn quoted(ctx: &TcContext, ip: &Ip, into: &mut Quoted) -> Option<()> {
     if ip.protocol != ICMP || ip.is_fragment || !ip.is_plain {
@@ -278,12 +279,16 @@ pub fn quoted(ctx: &TcContext, ip: &Ip, into: &mut Quoted) -> Option<()> {
     }
     let l3 = ip.l4() + 8;
     let head: [u8; 8] = load(ctx, l3)?;
-    let l4 = l3 + 40;
-    let start: [u8; 8] = load(ctx, l4)?;
-    if head[0] >> 4 != 6 {
+    let mut chain = Chain::begin(head[6], (l3 + 40).min(usize::from(u8::MAX)) as u8);
+    if !matches!(head[6], TCP | UDP | ICMP) {
+        chain = Chain::of_bits(cwy_extensions(ctx.as_ptr().cast(), chain.bits()));
+    }
+    if head[0] >> 4 != 6 || chain.l4 == 0 || chain.l4 == u8::MAX || !chain.is_first {
         return None;
     }
-    let (src_port, dst_port, asks) = match head[6] {
+    let (protocol, l4) = (chain.protocol, usize::from(chain.l4));
+    let start: [u8; 8] = load(ctx, l4)?;
+    let (src_port, dst_port, asks) = match protocol {
         TCP | UDP => ([start[0], start[1]], [start[2], start[3]], false),
         ICMP => match Addr::icmp_query(start[0], start[1])? {
             query if query.asks => ([start[4], start[5]], query.kind, true),
@@ -296,7 +301,7 @@ pub fn quoted(ctx: &TcContext, ip: &Ip, into: &mut Quoted) -> Option<()> {
         dst: load(ctx, l3 + 24)?,
         src_port,
         dst_port,
-        protocol: head[6],
+        protocol,
         _pad: [0; 3],
     };
     into.l3 = l3 as u16;
