@@ -1,6 +1,7 @@
 //! The kinds of flows that the generator mixes, and who draws the next one.
 
 mod beyond;
+mod extensions;
 mod headers;
 mod icmp;
 mod odd;
@@ -10,13 +11,12 @@ mod strays;
 mod tcp;
 mod udp;
 
-use std::net::Ipv4Addr;
-
-use causeway_tests::fabric::NODE;
+use std::net::IpAddr;
 
 use crate::{
+    family::Family,
     lane::PODS,
-    packet::{End, ICMP, TCP, UDP},
+    packet::{End, TCP, UDP, query},
     rng::Rng,
     script::{Script, Talk},
 };
@@ -31,9 +31,9 @@ pub(crate) struct Kind {
     pub(crate) write: fn(&mut Draw<'_>) -> Script,
 }
 
-/// Every kind that is compared.
-pub(crate) fn all() -> Vec<Kind> {
-    [
+/// Every kind of a family that is compared.
+pub(crate) fn all(family: Family) -> Vec<Kind> {
+    let of_both = [
         tcp::KINDS,
         udp::KINDS,
         icmp::KINDS,
@@ -41,16 +41,29 @@ pub(crate) fn all() -> Vec<Kind> {
         headers::KINDS,
         strays::KINDS,
         beyond::KINDS,
-        sctp::KINDS,
-    ]
-    .into_iter()
-    .flat_map(kinds)
-    .collect()
+    ];
+    let own: &[&[Row]] = match family {
+        Family::V4 => &[
+            udp::OF_IPV4,
+            icmp::OF_IPV4,
+            odd::OF_IPV4,
+            headers::OF_IPV4,
+            beyond::OF_IPV4,
+            sctp::OF_IPV4,
+        ],
+        Family::V6 => &[extensions::KINDS, sctp::OF_IPV6],
+    };
+    let all = of_both.iter().chain(own);
+    all.copied().flat_map(kinds).collect()
 }
 
 /// The kinds of flows that rest. Only a run that lets them rest draws them.
-pub(crate) fn resting() -> Vec<Kind> {
-    kinds(resting::KINDS).collect()
+pub(crate) fn resting(family: Family) -> Vec<Kind> {
+    let own: &[Row] = match family {
+        Family::V4 => resting::OF_IPV4,
+        Family::V6 => &[],
+    };
+    kinds(resting::KINDS).chain(kinds(own)).collect()
 }
 
 /// Whether nothing comes out of a kind: the node's own stack has it.
@@ -61,7 +74,7 @@ pub(crate) fn is_silent(kind: Archetype) -> bool {
         .any(|silent| *silent == kind)
 }
 
-fn kinds(rows: &[Row]) -> impl Iterator<Item = Kind> {
+fn kinds(rows: &'static [Row]) -> impl Iterator<Item = Kind> {
     rows.iter()
         .map(|&(name, weight, write)| Kind { name, weight, write })
 }
@@ -79,8 +92,9 @@ type Row = (Archetype, usize, fn(&mut Draw<'_>) -> Script);
 /// What the writers of flows draw from.
 #[derive(Debug)]
 pub(crate) struct Draw<'a> {
+    pub(crate) family: Family,
     pub(crate) rng: &'a mut Rng,
-    pub(crate) pods: &'a [Ipv4Addr; PODS],
+    pub(crate) pods: &'a [IpAddr; PODS],
     pub(crate) memory: &'a mut Memory,
     pub(crate) name: Archetype,
 }
@@ -89,7 +103,7 @@ pub(crate) struct Draw<'a> {
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
     /// By kind: a pod's flow whose port another pod wants towards the same remote.
-    twins: std::collections::HashMap<Archetype, (usize, u16, (Ipv4Addr, u16))>,
+    twins: std::collections::HashMap<Archetype, (usize, u16, (IpAddr, u16))>,
     /// Hosts that one flow alone has to do with, so far.
     strangers: u32,
     /// Datagrams with an identification of their own so far.
@@ -97,7 +111,7 @@ pub(crate) struct Memory {
     /// A socket of a pod that talks to many remotes, and to how many it still will.
     socket: Option<((usize, u16), usize)>,
     /// A remote that many talk to, and how many still will.
-    busy: Option<((Ipv4Addr, u16), usize)>,
+    busy: Option<((IpAddr, u16), usize)>,
 }
 
 impl Draw<'_> {
@@ -105,25 +119,24 @@ impl Draw<'_> {
         1 + self.rng.below(PODS)
     }
 
-    pub(crate) fn addr(&self, pod: usize) -> Ipv4Addr {
+    pub(crate) fn addr(&self, pod: usize) -> IpAddr {
         self.pods[pod - 1]
     }
 
     /// A host of the internet.
-    pub(crate) fn internet(&mut self) -> Ipv4Addr {
+    pub(crate) fn internet(&mut self) -> IpAddr {
         match self.rng.below(4) {
-            0 => Ipv4Addr::new(192, 0, 2, self.rng.port(1, 254) as u8),
-            1 => Ipv4Addr::new(203, 0, 113, self.rng.port(1, 254) as u8),
-            // 100.64.0.0/10, RFC 6598: room enough for echo, which has no port of the remote.
-            _ => Ipv4Addr::from(0x6440_0000 | self.rng.next() as u32 & 0x003f_ffff),
+            0 => self.family.documentation(2, self.rng.port(1, 254)),
+            1 => self.family.documentation(113, self.rng.port(1, 254)),
+            // Room enough for echo, which has no port of the remote.
+            _ => self.family.vast(self.rng.next() as u32 & 0x003f_ffff),
         }
     }
 
     /// A host that no other flow has to do with.
-    pub(crate) fn stranger(&mut self) -> Ipv4Addr {
+    pub(crate) fn stranger(&mut self) -> IpAddr {
         self.memory.strangers += 1;
-        let [_, b, c, d] = self.memory.strangers.to_be_bytes();
-        Ipv4Addr::new(45, b, c, d)
+        self.family.stranger(self.memory.strangers)
     }
 
     /// A port of the unprivileged class that no NodePort has.
@@ -149,6 +162,35 @@ impl Draw<'_> {
         }
     }
 
+    /// Bytes of a datagram that fits into one packet.
+    pub(crate) fn datagram(&mut self) -> usize {
+        self.len(self.family.largest_datagram())
+    }
+
+    /// Bytes of a segment.
+    pub(crate) fn segment(&mut self) -> usize {
+        self.len(self.family.largest_segment())
+    }
+
+    /// A host in an excluded range.
+    pub(crate) fn excluded(&mut self, host: u8) -> IpAddr {
+        self.family.excluded(self.rng.port(0, 255) as u8, host)
+    }
+
+    /// A host in an excluded range, of few.
+    pub(crate) fn peered(&mut self) -> IpAddr {
+        self.family.excluded(0, self.rng.port(1, 254) as u8)
+    }
+
+    /// The type of an answer of ICMP: an echo's, or another's where there is any.
+    pub(crate) fn answer(&mut self) -> u8 {
+        let (_, echo) = self.family.echo();
+        match self.family {
+            Family::V4 => self.rng.pick(&[echo, query::TIMESTAMP.1]),
+            Family::V6 => echo,
+        }
+    }
+
     /// A translated flow to a remote that nobody else talks to.
     pub(crate) fn outside(&mut self, protocol: u8) -> (Script, Talk) {
         let pod = self.pod();
@@ -162,7 +204,7 @@ impl Draw<'_> {
         protocol: u8,
         pod: usize,
         port: u16,
-        remote: (Ipv4Addr, u16),
+        remote: (IpAddr, u16),
     ) -> (Script, Talk) {
         let own = End::At(self.addr(pod), port);
         self.between(protocol, pod, own, End::Mapped, remote)
@@ -174,7 +216,7 @@ impl Draw<'_> {
         protocol: u8,
         pod: usize,
         port: u16,
-        remote: (Ipv4Addr, u16),
+        remote: (IpAddr, u16),
     ) -> (Script, Talk) {
         let own = End::At(self.addr(pod), port);
         self.between(protocol, pod, own, own, remote)
@@ -191,7 +233,7 @@ impl Draw<'_> {
     }
 
     /// A remote that some hundred flows in a row talk to, from every port of every pod in turn: pod, port, remote.
-    pub(crate) fn busy(&mut self) -> (usize, u16, (Ipv4Addr, u16)) {
+    pub(crate) fn busy(&mut self) -> (usize, u16, (IpAddr, u16)) {
         let fresh = (self.internet(), self.rng.port(1, 65_535));
         let (remote, left) = match self.memory.busy {
             Some((remote, left)) if left > 0 => (remote, left - 1),
@@ -224,7 +266,7 @@ impl Draw<'_> {
         pod: usize,
         own: End,
         seen: End,
-        remote: (Ipv4Addr, u16),
+        remote: (IpAddr, u16),
     ) -> (Script, Talk) {
         let remote = if matches!(protocol, TCP | UDP) {
             remote
@@ -256,11 +298,11 @@ impl Draw<'_> {
 
     /// Flows by ICMP's echo.
     pub(crate) fn ping(&mut self) -> (Script, Talk) {
-        self.outside(ICMP)
+        self.outside(self.family.icmp())
     }
 
     /// The node itself as a remote end.
     pub(crate) fn node_end(&mut self) -> End {
-        End::At(NODE, self.rng.port(1, 30_000))
+        End::At(self.family.node(), self.rng.port(1, 30_000))
     }
 }

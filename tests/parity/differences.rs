@@ -1,11 +1,10 @@
 //! The differences that are right and wanted: the rows of `docs/parity.md`. Each says exactly what either side does.
 
-use std::net::Ipv4Addr;
-
-use causeway_tests::fabric::NODE;
+use std::net::IpAddr;
 
 use crate::{
-    canonical::{fragment_offset, source},
+    canonical::{are_joined, fragment_id, fragment_offset, source},
+    family::Family,
     frames::Output,
     lane::WIRE,
     packet::End,
@@ -37,12 +36,20 @@ pub(crate) enum Difference {
     LateHead,
     /// Row 5: SCTP of a pod to a remote that another pod has an association with. nf_nat translates the port, Causeway drops it.
     SecondAssociation,
+    /// Row 6: what has no port that Causeway would translate of IPv6. nf_nat translates it, Causeway drops it.
+    Untranslated,
+    /// Row 7: fragments of IPv6 that fit into one packet once the fragment header is gone. nf_nat sends the packet, Causeway the
+    /// fragments.
+    Rejoined,
 }
 
 impl Difference {
     /// nf_nat has a mapping of which Causeway knows nothing.
     pub(crate) fn is_mapped_by_nf_nat_alone(self) -> bool {
-        matches!(self, Self::MidFlow | Self::Spoofed | Self::SecondAssociation)
+        matches!(
+            self,
+            Self::MidFlow | Self::Spoofed | Self::SecondAssociation | Self::Untranslated
+        )
     }
 
     /// Whether this is what the row describes, and nothing else.
@@ -50,12 +57,13 @@ impl Difference {
         let End::At(sender, _) = shot.spec.src else {
             return false;
         };
+        let node = Family::of(sender).node();
         match self {
-            Self::MidFlow | Self::Spoofed | Self::SecondAssociation => {
-                leaves_once(left, NODE) && right.is_empty()
+            Self::MidFlow | Self::Spoofed | Self::SecondAssociation | Self::Untranslated => {
+                leaves_once(left, node) && right.is_empty()
             }
             Self::InvalidLeaks => leaves_once(left, sender) && right.is_empty(),
-            Self::InvalidFromPod => leaves_once(left, sender) && leaves_once(right, NODE),
+            Self::InvalidFromPod => leaves_once(left, sender) && leaves_once(right, node),
             Self::InvalidFromOutside => left.is_empty() && arrives_once(right),
             Self::SpoofedFromOutside => arrives_once(left) && right.is_empty(),
             Self::LateHead => {
@@ -64,8 +72,16 @@ impl Difference {
                     && right.iter().chain(left).all(|out| out.point == right[0].point)
                     && fragment_offset(right[0].bytes) == 0
             }
+            Self::Rejoined => {
+                let [whole] = left else { return false };
+                !right.is_empty()
+                    && right
+                        .iter()
+                        .all(|part| part.point == whole.point && fragment_id(part.bytes).is_some())
+                    && are_joined(whole.bytes, right.iter().map(|part| part.bytes))
+            }
             // The node itself says that nobody listens.
-            Self::Outlives => leaves_once(left, NODE) && arrives_once(right),
+            Self::Outlives => leaves_once(left, node) && arrives_once(right),
         }
     }
 }
@@ -74,6 +90,6 @@ fn arrives_once(outputs: &[Output<'_>]) -> bool {
     outputs.len() == 1 && outputs[0].point != WIRE
 }
 
-fn leaves_once(outputs: &[Output<'_>], from: Ipv4Addr) -> bool {
-    outputs.len() == 1 && outputs[0].point == WIRE && source(outputs[0].bytes) == from
+fn leaves_once(outputs: &[Output<'_>], from: IpAddr) -> bool {
+    outputs.len() == 1 && outputs[0].point == WIRE && source(outputs[0].bytes) == Some(from)
 }

@@ -1,17 +1,15 @@
 //! Compares what came out of the two lanes, packet by packet. The node's ports are the only thing that may differ, and they
 //! must pair one to one.
 
-use std::{collections::HashSet, fmt::Write as _, net::Ipv4Addr};
+use std::{collections::HashSet, fmt::Write as _, net::IpAddr};
 
-use causeway_tests::{
-    fabric::NODE,
-    frame::{Frame, checksums_good},
-};
+use causeway_tests::frame::{Frame, checksums_good};
 
 use crate::{
     archetypes::Archetype,
-    canonical::{canonical, fragment_offset, reset_to, source, trimmed},
+    canonical::{canonical, fragment_id, fragment_offset, reset_to, source, trimmed},
     differences::Difference,
+    family::Family,
     frames::{Output, Outputs},
     lane::WIRE,
     ledger::{CAUSEWAY, Ledger, NF_NAT},
@@ -30,10 +28,10 @@ pub(crate) struct Sent<'a> {
     pub(crate) kind: (usize, Archetype),
     pub(crate) step: usize,
     pub(crate) shot: &'a Shot,
-    /// Identification in its IPv4 header.
+    /// Its mark: identification of IPv4, flow label of IPv6.
     pub(crate) id: u16,
     pub(crate) protocol: u8,
-    pub(crate) remote: (Ipv4Addr, u16),
+    pub(crate) remote: (IpAddr, u16),
     pub(crate) pod_port: u16,
     /// The flow leaves with the node's address.
     pub(crate) translated: bool,
@@ -219,12 +217,16 @@ impl Judge {
         if a.len() != b.len() {
             return Err(format!("lengths: {} against {} bytes", a.len(), b.len()));
         }
+        if fragment_id(right.bytes).is_some_and(|id| id != u32::from(sent.id)) {
+            return Err("Causeway has changed a fragment's identification".to_owned());
+        }
         if let Some(at) = a.iter().zip(b).position(|(a, b)| a != b) {
             return Err(format!(
                 "bytes differ: from {at} on, counted from the frame's start"
             ));
         }
-        if sent.shot.point != WIRE && right.point == WIRE && source(right.bytes) == NODE {
+        let node = Family::of(sent.remote.0).node();
+        if sent.shot.point != WIRE && right.point == WIRE && source(right.bytes) == Some(node) {
             self.show_mapping(sent, ports);
         }
         Ok(())

@@ -3,8 +3,10 @@
 use anyhow::Result;
 use aya::maps::{Array, Map, MapData};
 use causeway::datapath::Datapath;
-use causeway_common::{lifetime::Timeouts, maps::Config};
+use causeway_common::{addr::Address, lifetime::Timeouts, maps::Config};
 use causeway_tests::{netns::Netns, node::Node};
+
+use crate::family::Family;
 
 /// Idle times in seconds.
 #[derive(Clone, Copy, Debug)]
@@ -52,6 +54,7 @@ impl Lifetimes {
             ("udp_timeout", short),
             ("udp_timeout_stream", stream),
             ("icmp_timeout", short),
+            ("icmpv6_timeout", short),
             ("generic_timeout", stream),
             ("gre_timeout", stream),
             ("gre_timeout_stream", stream),
@@ -69,9 +72,19 @@ impl Lifetimes {
     }
 
     /// Writes the same into the configuration of a node's programs, below the floors that the plug-in keeps to.
-    pub(crate) fn tell_causeway(&self, node: &Node) -> Result<()> {
-        let pin = datapath(node)?.directory().join("maps/cwy_cfg");
-        let mut map: Array<_, Config<[u8; 4]>> = Array::try_from(Map::Array(MapData::from_pin(pin)?))?;
+    pub(crate) fn tell_causeway(&self, node: &Node, family: Family) -> Result<()> {
+        match family {
+            Family::V4 => self.write::<[u8; 4]>(node, "cwy_cfg"),
+            Family::V6 => self.write::<[u8; 16]>(node, "cwy_cfg6"),
+        }
+    }
+
+    fn write<A: Address>(&self, node: &Node, map: &str) -> Result<()>
+    where
+        Config<A>: aya::Pod,
+    {
+        let pin = datapath(node)?.directory().join("maps").join(map);
+        let mut map: Array<_, Config<A>> = Array::try_from(Map::Array(MapData::from_pin(pin)?))?;
         let timeouts = Timeouts {
             offered: self.short,
             tcp_opening: self.short,

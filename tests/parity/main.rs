@@ -1,4 +1,5 @@
-//! The same traffic through the kernel's own NAT and through Causeway, compared packet by packet.
+//! The same traffic through the kernel's own NAT and through Causeway, compared packet by packet, of IPv4 and of IPv6
+//! ([`family`]).
 //!
 //! Two nodes alike ([`lane`]), one with the rule that Causeway replaces, one with Causeway. One writer feeds both ([`traffic`])
 //! with what a seeded generator draws ([`archetypes`]); what comes out at the far side of the uplink and in the pods must be the
@@ -18,6 +19,7 @@
 mod archetypes;
 mod canonical;
 mod differences;
+mod family;
 mod frames;
 mod judge;
 mod lane;
@@ -39,18 +41,27 @@ use std::{
 
 use causeway_tests::{node::Datapath, rng};
 
-use crate::{differences::Difference, report::Report, run::Extent, traffic::Traffic};
+use crate::{differences::Difference, family::Family, report::Report, run::Extent, traffic::Traffic};
 
 /// Seed of an ordinary run, so that it is the same traffic each time; a long run draws its own.
 const ORDINARY_SEED: u64 = 20_261_122;
 
 #[test]
 fn causeway_does_what_the_kernels_nat_does() {
+    does_the_same(Family::V4);
+}
+
+#[test]
+fn causeway_does_what_the_kernels_nat_does_of_ipv6() {
+    does_the_same(Family::V6);
+}
+
+fn does_the_same(family: Family) {
     let extent = Extent::asked_for();
     let seed = rng::seed(ORDINARY_SEED);
     println!("seed {seed}: CAUSEWAY_SEED={seed} repeats this run");
     let kinds = env::var("CAUSEWAY_PARITY_KINDS").unwrap_or_default();
-    let report = run::run(seed, &kinds, extent).expect("pairs of lanes");
+    let report = run::run(family, seed, &kinds, extent).expect("pairs of lanes");
     assert!(report.found.is_empty(), "seed {seed}\n{}", report.findings());
     assert!(report.is_complete(), "a kind of flow was never seen whole");
     assert!(
@@ -64,12 +75,16 @@ fn causeway_does_what_the_kernels_nat_does() {
 /// Flows that rest for as long as they are remembered, and longer.
 #[test]
 fn what_nf_nat_forgets_causeway_forgets_and_what_it_remembers_lives_on() {
+    let attachments = [(Datapath::Causeway, true), (Datapath::CausewayClsact, false)];
     thread::scope(|scope| {
-        for (datapath, swept) in [(Datapath::Causeway, true), (Datapath::CausewayClsact, false)] {
+        for (family, (datapath, swept)) in Family::BOTH
+            .into_iter()
+            .flat_map(|family| attachments.map(|way| (family, way)))
+        {
             scope.spawn(move || {
                 let begun = Instant::now();
-                let report = rested(datapath, swept);
-                println!("{}", report.summary(begun.elapsed()));
+                let report = rested(family, datapath, swept);
+                println!("{family:?}: {}", report.summary(begun.elapsed()));
                 assert!(report.found.is_empty(), "{}", report.findings());
                 assert!(report.is_complete(), "a kind of flow was never seen whole");
             });
@@ -78,10 +93,10 @@ fn what_nf_nat_forgets_causeway_forgets_and_what_it_remembers_lives_on() {
 }
 
 /// On a machine that is too busy the flows rest longer than they should: then all is done again.
-fn rested(datapath: Datapath, swept: bool) -> Report {
+fn rested(family: Family, datapath: Datapath, swept: bool) -> Report {
     let seed = rng::seed(ORDINARY_SEED);
     let tries = (0..5).find_map(|_| {
-        let traffic = Traffic::resting(seed);
+        let traffic = Traffic::resting(family, seed);
         traffic.rest(datapath, 480, swept).expect("a pair of lanes")
     });
     tries.expect("a machine that is not too busy to compare what expires in seconds")
@@ -119,14 +134,35 @@ fn fragments_long_before_their_first_one_are_lost_where_nf_nat_holds_them() {
 /// Row 5.
 #[test]
 fn a_second_pods_association_is_refused_where_nf_nat_translates_its_port() {
-    differs("sctp", &[Difference::SecondAssociation]);
+    differs_of(Family::V4, "sctp", &[Difference::SecondAssociation]);
 }
 
-/// The kinds of flows that begin so: every packet that a row speaks of differs as the row says, and no other does.
+/// Row 6.
+#[test]
+fn what_has_no_port_of_ipv6_is_dropped_where_nf_nat_translates_it() {
+    differs_of(Family::V6, "untranslated", &[Difference::Untranslated]);
+}
+
+/// Row 7.
+#[test]
+fn fragments_of_ipv6_stay_fragments_where_nf_nat_joins_them() {
+    for kinds in ["whole packets", "fragments, the last of"] {
+        differs_of(Family::V6, kinds, &[Difference::Rejoined]);
+    }
+}
+
+/// The kinds of flows of either family that begin so: every packet that a row speaks of differs as the row says, and no
+/// other does.
 fn differs(kinds: &str, rows: &[Difference]) {
+    for family in Family::BOTH {
+        differs_of(family, kinds, rows);
+    }
+}
+
+fn differs_of(family: Family, kinds: &str, rows: &[Difference]) {
     let seed = rng::seed(ORDINARY_SEED);
     let end = Instant::now() + Duration::from_mins(1);
-    let report = Traffic::new(seed, kinds)
+    let report = Traffic::new(family, seed, kinds)
         .run(Datapath::Causeway, 3000, end)
         .expect("a pair of lanes");
     assert!(report.found.is_empty(), "seed {seed}\n{}", report.findings());

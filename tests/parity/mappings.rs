@@ -1,18 +1,19 @@
 //! The mappings that a lane remembers: nf_nat's from conntrack's table, Causeway's from `cwy_flows`.
 
-use std::{collections::HashMap, net::Ipv4Addr};
+use std::{collections::HashMap, net::IpAddr};
 
 use anyhow::{Context, Result, bail};
 use causeway_common::{
-    flow::{Flags, Nat},
-    icmp::ECHO_REQUEST,
-    tuple,
+    addr::Address,
+    flow::{Flags, FlowEntry, Nat},
+    tuple::FlowKey,
 };
 use causeway_tests::{netns::Netns, node::Node};
 
 use crate::{
+    family::Family,
     lifetimes::datapath,
-    packet::{Body, End, Spec, query},
+    packet::{Body, End, Spec},
 };
 
 /// What a mapping is for: a pod's end and a remote's. For ICMP the pod's port is the identifier, and type and code of the
@@ -20,8 +21,8 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Inside {
     protocol: u8,
-    pod: (Ipv4Addr, u16),
-    pub(crate) remote: (Ipv4Addr, u16),
+    pod: (IpAddr, u16),
+    pub(crate) remote: (IpAddr, u16),
 }
 
 impl Inside {
@@ -32,7 +33,9 @@ impl Inside {
         };
         let (pod_port, remote_port) = match spec.body {
             Body::Tcp { .. } | Body::Udp { .. } => (pod_port, remote_port),
-            Body::Query { kind, code, .. } if query::is_question(kind) => (pod_port, asked(kind, code)),
+            Body::Query { kind, code, .. } if spec.family().is_question(kind) => {
+                (pod_port, asked(kind, code))
+            }
             Body::Query { .. } | Body::Error { .. } => return None,
             Body::Other { .. } => (0, 0),
         };
@@ -44,7 +47,7 @@ impl Inside {
     }
 
     pub(crate) fn has_port(&self) -> bool {
-        tuple::has_ports::<[u8; 4]>(self.protocol)
+        Family::of(self.pod.0).has_ports(self.protocol)
     }
 }
 
@@ -56,8 +59,12 @@ fn asked(kind: u8, code: u8) -> u16 {
 pub(crate) type Mappings = HashMap<Inside, u16>;
 
 /// What conntrack has in a namespace, as `conntrack -L` lists it.
-pub(crate) fn of_conntrack(ns: &Netns) -> Result<Mappings> {
-    let listing = ns.output("conntrack", &["-L", "-f", "ipv4"])?;
+pub(crate) fn of_conntrack(ns: &Netns, family: Family) -> Result<Mappings> {
+    let name = match family {
+        Family::V4 => "ipv4",
+        Family::V6 => "ipv6",
+    };
+    let listing = ns.output("conntrack", &["-L", "-f", name])?;
     let mut mappings = Mappings::new();
     for line in listing.lines() {
         let entry = Tracked::parse(line).with_context(|| format!("conntrack has the line `{line}`"))?;
@@ -80,8 +87,8 @@ struct Tracked {
 
 #[derive(Clone, Copy)]
 struct Direction {
-    src: Ipv4Addr,
-    dst: Ipv4Addr,
+    src: IpAddr,
+    dst: IpAddr,
     src_port: u16,
     /// For an answer's ICMP the identifier.
     dst_port: u16,
@@ -123,7 +130,7 @@ impl Tracked {
 
     fn inside(&self) -> Inside {
         let [original, _] = self.directions;
-        let (own, remote) = if tuple::has_ports::<[u8; 4]>(self.protocol) {
+        let (own, remote) = if Family::of(original.src).has_ports(self.protocol) {
             (original.src_port, original.dst_port)
         } else {
             (0, 0)
@@ -137,34 +144,13 @@ impl Tracked {
 }
 
 /// What Causeway has on a node. Fails if a mapping has lost its other half.
-pub(crate) fn of_causeway(node: &Node) -> Result<Mappings> {
-    let (mut forward, mut back) = (Mappings::new(), Mappings::new());
-    datapath(node)?.for_each_flow(|key, entry| {
-        let own = |addr: [u8; 4], port| (Ipv4Addr::from(addr), u16::from_be_bytes(port));
-        let remote = |addr, port| match own(addr, port) {
-            (addr, port) if key.protocol == tuple::ICMP => (addr, port ^ asked(ECHO_REQUEST, 0)),
-            remote => remote,
-        };
-        if entry.has(Flags::HOST) {
-            return;
-        }
-        let inside = |pod, remote| Inside {
-            protocol: key.protocol,
-            pod,
-            remote,
-        };
-        match entry.nat {
-            Nat::SOURCE => {
-                let inside = inside(own(key.src, key.src_port), remote(key.dst, key.dst_port));
-                forward.insert(inside, u16::from_be_bytes(entry.nat_port));
-            }
-            Nat::DESTINATION => {
-                let inside = inside(own(entry.nat_addr, entry.nat_port), remote(key.src, key.src_port));
-                back.insert(inside, u16::from_be_bytes(key.dst_port));
-            }
-            _ => {}
-        }
-    })?;
+pub(crate) fn of_causeway(node: &Node, family: Family) -> Result<Mappings> {
+    let [mut forward, mut back] = [Mappings::new(), Mappings::new()];
+    let mut halves = [&mut forward, &mut back];
+    match family {
+        Family::V4 => datapath(node)?.for_each_flow(|key, entry| note(&mut halves, &key, &entry))?,
+        Family::V6 => datapath(node)?.for_each_flow_v6(|key, entry| note(&mut halves, &key, &entry))?,
+    }
     if forward == back {
         return Ok(forward);
     }
@@ -180,4 +166,36 @@ pub(crate) fn of_causeway(node: &Node) -> Result<Mappings> {
         forward.len(),
         back.len()
     )
+}
+
+/// Notes the mapping that an entry is a half of, if it is one: a pod's in the first table, the answers' in the second.
+fn note<A: Address + Into<IpAddr>>(
+    [forward, back]: &mut [&mut Mappings; 2],
+    key: &FlowKey<A>,
+    entry: &FlowEntry<A>,
+) {
+    if entry.has(Flags::HOST) {
+        return;
+    }
+    let own = |addr: A, port| (addr.into(), u16::from_be_bytes(port));
+    let remote = |addr, port| match own(addr, port) {
+        (addr, port) if key.protocol == A::ICMP => (addr, port ^ asked(Family::of(addr).echo().0, 0)),
+        remote => remote,
+    };
+    let inside = |pod, remote| Inside {
+        protocol: key.protocol,
+        pod,
+        remote,
+    };
+    match entry.nat {
+        Nat::SOURCE => {
+            let inside = inside(own(key.src, key.src_port), remote(key.dst, key.dst_port));
+            forward.insert(inside, u16::from_be_bytes(entry.nat_port));
+        }
+        Nat::DESTINATION => {
+            let inside = inside(own(entry.nat_addr, entry.nat_port), remote(key.src, key.src_port));
+            back.insert(inside, u16::from_be_bytes(key.dst_port));
+        }
+        _ => {}
+    }
 }

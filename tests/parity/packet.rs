@@ -2,9 +2,9 @@
 //!
 //! etherparse builds honest packets; these may lie. It judges what comes out.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use causeway_tests::fabric::NODE;
+use crate::family::Family;
 
 /// TCP flag bits (RFC 9293 section 3.1).
 pub(crate) mod flag {
@@ -18,26 +18,15 @@ pub(crate) mod flag {
     pub(crate) const CWR: u8 = 0x80;
 }
 
-/// ICMP types with an identifier, the question and its answer (RFC 792, RFC 950).
+/// ICMP types of IPv4 with an identifier, the question and its answer (RFC 792, RFC 950). [`Family::echo`] has each family's.
 pub(crate) mod query {
     pub(crate) const ECHO: (u8, u8) = (8, 0);
     pub(crate) const TIMESTAMP: (u8, u8) = (13, 14);
     pub(crate) const INFORMATION: (u8, u8) = (15, 16);
     pub(crate) const ADDRESS_MASK: (u8, u8) = (17, 18);
-
-    const ALL: [(u8, u8); 4] = [ECHO, TIMESTAMP, INFORMATION, ADDRESS_MASK];
-
-    pub(crate) fn is_question(kind: u8) -> bool {
-        ALL.iter().any(|query| query.0 == kind)
-    }
-
-    pub(crate) fn is_answer(kind: u8) -> bool {
-        ALL.iter().any(|query| query.1 == kind)
-    }
 }
 
 /// IP protocol numbers.
-pub(crate) const ICMP: u8 = 1;
 pub(crate) const TCP: u8 = 6;
 pub(crate) const UDP: u8 = 17;
 
@@ -47,9 +36,26 @@ pub(crate) const ETH: usize = 14;
 /// One end of a packet's flow: address, and port or echo identifier.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
-    At(Ipv4Addr, u16),
+    At(IpAddr, u16),
     /// The node's address and the port that this lane gave the flow.
     Mapped,
+}
+
+impl End {
+    fn addr(self) -> Option<IpAddr> {
+        match self {
+            Self::At(addr, _) => Some(addr),
+            Self::Mapped => None,
+        }
+    }
+}
+
+/// A header between that of IPv6 and what it carries (RFC 8200 section 4).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Extension {
+    pub(crate) number: u8,
+    /// All of it, a multiple of 8 bytes. The first one is written over: the number of what follows.
+    pub(crate) bytes: &'static [u8],
 }
 
 /// What is wrong with a packet.
@@ -60,7 +66,7 @@ pub(crate) enum Flaw {
     Checksum,
     /// Checksum of the IPv4 header.
     IpChecksum,
-    /// The length in the IPv4 header: more than there is.
+    /// The length in the IP header: more than there is.
     IpLength,
     /// The length in the UDP header: more than there is.
     UdpLength,
@@ -78,7 +84,7 @@ pub(crate) enum Flaw {
     EveryStation,
 }
 
-/// What an IPv4 packet carries.
+/// What a packet carries.
 #[derive(Clone, Debug)]
 pub(crate) enum Body {
     Tcp {
@@ -126,13 +132,18 @@ pub(crate) struct Piece {
 pub(crate) struct Spec {
     pub(crate) src: End,
     pub(crate) dst: End,
+    /// Of IPv6 the hop limit.
     pub(crate) ttl: u8,
+    /// Of IPv6 the traffic class.
     pub(crate) tos: u8,
+    /// Of IPv4.
     pub(crate) dont_fragment: bool,
     /// A multiple of 4 bytes, 40 at most.
     pub(crate) tcp_options: &'static [u8],
-    /// A multiple of 4 bytes, 40 at most.
+    /// Of IPv4. A multiple of 4 bytes, 40 at most.
     pub(crate) options: &'static [u8],
+    /// Of IPv6.
+    pub(crate) extensions: &'static [Extension],
     pub(crate) body: Body,
     pub(crate) flaw: Flaw,
     /// Bytes behind the end of the IP packet.
@@ -172,6 +183,7 @@ impl Spec {
             dont_fragment: true,
             tcp_options: &[],
             options: &[],
+            extensions: &[],
             body,
             flaw: Flaw::None,
             padding: 0,
@@ -179,18 +191,24 @@ impl Spec {
         }
     }
 
+    /// Of one of its ends at least the address is known.
+    pub(crate) fn family(&self) -> Family {
+        let addr = self.src.addr().or(self.dst.addr());
+        addr.map_or(Family::V4, Family::of)
+    }
+
     /// IP protocol number.
     pub(crate) fn protocol(&self) -> u8 {
         match &self.body {
             Body::Tcp { .. } => TCP,
             Body::Udp { .. } => UDP,
-            Body::Query { .. } | Body::Error { .. } => ICMP,
+            Body::Query { .. } | Body::Error { .. } => self.family().icmp(),
             Body::Other { protocol, .. } => *protocol,
         }
     }
 
     /// Writes the frame behind what is in `out`; `None`, and nothing, when it needs a port that the lane has not given. `id` is
-    /// the IPv4 identification, by which what comes out is known again.
+    /// the identification of IPv4, and the flow label of IPv6: by it what comes out is known again.
     pub(crate) fn write(
         &self,
         out: &mut Vec<u8>,
@@ -207,7 +225,7 @@ impl Spec {
         }
         out.extend(station);
         out.extend(macs[1]);
-        out.extend([0x08, 0x00]);
+        out.extend(self.family().ethertype());
         let written = self.write_ip(out, id, mapped);
         match written {
             Some(()) => out.resize(out.len() + self.padding, 0xa5),
@@ -219,9 +237,24 @@ impl Spec {
     fn write_ip(&self, out: &mut Vec<u8>, id: u16, mapped: Option<u16>) -> Option<()> {
         let resolve = |end| match end {
             End::At(addr, port) => Some((addr, port)),
-            End::Mapped => Some((NODE, mapped?)),
+            End::Mapped => Some((self.family().node(), mapped?)),
         };
-        let ((src, src_port), (dst, dst_port)) = (resolve(self.src)?, resolve(self.dst)?);
+        let (src, dst) = (resolve(self.src)?, resolve(self.dst)?);
+        match (src.0, dst.0) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => self.write_ipv4(out, id, [from, to], (src, dst), mapped),
+            (IpAddr::V6(from), IpAddr::V6(to)) => self.write_ipv6(out, id, [from, to], (src, dst), mapped),
+            _ => None,
+        }
+    }
+
+    fn write_ipv4(
+        &self,
+        out: &mut Vec<u8>,
+        id: u16,
+        addrs: [Ipv4Addr; 2],
+        ends: Ends,
+        mapped: Option<u16>,
+    ) -> Option<()> {
         let start = out.len();
         let header_len = 20 + self.options.len();
         out.push(0x40 | (header_len / 4) as u8);
@@ -229,19 +262,15 @@ impl Spec {
         out.extend([0; 2]);
         out.extend(id.to_be_bytes());
         out.extend([0, 0, self.ttl, self.protocol(), 0, 0]);
-        out.extend(src.octets());
-        out.extend(dst.octets());
+        out.extend(addrs.into_iter().flat_map(|addr| addr.octets()));
         out.extend(self.options);
-        self.write_transport(out, (src, dst), (src_port, dst_port), mapped)?;
+        self.write_transport(out, ends, mapped)?;
         let mut fragment = u16::from(self.dont_fragment) << 14;
         if let Some(piece) = self.piece {
-            let payload = start + header_len;
-            out.copy_within(payload + piece.from..payload + piece.from + piece.len, payload);
-            out.truncate(payload + piece.len);
+            piece.cut(out, start + header_len);
             fragment = (piece.from / 8) as u16 | u16::from(!piece.last) << 13;
         }
-        let beyond = if self.flaw == Flaw::IpLength { 200 } else { 0 };
-        let len = (out.len() - start + beyond) as u16;
+        let len = (out.len() - start + self.beyond()) as u16;
         let header = &mut out[start..start + header_len];
         header[2..4].copy_from_slice(&len.to_be_bytes());
         header[6..8].copy_from_slice(&fragment.to_be_bytes());
@@ -253,11 +282,54 @@ impl Spec {
         Some(())
     }
 
+    fn write_ipv6(
+        &self,
+        out: &mut Vec<u8>,
+        id: u16,
+        addrs: [Ipv6Addr; 2],
+        ends: Ends,
+        mapped: Option<u16>,
+    ) -> Option<()> {
+        let (start, id) = (out.len(), u32::from(id).to_be_bytes());
+        let head = 6 << 28 | u32::from(self.tos) << 20 | u32::from_be_bytes(id);
+        out.extend(head.to_be_bytes());
+        out.extend([0, 0, 0, self.ttl]);
+        out.extend(addrs.into_iter().flat_map(|addr| addr.octets()));
+        // Where the number of the next header stands.
+        let mut number_at = start + 6;
+        for extension in self.extensions {
+            out[number_at] = extension.number;
+            number_at = out.len();
+            out.extend(extension.bytes);
+        }
+        if self.piece.is_some() {
+            out[number_at] = FRAGMENT;
+            number_at = out.len();
+            out.extend([0; 4]);
+            out.extend(id);
+        }
+        out[number_at] = self.protocol();
+        let payload = out.len();
+        self.write_transport(out, ends, mapped)?;
+        if let Some(piece) = self.piece {
+            piece.cut(out, payload);
+            let part = piece.from as u16 | u16::from(!piece.last);
+            out[payload - 6..payload - 4].copy_from_slice(&part.to_be_bytes());
+        }
+        let len = (out.len() - start - 40 + self.beyond()) as u16;
+        out[start + 4..start + 6].copy_from_slice(&len.to_be_bytes());
+        Some(())
+    }
+
+    /// What the length says beyond what there is.
+    fn beyond(&self) -> usize {
+        if self.flaw == Flaw::IpLength { 200 } else { 0 }
+    }
+
     fn write_transport(
         &self,
         out: &mut Vec<u8>,
-        (src, dst): (Ipv4Addr, Ipv4Addr),
-        (src_port, dst_port): (u16, u16),
+        ((src, src_port), (dst, dst_port)): Ends,
         mapped: Option<u16>,
     ) -> Option<()> {
         let start = out.len();
@@ -292,7 +364,7 @@ impl Spec {
                 6
             }
             Body::Query { kind, code, seq, len } => {
-                let id = if query::is_answer(*kind) {
+                let id = if self.family().is_answer(*kind) {
                     dst_port
                 } else {
                     src_port
@@ -326,15 +398,12 @@ impl Spec {
             return Some(());
         }
         let out = &mut out[start..];
-        let pseudo = if self.protocol() == ICMP {
-            0
-        } else {
-            let mut header = [0; 12];
-            header[..4].copy_from_slice(&src.octets());
-            header[4..8].copy_from_slice(&dst.octets());
-            header[9] = self.protocol();
-            header[10..].copy_from_slice(&(out.len() as u16).to_be_bytes());
-            sum(&header, 0)
+        let numbers = u32::from(self.protocol()) + out.len() as u32;
+        let pseudo = match (src, dst) {
+            (IpAddr::V4(_), _) if matches!(self.body, Body::Query { .. } | Body::Error { .. }) => 0,
+            (IpAddr::V4(src), IpAddr::V4(dst)) => sum(&src.octets(), sum(&dst.octets(), numbers)),
+            (IpAddr::V6(src), IpAddr::V6(dst)) => sum(&src.octets(), sum(&dst.octets(), numbers)),
+            _ => return None,
         };
         let mut check = checksum(out, pseudo);
         if self.flaw == Flaw::Checksum {
@@ -347,6 +416,20 @@ impl Spec {
         Some(())
     }
 }
+
+impl Piece {
+    /// Leaves this part of what begins at `start`.
+    fn cut(self, out: &mut Vec<u8>, start: usize) {
+        out.copy_within(start + self.from..start + self.from + self.len, start);
+        out.truncate(start + self.len);
+    }
+}
+
+/// Address and port of a packet's source and of its destination.
+type Ends = ((IpAddr, u16), (IpAddr, u16));
+
+/// Number of IPv6's fragment header.
+pub(crate) const FRAGMENT: u8 = 44;
 
 fn fill(out: &mut Vec<u8>, len: usize, seed: u32) {
     out.extend((0..len).map(|i| (i as u32).wrapping_mul(7).wrapping_add(seed) as u8));

@@ -2,13 +2,13 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    net::Ipv4Addr,
+    net::IpAddr,
 };
 
-use crate::{judge::Sent, mappings::Inside, packet::ICMP};
+use crate::{family::Family, judge::Sent, mappings::Inside};
 
 /// Towards whom a port is one flow's: protocol and remote, for ICMP with what is asked.
-type Towards = (u8, (Ipv4Addr, u16));
+type Towards = (u8, (IpAddr, u16));
 
 /// Left and right.
 #[derive(Debug, Default)]
@@ -90,7 +90,7 @@ impl Ports {
             ));
         }
         self.used.insert((towards, ports[1]));
-        if class(ports[0]) != class(ports[1]) && sent.protocol != ICMP {
+        if class(ports[0]) != class(ports[1]) && sent.protocol != Family::of(sent.remote.0).icmp() {
             return Err(format!("classes of ports: {ports:?}"));
         }
         Ok(Paired::Anew { kept })

@@ -12,6 +12,7 @@ use causeway_tests::node::Datapath;
 use rustix::thread::{CpuSet, sched_getaffinity};
 
 use crate::{
+    family::Family,
     report::Report,
     traffic::{Traffic, stay_on},
 };
@@ -65,6 +66,7 @@ impl Extent {
 
 /// What is under way.
 struct Run<'a> {
+    family: Family,
     seed: u64,
     kinds: &'a str,
     extent: Extent,
@@ -85,8 +87,9 @@ struct State {
 
 /// Compares as many packets as asked for. The same seed gives the same traffic: a pair of lanes has the run's seed and its
 /// own number for a seed, whichever CPU it is on.
-pub(crate) fn run(seed: u64, kinds: &str, extent: Extent) -> Result<Report> {
+pub(crate) fn run(family: Family, seed: u64, kinds: &str, extent: Extent) -> Result<Report> {
     let run = Run {
+        family,
         seed,
         kinds,
         extent,
@@ -104,7 +107,7 @@ pub(crate) fn run(seed: u64, kinds: &str, extent: Extent) -> Result<Report> {
     })?;
     let state = run.state.into_inner().unwrap_or_else(PoisonError::into_inner);
     let report = state.report.expect("at least one pair of lanes");
-    println!("{}", report.summary(run.begun.elapsed()));
+    println!("{family:?}: {}", report.summary(run.begun.elapsed()));
     Ok(report)
 }
 
@@ -116,7 +119,7 @@ impl Run<'_> {
             let seed = self.seed.wrapping_add(number);
             let datapath = [Datapath::Causeway, Datapath::CausewayClsact][(seed % 2) as usize];
             let end = self.begun + self.extent.time;
-            let done = Traffic::new(seed, self.kinds).run(datapath, packets, end);
+            let done = Traffic::new(self.family, seed, self.kinds).run(datapath, packets, end);
             self.add(packets, done)?;
         }
         Ok(())

@@ -1,14 +1,15 @@
 //! A flow as a list of steps, written before anything is sent. A step is sent in one go, and what comes out of it is compared
 //! before the next.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use crate::{
     archetypes::Archetype,
     differences::Difference,
+    family::Family,
     lane::WIRE,
     mappings::Inside,
-    packet::{Body, End, Flaw, Spec, flag, query},
+    packet::{Body, End, Flaw, Spec, flag},
 };
 
 /// A packet and where it enters.
@@ -53,7 +54,7 @@ pub(crate) struct Script {
     /// The pod's end, the remote's end: for translated flows, who shares the remote must not share the port.
     pub(crate) pod_port: u16,
     pub(crate) protocol: u8,
-    pub(crate) remote: (Ipv4Addr, u16),
+    pub(crate) remote: (IpAddr, u16),
     /// The remote sees the node's address.
     pub(crate) translated: bool,
     pub(crate) steps: Vec<Vec<Shot>>,
@@ -152,6 +153,17 @@ impl Side {
 }
 
 impl Talk {
+    pub(crate) fn family(&self) -> Family {
+        self.spec(
+            Side::Pod,
+            Body::Udp {
+                len: 0,
+                checksum: true,
+            },
+        )
+        .family()
+    }
+
     /// A packet of one side.
     pub(crate) fn spec(&self, side: Side, body: Body) -> Spec {
         match side {
@@ -225,7 +237,8 @@ impl Talk {
         seq: u16,
         len: usize,
     ) -> &'a mut Shot {
-        let kind = if reply { query::ECHO.1 } else { query::ECHO.0 };
+        let (question, answer) = self.family().echo();
+        let kind = if reply { answer } else { question };
         script.push(self.point(side), self.spec(side, Body::query(kind, seq, len)))
     }
 

@@ -10,6 +10,7 @@ use rustix::thread::{CpuSet, sched_getcpu, sched_setaffinity};
 
 use crate::{
     archetypes::{self, Draw, Kind, Memory},
+    family::Family,
     frames::Inputs,
     judge::{Judge, Sent},
     lane::Lane,
@@ -28,6 +29,7 @@ const BETWEEN_TABLES: u64 = 250_000;
 
 /// What goes through one pair of lanes.
 pub(crate) struct Traffic {
+    family: Family,
     seed: u64,
     rng: Rng,
     kinds: Vec<Kind>,
@@ -48,20 +50,21 @@ struct Flow {
 }
 
 impl Traffic {
-    /// Of every kind of flow whose name begins so.
-    pub(crate) fn new(seed: u64, name: &str) -> Self {
-        let mut kinds = archetypes::all();
+    /// Of every kind of flow of the family whose name begins so.
+    pub(crate) fn new(family: Family, seed: u64, name: &str) -> Self {
+        let mut kinds = archetypes::all(family);
         kinds.retain(|kind| kind.name.starts_with(name));
-        Self::of(seed, kinds)
+        Self::of(family, seed, kinds)
     }
 
     /// Of the kinds of flows that rest.
-    pub(crate) fn resting(seed: u64) -> Self {
-        Self::of(seed, archetypes::resting())
+    pub(crate) fn resting(family: Family, seed: u64) -> Self {
+        Self::of(family, seed, archetypes::resting(family))
     }
 
-    fn of(seed: u64, kinds: Vec<Kind>) -> Self {
+    fn of(family: Family, seed: u64, kinds: Vec<Kind>) -> Self {
         Self {
+            family,
             seed,
             rng: Rng::new(seed),
             judge: Judge::new(Report::new(kinds.iter().map(|kind| kind.name))),
@@ -75,7 +78,7 @@ impl Traffic {
     /// Sends at least `packets` packets through a pair of lanes, or what there is time for until `end`.
     pub(crate) fn run(mut self, datapath: Datapath, packets: u64, end: Instant) -> Result<Report> {
         stay_on_this_cpu()?;
-        let mut lanes = Lane::pair(datapath, &Lifetimes::LASTING)?;
+        let mut lanes = Lane::pair(datapath, self.family, &Lifetimes::LASTING)?;
         let mut memory = Memory::default();
         let mut flows: Vec<Flow> = Vec::new();
         let lost = backlog_drops()?;
@@ -123,6 +126,7 @@ impl Traffic {
         let kind = &self.kinds[number];
         let pods = [lane.pod_addr(1), lane.pod_addr(2), lane.pod_addr(3)];
         let mut draw = Draw {
+            family: self.family,
             rng: &mut self.rng,
             pods: &pods,
             memory,
@@ -143,8 +147,8 @@ impl Traffic {
     /// What either lane remembers.
     fn compare_tables(&mut self, [left, right]: &[Lane; 2]) -> Result<()> {
         let tables = [
-            mappings::of_conntrack(&left.node.ns)?,
-            mappings::of_causeway(&right.node)?,
+            mappings::of_conntrack(&left.node.ns, self.family)?,
+            mappings::of_causeway(&right.node, self.family)?,
         ];
         let context = self.place();
         self.judge.compare_tables(tables.each_ref(), &context);
@@ -152,7 +156,7 @@ impl Traffic {
     }
 
     fn place(&self) -> String {
-        format!("seed {}, batch {}", self.seed, self.batches)
+        format!("{:?}, seed {}, batch {}", self.family, self.seed, self.batches)
     }
 
     /// The next step of every flow that does not rest. Flows that are at their end go.

@@ -89,6 +89,12 @@ pub fn list(node: &Node, pods: u8, subnets: &[(&str, &[Ipv6Addr])]) -> Result<()
         .write("/etc/kubernetes/interfaces.json", &list.to_string())
 }
 
+/// Has a node masquerade IPv6 from its first pod on: what the agent notes of `masqueradeIPv6: true`.
+pub fn masquerade(node: &Node) -> Result<()> {
+    let noted = json!({ "masqueradeIpv6": true }).to_string();
+    node.root.write("/run/causeway/settings.json", &noted)
+}
+
 /// Gives the internet's host IPv6, and the router a watch on what comes for it from the node with another address than the
 /// node's: see [`leaked`].
 pub fn enable_internet(fabric: &Fabric) -> Result<()> {
@@ -126,9 +132,7 @@ impl Rig {
     pub fn masquerading_ipv6() -> Result<Self> {
         let rig = Self::dual_stack()?;
         enable_internet(&rig.fabric)?;
-        // What the agent notes of `masqueradeIPv6: true`.
-        let noted = json!({ "masqueradeIpv6": true }).to_string();
-        rig.node.root.write("/run/causeway/settings.json", &noted)?;
+        masquerade(&rig.node)?;
         Ok(rig)
     }
 

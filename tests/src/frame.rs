@@ -97,10 +97,18 @@ impl Frame {
     }
 }
 
-/// [`Packet::checksums_good`] of the IPv4 packet in a frame, if it holds one that etherparse can read.
+/// [`Packet::checksums_good`] of the IP packet in a frame, if it holds one that etherparse can read.
 pub fn checksums_good(bytes: &[u8]) -> Option<bool> {
     match SlicedPacket::from_ethernet(bytes).ok()?.net {
         Some(NetSlice::Ipv4(ip)) => Some(sums_are_good(&ip)),
+        Some(NetSlice::Ipv6(ip)) => {
+            let (header, carried) = (ip.header(), ip.payload());
+            let pseudo_header = Sum16BitWords::new()
+                .add_16bytes(header.source())
+                .add_16bytes(header.destination());
+            let protocol = carried.ip_number.0;
+            Some(carried.fragmented || sum_is_good(pseudo_header, protocol, carried.payload))
+        }
         _ => None,
     }
 }
@@ -148,21 +156,33 @@ fn sums_are_good(ip: &etherparse::Ipv4Slice<'_>) -> bool {
     header_good && transport_good
 }
 
-/// RFC 1071 section 1 (3): the sum over everything covered, checksum included, is all ones.
 fn transport_sum_is_good(src: [u8; 4], dst: [u8; 4], ip: &etherparse::Ipv4Slice<'_>) -> bool {
-    let protocol = ip.header().protocol().0;
-    let bytes = ip.payload().payload;
-    let pseudo_header = match protocol {
-        6 | 17 => Sum16BitWords::new()
-            .add_4bytes(src)
-            .add_4bytes(dst)
-            .add_2bytes([0, protocol])
-            .add_2bytes((bytes.len() as u16).to_be_bytes()),
-        1 => Sum16BitWords::new(),
-        _ => return true,
-    };
+    const ICMP: u8 = 1;
+    let (protocol, bytes) = (ip.header().protocol().0, ip.payload().payload);
+    if protocol == ICMP {
+        return Sum16BitWords::new().add_slice(bytes).ones_complement() == 0;
+    }
+    sum_is_good(
+        Sum16BitWords::new().add_4bytes(src).add_4bytes(dst),
+        protocol,
+        bytes,
+    )
+}
+
+/// RFC 1071 section 1 (3): the sum over everything covered, checksum included, is all ones. `addrs`: that over the
+/// addresses of a pseudo header.
+fn sum_is_good(addrs: Sum16BitWords, protocol: u8, bytes: &[u8]) -> bool {
+    const TCP: u8 = 6;
+    const UDP: u8 = 17;
+    const ICMPV6: u8 = 58;
+    if !matches!(protocol, TCP | UDP | ICMPV6) {
+        return true;
+    }
+    let pseudo_header = addrs
+        .add_2bytes([0, protocol])
+        .add_2bytes((bytes.len() as u16).to_be_bytes());
     // RFC 768: a UDP checksum of zero means that none was computed.
-    let none_computed = protocol == 17 && bytes.get(6..8) == Some(&[0, 0]);
+    let none_computed = protocol == UDP && bytes.get(6..8) == Some(&[0, 0]);
     none_computed || pseudo_header.add_slice(bytes).ones_complement() == 0
 }
 

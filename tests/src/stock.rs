@@ -1,7 +1,7 @@
 //! The kernel's own ways to do a node's work, wired by hand: what Causeway is compared with, and a proof that the rig
 //! judges rightly.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use anyhow::Result;
 
@@ -14,6 +14,10 @@ use crate::{
 /// The rule that Causeway replaces, as it is installed on nodes.
 pub const MASQUERADE: &str = "-t nat -A POSTROUTING -m iprange ! --dst-range 168.63.129.16 \
                               -m addrtype ! --dst-type local ! -d 10.0.0.0/8 -j MASQUERADE";
+
+/// The same rule of IPv6, with the ranges that Causeway excludes.
+pub const MASQUERADE_IPV6: &str =
+    "-t nat -A POSTROUTING -m addrtype ! --dst-type local ! -d fc00::/7 -j MASQUERADE";
 
 /// Sets up what the node needs before its first pod.
 pub fn prepare(node: &Netns, datapath: Datapath) -> Result<()> {
@@ -58,4 +62,18 @@ pub fn add(node: &Netns, pod: &Netns, addr: Ipv4Addr, datapath: Datapath) -> Res
         "addr add {addr}/{SUBNET_BITS} dev eth0 noprefixroute\nroute add 169.254.1.1 dev eth0 scope link\n\
          route add default via 169.254.1.1\nneigh add 169.254.1.1 lladdr {node_mac} dev eth0 nud permanent"
     ))
+}
+
+/// Has a node forward IPv6, and masquerade it.
+pub fn masquerade_ipv6(node: &Netns) -> Result<()> {
+    node.sysctl("net/ipv6/conf/all/forwarding", "1")?;
+    let rule: Vec<&str> = MASQUERADE_IPV6.split_whitespace().collect();
+    node.output("ip6tables", &rule).map(drop)
+}
+
+/// Leads a pod's address of IPv6 to the host's end of its link.
+pub fn route_ipv6(node: &Netns, host_if: &str, addr: Ipv6Addr) -> Result<()> {
+    node.sysctl(&format!("net/ipv6/conf/{host_if}/accept_dad"), "0")?;
+    node.sysctl(&format!("net/ipv6/conf/{host_if}/disable_ipv6"), "0")?;
+    node.ip(&format!("route add {addr} dev {host_if}"))
 }

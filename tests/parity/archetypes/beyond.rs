@@ -1,13 +1,12 @@
 //! Fragments and protocols without ports.
 
-use std::net::Ipv4Addr;
-
-use causeway_tests::fabric::NODE;
+use std::net::IpAddr;
 
 use super::{Draw, Row, alone};
 use crate::{
     differences::Difference,
-    packet::{Body, End, Piece, Spec, UDP, query},
+    family::Family,
+    packet::{Body, End, Piece, Spec, UDP},
     script::{Script, Side},
 };
 
@@ -24,8 +23,10 @@ pub(super) const KINDS: &[Row] = &[
     ("fragments, the first is missing", 3, headless),
     ("fragments, the first comes last", 3, head_last),
     ("fragments from outside to a pod", 3, from_outside),
-    ("protocols without ports", 4, without_ports),
 ];
+
+/// Flows that addresses alone tell apart are translated of IPv4.
+pub(super) const OF_IPV4: &[Row] = &[("protocols without ports", 4, without_ports)];
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Order {
@@ -35,15 +36,16 @@ enum Order {
 
 use Order::{FirstThenAnyOrder, InOrder};
 
-/// Adds a step with a packet in pieces of `size` bytes, a multiple of 8.
+/// Adds a step with a packet in pieces that are as large as they can be.
 fn in_pieces(draw: &mut Draw<'_>, script: &mut Script, point: usize, whole: &Spec, order: Order) {
     let len = 8 + whole.body.len();
+    let most = draw.family.piece();
     let mut pieces: Vec<Piece> = (0..len)
-        .step_by(PIECE)
+        .step_by(most)
         .map(|from| Piece {
             from,
-            len: PIECE.min(len - from),
-            last: from + PIECE >= len,
+            len: most.min(len - from),
+            last: from + most >= len,
         })
         .collect();
     if order == FirstThenAnyOrder {
@@ -65,9 +67,6 @@ fn in_pieces(draw: &mut Draw<'_>, script: &mut Script, point: usize, whole: &Spe
     }
 }
 
-/// Payload of a full fragment on a link of 1500 bytes.
-const PIECE: usize = 1480;
-
 fn datagram(draw: &mut Draw<'_>, order: Order) -> Script {
     let (mut script, talk) = draw.outside(UDP);
     if draw.rng.one_in(2) {
@@ -84,7 +83,7 @@ fn datagram(draw: &mut Draw<'_>, order: Order) -> Script {
 
 /// To an excluded range.
 fn untranslated(draw: &mut Draw<'_>) -> Script {
-    let remote = Ipv4Addr::new(10, 1, draw.rng.port(0, 255) as u8, 8);
+    let remote = draw.excluded(8);
     direct(draw, remote, [Pod, Remote, Pod])
 }
 
@@ -94,7 +93,7 @@ fn from_outside(draw: &mut Draw<'_>) -> Script {
     direct(draw, remote, [Remote, Pod, Remote])
 }
 
-fn direct(draw: &mut Draw<'_>, remote: Ipv4Addr, sides: [Side; 3]) -> Script {
+fn direct(draw: &mut Draw<'_>, remote: IpAddr, sides: [Side; 3]) -> Script {
     let (pod, port) = (draw.pod(), draw.port());
     let (mut script, talk) = draw.direct(UDP, pod, port, (remote, 4000));
     for side in sides {
@@ -109,7 +108,8 @@ fn echo(draw: &mut Draw<'_>) -> Script {
     let (mut script, talk) = draw.ping();
     let len = 1473 + draw.rng.below(6000);
     let order = draw.rng.pick(&[InOrder, FirstThenAnyOrder]);
-    for (side, kind) in [(Pod, query::ECHO.0), (Remote, query::ECHO.1)] {
+    let (question, answer) = draw.family.echo();
+    for (side, kind) in [(Pod, question), (Remote, answer)] {
         let whole = talk.spec(side, Body::query(kind, 1, len));
         in_pieces(draw, &mut script, talk.point(side), &whole, order);
     }
@@ -118,11 +118,16 @@ fn echo(draw: &mut Draw<'_>) -> Script {
 
 fn short_end(draw: &mut Draw<'_>) -> Script {
     let (mut script, talk) = draw.outside(UDP);
+    talk.udp(&mut script, Pod, 10);
     for rest in 1..=3 {
         for side in [Pod, Remote] {
-            let len = PIECE - 8 + rest;
+            let len = draw.family.piece() - 8 + rest;
             let whole = talk.spec(side, Body::Udp { len, checksum: true });
             in_pieces(draw, &mut script, talk.point(side), &whole, InOrder);
+            if draw.family == Family::V6 {
+                script.steps.last_mut().expect("a step was just added")[0].differs =
+                    Some(Difference::Rejoined);
+            }
         }
     }
     script
@@ -176,7 +181,7 @@ fn without_ports(draw: &mut Draw<'_>) -> Script {
         let bytes = vec![0x20; 8 + draw.rng.below(200)];
         let mut spec = talk.spec(side, Body::Other { protocol, bytes });
         if side == Remote {
-            spec.dst = End::At(NODE, 0);
+            spec.dst = End::At(draw.family.node(), 0);
         }
         script.push(talk.point(side), spec);
     }

@@ -12,7 +12,6 @@ use Side::{Pod, Remote};
 
 pub(super) const KINDS: &[Row] = &[
     ("type of service", 4, type_of_service),
-    ("udp, may be fragmented or not", 4, may_be_fragmented),
     ("tcp with options", 8, tcp_options),
     ("tcp with a header length that lies", 2, tcp_header_length),
     ("udp with a length that says too little", 2, udp_too_little),
@@ -24,6 +23,9 @@ pub(super) const KINDS: &[Row] = &[
         frame(draw, Flaw::EveryStation)
     }),
 ];
+
+/// Of IPv6 no router fragments.
+pub(super) const OF_IPV4: &[Row] = &[("udp, may be fragmented or not", 4, may_be_fragmented)];
 
 /// RFC 2474 and RFC 3168; not the precedence with which kernels send errors of their own.
 fn type_of_service(draw: &mut Draw<'_>) -> Script {
@@ -61,7 +63,8 @@ fn tcp_options(draw: &mut Draw<'_>) -> Script {
     let (mut script, mut talk) = draw.outside(TCP);
     talk.open(&mut script, Pod);
     for side in [Pod, Remote] {
-        let len = draw.len(1448);
+        let largest = draw.family.largest_segment() - LATER.len();
+        let len = draw.len(largest);
         talk.data(&mut script, side, len);
     }
     talk.close(&mut script, Pod);

@@ -2,10 +2,12 @@
 
 use std::net::Ipv4Addr;
 
+use causeway_tests::fabric::GATEWAY;
+
 use super::{Draw, Row, alone};
 use crate::{
     lane::WIRE,
-    packet::{Body, End, ICMP, Spec, TCP, UDP, flag, query},
+    packet::{Body, End, Piece, Spec, TCP, UDP, flag, query},
     script::{Script, Side, Talk},
 };
 
@@ -22,46 +24,36 @@ pub(super) const KINDS: &[Row] = &[
     ("error about a flow that keeps its address", 6, about_direct),
     ("error about nothing known", 4, about_nothing),
     ("error about a flow from outside", 3, about_from_outside),
-    ("error that quotes IP options", 3, quoting_options),
     ("error that quotes too little", 3, quoting_too_little),
-    ("redirect of a router", 3, redirect),
+    ("error that quotes a first fragment", 3, quoting_a_fragment),
     ("error of a pod about a stranger's packet", 4, about_a_stranger),
+    ("ping with a code", 2, |draw| asks(draw, draw.family.echo(), 1)),
+    ("ICMP, an answer to no question", 3, unasked),
+    ("ICMP, an answer of another type or code", 2, wrong_answer),
+];
+
+/// Queries and messages that ICMPv6 does not have, and options of the header.
+pub(super) const OF_IPV4: &[Row] = &[
+    ("error that quotes IP options", 3, quoting_options),
+    ("redirect of a router", 3, redirect),
     ("ICMP timestamp", 3, |draw| asks(draw, query::TIMESTAMP, 0)),
     ("ICMP information", 2, |draw| asks(draw, query::INFORMATION, 0)),
     ("ICMP address mask", 2, |draw| asks(draw, query::ADDRESS_MASK, 0)),
-    ("ping with a code", 2, |draw| asks(draw, query::ECHO, 1)),
     (
         "ICMP, several questions with one identifier",
         3,
         several_questions,
     ),
-    ("ICMP, an answer to no question", 3, unasked),
-    ("ICMP, an answer of another type or code", 2, wrong_answer),
     ("error about an ICMP timestamp", 2, about_timestamp),
 ];
 
 /// Kinds of which nothing comes out.
 pub(super) const SILENT: &[&str] = &["error about nothing known"];
 
-/// Type, code and second word: net and host unreachable, port unreachable, fragmentation needed, administratively
-/// prohibited, source quench, time exceeded, parameter problem.
-const ERRORS: &[(u8, u8, u32)] = &[
-    (3, 0, 0),
-    (3, 1, 0),
-    (3, 3, 0),
-    (3, 4, 1400),
-    (3, 4, 576),
-    (3, 13, 0),
-    (4, 0, 0),
-    (11, 0, 0),
-    (11, 1, 0),
-    (12, 0, 0x1400_0000),
-];
-
 fn ping(draw: &mut Draw<'_>) -> Script {
     let (mut script, talk) = draw.ping();
     for seq in 0..3 {
-        let len = draw.len(1472);
+        let len = draw.datagram();
         talk.echo(&mut script, Pod, false, seq, len);
         talk.echo(&mut script, Remote, true, seq, len);
     }
@@ -70,7 +62,7 @@ fn ping(draw: &mut Draw<'_>) -> Script {
 
 fn one_id_two_pods(draw: &mut Draw<'_>) -> Script {
     let id = draw.id();
-    let (mut script, talk) = draw.twin(ICMP, id);
+    let (mut script, talk) = draw.twin(draw.family.icmp(), id);
     for seq in 0..2 {
         talk.echo(&mut script, Pod, false, seq, 56);
         talk.echo(&mut script, Remote, true, seq, 56);
@@ -81,7 +73,7 @@ fn one_id_two_pods(draw: &mut Draw<'_>) -> Script {
 /// A question and its answer, from two pods with one identifier.
 fn asks(draw: &mut Draw<'_>, (question, answer): (u8, u8), code: u8) -> Script {
     let id = draw.id();
-    let (mut script, talk) = draw.twin(ICMP, id);
+    let (mut script, talk) = draw.twin(draw.family.icmp(), id);
     for seq in 0..2 {
         for (side, kind) in [(Pod, question), (Remote, answer)] {
             let len = 12;
@@ -94,7 +86,7 @@ fn asks(draw: &mut Draw<'_>, (question, answer): (u8, u8), code: u8) -> Script {
 
 /// Each is a flow of its own, whose answer does not fit the others.
 fn several_questions(draw: &mut Draw<'_>) -> Script {
-    let (mut script, talk) = alone(draw, ICMP);
+    let (mut script, talk) = alone(draw, draw.family.icmp());
     let questions = [query::ECHO, query::TIMESTAMP, query::ADDRESS_MASK];
     for (question, _) in questions {
         script.push(talk.pod, talk.spec(Pod, Body::query(question, 1, 12)));
@@ -106,21 +98,24 @@ fn several_questions(draw: &mut Draw<'_>) -> Script {
 }
 
 fn unasked(draw: &mut Draw<'_>) -> Script {
-    let (mut script, mut talk) = alone(draw, ICMP);
+    let (mut script, mut talk) = alone(draw, draw.family.icmp());
     let (pod, id) = (draw.pod(), draw.port());
-    talk.seen = draw.rng.pick(&[
-        End::At(causeway_tests::fabric::NODE, id),
-        End::At(draw.addr(pod), id),
-    ]);
-    let kind = draw.rng.pick(&[query::ECHO.1, query::TIMESTAMP.1]);
+    talk.seen = draw
+        .rng
+        .pick(&[End::At(draw.family.node(), id), End::At(draw.addr(pod), id)]);
+    let kind = draw.answer();
     script.push(WIRE, talk.spec(Remote, Body::query(kind, 1, 12)));
     script
 }
 
 fn wrong_answer(draw: &mut Draw<'_>) -> Script {
-    let (mut script, talk) = alone(draw, ICMP);
+    let (mut script, talk) = alone(draw, draw.family.icmp());
     talk.echo(&mut script, Pod, false, 1, 12);
-    let (kind, code) = draw.rng.pick(&[(query::ECHO.1, 1), (query::TIMESTAMP.1, 0)]);
+    let (_, answer) = draw.family.echo();
+    let (kind, code) = match draw.answer() {
+        kind if kind == answer => (kind, 1),
+        kind => (kind, 0),
+    };
     let wrong = Body::Query {
         kind,
         code,
@@ -134,7 +129,7 @@ fn wrong_answer(draw: &mut Draw<'_>) -> Script {
 
 fn about_timestamp(draw: &mut Draw<'_>) -> Script {
     let id = draw.port();
-    let (mut script, talk) = draw.twin(ICMP, id);
+    let (mut script, talk) = draw.twin(draw.family.icmp(), id);
     let sent = talk.spec(Pod, Body::query(query::TIMESTAMP.0, 1, 12));
     script.push(talk.pod, sent.clone());
     about(draw, &mut script, &talk, &sent);
@@ -145,9 +140,9 @@ fn about_timestamp(draw: &mut Draw<'_>) -> Script {
 fn from_outside(draw: &mut Draw<'_>) -> Script {
     let (pod, id) = (draw.pod(), draw.port());
     let partner = draw.internet();
-    let peered = Ipv4Addr::new(10, 1, 0, draw.rng.port(1, 254) as u8);
+    let peered = draw.peered();
     let remote = (draw.rng.pick(&[partner, peered]), 0);
-    let (mut script, mut talk) = draw.direct(ICMP, pod, id, remote);
+    let (mut script, mut talk) = draw.direct(draw.family.icmp(), pod, id, remote);
     // The remote asks: the identifier is its own.
     talk.remote = End::At(remote.0, id);
     for seq in 0..3 {
@@ -159,7 +154,7 @@ fn from_outside(draw: &mut Draw<'_>) -> Script {
 
 /// An error of a router, or of the remote itself, about what a pod has sent.
 fn about(draw: &mut Draw<'_>, script: &mut Script, talk: &Talk, sent: &Spec) {
-    let (kind, code, rest) = draw.rng.pick(ERRORS);
+    let (kind, code, rest) = draw.rng.pick(draw.family.errors());
     let router = End::At(draw.internet(), 0);
     let from = draw.rng.pick(&[router, talk.remote]);
     let body = Body::Error {
@@ -167,7 +162,7 @@ fn about(draw: &mut Draw<'_>, script: &mut Script, talk: &Talk, sent: &Spec) {
         code,
         rest,
         quoted: Box::new(talk.as_seen_outside(sent)),
-        quote: draw.rng.pick(&[28, 28, 40, 60, 548]),
+        quote: draw.rng.pick(&draw.family.quotes()),
     };
     let mut spec = Spec::new(from, talk.seen, body);
     spec.dont_fragment = false;
@@ -198,7 +193,7 @@ fn about_udp(draw: &mut Draw<'_>) -> Script {
     let sent = talk.spec(
         Pod,
         Body::Udp {
-            len: draw.len(1472),
+            len: draw.datagram(),
             checksum,
         },
     );
@@ -211,8 +206,8 @@ fn about_udp(draw: &mut Draw<'_>) -> Script {
 
 fn about_ping(draw: &mut Draw<'_>) -> Script {
     let id = draw.port();
-    let (mut script, talk) = draw.twin(ICMP, id);
-    let sent = talk.spec(Pod, Body::query(query::ECHO.0, 1, 56));
+    let (mut script, talk) = draw.twin(draw.family.icmp(), id);
+    let sent = talk.spec(Pod, Body::query(draw.family.echo().0, 1, 56));
     script.push(talk.pod, sent.clone());
     about(draw, &mut script, &talk, &sent);
     talk.echo(&mut script, Pod, false, 2, 56);
@@ -228,17 +223,21 @@ fn of_a_pod(draw: &mut Draw<'_>) -> Script {
     let answer = talk.spec(
         Remote,
         Body::Udp {
-            len: draw.len(1472),
+            len: draw.datagram(),
             checksum: true,
         },
     );
     script.push(WIRE, answer.clone());
+    let family = draw.family;
+    let unreachable = family.port_unreachable();
+    let (kind, code, rest) = draw.rng.pick(&[unreachable, unreachable, family.prohibited()]);
+    let [least, _, _, more, most] = family.quotes();
     let body = Body::Error {
-        kind: 3,
-        code: draw.rng.pick(&[3, 3, 13]),
-        rest: 0,
+        kind,
+        code,
+        rest,
         quoted: Box::new(talk.as_seen_inside(&answer)),
-        quote: draw.rng.pick(&[28, 60, 548]),
+        quote: draw.rng.pick(&[least, more, most]),
     };
     let mut spec = Spec::new(talk.own, talk.remote, body);
     spec.dont_fragment = false;
@@ -248,7 +247,7 @@ fn of_a_pod(draw: &mut Draw<'_>) -> Script {
 
 fn about_direct(draw: &mut Draw<'_>) -> Script {
     let (pod, port) = (draw.pod(), draw.port());
-    let remote = (Ipv4Addr::new(10, 1, draw.rng.port(0, 255) as u8, 9), 5000);
+    let remote = (draw.excluded(9), 5000);
     let (mut script, talk) = draw.direct(UDP, pod, port, remote);
     let sent = talk.udp(&mut script, Pod, 50).spec.clone();
     about(draw, &mut script, &talk, &sent);
@@ -264,12 +263,14 @@ fn about_a_stranger(draw: &mut Draw<'_>) -> Script {
     let (mut script, talk) = draw.direct(UDP, pod, port, remote);
     for _ in 0..2 {
         let sent = talk.udp(&mut script, Remote, 50).spec.clone();
+        let (kind, code, rest) = draw.family.port_unreachable();
+        let [least, _, _, more, _] = draw.family.quotes();
         let body = Body::Error {
-            kind: 3,
-            code: 3,
-            rest: 0,
+            kind,
+            code,
+            rest,
             quoted: Box::new(talk.as_seen_inside(&sent)),
-            quote: draw.rng.pick(&[28, 60]),
+            quote: draw.rng.pick(&[least, more]),
         };
         script.push(talk.pod, Spec::new(talk.own, talk.remote, body));
     }
@@ -302,14 +303,37 @@ fn quoting_options(draw: &mut Draw<'_>) -> Script {
     script
 }
 
-/// Less than RFC 792 asks for: the header and eight bytes.
+/// Less than RFC 792 asks for, and RFC 4443: the header and eight bytes.
 fn quoting_too_little(draw: &mut Draw<'_>) -> Script {
     let (mut script, talk) = draw.outside(UDP);
     let sent = talk.udp(&mut script, Pod, 50).spec.clone();
     about(draw, &mut script, &talk, &sent);
     if let Body::Error { quote, .. } = &mut script.steps.last_mut().expect("an error")[0].spec.body {
-        *quote = draw.rng.pick(&[0, 8, 19, 20, 24, 27]);
+        let header = draw.family.header();
+        *quote = draw.rng.pick(&[0, 8, header - 1, header, header + 4, header + 7]);
     }
+    talk.udp(&mut script, Remote, 50);
+    script
+}
+
+/// Such as the word of a router that it is too large.
+fn quoting_a_fragment(draw: &mut Draw<'_>) -> Script {
+    let (mut script, talk) = draw.outside(UDP);
+    talk.udp(&mut script, Pod, 50);
+    let mut sent = talk.spec(
+        Pod,
+        Body::Udp {
+            len: 3000,
+            checksum: true,
+        },
+    );
+    sent.dont_fragment = false;
+    sent.piece = Some(Piece {
+        from: 0,
+        len: draw.family.piece(),
+        last: false,
+    });
+    about(draw, &mut script, &talk, &sent);
     talk.udp(&mut script, Remote, 50);
     script
 }
@@ -318,7 +342,7 @@ fn quoting_too_little(draw: &mut Draw<'_>) -> Script {
 fn about_nothing(draw: &mut Draw<'_>) -> Script {
     let (mut script, mut talk) = draw.outside(UDP);
     let port = draw.port();
-    talk.seen = End::At(causeway_tests::fabric::NODE, port);
+    talk.seen = End::At(draw.family.node(), port);
     let sent = talk.spec(
         Pod,
         Body::Udp {
@@ -340,10 +364,7 @@ fn redirect(draw: &mut Draw<'_>) -> Script {
         quoted: Box::new(talk.as_seen_outside(&sent)),
         quote: 28,
     };
-    script.push(
-        WIRE,
-        Spec::new(End::At(causeway_tests::fabric::GATEWAY, 0), talk.seen, body),
-    );
+    script.push(WIRE, Spec::new(End::At(GATEWAY.into(), 0), talk.seen, body));
     talk.udp(&mut script, Pod, 50);
     script
 }

@@ -1,13 +1,13 @@
 //! What is not a flow's usual course: wrong checksums and lengths, IP options, the ends of a time to live, packets that are
 //! too large, packets for the node, between pods, and to where no pod may go.
 
-use causeway_tests::fabric::{NODE, WIRESERVER};
+use causeway_tests::fabric::WIRESERVER;
 
 use super::{Draw, Row, tcp};
 use crate::{
     differences::Difference,
     lane::{NARROW_MTU, PODS, WIRE},
-    packet::{Body, Flaw, ICMP, TCP, UDP, flag, query},
+    packet::{Body, Flaw, TCP, UDP, flag},
     script::{Script, Side},
 };
 
@@ -16,22 +16,26 @@ use Side::{Pod, Remote};
 pub(super) const KINDS: &[Row] = &[
     ("tcp, to an excluded range", 8, tcp::excluded),
     ("tcp, from outside to a pod", 10, tcp::from_outside),
-    ("wrong IP checksum", 4, wrong_ip_checksum),
     ("wrong checksum of a pod", 4, |draw| wrong_checksum(draw, Pod)),
     ("wrong checksum of a remote", 4, |draw| {
         wrong_checksum(draw, Remote)
     }),
-    ("IP options", 6, options),
-    ("IP option: record route", 3, record_route),
     ("time to live 1 and 2", 8, time_to_live),
     ("too large, may not be fragmented", 4, |draw| {
         too_large(draw, true)
     }),
-    ("too large, may be fragmented", 3, |draw| too_large(draw, false)),
     ("IP length that lies", 2, lying_length),
     ("a pod to itself", 2, to_itself),
     ("between pods", 10, between_pods),
     ("a pod to its node", 4, to_the_node),
+];
+
+/// What the header of IPv6 has not, and the platform's services, which have addresses of IPv4 alone.
+pub(super) const OF_IPV4: &[Row] = &[
+    ("wrong IP checksum", 4, wrong_ip_checksum),
+    ("IP options", 6, options),
+    ("IP option: record route", 3, record_route),
+    ("too large, may be fragmented", 3, |draw| too_large(draw, false)),
     ("tcp to the wireserver's guarded ports", 2, guarded),
 ];
 
@@ -47,7 +51,7 @@ fn wrong_ip_checksum(draw: &mut Draw<'_>) -> Script {
 }
 
 fn wrong_checksum(draw: &mut Draw<'_>, side: Side) -> Script {
-    let protocol = draw.rng.pick(&[TCP, UDP, ICMP]);
+    let protocol = draw.rng.pick(&[TCP, UDP, draw.family.icmp()]);
     let (mut script, mut talk) = draw.outside(protocol);
     let wrong = match protocol {
         TCP => {
@@ -68,10 +72,7 @@ fn wrong_checksum(draw: &mut Draw<'_>, side: Side) -> Script {
         _ => {
             talk.echo(&mut script, Pod, false, 1, 10);
             talk.echo(&mut script, Remote, true, 1, 10);
-            talk.spec(
-                side,
-                Body::query(if side == Pod { query::ECHO.0 } else { query::ECHO.1 }, 2, 10),
-            )
+            talk.spec(side, echo_body(draw, side, 2, 10))
         }
     };
     let shot = script.push(talk.point(side), wrong);
@@ -81,6 +82,11 @@ fn wrong_checksum(draw: &mut Draw<'_>, side: Side) -> Script {
         Remote => Difference::InvalidFromOutside,
     });
     script
+}
+
+fn echo_body(draw: &Draw<'_>, side: Side, seq: u16, len: usize) -> Body {
+    let (question, answer) = draw.family.echo();
+    Body::query(if side == Pod { question } else { answer }, seq, len)
 }
 
 fn options(draw: &mut Draw<'_>) -> Script {
@@ -111,7 +117,7 @@ fn record_route(draw: &mut Draw<'_>) -> Script {
 }
 
 fn time_to_live(draw: &mut Draw<'_>) -> Script {
-    let protocol = draw.rng.pick(&[TCP, UDP, ICMP]);
+    let protocol = draw.rng.pick(&[TCP, UDP, draw.family.icmp()]);
     let (mut script, mut talk) = draw.outside(protocol);
     let first = draw.rng.pick(&[1, 2, 64]);
     match protocol {
@@ -142,10 +148,7 @@ fn time_to_live(draw: &mut Draw<'_>) -> Script {
                         checksum: true,
                     },
                 ),
-                _ => talk.spec(
-                    side,
-                    Body::query(if side == Pod { query::ECHO.0 } else { query::ECHO.1 }, 7, 100),
-                ),
+                _ => talk.spec(side, echo_body(draw, side, 7, 100)),
             };
             if protocol == TCP && side == Pod {
                 talk.up = talk.up.wrapping_sub(1);
@@ -159,16 +162,17 @@ fn time_to_live(draw: &mut Draw<'_>) -> Script {
 
 fn too_large(draw: &mut Draw<'_>, dont_fragment: bool) -> Script {
     let (pod, port) = (draw.pod(), draw.port());
-    let remote = ([198, 18, 0, draw.rng.port(1, 254) as u8].into(), draw.port());
+    let remote = (draw.family.narrow(draw.rng.port(1, 254) as u8), draw.port());
     let (mut script, talk) = draw.translated(UDP, pod, port, remote);
-    let fits = usize::from(NARROW_MTU) - 28;
+    let largest = draw.family.largest_datagram();
+    let fits = largest + usize::from(NARROW_MTU) - 1500;
     if draw.rng.one_in(2) {
         talk.udp(&mut script, Pod, fits + 1);
     }
     talk.udp(&mut script, Pod, fits);
-    talk.udp(&mut script, Remote, 1472);
+    talk.udp(&mut script, Remote, largest);
     talk.udp(&mut script, Pod, fits + 1);
-    talk.udp(&mut script, Pod, 1472);
+    talk.udp(&mut script, Pod, largest);
     talk.udp(&mut script, Pod, 10);
     for shot in script.steps.iter_mut().flatten() {
         shot.spec.dont_fragment = dont_fragment;
@@ -204,7 +208,7 @@ fn between_pods(draw: &mut Draw<'_>) -> Script {
     let protocol = draw.rng.pick(&[TCP, UDP]);
     let port = draw.port();
     let (mut script, mut talk) = draw.direct(protocol, pod, port, remote);
-    let len = draw.len(1460);
+    let len = draw.segment();
     if protocol == TCP {
         talk.open(&mut script, Pod);
         talk.data(&mut script, Pod, len);
@@ -229,7 +233,7 @@ fn between_pods(draw: &mut Draw<'_>) -> Script {
 fn to_the_node(draw: &mut Draw<'_>) -> Script {
     let protocol = draw.rng.pick(&[TCP, UDP]);
     let (pod, port) = (draw.pod(), draw.port());
-    let (mut script, mut talk) = draw.direct(protocol, pod, port, (NODE, 1));
+    let (mut script, mut talk) = draw.direct(protocol, pod, port, (draw.family.node(), 1));
     talk.remote = draw.node_end();
     if protocol == TCP {
         talk.tcp(&mut script, Pod, flag::SYN, 0);
@@ -242,7 +246,7 @@ fn to_the_node(draw: &mut Draw<'_>) -> Script {
 fn guarded(draw: &mut Draw<'_>) -> Script {
     let (pod, port) = (draw.pod(), draw.port());
     let to = draw.rng.pick(&[80, 32_526, 443]);
-    let (mut script, mut talk) = draw.direct(TCP, pod, port, (WIRESERVER, to));
+    let (mut script, mut talk) = draw.direct(TCP, pod, port, (WIRESERVER.into(), to));
     talk.tcp(&mut script, Pod, flag::SYN, 0);
     script
 }

@@ -1,7 +1,5 @@
 //! Flows that rest until they have expired, and what comes of their tuples then. Each rests three times (`rests`).
 
-use causeway_common::tuple::ICMP;
-
 use super::{Draw, Row};
 use crate::{
     differences::Difference,
@@ -36,8 +34,10 @@ pub(super) const KINDS: &[Row] = &[
     ("rests: tcp, the server resets", 2, |draw| tcp_reset(draw, Remote)),
     ("rests: tcp, refused", 1, tcp_refused),
     ("rests: a port passes to another pod", 2, inherited),
-    ("rests: a protocol without ports", 2, without_ports),
 ];
+
+/// As in [`super::beyond`].
+pub(super) const OF_IPV4: &[Row] = &[("rests: a protocol without ports", 2, without_ports)];
 
 /// Comes when neither lane knows the flow any more.
 fn late(shot: &mut Shot) {
@@ -222,7 +222,7 @@ fn tcp_refused(draw: &mut Draw<'_>) -> Script {
 
 /// What has expired is free for others, whether it was swept or not.
 fn inherited(draw: &mut Draw<'_>) -> Script {
-    let protocol = draw.rng.pick(&[TCP, UDP, ICMP]);
+    let protocol = draw.rng.pick(&[TCP, UDP, draw.family.icmp()]);
     let (mut script, mut talk) = draw.outside(protocol);
     let Talk { pod: first, own, .. } = talk;
     let ask = |script: &mut Script, talk: &mut Talk| {
@@ -265,11 +265,12 @@ fn without_ports(draw: &mut Draw<'_>) -> Script {
     let protocol = draw.rng.pick(&[47, 50, 4, 253]);
     let (pod, remote) = (draw.pod(), draw.stranger());
     let (mut script, talk) = draw.translated(protocol, pod, 0, (remote, 0));
+    let node = draw.family.node();
     let send = |script: &mut Script, side| {
         let bytes = vec![0x20; 40];
         let mut spec = talk.spec(side, Body::Other { protocol, bytes });
         if side == Remote {
-            spec.dst = End::At(causeway_tests::fabric::NODE, 0);
+            spec.dst = End::At(node, 0);
         }
         script.push(talk.point(side), spec);
     };

@@ -1,7 +1,5 @@
 //! SCTP. nf_nat translates its ports; for Causeway it is a protocol without ports: one association of the node to a remote.
 
-use causeway_tests::fabric::NODE;
-
 use super::{Draw, Row, alone};
 use crate::{
     differences::Difference,
@@ -12,10 +10,12 @@ use crate::{
 
 use Side::{Pod, Remote};
 
-pub(super) const KINDS: &[Row] = &[
+pub(super) const OF_IPV4: &[Row] = &[
     ("sctp", 2, association),
     ("sctp, another pod to the same remote", 2, another_pod),
 ];
+
+pub(super) const OF_IPV6: &[Row] = &[("untranslated: sctp", 2, untranslated)];
 
 const SCTP: u8 = 132;
 /// The remote's port.
@@ -36,6 +36,13 @@ fn association(draw: &mut Draw<'_>) -> Script {
     ] {
         script.push(talk.point(side), packet(&talk, side, verification, &chunk));
     }
+    script
+}
+
+fn untranslated(draw: &mut Draw<'_>) -> Script {
+    let mut script = association(draw);
+    script.steps.truncate(1);
+    script.steps[0][0].differs = Some(Difference::Untranslated);
     script
 }
 
@@ -78,7 +85,7 @@ fn packet(talk: &Talk, side: Side, verification: u32, chunk: &[u8]) -> Spec {
     };
     match side {
         Pod => talk.spec(side, body),
-        Remote => Spec::new(talk.remote, End::At(NODE, 0), body),
+        Remote => Spec::new(talk.remote, End::At(talk.family().node(), 0), body),
     }
 }
 

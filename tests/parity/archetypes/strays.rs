@@ -1,14 +1,11 @@
 //! Packets that belong to no flow: from pods, from outside, with sources that are not their sender's, to where nothing goes.
 
-use std::net::Ipv4Addr;
-
-use causeway_tests::fabric::NODE;
-
 use super::{Draw, Row, alone};
 use crate::{
     differences::Difference,
+    family::Family,
     lane::WIRE,
-    packet::{Body, End, Flaw, ICMP, Spec, TCP, UDP, flag, query},
+    packet::{Body, End, Flaw, Spec, TCP, UDP, flag},
     script::{Script, Side},
 };
 
@@ -70,36 +67,20 @@ fn meaningless(draw: &mut Draw<'_>) -> Script {
 }
 
 fn answer(draw: &mut Draw<'_>) -> Script {
-    let (mut script, talk) = alone(draw, ICMP);
-    let kind = draw.rng.pick(&[query::ECHO.1, query::TIMESTAMP.1]);
-    let body = Body::Other {
-        protocol: ICMP,
-        bytes: icmp(kind, 12),
-    };
+    let (mut script, talk) = alone(draw, draw.family.icmp());
+    let body = Body::query(draw.answer(), 0, 12);
     script
         .push(talk.pod, Spec::new(talk.own, talk.remote, body))
         .differs = Some(Difference::InvalidLeaks);
     script
 }
 
-/// Router discovery (RFC 1256), traceroute (RFC 1393), security failures (RFC 2521), extended echo (RFC 8335), no type at all.
 fn unknown_type(draw: &mut Draw<'_>) -> Script {
-    let (mut script, talk) = draw.outside(ICMP);
-    let kind = draw.rng.pick(&[9, 10, 30, 40, 42, 255]);
-    let body = Body::Other {
-        protocol: ICMP,
-        bytes: icmp(kind, 12),
-    };
+    let (mut script, talk) = draw.outside(draw.family.icmp());
+    let kind = draw.rng.pick(draw.family.other_icmp());
+    let body = Body::query(kind, 0, 12);
     script.push(talk.pod, talk.spec(Pod, body)).differs = Some(Difference::InvalidLeaks);
     script
-}
-
-fn icmp(kind: u8, len: usize) -> Vec<u8> {
-    let mut bytes = vec![kind, 0, 0, 0];
-    bytes.resize(8 + len, 0x11);
-    let check = crate::packet::checksum(&bytes, 0).to_be_bytes();
-    bytes[2..4].copy_from_slice(&check);
-    bytes
 }
 
 /// About a packet that the pod has never received.
@@ -113,12 +94,13 @@ fn error(draw: &mut Draw<'_>) -> Script {
             checksum: true,
         },
     );
+    let (kind, code, rest) = draw.family.port_unreachable();
     let body = Body::Error {
-        kind: 3,
-        code: 3,
-        rest: 0,
+        kind,
+        code,
+        rest,
         quoted: Box::new(never),
-        quote: 40,
+        quote: draw.family.header() + 20,
     };
     script
         .push(talk.pod, Spec::new(talk.own, talk.remote, body))
@@ -137,7 +119,7 @@ fn lying_length(draw: &mut Draw<'_>) -> Script {
 fn spoofed(draw: &mut Draw<'_>) -> Script {
     let (mut script, talk) = draw.outside(UDP);
     let shot = talk.udp(&mut script, Pod, 20);
-    shot.spec.src = End::At([192, 168, 7, 7].into(), 5000);
+    shot.spec.src = End::At(draw.family.foreign(), 5000);
     shot.differs = Some(Difference::Spoofed);
     script
 }
@@ -152,32 +134,21 @@ fn spoofed_from_outside(draw: &mut Draw<'_>) -> Script {
     script
 }
 
-/// Sources that no packet may have (RFC 1812 section 5.3.7), and the node's own address.
 fn martian(draw: &mut Draw<'_>) -> Script {
     let (pod, port) = (draw.pod(), draw.port());
-    let sources: [[u8; 4]; 5] = [
-        [127, 0, 0, 1],
-        [0, 0, 0, 1],
-        [224, 0, 0, 1],
-        [255; 4],
-        NODE.octets(),
-    ];
-    let source: Ipv4Addr = draw.rng.pick(&sources).into();
+    let source = draw.rng.pick(&draw.family.martians());
     let (mut script, talk) = draw.direct(UDP, pod, port, (source, 7000));
-    talk.udp(&mut script, Remote, 20);
+    let shot = talk.udp(&mut script, Remote, 20);
+    // Of IPv6 the kernel does not look for itself.
+    if draw.family == Family::V6 && source == draw.family.node() {
+        shot.differs = Some(Difference::SpoofedFromOutside);
+    }
     script
 }
 
 fn nowhere(draw: &mut Draw<'_>) -> Script {
-    let destinations: [[u8; 4]; 5] = [
-        [224, 0, 0, 1],
-        [239, 1, 2, 3],
-        [255; 4],
-        [127, 0, 0, 1],
-        [10, 240, 255, 255],
-    ];
     let (pod, port) = (draw.pod(), draw.port());
-    let remote = Ipv4Addr::from(draw.rng.pick(&destinations));
+    let remote = draw.rng.pick(&draw.family.nowhere());
     let (mut script, talk) = draw.direct(UDP, pod, port, (remote, 7000));
     talk.udp(&mut script, Pod, 20);
     script

@@ -1,7 +1,5 @@
 //! TCP: opens, data, ends of every kind, and tuples that come back.
 
-use std::net::Ipv4Addr;
-
 use super::{Draw, Row};
 use crate::{
     differences::Difference,
@@ -13,8 +11,6 @@ use crate::{
 
 use Side::{Pod, Remote};
 
-/// The most bytes that fit beside the headers in 1500.
-const LARGEST: usize = 1460;
 const ACK: u8 = flag::ACK;
 
 pub(super) const KINDS: &[Row] = &[
@@ -52,7 +48,7 @@ fn whole(draw: &mut Draw<'_>) -> Script {
     let (mut script, mut talk) = draw.outside(TCP);
     talk.open(&mut script, Pod);
     for _ in 0..=draw.rng.below(3) {
-        let (up, down) = (draw.len(LARGEST), draw.len(LARGEST));
+        let (up, down) = (draw.segment(), draw.segment());
         talk.data(&mut script, Pod, up);
         talk.data(&mut script, Remote, down);
     }
@@ -63,7 +59,7 @@ fn whole(draw: &mut Draw<'_>) -> Script {
 fn server_closes(draw: &mut Draw<'_>) -> Script {
     let (mut script, mut talk) = draw.outside(TCP);
     talk.open(&mut script, Pod);
-    let len = draw.len(LARGEST);
+    let len = draw.segment();
     talk.data(&mut script, Remote, len);
     talk.close(&mut script, Remote);
     script
@@ -136,7 +132,7 @@ fn half_closed(draw: &mut Draw<'_>) -> Script {
     talk.tcp(&mut script, first, flag::FIN | ACK, 0);
     talk.tcp(&mut script, first.other(), ACK, 0);
     for _ in 0..3 {
-        let len = draw.len(LARGEST);
+        let len = draw.segment();
         talk.data(&mut script, first.other(), len);
     }
     talk.tcp(&mut script, first.other(), flag::FIN | ACK, 0);
@@ -313,10 +309,10 @@ fn out_of_window(draw: &mut Draw<'_>, side: Side) -> Script {
 /// A remote in an excluded range.
 pub(super) fn excluded(draw: &mut Draw<'_>) -> Script {
     let (pod, port) = (draw.pod(), draw.port());
-    let remote = (Ipv4Addr::new(10, 1, draw.rng.port(0, 255) as u8, 7), 443);
+    let remote = (draw.excluded(7), 443);
     let (mut script, mut talk) = draw.direct(TCP, pod, port, remote);
     talk.open(&mut script, Pod);
-    let len = draw.len(LARGEST);
+    let len = draw.segment();
     talk.data(&mut script, Remote, len);
     talk.close(&mut script, Pod);
     script
@@ -326,12 +322,12 @@ pub(super) fn excluded(draw: &mut Draw<'_>) -> Script {
 pub(super) fn from_outside(draw: &mut Draw<'_>) -> Script {
     let (pod, port) = (draw.pod(), draw.rng.port(1, 30_000));
     let partner = draw.internet();
-    let peered = Ipv4Addr::new(10, 1, 0, draw.rng.port(1, 254) as u8);
+    let peered = draw.peered();
     let remote = (draw.rng.pick(&[partner, peered]), draw.port());
     let (mut script, mut talk) = draw.direct(TCP, pod, port, remote);
     talk.open(&mut script, Remote);
     talk.data(&mut script, Remote, 200);
-    let len = draw.len(LARGEST);
+    let len = draw.segment();
     talk.data(&mut script, Pod, len);
     talk.close(&mut script, draw.rng.pick(&[Pod, Remote]));
     script

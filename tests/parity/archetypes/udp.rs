@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use causeway_tests::fabric::{VNET, WIRESERVER};
+use causeway_tests::fabric::WIRESERVER;
 
 use super::{Draw, Row};
 use crate::{
@@ -11,9 +11,6 @@ use crate::{
 };
 
 use Side::{Pod, Remote};
-
-/// The most bytes that fit beside the headers in 1500.
-const LARGEST: usize = 1472;
 
 pub(super) const KINDS: &[Row] = &[
     ("udp, one way", 8, one_way),
@@ -29,16 +26,20 @@ pub(super) const KINDS: &[Row] = &[
     ("udp, padded frames", 4, padded),
     ("udp, another port of the remote answers", 4, stranger),
     ("udp, another address answers", 4, another_address),
-    ("udp, wireserver", 3, wireserver),
-    ("udp, link-local service", 3, link_local),
     ("udp, to an excluded range", 6, excluded),
     ("udp, from outside to a pod", 6, from_outside),
+];
+
+/// The platform's services have addresses of IPv4 alone.
+pub(super) const OF_IPV4: &[Row] = &[
+    ("udp, wireserver", 3, wireserver),
+    ("udp, link-local service", 3, link_local),
 ];
 
 fn one_way(draw: &mut Draw<'_>) -> Script {
     let (mut script, talk) = draw.outside(UDP);
     for _ in 0..=draw.rng.below(5) {
-        let len = draw.len(LARGEST);
+        let len = draw.datagram();
         talk.udp(&mut script, Pod, len);
     }
     script
@@ -47,7 +48,7 @@ fn one_way(draw: &mut Draw<'_>) -> Script {
 fn request(draw: &mut Draw<'_>) -> Script {
     let (mut script, talk) = draw.outside(UDP);
     for _ in 0..=draw.rng.below(3) {
-        let (up, down) = (draw.len(LARGEST), draw.len(LARGEST));
+        let (up, down) = (draw.datagram(), draw.datagram());
         talk.udp(&mut script, Pod, up);
         talk.udp(&mut script, Remote, down);
     }
@@ -64,7 +65,7 @@ fn stream(draw: &mut Draw<'_>) -> Script {
             let spec = talk.spec(
                 side,
                 Body::Udp {
-                    len: draw.len(LARGEST),
+                    len: draw.datagram(),
                     checksum: true,
                 },
             );
@@ -125,7 +126,7 @@ fn no_checksum(draw: &mut Draw<'_>) -> Script {
         let spec = talk.spec(
             side,
             Body::Udp {
-                len: draw.len(LARGEST),
+                len: draw.datagram(),
                 checksum: false,
             },
         );
@@ -136,7 +137,8 @@ fn no_checksum(draw: &mut Draw<'_>) -> Script {
 
 fn sizes(draw: &mut Draw<'_>) -> Script {
     let (mut script, talk) = draw.outside(UDP);
-    for len in [0, LARGEST, 1, LARGEST - 1] {
+    let largest = draw.family.largest_datagram();
+    for len in [0, largest, 1, largest - 1] {
         talk.udp(&mut script, Pod, len);
         talk.udp(&mut script, Remote, len);
     }
@@ -181,7 +183,7 @@ fn another_address(draw: &mut Draw<'_>) -> Script {
 
 fn wireserver(draw: &mut Draw<'_>) -> Script {
     let (pod, port) = (draw.pod(), draw.port());
-    let (mut script, talk) = draw.direct(UDP, pod, port, (WIRESERVER, 53));
+    let (mut script, talk) = draw.direct(UDP, pod, port, (WIRESERVER.into(), 53));
     for _ in 0..2 {
         talk.udp(&mut script, Pod, 40);
         talk.udp(&mut script, Remote, 80);
@@ -191,7 +193,7 @@ fn wireserver(draw: &mut Draw<'_>) -> Script {
 
 fn link_local(draw: &mut Draw<'_>) -> Script {
     let (pod, port) = (draw.pod(), draw.port());
-    let remote = (Ipv4Addr::new(169, 254, 169, 254), draw.rng.port(1, 65_535));
+    let remote = (Ipv4Addr::new(169, 254, 169, 254).into(), draw.rng.port(1, 65_535));
     let (mut script, talk) = draw.translated(UDP, pod, port, remote);
     for _ in 0..2 {
         talk.udp(&mut script, Pod, 40);
@@ -202,11 +204,11 @@ fn link_local(draw: &mut Draw<'_>) -> Script {
 
 fn excluded(draw: &mut Draw<'_>) -> Script {
     let (pod, port) = (draw.pod(), draw.port());
-    let far = Ipv4Addr::new(10, 1, draw.rng.port(0, 255) as u8, 7);
-    let remote = (draw.rng.pick(&[far, VNET]), draw.rng.port(1, 65_535));
+    let hosts = [draw.excluded(7), draw.family.vnet()];
+    let remote = (draw.rng.pick(&hosts), draw.rng.port(1, 65_535));
     let (mut script, talk) = draw.direct(UDP, pod, port, remote);
     for _ in 0..3 {
-        let len = draw.len(LARGEST);
+        let len = draw.datagram();
         talk.udp(&mut script, Pod, len);
         talk.udp(&mut script, Remote, len);
     }
@@ -215,11 +217,11 @@ fn excluded(draw: &mut Draw<'_>) -> Script {
 
 fn from_outside(draw: &mut Draw<'_>) -> Script {
     let (pod, port) = (draw.pod(), draw.rng.port(1, 30_000));
-    let partner = draw.internet();
-    let remote = (draw.rng.pick(&[partner, VNET]), draw.port());
+    let hosts = [draw.internet(), draw.family.vnet()];
+    let remote = (draw.rng.pick(&hosts), draw.port());
     let (mut script, talk) = draw.direct(UDP, pod, port, remote);
     for _ in 0..3 {
-        let len = draw.len(LARGEST);
+        let len = draw.datagram();
         talk.udp(&mut script, Remote, len);
         talk.udp(&mut script, Pod, len);
     }

@@ -39,7 +39,7 @@ impl Traffic {
     /// the table, to be found by what comes. `None`: the machine was too busy to keep the times.
     pub(crate) fn rest(mut self, datapath: Datapath, number: usize, swept: bool) -> Result<Option<Report>> {
         stay_on_this_cpu()?;
-        let mut lanes = Lane::pair(datapath, &Lifetimes::BRIEF)?;
+        let mut lanes = Lane::pair(datapath, self.family, &Lifetimes::BRIEF)?;
         let mut memory = Memory::default();
         let lost = backlog_drops()?;
         let mut groups = vec![Vec::new()];
