@@ -16,25 +16,25 @@ use causeway_tests::{
     rig::Rig,
 };
 
-const FILE: &str = "/etc/causeway/config.yaml";
+pub(crate) const FILE: &str = "/etc/causeway/config.yaml";
 /// A guest of another bridge of the node (a container of Docker, say).
-const GUEST: Ipv4Addr = Ipv4Addr::new(172, 18, 0, 2);
+pub(crate) const GUEST: Ipv4Addr = Ipv4Addr::new(172, 18, 0, 2);
 /// A further address of the node.
 const FURTHER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 7);
 /// A host behind the node's second network card, and the node there.
-const SITE: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 10);
-const NODE_AT_SITE: Ipv4Addr = Ipv4Addr::new(198, 19, 0, 4);
+pub(crate) const SITE: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 10);
+pub(crate) const NODE_AT_SITE: Ipv4Addr = Ipv4Addr::new(198, 19, 0, 4);
 
 /// A node with a pod, a guest that is none, a further address, and a second network card.
-struct Place {
-    rig: Rig,
-    guest: Netns,
-    site: Netns,
-    pod: Pod,
+pub(crate) struct Place {
+    pub(crate) rig: Rig,
+    pub(crate) guest: Netns,
+    pub(crate) site: Netns,
+    pub(crate) pod: Pod,
 }
 
 impl Place {
-    fn new(datapath: Datapath) -> Result<Self> {
+    pub(crate) fn new(datapath: Datapath) -> Result<Self> {
         let rig = Rig::unwatched(datapath, 4)?;
         let node = &rig.node.ns;
         let (guest, site) = (Netns::new()?, Netns::new()?);
@@ -71,7 +71,7 @@ impl Place {
     }
 
     /// The address that `to` sees of who sends from `own`.
-    fn seen(&self, from: &Netns, own: Ipv4Addr, to: Ipv4Addr) -> Result<Ipv4Addr> {
+    pub(crate) fn seen(&self, from: &Netns, own: Ipv4Addr, to: Ipv4Addr) -> Result<Ipv4Addr> {
         let at = SocketAddrV4::new(to, 53);
         let server = self.server_of(to).bind(|| UdpSocket::bind(at))?;
         server.set_read_timeout(Some(Duration::from_secs(2)))?;
@@ -147,6 +147,8 @@ fn every_sender_is_masqueraded_as_by_the_rule_that_is_replaced() -> Result<()> {
 #[test]
 fn the_lists_are_followed_and_the_rule_goes_with_its_key() -> Result<()> {
     let place = Place::new(Datapath::Causeway)?;
+    // Nothing else needs a rule of the kernel's.
+    place.rig.node.ns.ip(&format!("route del {SITE}"))?;
     let root = &place.rig.node.root;
     let mut agent = Agent::start(&place.rig.node)?;
     let seen = |to| place.seen(&place.guest, GUEST, to);
@@ -167,7 +169,7 @@ fn the_lists_are_followed_and_the_rule_goes_with_its_key() -> Result<()> {
 }
 
 impl Place {
-    fn tables(&self) -> Result<String> {
+    pub(crate) fn tables(&self) -> Result<String> {
         self.rig.node.ns.output("nft", &["list", "tables"])
     }
 

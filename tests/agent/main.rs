@@ -11,3 +11,4 @@ mod ipv6;
 mod metrics;
 mod places;
 mod restart;
+mod ways_past;

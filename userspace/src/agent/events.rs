@@ -175,6 +175,7 @@ fn netlink() -> io::Result<mpsc::UnboundedReceiver<()>> {
         MulticastGroup::Link,
         MulticastGroup::Ipv4Ifaddr,
         MulticastGroup::Ipv4Route,
+        MulticastGroup::Ipv6Route,
         MulticastGroup::Neigh,
         MulticastGroup::Tc,
     ];

@@ -19,8 +19,6 @@ use rtnetlink::{Handle, RouteMessageBuilder};
 pub(crate) struct Route {
     pub(crate) to: Ipv4Net,
     pub(crate) ifindex: u32,
-    /// Whether a router is the next hop, so that packets leave the node.
-    pub(crate) has_gateway: bool,
 }
 
 /// An IPv4 neighbour whose MAC is known.
@@ -135,19 +133,17 @@ fn route(message: &RouteMessage) -> Option<Route> {
     if header.table != RouteHeader::RT_TABLE_MAIN || header.kind != RouteType::Unicast {
         return None;
     }
-    let (mut to, mut ifindex, mut has_gateway) = (Ipv4Addr::UNSPECIFIED, None, false);
+    let (mut to, mut ifindex) = (Ipv4Addr::UNSPECIFIED, None);
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(RouteAddress::Inet(address)) => to = *address,
             RouteAttribute::Oif(index) => ifindex = Some(*index),
-            RouteAttribute::Gateway(_) => has_gateway = true,
             _ => {}
         }
     }
     Some(Route {
         to: Ipv4Net::new(to, header.destination_prefix_length).ok()?,
         ifindex: ifindex?,
-        has_gateway,
     })
 }
 

@@ -60,6 +60,12 @@ impl super::Datapath {
         drop(lock);
         Ok(Unloaded { was_loaded })
     }
+
+    /// Does what must not outlive the datapath, while nobody unloads it; `None` if it is not there.
+    pub fn while_loaded<T>(root: &Root, act: impl FnOnce() -> T) -> Result<Option<T>, DatapathError> {
+        let _lock = lock(root)?;
+        Ok((!pins::trees(root)?.is_empty()).then(act))
+    }
 }
 
 /// Removes what is noted for the time between two boots, but not under an agent that runs: its lock and its socket are

@@ -7,7 +7,7 @@
 use netlink_packet_core::Parseable as _;
 use netlink_packet_route::{address::AddressMessage, neighbour::NeighbourMessage, route::RouteMessage};
 
-use super::{Filter, Link, Qdisc};
+use super::{Filter, Kind, Link, Qdisc};
 
 /// An object of the kernel.
 pub(super) trait Answer: Sized {
@@ -35,7 +35,8 @@ impl Answer for Link {
             mtu: 0,
             is_up: flags & libc::IFF_UP != 0,
             is_operational: false,
-            is_veth: false,
+            kind: Kind::Other,
+            master: None,
         };
         let is_ethernet = u16::from_ne_bytes([header[2], header[3]]) == libc::ARPHRD_ETHER;
         for (kind, value) in each(attributes) {
@@ -44,13 +45,26 @@ impl Answer for Link {
                 libc::IFLA_MTU => link.mtu = u32_at(value, 0)?,
                 libc::IFLA_OPERSTATE => link.is_operational = value == [UP],
                 libc::IFLA_ADDRESS if is_ethernet => link.mac = value.try_into().ok(),
+                libc::IFLA_MASTER => link.master = u32_at(value, 0),
                 libc::IFLA_LINKINFO => {
-                    link.is_veth = find(value, IFLA_INFO_KIND).is_some_and(|kind| text(kind) == "veth");
+                    link.kind =
+                        find(value, IFLA_INFO_KIND).map_or(Kind::Other, |kind| Kind::named(&text(kind)));
                 }
                 _ => {}
             }
         }
         Some(link)
+    }
+}
+
+impl Kind {
+    fn named(name: &str) -> Self {
+        match name {
+            "veth" => Self::Veth,
+            "bridge" => Self::Bridge,
+            "dummy" => Self::Dummy,
+            _ => Self::Other,
+        }
     }
 }
 
@@ -184,6 +198,7 @@ mod tests {
             (libc::IFLA_MTU, &1400_u32.to_ne_bytes()),
             (libc::IFLA_OPERSTATE, &[6]),
             (libc::IFLA_ADDRESS, &[2, 0, 0, 0, 0, 9]),
+            (libc::IFLA_MASTER, &3_u32.to_ne_bytes()),
             // Nested, and says so.
             (libc::IFLA_LINKINFO | 0x8000, &attribute(1, kind)),
         ] {
@@ -201,13 +216,14 @@ mod tests {
             mtu: 1400,
             is_up: true,
             is_operational: true,
-            is_veth: true,
+            kind: Kind::Veth,
+            master: Some(3),
         };
         let whole = interface(b"veth\0");
         assert_eq!(Link::read(&whole), Some(link.clone()));
-        assert!(!Link::read(&interface(b"bridge\0")).unwrap().is_veth);
+        assert_eq!(Link::read(&interface(b"bridge\0")).unwrap().kind, Kind::Bridge);
         let cut = Link {
-            is_veth: false,
+            kind: Kind::Other,
             ..link
         };
         assert_eq!(Link::read(&whole[..whole.len() - 5]), Some(cut));

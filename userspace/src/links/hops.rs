@@ -14,7 +14,7 @@ use netlink_packet_route::{
     rule::{RuleAction, RuleAttribute, RuleMessage},
 };
 
-use super::{Link, LinkError, NEW, Netlink, OPERATIONAL_WITHIN, REPLACE, family, refused};
+use super::{Kind, Link, LinkError, NEW, Netlink, OPERATIONAL_WITHIN, REPLACE, family, refused};
 
 /// The next hop of every pod. Link-local and never on the wire (RFC 3927): the veth's host end answers for it.
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
@@ -171,7 +171,7 @@ impl Netlink {
             return Ok(false);
         };
         let link = self.link_by_index(index)?;
-        Ok(link.is_some_and(|link| link.is_veth && link.name.starts_with("azv")))
+        Ok(link.is_some_and(|link| link.kind == Kind::Veth && link.name.starts_with("azv")))
     }
 
     /// Whether the kernel takes packets to the address for its own.

@@ -12,6 +12,7 @@ mod pod;
 mod polling;
 mod socket;
 mod tc;
+mod ways_out;
 
 use std::{
     io,
@@ -35,6 +36,7 @@ use netlink_packet_route::{
 pub use pod::{PodLink, PodNetwork, connect_pod, disconnect_pod, random_mac};
 pub(crate) use tc::{Filter, Qdisc};
 use thiserror::Error;
+pub use ways_out::WayOut;
 
 use self::{answer::Answer, socket::Socket};
 
@@ -103,8 +105,23 @@ pub struct Link {
     /// Whether it sends (operational state "up", RFC 2863): until the kernel has noted that the other end of a veth pair
     /// came up, it drops what it is given.
     pub is_operational: bool,
-    /// Whether it is one end of a veth pair.
-    pub is_veth: bool,
+    /// What it is made of.
+    pub kind: Kind,
+    /// Index of the interface that it is a port of.
+    pub master: Option<u32>,
+}
+
+/// What an interface is made of (`IFLA_INFO_KIND`), as far as it matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// One end of a veth pair.
+    Veth,
+    /// A bridge of the kernel.
+    Bridge,
+    /// What nothing is behind.
+    Dummy,
+    /// Hardware, or a tunnel, or anything else that may lead out of the node.
+    Other,
 }
 
 /// An address of an interface, of IPv4 where nothing else is said.
@@ -335,7 +352,7 @@ mod tests {
         let mut netlink = Netlink::new().unwrap();
         let by_name = netlink.link("lo").unwrap().unwrap();
         assert_eq!(by_name.mac, None);
-        assert!(!by_name.is_veth && by_name.mtu > 0);
+        assert!(by_name.kind == Kind::Other && by_name.mtu > 0);
         assert_eq!(
             netlink.link_by_index(by_name.index).unwrap(),
             Some(by_name.clone())

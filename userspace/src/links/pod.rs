@@ -20,7 +20,7 @@ use netlink_packet_route::{
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::{
-    CHANGE, Link, LinkError, NEW, Netlink, REPLACE, address, at,
+    CHANGE, Kind, Link, LinkError, NEW, Netlink, REPLACE, address, at,
     hops::{families, gateway, route_to, whole},
     ipv6::{allow_ipv6, has_ipv6, ignore_advertisements, trust_addresses},
 };
@@ -114,7 +114,7 @@ pub fn disconnect_pod(host_if: &str) -> Result<bool, LinkError> {
     let mut host = Netlink::new()?;
     match host.link(host_if)? {
         None => Ok(false),
-        Some(link) if !link.is_veth => Err(LinkError::NotVeth(link.name)),
+        Some(link) if link.kind != Kind::Veth => Err(LinkError::NotVeth(link.name)),
         Some(link) => host.delete_link(link.index),
     }
 }

@@ -60,6 +60,8 @@ pub struct Keeper {
     root: Root,
     settings: Settings,
     exact_rule: ExactRule,
+    /// What the kernel is to masquerade, by the last whole pass.
+    rule: Option<Rule>,
     hold: Hold,
     /// The datapath, as long as its pins do not change.
     opened: Option<Datapath>,
@@ -90,6 +92,7 @@ impl Keeper {
             root: root.clone(),
             settings,
             exact_rule: ExactRule::default(),
+            rule: None,
             hold: Hold::default(),
             opened: None,
             forwarding: Forwarding::default(),
@@ -114,24 +117,25 @@ impl Keeper {
             .as_ref()
             .map_or_else(|| Ok(Vec::new()), |datapath| datapath.apply(&self.settings));
         // One that cannot be kept is a fault of every pass.
-        self.keep_exact_rule(datapath.as_ref()).ok();
+        self.keep_exact_rule(datapath.as_ref(), Depth::Whole).ok();
         applied
     }
 
     /// Sees to the kernel's rule. Returns whether somebody else had changed it.
-    fn keep_exact_rule(&mut self, datapath: Option<&Datapath>) -> Result<bool, ExactRuleError> {
-        if !self.settings.exact_rule {
-            return self.exact_rule.keep(&self.root, None);
+    fn keep_exact_rule(&mut self, datapath: Option<&Datapath>, depth: Depth) -> Result<bool, KeepError> {
+        if depth == Depth::Whole {
+            let mut netlink = Netlink::new()?;
+            let uplink = self.uplink(&mut netlink, datapath).ok();
+            let uplink = uplink.map(|uplink| uplink.ifindex);
+            self.rule = Rule::wanted(&self.settings, uplink, &netlink.ways_past(uplink)?);
         }
-        let ranges = self.settings.ranges();
-        let uplink = Netlink::new()
-            .ok()
-            .and_then(|mut netlink| self.uplink(&mut netlink, datapath).ok());
-        let rule = Rule {
-            uplink: uplink.map(|uplink| uplink.ifindex),
-            ranges: &ranges,
-        };
-        self.exact_rule.keep(&self.root, Some(rule))
+        if !self.was_loaded || self.rule.is_none() {
+            return Ok(self.exact_rule.keep(&self.root, self.rule.clone())?);
+        }
+        let (rule, root) = (&mut self.exact_rule, &self.root);
+        let kept = Datapath::while_loaded(root, || rule.keep(root, self.rule.clone()))?;
+        // It goes with the datapath that somebody has unloaded.
+        Ok(kept.unwrap_or_else(|| rule.keep(root, None))?)
     }
 
     /// Looks once.
@@ -144,9 +148,9 @@ impl Keeper {
         }
         let datapath = self.datapath(&mut notes);
         let datapath = notes.unless_failed(datapath).flatten();
-        let kept = self.keep_exact_rule(datapath.as_ref());
+        let kept = self.keep_exact_rule(datapath.as_ref(), depth);
         if notes.unless_failed(kept) == Some(true) {
-            notes.note_mended("the kernel's rule was not as exactRule has it".to_owned());
+            notes.note_mended("the kernel's own rule was not as it has to be".to_owned());
         }
         if let Some(datapath) = datapath {
             // What was loaded or attached by this pass is to be held from here on.
@@ -294,6 +298,8 @@ impl Pass {
 enum KeepError {
     #[error(transparent)]
     Datapath(#[from] DatapathError),
+    #[error(transparent)]
+    ExactRule(#[from] ExactRuleError),
     #[error(transparent)]
     Node(#[from] NodeError),
     #[error(transparent)]

@@ -18,7 +18,7 @@ use crate::{
     datapath::{Datapath, Expedited, Pod, PodMaps},
     endpoints::{self, Endpoint, Key, State},
     ipam::store,
-    links::{self, HostSide, Link, Netlink, PodNetwork},
+    links::{self, HostSide, Kind, Link, Netlink, PodNetwork},
     node,
     root::Root,
 };
@@ -337,7 +337,7 @@ fn has_ipv6(endpoint: &Endpoint) -> bool {
 /// `azv` and eleven hexadecimal digits ([`attachments::veth_name`]).
 fn is_ours(link: &Link) -> bool {
     let digits = link.name.strip_prefix("azv");
-    link.is_veth
+    link.kind == Kind::Veth
         && digits
             .is_some_and(|digits| digits.len() == 11 && digits.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }

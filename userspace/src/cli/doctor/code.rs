@@ -176,11 +176,11 @@ codes! {
         cause "Somebody set it down, or its cable or host lost it; the kernel dropped its routes."
         look "ip link show dev INTERFACE\ndmesg | grep INTERFACE"
         fix "ip link set INTERFACE up"
-    OtherWayOut "CWY029" Warning
+    OtherWayOut "CWY029" Error
         what "packets of pods may leave by another interface, with the pods' addresses"
-        cause "A route to masqueraded destinations leads to a router behind another network card: the programs translate on the uplink alone."
-        look "ip -4 route show dev INTERFACE\ncauseway ranges"
-        fix "set exactRule: true in /etc/causeway/config.yaml: the kernel masquerades there  # or exclude VALUE, if it knows the pods"
+        cause "A route to masqueraded destinations leads out by another interface than the uplink, where the kernel is to translate and has no rule: no agent runs that would make it, or nft is not installed."
+        look "ip route show dev INTERFACE\ncauseway ranges\nnft list table ip causeway"
+        fix "systemctl start causeway-agent  # and install nftables, if there is no nft; or exclude VALUE, if it knows the pods"
 
     PodGone "CWY030" Error
         what "the interface of a pod is gone"

@@ -21,6 +21,12 @@ pub(super) struct Rules {
 }
 
 impl Rules {
+    /// Whether the kernel's own rule is there; `None` where nobody was asked.
+    pub(super) fn has_own(&self) -> Option<bool> {
+        let ruleset = self.nftables.as_ref()?;
+        Some(nftables::has_table(ruleset, exact_rule::is_ours))
+    }
+
     pub(super) fn read(skipped: &mut Vec<String>) -> Self {
         let mut ask = |program: &str, arguments: &[&str]| match tool::run(program, arguments) {
             Ok(told) => Some(told.output),
@@ -105,8 +111,7 @@ pub(super) fn check(snapshot: &Snapshot) -> Vec<Finding> {
 
 /// The kernel's rule beside the programs, if it was asked for.
 fn missing_rule(snapshot: &Snapshot) -> Vec<Finding> {
-    let is_there = |ruleset| nftables::has_table(ruleset, exact_rule::is_ours);
-    if !snapshot.wants_exact_rule() || snapshot.rules.nftables.as_ref().is_some_and(is_there) {
+    if !snapshot.wants_exact_rule() || snapshot.rules.has_own() == Some(true) {
         return Vec::new();
     }
     let about = format!("nftables has no table ip {}", exact_rule::TABLE);

@@ -16,20 +16,20 @@ use causeway::{
     config::{self, ConfigError, Configuration},
     datapath::{Datapath, DatapathError, HookState, Mechanism, Range, mechanisms},
     endpoints::{self, EndpointsError},
+    exact_rule,
     ipam::{
         pool::Space,
         store::{self, StoreError},
     },
     leases::{self, Lease},
-    links::{Address, DefaultRoute, Link, Netlink},
+    links::{Address, DefaultRoute, Link, Netlink, WayOut},
     root::Root,
+    settings::Settings,
 };
 use causeway_common::{
-    decide::masquerade,
-    maps::{Config, Count, IfaceEntry, PodEntry, RangeEntry, Usage},
+    maps::{Config, Count, IfaceEntry, PodEntry, Usage},
     reason::Reason,
 };
-use ipnet::Ipv4Net;
 
 use super::{
     super::{
@@ -61,6 +61,8 @@ pub(super) struct Snapshot {
     pub(super) addresses: Vec<Address>,
     pub(super) default_route: Option<DefaultRoute>,
     pub(super) network: Network,
+    /// Routes by which pods' packets to masqueraded destinations leave where no program translates.
+    pub(super) ways_past: Vec<WayOut>,
     pub(super) pins: Pins,
     pub(super) datapath: Pinned,
     pub(super) state: State,
@@ -152,7 +154,13 @@ impl Snapshot {
             Err(error) if is_denied(&error) => return Err(error.into()),
             Err(error) => Pinned::Unusable(error),
         };
+        let uplink = match &datapath {
+            Pinned::Open(loaded) => Some(loaded.config.uplink_ifindex),
+            Pinned::Absent | Pinned::Unusable(_) => None,
+        };
+        let ways = netlink.ways_past(uplink).map_err(DatapathError::from)?;
         Ok(Self {
+            ways_past: exact_rule::past_the_programs(&Settings::noted(root), ways),
             root: root.clone(),
             kernel: Kernel::read(root, depth, &links),
             addresses,
@@ -200,6 +208,12 @@ impl Snapshot {
         chosen.is_ok_and(|configuration| configuration.settings.exact_rule)
     }
 
+    /// Whether the kernel masquerades what the programs do not see: it is asked by a whole look, else it is as was noted.
+    pub(super) fn has_own_rule(&self) -> bool {
+        let seen = self.rules.has_own();
+        seen.unwrap_or_else(|| exact_rule::is_made(&self.root))
+    }
+
     /// The uplink that the programs know.
     pub(super) fn uplink(&self) -> Option<&Link> {
         self.link_by_index(self.loaded()?.config.uplink_ifindex)
@@ -234,19 +248,6 @@ fn sysctl(name: &str) -> Option<String> {
 }
 
 impl Loaded {
-    /// Whether pods' packets to this destination are masqueraded: the longest prefix around it decides.
-    pub(super) fn masquerades(&self, to: Ipv4Net) -> bool {
-        let around = self.ranges.iter().filter(|(range, _)| range.contains(&to));
-        let longest = around.max_by_key(|(range, _)| range.prefix_len());
-        longest.is_none_or(|(_, class)| {
-            let entry = RangeEntry {
-                class: *class,
-                _pad: [0; 3],
-            };
-            masquerade(Some(&entry))
-        })
-    }
-
     fn read(
         datapath: &Datapath,
         depth: Depth,

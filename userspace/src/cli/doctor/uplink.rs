@@ -4,7 +4,7 @@ use std::net::Ipv4Addr;
 
 use causeway::datapath::Direction;
 
-use super::{super::network::Route, Code, Finding, Snapshot, bypass::Before, snapshot::Loaded};
+use super::{Code, Finding, Snapshot, bypass::Before};
 
 pub(super) fn check(snapshot: &Snapshot) -> Vec<Finding> {
     let Some(loaded) = snapshot.loaded() else {
@@ -59,30 +59,24 @@ pub(super) fn check(snapshot: &Snapshot) -> Vec<Finding> {
         let about = format!("the default route leaves by {other}, the uplink is {name}");
         found.push(Finding::new(Code::DefaultRoute, about).with("INTERFACE", other));
     }
-    found.extend(other_ways_out(snapshot, loaded, uplink.index));
+    found.extend(other_ways_out(snapshot));
     found
 }
 
-/// Routers behind other interfaces, for destinations that are masqueraded. The kernel's own rule sees to them.
-fn other_ways_out(snapshot: &Snapshot, loaded: &Loaded, uplink: u32) -> Vec<Finding> {
-    if snapshot.wants_exact_rule() {
+/// Routes by other interfaces to destinations that are masqueraded, where the kernel's own rule does not see to them.
+fn other_ways_out(snapshot: &Snapshot) -> Vec<Finding> {
+    if snapshot.wants_exact_rule() || snapshot.has_own_rule() {
         return Vec::new();
     }
-    let leaves_elsewhere =
-        |route: &&Route| route.has_gateway && route.ifindex != uplink && route.to.prefix_len() > 0;
-    let routes = snapshot.network.routes.iter().filter(leaves_elsewhere);
-    let masqueraded = routes.filter(|route| loaded.masquerades(route.to));
-    masqueraded
-        .map(|route| {
-            let name = snapshot
-                .link_by_index(route.ifindex)
-                .map_or_else(|| route.ifindex.to_string(), |link| link.name.clone());
-            let about = format!("packets to {} leave by {name}, untranslated", route.to);
-            Finding::new(Code::OtherWayOut, about)
-                .with("INTERFACE", name)
-                .with("VALUE", route.to)
-        })
-        .collect()
+    // A default route elsewhere is a finding of its own.
+    let ways = snapshot.ways_past.iter().filter(|way| way.to.prefix_len() > 0);
+    ways.map(|way| {
+        let about = format!("packets to {} leave by {}, untranslated", way.to, way.interface);
+        Finding::new(Code::OtherWayOut, about)
+            .with("INTERFACE", &way.interface)
+            .with("VALUE", way.to)
+    })
+    .collect()
 }
 
 fn other_first(before: &Before) -> Finding {

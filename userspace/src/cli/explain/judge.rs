@@ -110,7 +110,7 @@ impl<A: Family> Walk<'_, A> {
             return self.enter_pod(&to);
         }
         let is_delivered = self.key.dst.is_never_forwarded() || is_local(self.key.dst.ip())?;
-        if is_delivered {
+        if is_delivered || self.view.other_exit(&self.key)?.is_some() {
             Ok(())
         } else {
             self.leave_node(pod)

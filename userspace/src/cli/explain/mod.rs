@@ -24,7 +24,7 @@ use self::{
     family::Family,
     judge::{Passage, judge},
     packet::{AnyPacket, Packet},
-    view::{View, interface, is_local, is_masqueraded},
+    view::{Key, View, interface, is_local, is_masqueraded},
 };
 use super::{
     Failure,
@@ -185,6 +185,7 @@ fn steps<A: Family>(view: &View<A>, packet: &Packet<A>) -> Result<Vec<String>, F
     if view.pod(key.src)?.is_some() {
         steps.extend(guard(packet));
         steps.push(range(view, key.dst)?);
+        steps.extend(other_exit(view, key)?);
     } else if view.has_exact_rule() {
         let becomes = if is_masqueraded(view.range(key.dst)?.as_ref()) {
             "exactRule: the kernel masquerades a new flow to it, unless it is this node's"
@@ -244,6 +245,22 @@ fn entry<A: Family>(view: &View<A>, packet: &Packet<A>) -> Result<String, Failur
         exit_name(entry.exit),
         duration(seconds_since(entry.last_seen, datapath::now())),
     ))
+}
+
+/// What becomes of a pod's packet that the programs do not see leave.
+fn other_exit<A: Family>(view: &View<A>, key: &Key<A>) -> Result<Option<String>, Failure> {
+    let Some(exit) = view.other_exit(key)? else {
+        return Ok(None);
+    };
+    let exit = interface(exit)?;
+    let becomes = if is_masqueraded(view.range(key.dst)?.as_ref()) {
+        "the kernel's own rule masquerades a new flow there"
+    } else {
+        "it keeps the pod's address"
+    };
+    Ok(Some(format!(
+        "it leaves by {exit}, which is not the uplink: {becomes}"
+    )))
 }
 
 fn guard<A: Address>(packet: &Packet<A>) -> Option<String> {

@@ -66,6 +66,16 @@ impl<A: Family> View<A> {
         })
     }
 
+    /// The interface by which the kernel sends a pod's packet on, if it is another one than the uplink: no program is there.
+    pub(super) fn other_exit(&self, key: &Key<A>) -> Read<Option<u32>> {
+        let (Some(pod), None) = (self.pod(key.src)?, self.pod(key.dst)?) else {
+            return Ok(None);
+        };
+        let exit = Netlink::new()?.exit(key.src.ip(), key.dst.ip(), pod.ifindex);
+        let uplink = self.config()?.uplink_ifindex;
+        Ok(exit.filter(|exit| *exit != uplink))
+    }
+
     /// Whether XDP is in the uplink's driver.
     pub(super) fn has_xdp(&self) -> Read<bool> {
         Ok(A::HAS_API_SERVER && self.datapath.xdp()? == Some(true))
