@@ -79,8 +79,8 @@ pub struct Keeper {
     faults: Vec<String>,
     /// Their ports of the node then.
     host_ports: Vec<HostPort>,
-    /// What the programs knew of the pods after the last whole pass.
-    known: PodMaps,
+    /// What the programs knew of the pods all through the last whole pass.
+    known: Option<PodMaps>,
     /// Whether the datapath has been there: who takes it away then means it.
     was_loaded: bool,
 }
@@ -101,7 +101,7 @@ impl Keeper {
             served: BTreeMap::new(),
             faults: Vec::new(),
             host_ports: Vec::new(),
-            known: PodMaps::default(),
+            known: None,
             suspects: BTreeMap::new(),
             due: None,
             was_loaded: false,
@@ -185,7 +185,7 @@ impl Keeper {
 
     /// Whether the programs know the pods as they did after the last whole pass, and are attached.
     fn is_quiet(&self, datapath: &Datapath) -> bool {
-        datapath.pod_maps().is_ok_and(|maps| maps == self.known)
+        datapath.pod_maps().is_ok_and(|maps| Some(maps) == self.known)
             && self.hold.is_whole()
             && datapath
                 .has_reserved(&self.settings, &self.sysctls, &self.host_ports)

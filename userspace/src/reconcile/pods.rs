@@ -80,7 +80,7 @@ impl Keeper {
         notes.unless_failed(forgotten);
         self.suspects
             .retain(|name, _| name.starts_with("lease ") || missing.contains(name));
-        self.remember(datapath, notes);
+        self.remember(datapath, &sight.maps, notes);
     }
 
     fn has_served(&self, sight: &Sight<'_>, addr: Ipv4Addr, ifindex: u32) -> bool {
@@ -89,10 +89,12 @@ impl Keeper {
     }
 
     /// What the programs know of pods that are served is what they are to know tomorrow.
-    fn remember(&mut self, datapath: &Datapath, notes: &mut Pass) {
-        self.known = notes.unless_failed(datapath.pod_maps()).unwrap_or_default();
-        let pods = self.known.pods();
+    fn remember(&mut self, datapath: &Datapath, looked_at: &PodMaps, notes: &mut Pass) {
+        let maps = notes.unless_failed(datapath.pod_maps()).unwrap_or_default();
+        let pods = maps.pods();
         self.served = pods.filter(|(_, entry)| entry.is_ready()).collect();
+        // What has changed since may be anybody's doing, and nobody has looked at it.
+        self.known = (maps == *looked_at).then_some(maps);
     }
 
     fn keep_pod(
