@@ -1,6 +1,7 @@
 //! One node's programs and maps, loaded for one test and pinned nowhere, with the interfaces that packets claim to
 //! come from.
 
+mod family;
 mod tables;
 mod xdp;
 
@@ -22,15 +23,18 @@ use causeway_common::{
 };
 use causeway_tests::netns::Netns;
 
-pub(crate) use self::tables::{Entry, Key, key};
+pub(crate) use self::{
+    family::{Family, of_both_families},
+    tables::{Entry, Key, key},
+};
 use crate::packets::{Link, Mac};
 
 pub(crate) const TC_ACT_UNSPEC: i32 = -1;
 pub(crate) const TC_ACT_SHOT: i32 = 2;
 pub(crate) const TC_ACT_REDIRECT: i32 = 7;
 
-pub(crate) const NODE: Ipv4Addr = Ipv4Addr::new(10, 240, 0, 4);
-pub(crate) const INTERNET: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
+pub(crate) const NODE: Ipv4Addr = <Ipv4Addr as Family>::NODE;
+pub(crate) const INTERNET: Ipv4Addr = <Ipv4Addr as Family>::INTERNET;
 pub(crate) const VNET_HOST: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 10);
 /// The next hop behind the uplink.
 pub(crate) const ROUTER_MAC: Mac = [0x12, 0x34, 0x56, 0x78, 0x9a, 0xbc];
@@ -48,15 +52,6 @@ pub(crate) enum Hook {
 impl Hook {
     pub(crate) const ALL: [Self; 4] = [Self::FromPod, Self::ToPod, Self::FromUplink, Self::ToUplink];
 
-    pub(crate) fn program(self) -> &'static str {
-        match self {
-            Self::FromPod => "cwy_from_pod",
-            Self::ToPod => "cwy_to_pod",
-            Self::FromUplink => "cwy_from_uplink",
-            Self::ToUplink => "cwy_to_uplink",
-        }
-    }
-
     pub(crate) fn of(self, count: &Count) -> u64 {
         match self {
             Self::FromPod => count.from_pod,
@@ -69,14 +64,14 @@ impl Hook {
 
 /// A pod of the bench.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Pod {
-    pub(crate) addr: Ipv4Addr,
+pub(crate) struct Pod<F = Ipv4Addr> {
+    pub(crate) addr: F,
     pub(crate) ifindex: u32,
     pub(crate) mac: Mac,
     pub(crate) host_mac: Mac,
 }
 
-impl Pod {
+impl<F> Pod<F> {
     /// Frame addresses of a packet that the pod sends.
     pub(crate) fn sends(&self) -> Link {
         (self.mac, self.host_mac)
@@ -93,11 +88,12 @@ pub(crate) struct Ran {
     pub(crate) noted: Vec<Reason>,
 }
 
-pub(crate) struct Bench {
+/// Of IPv4, unless its type says another family.
+pub(crate) struct Bench<F = Ipv4Addr> {
     object: Ebpf,
     pub(crate) ns: Arc<Netns>,
-    pub(crate) a: Pod,
-    pub(crate) b: Pod,
+    pub(crate) a: Pod<F>,
+    pub(crate) b: Pod<F>,
     pub(crate) uplink_ifindex: u32,
     pub(crate) uplink_mac: Mac,
 }
@@ -109,25 +105,36 @@ impl Bench {
 
     /// A bench whose flow table holds `flow_entries`.
     pub(crate) fn with_flow_entries(flow_entries: u32) -> Self {
+        let mut bench = Self::of(flow_entries);
+        bench.load_xdp();
+        bench
+    }
+}
+
+impl<F: Family> Bench<F> {
+    /// A bench of either family, without XDP. Its flow table holds `flow_entries`.
+    pub(crate) fn of(flow_entries: u32) -> Self {
         let ns = Arc::new(Netns::new().unwrap());
         ns.ip("link add eth0 type veth peer name wire\nlink add podA type veth peer name inA\nlink add podB type veth peer name inB")
             .unwrap();
         ns.ip("link set eth0 up\nlink set wire up\nlink set podA up\nlink set podB up\nlink set inA up\nlink set inB up")
             .unwrap();
-        ns.ip(&format!("addr add {NODE}/16 dev eth0")).unwrap();
-        let object = EbpfLoader::new()
-            .map_max_entries("cwy_flows", flow_entries)
-            .load(causeway::datapath::OBJECT)
+        ns.sysctl("net/ipv6/conf/eth0/disable_ipv6", "0").unwrap();
+        ns.ip(&format!("addr add {}/{} dev eth0", F::NODE, F::SUBNET_BITS))
             .unwrap();
-        let pod = |addr: [u8; 4], host: &str, inside: &str| Pod {
-            addr: addr.into(),
+        let object = EbpfLoader::new()
+            .map_max_entries(&name_of::<F>("cwy_flows"), flow_entries)
+            .load(F::object())
+            .unwrap();
+        let pod = |addr: F, host: &str, inside: &str| Pod {
+            addr,
             ifindex: ns.ifindex(host).unwrap(),
             mac: ns.mac(inside).unwrap(),
             host_mac: ns.mac(host).unwrap(),
         };
         let mut bench = Self {
-            a: pod([10, 240, 0, 5], "podA", "inA"),
-            b: pod([10, 240, 0, 6], "podB", "inB"),
+            a: pod(F::PODS[0], "podA", "inA"),
+            b: pod(F::PODS[1], "podB", "inB"),
             uplink_ifindex: ns.ifindex("eth0").unwrap(),
             uplink_mac: ns.mac("eth0").unwrap(),
             object,
@@ -136,19 +143,19 @@ impl Bench {
         for hook in Hook::ALL {
             let program: &mut SchedClassifier = bench
                 .object
-                .program_mut(hook.program())
+                .program_mut(F::program(hook))
                 .unwrap()
                 .try_into()
                 .unwrap();
             program.load().unwrap();
         }
-        bench.load_xdp();
-        bench.configure(NODE);
+        bench.configure(F::NODE);
         for pod in [bench.a, bench.b] {
             bench.register(&pod, PodEntry::READY);
         }
-        bench.exclude([10, 0, 0, 0], 8);
-        bench.exclude([168, 63, 129, 16], 32);
+        for (range, bits) in F::EXCLUDED {
+            bench.exclude(range.octets(), *bits);
+        }
         bench
     }
 
@@ -173,7 +180,7 @@ impl Bench {
         let mut context = [0u8; 192];
         context[36..40].copy_from_slice(&from.to_ne_bytes());
         context[40..44].copy_from_slice(&ifindex.to_ne_bytes());
-        let program: &SchedClassifier = self.object.program(hook.program()).unwrap().try_into().unwrap();
+        let program: &SchedClassifier = self.object.program(F::program(hook)).unwrap().try_into().unwrap();
         let result = self
             .ns
             .run(|| {
@@ -215,13 +222,13 @@ impl Bench {
 
     /// Descriptor of a program, open as long as the bench is.
     pub(crate) fn program_fd(&self, hook: Hook) -> i32 {
-        let program: &SchedClassifier = self.object.program(hook.program()).unwrap().try_into().unwrap();
+        let program: &SchedClassifier = self.object.program(F::program(hook)).unwrap().try_into().unwrap();
         program.fd().unwrap().as_fd().as_raw_fd()
     }
 
     /// Verifier instructions of a program.
     pub(crate) fn verified_instructions(&self, hook: Hook) -> u32 {
-        let program: &SchedClassifier = self.object.program(hook.program()).unwrap().try_into().unwrap();
+        let program: &SchedClassifier = self.object.program(F::program(hook)).unwrap().try_into().unwrap();
         program.info().unwrap().verified_instruction_count().unwrap()
     }
 
@@ -253,4 +260,13 @@ impl Bench {
     pub(crate) fn map(&mut self, name: &str) -> &mut aya::maps::Map {
         self.object.map_mut(name).unwrap()
     }
+
+    /// The map of the family, by the name of IPv4's.
+    fn own_map(&mut self, name: &str) -> &mut aya::maps::Map {
+        self.map(&name_of::<F>(name))
+    }
+}
+
+fn name_of<F: Family>(map: &str) -> String {
+    format!("{map}{}", F::MAP_SUFFIX)
 }

@@ -1,11 +1,10 @@
 //! Costs that do not depend on the machine.
 
-use std::{env, fmt::Write as _, fs, path::PathBuf};
+use std::{env, fmt::Write as _, fs, net::Ipv6Addr, path::PathBuf};
 
-use aya::{EbpfLoader, programs::SchedClassifier};
-use causeway_common::maps::{V6_PROGRAM_NAMES, XDP_PROGRAM};
+use causeway_common::maps::XDP_PROGRAM;
 
-use crate::bench::{Bench, Hook};
+use crate::bench::{Bench, Family, Hook};
 
 /// Percent by which a program may outgrow its record.
 const MARGIN: u32 = 5;
@@ -14,11 +13,9 @@ const MARGIN: u32 = 5;
 #[test]
 fn no_program_outgrows_what_the_verifier_needed_before() {
     let bench = Bench::new();
-    let mut measured = Hook::ALL
-        .map(|hook| (hook.program(), bench.verified_instructions(hook)))
-        .to_vec();
+    let mut measured: Vec<_> = of(&bench).collect();
     measured.push((XDP_PROGRAM, bench.xdp_verified_instructions()));
-    measured.extend(of_ipv6());
+    measured.extend(of(&Bench::<Ipv6Addr>::of(1)));
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../ebpf/verifier-budget.txt");
     let text = fs::read_to_string(&path).unwrap();
     if env::var_os("CAUSEWAY_RECORD_BUDGET").is_some() {
@@ -44,15 +41,11 @@ fn no_program_outgrows_what_the_verifier_needed_before() {
     }
 }
 
-/// The programs for IPv6.
-fn of_ipv6() -> Vec<(&'static str, u32)> {
-    let mut object = EbpfLoader::new().load(causeway::datapath::OBJECT_V6).unwrap();
-    let mut verified = |name| {
-        let program: &mut SchedClassifier = object.program_mut(name).unwrap().try_into().unwrap();
-        program.load().unwrap();
-        program.info().unwrap().verified_instruction_count().unwrap()
-    };
-    V6_PROGRAM_NAMES.map(|name| (name, verified(name))).to_vec()
+/// The programs of a family, with what the verifier needed for each.
+fn of<F: Family>(bench: &Bench<F>) -> impl Iterator<Item = (&'static str, u32)> {
+    Hook::ALL
+        .into_iter()
+        .map(|hook| (F::program(hook), bench.verified_instructions(hook)))
 }
 
 /// The first two numbers of the kernel's release.

@@ -1,33 +1,34 @@
 //! All ports towards one remote are used, then the next flow is refused; and what is freed is used again.
 
-use std::{mem, net::Ipv4Addr, ops::RangeInclusive, sync::Arc};
+use std::{mem, ops::RangeInclusive, sync::Arc};
 
-use causeway_common::{
-    event::EventHook,
-    maps::FLOW_ENTRIES,
-    reason::Reason,
-    tuple::{ICMP, UDP},
-};
+use causeway_common::{addr::Address as _, event::EventHook, maps::FLOW_ENTRIES, reason::Reason, tuple::UDP};
 
 use crate::{
-    bench::{Bench, Hook, INTERNET, NODE, ROUTER_MAC, TC_ACT_SHOT, TC_ACT_UNSPEC, key},
-    packets::{Ends, echo, seen, udp},
+    bench::{Bench, Family, Hook, ROUTER_MAC, TC_ACT_SHOT, TC_ACT_UNSPEC, key, of_both_families},
+    packets::{Ends, echo, ports, udp},
     stage::{Given, Stage},
 };
 
+of_both_families!(
+    every_port_towards_one_remote_is_used_and_the_next_flow_is_refused_with_an_event,
+    every_port_that_is_not_reserved_is_used,
+    every_echo_identifier_towards_one_remote_is_used,
+);
+
 const PORT: u16 = 443;
 
-fn ends(src: Ipv4Addr, src_port: u16) -> Ends {
+fn ends<F: Family>(src: F, src_port: u16) -> Ends<F> {
     Ends {
         src,
         src_port,
-        dst: INTERNET,
+        dst: F::INTERNET,
         dst_port: PORT,
     }
 }
 
 /// What came of a flow's first packet: the port it left with, or that it was dropped.
-fn opens(stage: &mut Stage, uplink: u32, packet: &[u8], port_at: usize) -> Option<u16> {
+fn opens<F: Family>(stage: &mut Stage, uplink: u32, packet: &[u8], port_at: usize) -> Option<u16> {
     let (action, out) = stage.run(Hook::ToUplink, uplink, Given::default(), packet);
     assert!(
         action == TC_ACT_UNSPEC || action == TC_ACT_SHOT,
@@ -36,12 +37,12 @@ fn opens(stage: &mut Stage, uplink: u32, packet: &[u8], port_at: usize) -> Optio
     if action == TC_ACT_SHOT {
         return None;
     }
-    assert_eq!(out[26..30], NODE.octets(), "source address");
+    assert_eq!(F::source(out), F::NODE, "source address");
     Some(u16::from_be_bytes([out[port_at], out[port_at + 1]]))
 }
 
 /// Opens flows of both pods, each from all of `own` ports, until `count` have a port. Returns which ports they have.
-fn fill(bench: &Bench, own: RangeInclusive<u16>, protocol: u8, count: usize) -> Vec<bool> {
+fn fill<F: Family>(bench: &Bench<F>, own: RangeInclusive<u16>, protocol: u8, count: usize) -> Vec<bool> {
     let (uplink, link) = (bench.uplink_ifindex, (bench.uplink_mac, ROUTER_MAC));
     let mut stage = Stage::new(bench);
     let pods = [bench.a.addr, bench.b.addr];
@@ -55,7 +56,7 @@ fn fill(bench: &Bench, own: RangeInclusive<u16>, protocol: u8, count: usize) -> 
         let mut had = 0;
         for (pod, port) in &mut flows {
             let (packet, at) = match protocol {
-                UDP => (udp(link, ends(pod, port), 64, b"x"), 34),
+                UDP => (udp(link, ends(pod, port), 64, b"x"), F::L4),
                 _ => (
                     echo(
                         link,
@@ -65,10 +66,10 @@ fn fill(bench: &Bench, own: RangeInclusive<u16>, protocol: u8, count: usize) -> 
                         },
                         true,
                     ),
-                    38,
+                    F::L4 + 4,
                 ),
             };
-            let Some(port) = opens(&mut stage, uplink, &packet, at) else {
+            let Some(port) = opens::<F>(&mut stage, uplink, &packet, at) else {
                 panic!("flow {had} of {count} is refused: {pod} from port {port}");
             };
             assert!(
@@ -83,9 +84,8 @@ fn fill(bench: &Bench, own: RangeInclusive<u16>, protocol: u8, count: usize) -> 
     .unwrap()
 }
 
-#[test]
-fn every_port_towards_one_remote_is_used_and_the_next_flow_is_refused_with_an_event() {
-    let mut bench = Bench::with_flow_entries(FLOW_ENTRIES as u32);
+fn every_port_towards_one_remote_is_used_and_the_next_flow_is_refused_with_an_event<F: Family>() {
+    let mut bench = Bench::<F>::of(FLOW_ENTRIES as u32);
     let (uplink, link) = (bench.uplink_ifindex, (bench.uplink_mac, ROUTER_MAC));
     // Both pods have the same 32,256 ports: half of the flows have to get another.
     let taken = fill(&bench, 33_280..=65_535, UDP, 64_512);
@@ -130,7 +130,7 @@ fn every_port_towards_one_remote_is_used_and_the_next_flow_is_refused_with_an_ev
     for _ in 0..64_512 / 16 {
         let ran = bench.run(Hook::ToUplink, uplink, &next);
         if ran.reason == Reason::SnatKernel {
-            had = Some(seen(&ran.packet, None).ports.0);
+            had = Some(ports(&ran.packet).0);
             break;
         }
         assert!(
@@ -147,9 +147,8 @@ fn every_port_towards_one_remote_is_used_and_the_next_flow_is_refused_with_an_ev
     );
 }
 
-#[test]
-fn every_port_that_is_not_reserved_is_used() {
-    let mut bench = Bench::with_flow_entries(FLOW_ENTRIES as u32);
+fn every_port_that_is_not_reserved_is_used<F: Family>() {
+    let mut bench = Bench::<F>::of(FLOW_ENTRIES as u32);
     let uplink = bench.uplink_ifindex;
     bench.reserve(|port| (30_000..=32_767).contains(&port) || port == 8081);
     let usable = 64_512 - 2768 - 1;
@@ -163,11 +162,10 @@ fn every_port_that_is_not_reserved_is_used() {
     );
 }
 
-#[test]
-fn every_echo_identifier_towards_one_remote_is_used() {
-    let mut bench = Bench::with_flow_entries(FLOW_ENTRIES as u32);
+fn every_echo_identifier_towards_one_remote_is_used<F: Family>() {
+    let mut bench = Bench::<F>::of(FLOW_ENTRIES as u32);
     let (uplink, link) = (bench.uplink_ifindex, (bench.uplink_mac, ROUTER_MAC));
-    let taken = fill(&bench, 32_768..=65_535, ICMP, 65_536);
+    let taken = fill(&bench, 32_768..=65_535, F::Octets::ICMP, 65_536);
     assert!(!taken.contains(&false), "an identifier was left out");
     let next = echo(
         link,

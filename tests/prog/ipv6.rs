@@ -2,30 +2,19 @@
 
 mod malformed;
 
-use std::{
-    net::Ipv6Addr,
-    os::fd::{AsFd as _, AsRawFd as _},
-    sync::Arc,
-};
+use std::net::Ipv6Addr;
 
-use aya::{
-    Ebpf, EbpfLoader,
-    maps::{Array, HashMap, PerCpuArray},
-    programs::{SchedClassifier, TestRun as _, TestRunOptions},
-};
 use causeway_common::{
     extension::{Chain, Step},
     flow::{Exit, Flags, FlowEntry, Hop, Progress, State},
-    lifetime::Timeouts,
-    maps::{Config, Count, IfaceEntry, PodEntry, Usage, V6_PROGRAM_NAMES},
     reason::Reason,
     tuple::{FlowKey, TCP, UDP},
 };
-use causeway_tests::{netns::Netns, raw};
+use causeway_tests::raw;
 use etherparse::{NetSlice, SlicedPacket, TcpHeader, TransportSlice, UdpHeader};
 use proptest::prelude::*;
 
-use crate::{bench::Hook, packets::Mac};
+use crate::bench::Hook;
 
 const NODE: [u8; 16] = at(4);
 const A: [u8; 16] = at(5);
@@ -38,144 +27,25 @@ const fn at(host: u8) -> [u8; 16] {
     Ipv6Addr::new(0xfd00, 0x10, 0, 0, 0, 0, 0, host as u16).octets()
 }
 
-/// The programs and maps of one test, with two pods and an uplink.
-struct Bench {
-    object: Ebpf,
-    ns: Arc<Netns>,
-    pods: [(u32, Mac, Mac); 2],
-    uplink: u32,
+type Bench = crate::bench::Bench<Ipv6Addr>;
+
+/// A node that masquerades no IPv6.
+fn bench() -> Bench {
+    let mut bench = Bench::of(4096);
+    bench.configure(Ipv6Addr::UNSPECIFIED);
+    bench
 }
 
 impl Bench {
-    fn new() -> Self {
-        let ns = Arc::new(Netns::new().unwrap());
-        for (host, inside) in [("eth0", "wire"), ("podA", "inA"), ("podB", "inB")] {
-            ns.ip(&format!(
-                "link add {host} type veth peer name {inside}\nlink set {host} up\nlink set {inside} up"
-            ))
-            .unwrap();
-        }
-        let mut object = EbpfLoader::new()
-            .map_max_entries("cwy_flows6", 4096)
-            .load(causeway::datapath::OBJECT_V6)
-            .unwrap();
-        for name in V6_PROGRAM_NAMES {
-            let program: &mut SchedClassifier = object.program_mut(name).unwrap().try_into().unwrap();
-            program.load().unwrap();
-        }
-        let pod = |host: &str, inside: &str| {
-            let ifindex = ns.ifindex(host).unwrap();
-            (ifindex, ns.mac(inside).unwrap(), ns.mac(host).unwrap())
-        };
-        let mut bench = Self {
-            pods: [pod("podA", "inA"), pod("podB", "inB")],
-            uplink: ns.ifindex("eth0").unwrap(),
-            object,
-            ns,
-        };
-        bench.fill();
-        bench
-    }
-
-    fn fill(&mut self) {
-        let config = Config {
-            node_addr: [0; 16],
-            uplink_ifindex: self.uplink,
-            uplink_mtu: MTU.into(),
-            seed: 7,
-            pod_quota: 1000,
-            wire_quota: 1000,
-            range_list: 0,
-            timeouts: Timeouts::DEFAULT,
-        };
-        Array::<_, Config<[u8; 16]>>::try_from(self.object.map_mut("cwy_cfg6").unwrap())
-            .unwrap()
-            .set(0, config, 0)
-            .unwrap();
-        for (addr, (ifindex, mac, host_mac)) in [A, B].into_iter().zip(self.pods) {
-            let pod = PodEntry {
-                ifindex,
-                mac,
-                host_mac,
-                mtu: MTU,
-                flags: PodEntry::READY,
-                changed: 0,
-            };
-            let iface = IfaceEntry {
-                addr,
-                mac,
-                _pad: [0; 2],
-            };
-            self.table::<[u8; 16], PodEntry>("cwy_pods6")
-                .insert(addr, pod, 0)
-                .unwrap();
-            self.table::<u32, IfaceEntry<[u8; 16]>>("cwy_ifaces6")
-                .insert(ifindex, iface, 0)
-                .unwrap();
-            self.table::<[u8; 16], Usage>("cwy_usage6")
-                .insert(addr, Usage::default(), 0)
-                .unwrap();
-        }
-    }
-
-    fn table<K: aya::Pod, V: aya::Pod>(&mut self, name: &str) -> HashMap<&mut aya::maps::MapData, K, V> {
-        HashMap::try_from(self.object.map_mut(name).unwrap()).unwrap()
-    }
-
-    fn flow(&mut self, key: &FlowKey<[u8; 16]>) -> Option<FlowEntry<[u8; 16]>> {
-        self.table("cwy_flows6").get(key, 0).ok()
-    }
-
-    /// How often a hook has given each reason, in the order of [`Reason::ALL`].
-    fn counts(&self, hook: Hook) -> Vec<u64> {
-        let counts = PerCpuArray::<_, Count>::try_from(self.object.map("cwy_count").unwrap()).unwrap();
-        let of = |reason: &Reason| {
-            let per_cpu = counts.get(&(*reason as u32), 0).unwrap();
-            per_cpu.iter().map(|count| hook.of(count)).sum()
-        };
-        Reason::ALL.iter().map(of).collect()
-    }
-
-    /// Descriptors of the programs in the order of [`Hook::ALL`], open as long as the bench is.
-    fn program_fds(&self) -> [i32; 4] {
-        V6_PROGRAM_NAMES.map(|name| {
-            let program: &SchedClassifier = self.object.program(name).unwrap().try_into().unwrap();
-            program.fd().unwrap().as_fd().as_raw_fd()
-        })
-    }
-
     /// Runs a frame of pod A's through the program on its interface. Returns the reason that was counted, and the frame.
-    fn run_from_pod(&self, frame: &[u8]) -> (Reason, Vec<u8>) {
-        let before = self.counts(Hook::FromPod);
-        let mut out = vec![0; frame.len() + 256];
-        let mut context = [0u8; 192];
-        context[40..44].copy_from_slice(&self.pods[0].0.to_ne_bytes());
-        let program: &SchedClassifier = self.object.program("cwy_from_pod6").unwrap().try_into().unwrap();
-        let options = TestRunOptions {
-            data_in: Some(frame),
-            data_out: Some(&mut out),
-            ctx_in: Some(&context),
-            ..TestRunOptions::new()
-        };
-        let result = self.ns.run(|| program.test_run(options)).unwrap().unwrap();
-        out.truncate(result.data_size_out as usize);
-        let moved: Vec<Reason> = (Reason::ALL
-            .iter()
-            .copied()
-            .zip(before)
-            .zip(self.counts(Hook::FromPod)))
-        .filter(|((_, before), after)| before != after)
-        .map(|((reason, _), _)| reason)
-        .collect();
-        let [reason] = moved[..] else {
-            panic!("counted {moved:?}")
-        };
-        (reason, out)
+    fn run_from_pod(&mut self, frame: &[u8]) -> (Reason, Vec<u8>) {
+        let ran = self.run(Hook::FromPod, self.a.ifindex, frame);
+        (ran.reason, ran.packet)
     }
 
     /// A frame from pod A.
     fn frame(&self, dst: [u8; 16], hop_limit: u8, next: u8, payload: &[u8]) -> Vec<u8> {
-        let (_, mac, host_mac) = self.pods[0];
+        let (mac, host_mac) = self.a.sends();
         raw::ipv6([mac, host_mac], [A, dst], hop_limit, next, payload).unwrap()
     }
 }
@@ -269,7 +139,7 @@ proptest! {
 /// The program finds what the walk finds: the flow's offer has the ports behind all headers.
 #[test]
 fn a_datagram_is_known_behind_its_headers() {
-    let mut bench = Bench::new();
+    let mut bench = bench();
     for kinds in [
         &[][..],
         &[(60, 0)],
@@ -278,7 +148,10 @@ fn a_datagram_is_known_behind_its_headers() {
         &[(60, 2), (44, 0), (51, 0)],
     ] {
         let (first, payload) = chain(kinds);
-        let (reason, _) = bench.run_from_pod(&bench.frame(B, 64, first, &payload));
+        let (reason, _) = {
+            let frame = bench.frame(B, 64, first, &payload);
+            bench.run_from_pod(&frame)
+        };
         // With anything between, the kernel keeps the flow, as of IPv4 with options.
         let expected = if kinds.is_empty() {
             Reason::Offered
@@ -287,15 +160,15 @@ fn a_datagram_is_known_behind_its_headers() {
         };
         assert_eq!(reason, expected, "{kinds:?}");
         let entry = bench.flow(&key(B, UDP)).expect("no entry");
-        assert_eq!(entry.in_ifindex, bench.pods[0].0);
-        bench
-            .table::<FlowKey<[u8; 16]>, FlowEntry<[u8; 16]>>("cwy_flows6")
-            .remove(&key(B, UDP))
-            .unwrap();
+        assert_eq!(entry.in_ifindex, bench.a.ifindex);
+        bench.remove(&key(B, UDP));
     }
     for kinds in [&[(0, 0)][..], &[(60, 2); 7], &[(0, 1), (60, 0)]] {
         let (first, payload) = chain(kinds);
-        let (reason, _) = bench.run_from_pod(&bench.frame(B, 64, first, &payload));
+        let (reason, _) = {
+            let frame = bench.frame(B, 64, first, &payload);
+            bench.run_from_pod(&frame)
+        };
         assert_eq!(
             (reason, bench.flow(&key(B, UDP))),
             (Reason::OtherProtocol, None),
@@ -307,16 +180,16 @@ fn a_datagram_is_known_behind_its_headers() {
 /// A carried packet differs from what the pod sent in its MACs and its hop limit, and in nothing else.
 #[test]
 fn a_carried_packet_is_addressed_to_the_next_hop() {
-    let mut bench = Bench::new();
-    let (_, mac, host_mac) = bench.pods[1];
+    let mut bench = bench();
+    let (mac, host_mac) = bench.b.sends();
     let now = causeway::datapath::now();
     let ends = [
-        (B, Exit::POD, bench.pods[1].0),
-        (VNET, Exit::UPLINK, bench.uplink),
+        (B, Exit::POD, bench.b.ifindex),
+        (VNET, Exit::UPLINK, bench.uplink_ifindex),
     ];
     for (dst, exit, ifindex) in ends {
         for protocol in [UDP, TCP] {
-            let mut entry = FlowEntry::<[u8; 16]>::offer(bench.pods[0].0, bench.pods[0].1, now);
+            let mut entry = FlowEntry::<[u8; 16]>::offer(bench.a.ifindex, bench.a.mac, now);
             entry.leave_by(&Hop {
                 exit,
                 flags: Flags::FIXED_HOP,
@@ -327,10 +200,7 @@ fn a_carried_packet_is_addressed_to_the_next_hop() {
             });
             entry.state = State::CARRIED;
             entry.progress = Progress::of_packet(protocol, 0x10).bits();
-            bench
-                .table("cwy_flows6")
-                .insert(key(dst, protocol), entry, 0)
-                .unwrap();
+            bench.insert(key(dst, protocol), entry);
             let payload = if protocol == UDP {
                 udp(b"carried")
             } else {
@@ -365,10 +235,10 @@ fn a_carried_packet_is_addressed_to_the_next_hop() {
 
 #[test]
 fn the_sender_is_checked() {
-    let bench = Bench::new();
-    let (_, mac, host_mac) = bench.pods[0];
+    let mut bench = bench();
+    let (mac, host_mac) = bench.a.sends();
     let payload = udp(b"whose");
-    let send = |src_mac, src| {
+    let mut send = |src_mac, src| {
         let frame = raw::ipv6([src_mac, host_mac], [src, VNET], 64, UDP, &payload).unwrap();
         bench.run_from_pod(&frame).0
     };
@@ -382,7 +252,7 @@ fn the_sender_is_checked() {
 /// Cut at every byte, and with every length that the header can claim: the kernel judges it, and no entry is made.
 #[test]
 fn what_contradicts_itself_is_the_kernels() {
-    let mut bench = Bench::new();
+    let mut bench = bench();
     let whole = bench.frame(B, 64, UDP, &udp(b"whole"));
     // The kernel runs no program on less than a header (`bpf_prog_test_run_skb`, Linux 6.18).
     for length in IP_END..whole.len() {

@@ -38,8 +38,20 @@ fn every_test_that_the_table_of_known_bugs_names_exists() {
     }
 }
 
-/// Whether a source has a function of this name with a test's attribute before it, and none that keeps it from running.
+/// Whether a source has a function of this name that is a test, of one family or of both.
 fn is_test(source: &str, name: &str) -> bool {
+    is_marked(source, name) || is_of_both(source, name)
+}
+
+/// Whether it stands in the list of [`of_both_families`](crate::bench::of_both_families).
+fn is_of_both(source: &str, name: &str) -> bool {
+    let list = source.split_once("of_both_families!(");
+    let list = list.and_then(|(_, rest)| rest.split_once(");"));
+    list.is_some_and(|(names, _)| names.split(',').any(|listed| listed.trim() == name))
+}
+
+/// Whether there is a test's attribute before it, and none that keeps it from running.
+fn is_marked(source: &str, name: &str) -> bool {
     let Some(at) = source.find(&format!("fn {name}(")) else {
         return false;
     };
@@ -59,4 +71,6 @@ fn a_function_without_the_attribute_is_no_test() {
     for other in ["helper", "slow", "missing", "rea"] {
         assert!(!is_test(source, other), "{other}");
     }
+    let source = "of_both_families!(one, other);\nfn one<F>() {}\nfn third<F>() {}\n";
+    assert!(is_test(source, "one") && !is_test(source, "third"));
 }

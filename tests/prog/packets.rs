@@ -1,24 +1,26 @@
 //! Builds packets with etherparse and reads results with it.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use etherparse::{
-    IcmpEchoHeader, Icmpv4Header, Icmpv4Type, NetHeaders, PacketBuilder, PacketHeaders, TcpHeader,
-    TransportHeader,
+    IcmpEchoHeader, Icmpv4Header, Icmpv4Type, IpHeaders, NetHeaders, PacketBuilder, PacketBuilderStep,
+    PacketHeaders, SlicedPacket, TcpHeader, TransportHeader, TransportSlice,
 };
+
+use crate::bench::Family;
 
 pub(crate) type Mac = [u8; 6];
 
 /// Both ends of a flow.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Ends {
-    pub(crate) src: Ipv4Addr,
+pub(crate) struct Ends<F = Ipv4Addr> {
+    pub(crate) src: F,
     pub(crate) src_port: u16,
-    pub(crate) dst: Ipv4Addr,
+    pub(crate) dst: F,
     pub(crate) dst_port: u16,
 }
 
-impl Ends {
+impl<F> Ends<F> {
     pub(crate) fn reversed(self) -> Self {
         Self {
             src: self.dst,
@@ -32,19 +34,28 @@ impl Ends {
 /// Frame addresses: source, destination.
 pub(crate) type Link = (Mac, Mac);
 
-pub(crate) fn udp(link: Link, ends: Ends, ttl: u8, payload: &[u8]) -> Vec<u8> {
+/// The headers up to IP's.
+fn ip<F: Family>(link: Link, ends: Ends<F>, ttl: u8) -> PacketBuilderStep<IpHeaders> {
+    let builder = PacketBuilder::ethernet2(link.0, link.1);
+    match (ends.src.into(), ends.dst.into()) {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => builder.ipv4(src.octets(), dst.octets(), ttl),
+        (IpAddr::V6(src), IpAddr::V6(dst)) => builder.ipv6(src.octets(), dst.octets(), ttl),
+        ends => panic!("of two families: {ends:?}"),
+    }
+}
+
+pub(crate) fn udp<F: Family>(link: Link, ends: Ends<F>, ttl: u8, payload: &[u8]) -> Vec<u8> {
     let mut frame = Vec::new();
-    PacketBuilder::ethernet2(link.0, link.1)
-        .ipv4(ends.src.octets(), ends.dst.octets(), ttl)
+    ip(link, ends, ttl)
         .udp(ends.src_port, ends.dst_port)
         .write(&mut frame, payload)
         .unwrap();
     frame
 }
 
-pub(crate) fn tcp(
+pub(crate) fn tcp<F: Family>(
     link: Link,
-    ends: Ends,
+    ends: Ends<F>,
     ttl: u8,
     flags: impl Fn(&mut TcpHeader),
     payload: &[u8],
@@ -52,41 +63,52 @@ pub(crate) fn tcp(
     let mut header = TcpHeader::new(ends.src_port, ends.dst_port, 1000, 64_000);
     flags(&mut header);
     let mut frame = Vec::new();
-    PacketBuilder::ethernet2(link.0, link.1)
-        .ipv4(ends.src.octets(), ends.dst.octets(), ttl)
+    ip(link, ends, ttl)
         .tcp_header(header)
         .write(&mut frame, payload)
         .unwrap();
     frame
 }
 
-pub(crate) fn syn(link: Link, ends: Ends) -> Vec<u8> {
+pub(crate) fn syn<F: Family>(link: Link, ends: Ends<F>) -> Vec<u8> {
     tcp(link, ends, 64, |header| header.syn = true, &[])
 }
 
-pub(crate) fn ack(link: Link, ends: Ends) -> Vec<u8> {
+pub(crate) fn ack<F: Family>(link: Link, ends: Ends<F>) -> Vec<u8> {
     tcp(link, ends, 64, |header| header.ack = true, b"data")
 }
 
 /// An echo request (`src_port` is the identifier) or reply (`dst_port` is the identifier).
-pub(crate) fn echo(link: Link, ends: Ends, request: bool) -> Vec<u8> {
-    let builder = PacketBuilder::ethernet2(link.0, link.1).ipv4(ends.src.octets(), ends.dst.octets(), 64);
-    let mut frame = Vec::new();
-    if request {
-        builder
-            .icmpv4_echo_request(ends.src_port, 7)
-            .write(&mut frame, b"ping")
-            .unwrap();
-    } else {
-        builder
-            .icmpv4_echo_reply(ends.dst_port, 7)
-            .write(&mut frame, b"ping")
-            .unwrap();
-    }
+pub(crate) fn echo<F: Family>(link: Link, ends: Ends<F>, request: bool) -> Vec<u8> {
+    let builder = ip(link, ends, 64);
+    let id = if request { ends.src_port } else { ends.dst_port };
+    let (mut frame, data) = (Vec::new(), b"ping");
+    let is_ipv4 = ends.src.into().is_ipv4();
+    let written = match (is_ipv4, request) {
+        (true, true) => builder.icmpv4_echo_request(id, 7).write(&mut frame, data),
+        (true, false) => builder.icmpv4_echo_reply(id, 7).write(&mut frame, data),
+        (false, true) => builder.icmpv6_echo_request(id, 7).write(&mut frame, data),
+        (false, false) => builder.icmpv6_echo_reply(id, 7).write(&mut frame, data),
+    };
+    written.unwrap();
     frame
 }
 
-/// What etherparse reads from a frame.
+/// The ports of a datagram or segment of either family, whose checksums have to be right.
+pub(crate) fn ports(frame: &[u8]) -> (u16, u16) {
+    assert_eq!(
+        causeway_tests::frame::checksums_good(frame),
+        Some(true),
+        "{frame:02x?}"
+    );
+    match SlicedPacket::from_ethernet(frame).unwrap().transport {
+        Some(TransportSlice::Udp(udp)) => (udp.source_port(), udp.destination_port()),
+        Some(TransportSlice::Tcp(tcp)) => (tcp.source_port(), tcp.destination_port()),
+        other => panic!("no ports: {other:?}"),
+    }
+}
+
+/// What etherparse reads from a frame of IPv4.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Seen {
     pub(crate) link: Link,

@@ -1,40 +1,50 @@
 //! What one opener may have, and how room is made without a daemon.
 
-use std::net::Ipv4Addr;
-
 use causeway_common::{
+    flow::FlowEntry,
     reason::Reason,
     tuple::{TCP, UDP},
 };
 
 use crate::{
-    bench::{Bench, Entry, Hook, INTERNET, NODE, ROUTER_MAC, key},
+    bench::{Bench, Family, Hook, ROUTER_MAC, key, of_both_families},
     packets::{Ends, syn, udp},
 };
 
-const WIRE: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
+of_both_families!(
+    a_pod_at_its_quota_opens_no_flow_and_others_notice_nothing,
+    a_pod_at_its_quota_has_room_again_when_a_flow_is_over,
+    a_flow_is_counted_once_from_its_offer_to_its_end,
+    what_a_pod_over_its_quota_sends_within_the_vnet_takes_the_stack,
+    a_full_table_makes_room_by_what_is_over_and_by_nothing_else,
+    a_carried_flow_whose_port_another_flow_has_is_stopped,
+    the_half_of_the_answers_comes_back_with_the_flows_next_second,
+    an_answer_whose_half_is_lost_finds_its_pod_by_the_port_that_was_kept,
+);
 
-fn out(src: Ipv4Addr, src_port: u16) -> Ends {
+/// Entries of a table that nobody fills.
+const ROOM: u32 = 4096;
+
+fn out<F: Family>(src: F, src_port: u16) -> Ends<F> {
     Ends {
         src,
         src_port,
-        dst: INTERNET,
+        dst: F::INTERNET,
         dst_port: 53,
     }
 }
 
 /// The reason that the first packet of a pod's flow gets at the uplink.
-fn opens(bench: &mut Bench, ends: Ends) -> Reason {
+fn opens<F: Family>(bench: &mut Bench<F>, ends: Ends<F>) -> Reason {
     let packet = udp((bench.uplink_mac, ROUTER_MAC), ends, 64, b"x");
     let uplink = bench.uplink_ifindex;
     bench.run(Hook::ToUplink, uplink, &packet).reason
 }
 
-#[test]
-fn a_pod_at_its_quota_opens_no_flow_and_others_notice_nothing() {
-    let mut bench = Bench::new();
+fn a_pod_at_its_quota_opens_no_flow_and_others_notice_nothing<F: Family>() {
+    let mut bench = Bench::<F>::of(ROOM);
     let (a, b) = (bench.a.addr, bench.b.addr);
-    bench.configure_with(NODE, 5, 100);
+    bench.configure_with(F::NODE, 5, 100);
     for port in 1..=5 {
         assert_eq!(opens(&mut bench, out(a, 40_000 + port)), Reason::SnatKernel);
     }
@@ -53,11 +63,10 @@ fn a_pod_at_its_quota_opens_no_flow_and_others_notice_nothing() {
     assert_eq!((bench.usage(a), bench.usage(b)), (5, 1));
 }
 
-#[test]
-fn a_pod_at_its_quota_has_room_again_when_a_flow_is_over() {
-    let mut bench = Bench::new();
+fn a_pod_at_its_quota_has_room_again_when_a_flow_is_over<F: Family>() {
+    let mut bench = Bench::<F>::of(ROOM);
     let a = bench.a.addr;
-    bench.configure_with(NODE, 2, 100);
+    bench.configure_with(F::NODE, 2, 100);
     for port in [40_001, 40_002] {
         assert_eq!(opens(&mut bench, out(a, port)), Reason::SnatKernel);
     }
@@ -69,9 +78,8 @@ fn a_pod_at_its_quota_has_room_again_when_a_flow_is_over() {
     assert!(bench.flow(&key(out(a, 40_001), UDP)).is_none());
 }
 
-#[test]
-fn a_flow_is_counted_once_from_its_offer_to_its_end() {
-    let mut bench = Bench::new();
+fn a_flow_is_counted_once_from_its_offer_to_its_end<F: Family>() {
+    let mut bench = Bench::<F>::of(ROOM);
     let (a, uplink) = (bench.a, bench.uplink_ifindex);
     let flow = out(a.addr, 40_000);
     for _ in 0..3 {
@@ -80,7 +88,11 @@ fn a_flow_is_counted_once_from_its_offer_to_its_end() {
         assert_eq!(bench.usage(a.addr), 1, "offered");
     }
     assert_eq!(opens(&mut bench, flow), Reason::SnatKernel);
-    assert_eq!((bench.usage(a.addr), bench.usage(WIRE)), (1, 0), "translated");
+    assert_eq!(
+        (bench.usage(a.addr), bench.usage(F::UNSPECIFIED)),
+        (1, 0),
+        "translated"
+    );
     bench.age(&key(flow, UDP));
     // Another flow wants the very port of the one that is over.
     let heir = udp(
@@ -99,11 +111,10 @@ fn a_flow_is_counted_once_from_its_offer_to_its_end() {
     assert_eq!((bench.usage(a.addr), bench.usage(bench.b.addr)), (0, 1));
 }
 
-#[test]
-fn what_a_pod_over_its_quota_sends_within_the_vnet_takes_the_stack() {
-    let mut bench = Bench::new();
+fn what_a_pod_over_its_quota_sends_within_the_vnet_takes_the_stack<F: Family>() {
+    let mut bench = Bench::<F>::of(ROOM);
     let (a, b) = (bench.a, bench.b);
-    bench.configure_with(NODE, 1, 1);
+    bench.configure_with(F::NODE, 1, 1);
     let to_b = |port| {
         syn(
             a.sends(),
@@ -123,7 +134,7 @@ fn what_a_pod_over_its_quota_sends_within_the_vnet_takes_the_stack() {
     // Hosts outside have one account, whoever they are.
     let uplink = bench.uplink_ifindex;
     let incoming = (ROUTER_MAC, bench.uplink_mac);
-    let from = |src, bench: &Bench| {
+    let from = |src, bench: &Bench<F>| {
         syn(
             incoming,
             Ends {
@@ -133,22 +144,21 @@ fn what_a_pod_over_its_quota_sends_within_the_vnet_takes_the_stack() {
             },
         )
     };
-    let first = from(Ipv4Addr::new(203, 0, 113, 1), &bench);
+    let first = from(F::NEIGHBOURS[0], &bench);
     assert_eq!(
         bench.run(Hook::FromUplink, uplink, &first).reason,
         Reason::Offered
     );
-    let second = from(Ipv4Addr::new(203, 0, 113, 2), &bench);
+    let second = from(F::NEIGHBOURS[1], &bench);
     assert_eq!(
         bench.run(Hook::FromUplink, uplink, &second).reason,
         Reason::OfferQuota
     );
-    assert_eq!((bench.usage(a.addr), bench.usage(WIRE)), (1, 1));
+    assert_eq!((bench.usage(a.addr), bench.usage(F::UNSPECIFIED)), (1, 1));
 }
 
-#[test]
-fn a_full_table_makes_room_by_what_is_over_and_by_nothing_else() {
-    let mut bench = Bench::with_flow_entries(128);
+fn a_full_table_makes_room_by_what_is_over_and_by_nothing_else<F: Family>() {
+    let mut bench = Bench::<F>::of(128);
     let (a, b) = (bench.a.addr, bench.b.addr);
     let mut opened = Vec::new();
     for port in 40_000.. {
@@ -185,13 +195,12 @@ fn a_full_table_makes_room_by_what_is_over_and_by_nothing_else() {
 }
 
 /// A port that its flow has lost to another may not be used for one more packet.
-#[test]
-fn a_carried_flow_whose_port_another_flow_has_is_stopped() {
-    let mut bench = Bench::new();
+fn a_carried_flow_whose_port_another_flow_has_is_stopped<F: Family>() {
+    let mut bench = Bench::<F>::of(ROOM);
     let a = bench.a;
     let flow = out(a.addr, 40_000);
     let (forward, answer) = bench.carry_translated(flow, UDP, 40_000);
-    let stolen = Entry {
+    let stolen = FlowEntry {
         nat_addr: bench.b.addr.octets(),
         ..bench.flow(&answer).unwrap()
     };
@@ -206,9 +215,8 @@ fn a_carried_flow_whose_port_another_flow_has_is_stopped() {
     assert_eq!(bench.flow(&answer), Some(stolen));
 }
 
-#[test]
-fn the_half_of_the_answers_comes_back_with_the_flows_next_second() {
-    let mut bench = Bench::new();
+fn the_half_of_the_answers_comes_back_with_the_flows_next_second<F: Family>() {
+    let mut bench = Bench::<F>::of(ROOM);
     let a = bench.a;
     let flow = out(a.addr, 40_000);
     let (forward, answer) = bench.carry_translated(flow, TCP, 40_007);
@@ -244,9 +252,8 @@ fn the_half_of_the_answers_comes_back_with_the_flows_next_second() {
     );
 }
 
-#[test]
-fn an_answer_whose_half_is_lost_finds_its_pod_by_the_port_that_was_kept() {
-    let mut bench = Bench::new();
+fn an_answer_whose_half_is_lost_finds_its_pod_by_the_port_that_was_kept<F: Family>() {
+    let mut bench = Bench::<F>::of(ROOM);
     let uplink = bench.uplink_ifindex;
     let flow = out(bench.b.addr, 40_000);
     let (_, answer) = bench.carry_translated(flow, UDP, 40_000);
@@ -256,9 +263,9 @@ fn an_answer_whose_half_is_lost_finds_its_pod_by_the_port_that_was_kept() {
     let packet = udp(
         (ROUTER_MAC, bench.uplink_mac),
         Ends {
-            src: INTERNET,
+            src: F::INTERNET,
             src_port: 53,
-            dst: NODE,
+            dst: F::NODE,
             dst_port: 40_000,
         },
         64,
@@ -280,9 +287,9 @@ fn an_answer_whose_half_is_lost_finds_its_pod_by_the_port_that_was_kept() {
     let stranger = udp(
         (ROUTER_MAC, bench.uplink_mac),
         Ends {
-            src: INTERNET,
+            src: F::INTERNET,
             src_port: 53,
-            dst: NODE,
+            dst: F::NODE,
             dst_port: 40_001,
         },
         64,

@@ -10,7 +10,7 @@ use std::{
 
 use causeway_tests::bpf::bpf;
 
-use crate::bench::{Bench, Hook};
+use crate::bench::{Bench, Family, Hook};
 
 /// What a packet has besides its bytes.
 #[derive(Clone, Copy, Debug, Default)]
@@ -48,7 +48,7 @@ struct Door {
 }
 
 impl Stage {
-    pub(crate) fn new(bench: &Bench) -> Self {
+    pub(crate) fn new<F: Family>(bench: &Bench<F>) -> Self {
         Self::of(Hook::ALL.map(|hook| bench.program_fd(hook)))
     }
 

@@ -1,29 +1,32 @@
 //! A full table and its limits.
 
-use std::net::Ipv4Addr;
-
 use causeway_common::{
+    flow::FlowEntry,
     reason::Reason,
     tuple::{TCP, UDP},
 };
 
 use crate::{
-    bench::{Bench, Entry, Hook, INTERNET, ROUTER_MAC, key},
-    packets::{Ends, ack, syn, udp},
+    bench::{Bench, Family, Hook, ROUTER_MAC, key, of_both_families},
+    packets::{Ends, ack, ports, syn, udp},
 };
 
-fn outwards(src: Ipv4Addr, src_port: u16) -> Ends {
+of_both_families!(
+    a_full_table_refuses_new_flows_and_carries_the_old_ones,
+    an_expired_mapping_gives_its_port_to_the_next,
+);
+
+fn outwards<F: Family>(src: F, src_port: u16) -> Ends<F> {
     Ends {
         src,
         src_port,
-        dst: INTERNET,
+        dst: F::INTERNET,
         dst_port: 443,
     }
 }
 
-#[test]
-fn a_full_table_refuses_new_flows_and_carries_the_old_ones() {
-    let mut bench = Bench::with_flow_entries(64);
+fn a_full_table_refuses_new_flows_and_carries_the_old_ones<F: Family>() {
+    let mut bench = Bench::<F>::of(64);
     let (a, b, uplink) = (bench.a, bench.b, bench.uplink_ifindex);
     let old = outwards(a.addr, 40_000);
     bench.carry_translated(old, TCP, 40_000);
@@ -31,10 +34,10 @@ fn a_full_table_refuses_new_flows_and_carries_the_old_ones() {
         let ends = Ends {
             src: b.addr,
             src_port: port,
-            dst: INTERNET,
+            dst: F::INTERNET,
             dst_port: 1,
         };
-        let entry = Entry::kernel(0, bench.now());
+        let entry = FlowEntry::kernel(0, bench.now());
         if !bench.try_insert(key(ends, UDP), entry) {
             break;
         }
@@ -56,9 +59,8 @@ fn a_full_table_refuses_new_flows_and_carries_the_old_ones() {
     assert_eq!(ran.reason, Reason::OfferRefused);
 }
 
-#[test]
-fn an_expired_mapping_gives_its_port_to_the_next() {
-    let mut bench = Bench::new();
+fn an_expired_mapping_gives_its_port_to_the_next<F: Family>() {
+    let mut bench = Bench::<F>::of(4096);
     let (a, b, uplink) = (bench.a, bench.b, bench.uplink_ifindex);
     let old = outwards(a.addr, 40_000);
     let (forward, answer) = bench.carry_translated(old, UDP, 40_000);
@@ -72,9 +74,9 @@ fn an_expired_mapping_gives_its_port_to_the_next() {
     // One half is still in use: the pair stays.
     bench.idle(&answer, 100_000);
     let ran = bench.run(Hook::ToUplink, uplink, &next);
-    assert_ne!(crate::packets::seen(&ran.packet, None).ports.0, 40_000);
+    assert_ne!(ports(&ran.packet).0, 40_000);
 
-    let mut bench = Bench::new();
+    let mut bench = Bench::<F>::of(4096);
     bench.carry_translated(old, UDP, 40_000);
     bench.age(&forward);
     let uplink = bench.uplink_ifindex;
@@ -85,7 +87,7 @@ fn an_expired_mapping_gives_its_port_to_the_next() {
         b"x",
     );
     let ran = bench.run(Hook::ToUplink, uplink, &next);
-    assert_eq!(crate::packets::seen(&ran.packet, None).ports.0, 40_000);
+    assert_eq!(ports(&ran.packet).0, 40_000);
     assert!(
         bench.flow(&forward).is_none(),
         "both halves of the old pair are gone"

@@ -1,7 +1,5 @@
 //! What the node's maps hold: configuration, pods, ranges, reserved ports, flows.
 
-use std::net::Ipv4Addr;
-
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues, lpm_trie};
 use causeway_common::{
     balance::BACKEND_SLOTS,
@@ -15,20 +13,22 @@ use causeway_common::{
     tuple::FlowKey,
 };
 
-use super::{Bench, MTU, NODE, Pod, ROUTER_MAC};
+use super::{Bench, Family, MTU, Pod, ROUTER_MAC};
 use crate::packets::Ends;
 
 pub(crate) type Key = FlowKey<[u8; 4]>;
 pub(crate) type Entry = FlowEntry<[u8; 4]>;
+/// One direction of a flow.
+type Flow<A> = (FlowKey<A>, FlowEntry<A>);
 
-impl Bench {
-    pub(crate) fn configure(&mut self, node_addr: Ipv4Addr) {
+impl<F: Family> Bench<F> {
+    pub(crate) fn configure(&mut self, node_addr: F) {
         self.configure_with(node_addr, POD_QUOTA, WIRE_QUOTA);
     }
 
     /// With quotas of flows, and an account for each pod and the wire.
-    pub(crate) fn configure_with(&mut self, node_addr: Ipv4Addr, pod_quota: u32, wire_quota: u32) {
-        let accounts = [[0; 4], self.a.addr.octets(), self.b.addr.octets()];
+    pub(crate) fn configure_with(&mut self, node_addr: F, pod_quota: u32, wire_quota: u32) {
+        let accounts = [F::UNSPECIFIED, self.a.addr, self.b.addr].map(F::octets);
         for account in accounts {
             self.usages().insert(account, Usage::default(), 0).unwrap();
         }
@@ -42,13 +42,13 @@ impl Bench {
             range_list: 0,
             timeouts: Timeouts::DEFAULT,
         };
-        Array::<_, Config<[u8; 4]>>::try_from(self.map("cwy_cfg"))
+        Array::<_, Config<F::Octets>>::try_from(self.own_map("cwy_cfg"))
             .unwrap()
             .set(0, config, 0)
             .unwrap();
     }
 
-    pub(crate) fn register(&mut self, pod: &Pod, flags: u16) {
+    pub(crate) fn register(&mut self, pod: &Pod<F>, flags: u16) {
         let entry = PodEntry {
             ifindex: pod.ifindex,
             mac: pod.mac,
@@ -57,7 +57,7 @@ impl Bench {
             flags,
             changed: 0,
         };
-        HashMap::<_, [u8; 4], PodEntry>::try_from(self.map("cwy_pods"))
+        HashMap::<_, F::Octets, PodEntry>::try_from(self.own_map("cwy_pods"))
             .unwrap()
             .insert(pod.addr.octets(), entry, 0)
             .unwrap();
@@ -66,46 +66,28 @@ impl Bench {
             mac: pod.mac,
             _pad: [0; 2],
         };
-        HashMap::<_, u32, IfaceEntry<[u8; 4]>>::try_from(self.map("cwy_ifaces"))
+        HashMap::<_, u32, IfaceEntry<F::Octets>>::try_from(self.own_map("cwy_ifaces"))
             .unwrap()
             .insert(pod.ifindex, iface, 0)
             .unwrap();
     }
 
-    pub(crate) fn unregister_iface(&mut self, pod: &Pod) {
-        HashMap::<_, u32, IfaceEntry<[u8; 4]>>::try_from(self.map("cwy_ifaces"))
+    pub(crate) fn unregister_iface(&mut self, pod: &Pod<F>) {
+        HashMap::<_, u32, IfaceEntry<F::Octets>>::try_from(self.own_map("cwy_ifaces"))
             .unwrap()
             .remove(&pod.ifindex)
             .unwrap();
     }
 
-    pub(crate) fn exclude(&mut self, addr: [u8; 4], prefix_len: u32) {
+    pub(crate) fn exclude(&mut self, addr: F::Octets, prefix_len: u32) {
         self.classify(addr, prefix_len, RangeClass::EXCLUDED);
     }
 
-    /// Makes `backends` stand in the slots by turns, and balances these ports.
-    pub(crate) fn balance(&mut self, backends: &[[u8; 4]], ports: &[u16]) {
-        let mut slots = Array::<_, Backend<[u8; 4]>>::try_from(self.map("cwy_backends")).unwrap();
-        for slot in 0..BACKEND_SLOTS {
-            let addr = backends
-                .get(slot % backends.len().max(1))
-                .copied()
-                .unwrap_or_default();
-            slots.set(slot as u32, Backend { addr }, 0).unwrap();
-        }
-        let mut balancer = Balancer::default();
-        for (place, port) in balancer.ports.iter_mut().zip(ports) {
-            *place = port.to_be_bytes();
-        }
-        let mut map = Array::<_, Balancer>::try_from(self.map("cwy_balancer")).unwrap();
-        map.set(0, balancer, 0).unwrap();
-    }
-
     /// Gives a range its class.
-    pub(crate) fn classify(&mut self, addr: [u8; 4], prefix_len: u32, class: u8) {
+    pub(crate) fn classify(&mut self, addr: F::Octets, prefix_len: u32, class: u8) {
         let entry = RangeEntry { class, _pad: [0; 3] };
-        let bits = RangeKey::<[u8; 4]>::LIST_BITS + prefix_len;
-        lpm_trie::LpmTrie::<_, RangeKey<[u8; 4]>, RangeEntry>::try_from(self.map("cwy_ranges"))
+        let bits = RangeKey::<F::Octets>::LIST_BITS + prefix_len;
+        lpm_trie::LpmTrie::<_, RangeKey<F::Octets>, RangeEntry>::try_from(self.own_map("cwy_ranges"))
             .unwrap()
             .insert(&lpm_trie::Key::new(bits, RangeKey { list: 0, addr }), entry, 0)
             .unwrap();
@@ -126,25 +108,30 @@ impl Bench {
     }
 
     /// Writes a carried flow without translation from one pod to the other.
-    pub(crate) fn carry_between_pods(&mut self, key: Key) {
+    pub(crate) fn carry_between_pods(&mut self, key: FlowKey<F::Octets>) {
         let (a, b) = (self.a, self.b);
-        let entry = Entry {
+        let entry = FlowEntry {
             state: State::CARRIED,
             exit: Exit::POD,
             mtu: MTU,
             out_ifindex: b.ifindex,
             out_dst_mac: b.mac,
             out_src_mac: b.host_mac,
-            ..Entry::offer(a.ifindex, a.mac, self.now())
+            ..FlowEntry::offer(a.ifindex, a.mac, self.now())
         };
         self.insert(key, entry);
     }
 
     /// Writes both halves of a carried flow of pod A, translated to `port`. Returns the forward and the answer key.
-    pub(crate) fn carry_translated(&mut self, ends: Ends, protocol: u8, port: u16) -> (Key, Key) {
+    pub(crate) fn carry_translated(
+        &mut self,
+        ends: Ends<F>,
+        protocol: u8,
+        port: u16,
+    ) -> (FlowKey<F::Octets>, FlowKey<F::Octets>) {
         let (a, now) = (self.a, self.now());
         let forward_key = key(ends, protocol);
-        let forward = Entry {
+        let forward = FlowEntry {
             state: State::CARRIED,
             nat: Nat::SOURCE,
             exit: Exit::UPLINK,
@@ -153,12 +140,12 @@ impl Bench {
             out_ifindex: self.uplink_ifindex,
             out_dst_mac: ROUTER_MAC,
             out_src_mac: self.uplink_mac,
-            nat_addr: NODE.octets(),
+            nat_addr: F::NODE.octets(),
             nat_port: port.to_be_bytes(),
-            ..Entry::offer(a.ifindex, a.mac, now)
+            ..FlowEntry::offer(a.ifindex, a.mac, now)
         };
         let answer_key = forward.peer_key(&forward_key);
-        let answer = Entry {
+        let answer = FlowEntry {
             state: State::CARRIED,
             nat: Nat::DESTINATION,
             exit: Exit::POD,
@@ -169,37 +156,37 @@ impl Bench {
             out_src_mac: a.host_mac,
             nat_addr: forward_key.src,
             nat_port: forward_key.src_port,
-            ..Entry::offer(self.uplink_ifindex, [0; 6], now)
+            ..FlowEntry::offer(self.uplink_ifindex, [0; 6], now)
         };
         self.insert(forward_key, forward);
         self.insert(answer_key, answer);
         (forward_key, answer_key)
     }
 
-    pub(crate) fn insert(&mut self, key: Key, entry: Entry) {
+    pub(crate) fn insert(&mut self, key: FlowKey<F::Octets>, entry: FlowEntry<F::Octets>) {
         self.flows().insert(key, entry, 0).unwrap();
     }
 
     /// Whether there was room.
-    pub(crate) fn try_insert(&mut self, key: Key, entry: Entry) -> bool {
+    pub(crate) fn try_insert(&mut self, key: FlowKey<F::Octets>, entry: FlowEntry<F::Octets>) -> bool {
         self.flows().insert(key, entry, 0).is_ok()
     }
 
-    pub(crate) fn remove(&mut self, key: &Key) {
+    pub(crate) fn remove(&mut self, key: &FlowKey<F::Octets>) {
         self.flows().remove(key).unwrap();
     }
 
-    pub(crate) fn flow(&mut self, key: &Key) -> Option<Entry> {
+    pub(crate) fn flow(&mut self, key: &FlowKey<F::Octets>) -> Option<FlowEntry<F::Octets>> {
         self.flows().get(key, 0).ok()
     }
 
-    pub(crate) fn all_flows(&mut self) -> Vec<(Key, Entry)> {
+    pub(crate) fn all_flows(&mut self) -> Vec<Flow<F::Octets>> {
         self.flows().iter().map(Result::unwrap).collect()
     }
 
     /// Removes every flow.
     pub(crate) fn clear_flows(&mut self) {
-        let keys: Vec<Key> = self.flows().keys().map(Result::unwrap).collect();
+        let keys: Vec<FlowKey<F::Octets>> = self.flows().keys().map(Result::unwrap).collect();
         for key in keys {
             self.remove(&key);
         }
@@ -209,7 +196,6 @@ impl Bench {
         self.flows().keys().count()
     }
 
-    /// Flows on the account of a pod; of the wire for 0.0.0.0.
     /// Every CPU may tell as much as in a second that has just begun.
     pub(crate) fn forget_budgets(&mut self) {
         let mut budgets = PerCpuArray::<_, Budget>::try_from(self.map("cwy_budgets")).unwrap();
@@ -220,13 +206,14 @@ impl Bench {
         }
     }
 
-    pub(crate) fn usage(&mut self, account: Ipv4Addr) -> i32 {
+    /// Flows on the account of a pod; of the wire for the unspecified address.
+    pub(crate) fn usage(&mut self, account: F) -> i32 {
         self.usages().get(&account.octets(), 0).unwrap().flows
     }
 
     /// Makes a half of a flow look idle for so long.
-    pub(crate) fn idle(&mut self, key: &Key, seconds: u32) {
-        let entry = Entry {
+    pub(crate) fn idle(&mut self, key: &FlowKey<F::Octets>, seconds: u32) {
+        let entry = FlowEntry {
             last_seen: self.now().wrapping_sub(seconds),
             ..self.flow(key).unwrap()
         };
@@ -234,7 +221,7 @@ impl Bench {
     }
 
     /// Makes both halves of a flow look idle for longer than any lifetime.
-    pub(crate) fn age(&mut self, key: &Key) {
+    pub(crate) fn age(&mut self, key: &FlowKey<F::Octets>) {
         const EVER: u32 = 1_000_000;
         let entry = self.flow(key).unwrap();
         for key in [*key, entry.peer_key(key)] {
@@ -244,18 +231,38 @@ impl Bench {
         }
     }
 
-    fn usages(&mut self) -> HashMap<&mut MapData, [u8; 4], Usage> {
-        HashMap::try_from(self.map("cwy_usage")).unwrap()
+    fn usages(&mut self) -> HashMap<&mut MapData, F::Octets, Usage> {
+        HashMap::try_from(self.own_map("cwy_usage")).unwrap()
     }
 
-    fn flows(&mut self) -> HashMap<&mut MapData, Key, Entry> {
-        HashMap::try_from(self.map("cwy_flows")).unwrap()
+    fn flows(&mut self) -> HashMap<&mut MapData, FlowKey<F::Octets>, FlowEntry<F::Octets>> {
+        HashMap::try_from(self.own_map("cwy_flows")).unwrap()
+    }
+}
+
+impl Bench {
+    /// Makes `backends` stand in the slots by turns, and balances these ports.
+    pub(crate) fn balance(&mut self, backends: &[[u8; 4]], ports: &[u16]) {
+        let mut slots = Array::<_, Backend<[u8; 4]>>::try_from(self.map("cwy_backends")).unwrap();
+        for slot in 0..BACKEND_SLOTS {
+            let addr = backends
+                .get(slot % backends.len().max(1))
+                .copied()
+                .unwrap_or_default();
+            slots.set(slot as u32, Backend { addr }, 0).unwrap();
+        }
+        let mut balancer = Balancer::default();
+        for (place, port) in balancer.ports.iter_mut().zip(ports) {
+            *place = port.to_be_bytes();
+        }
+        let mut map = Array::<_, Balancer>::try_from(self.map("cwy_balancer")).unwrap();
+        map.set(0, balancer, 0).unwrap();
     }
 }
 
 /// The key of one direction. For ICMP the ports are the identifier and zero, as in the maps.
-pub(crate) fn key(ends: Ends, protocol: u8) -> Key {
-    Key {
+pub(crate) fn key<F: Family>(ends: Ends<F>, protocol: u8) -> FlowKey<F::Octets> {
+    FlowKey {
         src: ends.src.octets(),
         dst: ends.dst.octets(),
         src_port: ends.src_port.to_be_bytes(),

@@ -2,12 +2,9 @@
 
 use std::sync::Arc;
 
-use aya::maps::{Array, LpmTrie, lpm_trie::Key as LpmKey};
 use causeway_common::{
-    flow::FlowEntry,
-    maps::{Config, RangeClass, RangeEntry, RangeKey, Usage},
     reason::{Reason, Verdict},
-    tuple::{FlowKey, TCP, UDP},
+    tuple::{TCP, UDP},
 };
 use causeway_tests::{netns::Netns, raw};
 use etherparse::{Icmpv6Type, icmpv6};
@@ -24,6 +21,8 @@ use crate::{
 };
 
 const ICMPV6: u8 = 58;
+/// Flows that a pod may have, and all hosts outside together.
+const QUOTA: u32 = 1000;
 /// The node's global address, and a host outside every excluded range.
 pub(super) const PUBLIC: [u8; 16] = global(4);
 pub(super) const OUTSIDE: [u8; 16] = global(100);
@@ -69,13 +68,12 @@ pub(super) struct Scene {
 
 impl Scene {
     pub(super) fn new() -> Self {
-        let mut bench = Bench::new();
-        masquerade(&mut bench);
-        let stage = Stage::of(bench.program_fds());
-        let pod = |at: usize| ([A, B][at], bench.pods[at].1);
+        let mut bench = Bench::of(4096);
+        bench.configure_with(PUBLIC.into(), QUOTA, QUOTA);
+        let stage = Stage::new(&bench);
         let places = Places {
             node: PUBLIC,
-            pods: [pod(0), pod(1)],
+            pods: [(A, bench.a.mac), (B, bench.b.mac)],
         };
         let mut scene = Self {
             bench,
@@ -99,7 +97,11 @@ impl Scene {
 
     /// Of the pods and of the uplink.
     pub(super) fn interfaces(&self) -> [u32; 3] {
-        [self.bench.pods[0].0, self.bench.pods[1].0, self.bench.uplink]
+        [
+            self.bench.a.ifindex,
+            self.bench.b.ifindex,
+            self.bench.uplink_ifindex,
+        ]
     }
 
     /// How often a hook has given each reason, in the order of [`Reason::ALL`].
@@ -115,8 +117,8 @@ impl Scene {
     /// The interface whose hook it is.
     fn at_home(&self, hook: Hook) -> u32 {
         match hook {
-            Hook::FromPod | Hook::ToPod => self.bench.pods[0].0,
-            Hook::FromUplink | Hook::ToUplink => self.bench.uplink,
+            Hook::FromPod | Hook::ToPod => self.bench.a.ifindex,
+            Hook::FromUplink | Hook::ToUplink => self.bench.uplink_ifindex,
         }
     }
 
@@ -135,25 +137,13 @@ impl Scene {
 
     /// Makes the table what it was in the beginning.
     pub(super) fn restore(&mut self) {
-        let keys: Vec<FlowKey<[u8; 16]>> = self.flows().keys().flatten().collect();
-        for key in keys {
-            self.flows().remove(&key).unwrap();
-        }
-        for addr in [A, B, [0; 16]] {
-            let mut usage = self.bench.table::<[u8; 16], Usage>("cwy_usage6");
-            usage.insert(addr, Usage::default(), 0).unwrap();
-        }
+        self.bench.clear_flows();
+        self.bench.configure_with(PUBLIC.into(), QUOTA, QUOTA);
         let before = self.verdicts();
         for packet in self.opening() {
             self.open(&packet);
         }
         self.set_up += self.verdicts() - before;
-    }
-
-    fn flows(
-        &mut self,
-    ) -> aya::maps::HashMap<&mut aya::maps::MapData, FlowKey<[u8; 16]>, FlowEntry<[u8; 16]>> {
-        self.bench.table("cwy_flows6")
     }
 
     fn verdicts(&self) -> u64 {
@@ -174,7 +164,7 @@ impl Scene {
     }
 
     fn of_wire(&self, ends: [[u8; 16]; 2], next: u8, payload: &[u8]) -> Vec<u8> {
-        let uplink_mac = self.bench.ns.mac("eth0").unwrap();
+        let uplink_mac = self.bench.uplink_mac;
         let mut packet = raw::ipv6([ROUTER, uplink_mac], ends, 64, next, payload).unwrap();
         mend_checksum(&mut packet);
         packet
@@ -196,7 +186,7 @@ impl Scene {
         assert_eq!(action, TC_ACT_UNSPEC, "not offered");
         let given = Given {
             tag: self.stage.tag,
-            from: self.bench.pods[0].0,
+            from: self.bench.a.ifindex,
             ..Given::default()
         };
         let (action, left) = self.run(Hook::ToUplink, given, &self.routed(packet));
@@ -214,7 +204,7 @@ impl Scene {
     fn routed(&self, packet: &[u8]) -> Vec<u8> {
         let mut packet = packet.to_vec();
         packet[..6].copy_from_slice(&ROUTER);
-        packet[6..12].copy_from_slice(&self.bench.ns.mac("eth0").unwrap());
+        packet[6..12].copy_from_slice(&self.bench.uplink_mac);
         packet[21] -= 1;
         packet
     }
@@ -292,28 +282,6 @@ impl Scene {
         self.set_up += self.verdicts() - verdicts;
         packets.into_iter().map(|packet| Sample { packet }).collect()
     }
-}
-
-fn masquerade(bench: &mut Bench) {
-    let mut map = Array::<_, Config<[u8; 16]>>::try_from(bench.object.map_mut("cwy_cfg6").unwrap()).unwrap();
-    let mut config = map.get(&0, 0).unwrap();
-    config.node_addr = PUBLIC;
-    map.set(0, config, 0).unwrap();
-    let mut unique_local = [0; 16];
-    unique_local[0] = 0xfc;
-    let key = RangeKey {
-        list: config.range_list as u8,
-        addr: unique_local,
-    };
-    let excluded = RangeEntry {
-        class: RangeClass::EXCLUDED,
-        _pad: [0; 3],
-    };
-    let mut ranges =
-        LpmTrie::<_, RangeKey<[u8; 16]>, RangeEntry>::try_from(bench.object.map_mut("cwy_ranges6").unwrap())
-            .unwrap();
-    let key = LpmKey::new(RangeKey::<[u8; 16]>::LIST_BITS + 7, key);
-    ranges.insert(&key, excluded, 0).unwrap();
 }
 
 fn tcp(is_answer: bool) -> Vec<u8> {
