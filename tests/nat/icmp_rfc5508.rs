@@ -1,7 +1,5 @@
 //! RFC 5508, NAT behavioral requirements for ICMP: queries.
 
-use std::net::SocketAddrV4;
-
 use anyhow::{Result, ensure};
 use causeway_tests::{
     capture::Capture,
@@ -12,6 +10,7 @@ use causeway_tests::{
 };
 
 use crate::{
+    family::Family,
     mapping::{Flow, ICMP, expect_seconds, sysctl},
     side::{SECOND, Side, agree, both, both_with},
     wire::arrival,
@@ -22,7 +21,7 @@ const ID: u16 = 0x1d;
 /// RFC 5508 REQ-1 | queries of an inside host and their answers pass | echo, of every size, the identifier kept where it is free | the same | met
 #[test]
 fn req_1_pings_pass_and_keep_their_identifier() -> Result<()> {
-    agree(|side| {
+    agree(Family::V4, |side| {
         let wire = Capture::start(side.internet(), "eth0")?;
         let pinger = Pinger::new(&side.pod.ns, ID)?;
         for (number, len) in [0, 1, 56, 1472, 1473, 9000].into_iter().enumerate() {
@@ -38,7 +37,7 @@ fn req_1_pings_pass_and_keep_their_identifier() -> Result<()> {
 /// RFC 5508 REQ-1 (other queries) | and so do timestamp and address mask queries | a flow of its own for each kind of question | the same | met
 #[test]
 fn req_1_a_timestamp_query_is_answered() -> Result<()> {
-    let [causeway, nf_nat] = both(|side| {
+    let [causeway, nf_nat] = both(Family::V4, |side| {
         let inside = Capture::start(&side.pod.ns, "eth0")?;
         let query = craft::icmp(side.pod.addr, INTERNET, (13, 0), [0, 7, 0, 1], &[0; 12])?;
         raw::send_ip(&side.pod.ns, &[query])?;
@@ -52,7 +51,7 @@ fn req_1_a_timestamp_query_is_answered() -> Result<()> {
 /// the same | by design not: as with ports, see RFC 4787 REQ-1
 #[test]
 fn req_1a_each_remote_has_a_mapping_of_its_own() -> Result<()> {
-    let ids = agree(|side| {
+    let ids = agree(Family::V4, |side| {
         let neighbour = side.rig.pod("b")?;
         Pinger::new(&neighbour.ns, ID)?.ping(SECOND, 1, 8)?;
         let wire = Capture::start(side.internet(), "eth0")?;
@@ -74,7 +73,7 @@ fn req_1a_each_remote_has_a_mapping_of_its_own() -> Result<()> {
 /// RFC 5508 REQ-2 | an idle query mapping lives for 60 s at least | 60 s | 30 s (`nf_conntrack_icmp_timeout`) | met
 #[test]
 fn req_2_a_query_mapping_lives_for_a_minute() -> Result<()> {
-    let [causeway, nf_nat] = both(lifetime_of_a_ping)?;
+    let [causeway, nf_nat] = both(Family::V4, lifetime_of_a_ping)?;
     expect_seconds(causeway, 60)?;
     expect_seconds(nf_nat, 30)
 }
@@ -84,7 +83,7 @@ fn req_2_a_query_mapping_lives_for_a_minute() -> Result<()> {
 fn req_2a_the_timer_is_the_kernels_sysctl() -> Result<()> {
     let timer = sysctl("icmp_timeout");
     for (seconds, expected) in [("10", [60, 10]), ("444", [444, 444])] {
-        let lifetimes = both_with(&[(&timer, seconds)], lifetime_of_a_ping)?;
+        let lifetimes = both_with(Family::V4, &[(&timer, seconds)], lifetime_of_a_ping)?;
         for (seconds, expected) in lifetimes.into_iter().zip(expected) {
             expect_seconds(seconds, expected)?;
         }
@@ -94,5 +93,5 @@ fn req_2a_the_timer_is_the_kernels_sysctl() -> Result<()> {
 
 fn lifetime_of_a_ping(side: &Side) -> Result<u32> {
     Pinger::new(&side.pod.ns, ID)?.ping(INTERNET, 1, 8)?;
-    side.lifetime(Flow(ICMP, SocketAddrV4::new(side.pod.addr, ID)))
+    side.lifetime(Flow(ICMP, side.at(&side.pod, ID)?))
 }

@@ -1,6 +1,6 @@
 //! RFC 5508: errors from outside, and errors of pods.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr};
 
 use anyhow::{Context, Result, ensure};
 use causeway_tests::{
@@ -14,9 +14,10 @@ use causeway_tests::{
 };
 
 use crate::{
+    family::Family,
     mapping::{Flow, ICMP, UDP},
     peer::Peer,
-    side::{SECOND, Side, agree, both},
+    side::{Side, agree, both},
     udp_rfc4787::server,
     wire::arrival,
 };
@@ -28,14 +29,14 @@ const PORT: u16 = 42_000;
 pub(crate) struct Talk {
     pub(crate) pod: Peer,
     pub(crate) server: Peer,
-    pub(crate) mapped: SocketAddrV4,
+    pub(crate) mapped: SocketAddr,
 }
 
 impl Talk {
     pub(crate) fn new(side: &Side) -> Result<Self> {
-        let server = server(side, INTERNET)?;
-        Peer::of(&side.rig.pod("holder")?, PORT)?.reach(&server)?;
-        let pod = Peer::of(&side.pod, PORT)?;
+        let server = server(side)?;
+        side.peer(&side.rig.pod("holder")?, PORT)?.reach(&server)?;
+        let pod = side.peer(&side.pod, PORT)?;
         let mapped = pod.reach(&server)?;
         ensure!(mapped.port() != PORT, "the port is not replaced");
         Ok(Self { pod, server, mapped })
@@ -43,7 +44,7 @@ impl Talk {
 
     /// What the pod has sent, as the pod knows it and as the outside does.
     pub(crate) fn question(&self, data: &[u8]) -> Result<[Vec<u8>; 2]> {
-        let seen_from = |client| craft::udp(client, self.server.addr, data);
+        let seen_from = |client: SocketAddr| craft::udp(client, self.server.addr, data);
         Ok([seen_from(self.pod.addr)?, seen_from(self.mapped)?])
     }
 }
@@ -59,7 +60,7 @@ pub(crate) fn reported(side: &Side, error: Vec<u8>) -> Result<Option<Packet>> {
 /// node's kernel | by design not: RFC 1812 does not have a router judge it, the receiver does
 #[test]
 fn req_3_a_wrong_checksum_stays_wrong() -> Result<()> {
-    let [causeway, nf_nat] = both(|side| {
+    let [causeway, nf_nat] = both(Family::V4, |side| {
         let talk = Talk::new(side)?;
         talk.pod.socket.connect(talk.server.addr)?;
         let good = craft::icmp(INTERNET, NODE, (3, 3), [0; 4], &talk.question(b"?")?[1])?;
@@ -85,7 +86,7 @@ fn req_3_a_wrong_checksum_stays_wrong() -> Result<()> {
 /// design not: the pod's kernel looks its socket up by what is quoted and does not use the sum either
 #[test]
 fn req_3a_a_wrong_quoted_header_stays_wrong() -> Result<()> {
-    agree(|side| {
+    agree(Family::V4, |side| {
         let talk = Talk::new(side)?;
         let [inside, mut outside] = talk.question(b"?")?;
         outside[10] ^= 0x55;
@@ -106,7 +107,7 @@ fn req_3a_a_wrong_quoted_header_stays_wrong() -> Result<()> {
 /// RFC 5508 REQ-3b | options of the quoted header are stepped over | they are, the ports behind them are translated | the same | met
 #[test]
 fn req_3b_quoted_options_are_stepped_over() -> Result<()> {
-    agree(|side| {
+    agree(Family::V4, |side| {
         let talk = Talk::new(side)?;
         let [inside, outside] = talk.question(b"with options")?;
         let [inside, outside] = [
@@ -125,7 +126,7 @@ fn req_3b_quoted_options_are_stepped_over() -> Result<()> {
 /// RFC 5508 REQ-3c | the quoted transport checksum is not judged | it is not, only adjusted | the same | met
 #[test]
 fn req_3c_the_quoted_transport_checksum_is_not_judged() -> Result<()> {
-    agree(|side| {
+    agree(Family::V4, |side| {
         let talk = Talk::new(side)?;
         let [inside, mut outside] = talk.question(b"?")?;
         outside[27] ^= 0x0f;
@@ -147,7 +148,7 @@ fn req_3c_the_quoted_transport_checksum_is_not_judged() -> Result<()> {
 /// covers them | the same | met
 #[test]
 fn req_3d_icmp_extensions_come_through() -> Result<()> {
-    agree(|side| {
+    agree(Family::V4, |side| {
         let talk = Talk::new(side)?;
         let [inside, outside] = talk.question(b"padded")?;
         // RFC 4884: the quoted packet padded to 128 bytes, its length in words; a header and an MPLS label (RFC 4950).
@@ -170,18 +171,14 @@ fn req_3d_icmp_extensions_come_through() -> Result<()> {
 /// RFC 5508 REQ-4 | an error from outside about nothing known is dropped silently | it comes to no pod, and nobody answers it | the same | met
 #[test]
 fn req_4_an_error_about_nothing_known_comes_to_nobody() -> Result<()> {
-    agree(|side| {
+    agree(Family::V4, |side| {
         let talk = Talk::new(side)?;
         let outside = Capture::start(side.internet(), "eth0")?;
-        let unknown = SocketAddrV4::new(NODE, talk.mapped.port() ^ 1);
+        let unknown = side.node_at(talk.mapped.port() ^ 1);
         for about in [
             craft::udp(unknown, talk.server.addr, b"?")?,
-            craft::udp(talk.mapped, SocketAddrV4::new(INTERNET, 1), b"?")?,
-            craft::udp(
-                talk.mapped,
-                SocketAddrV4::new(SECOND, talk.server.addr.port()),
-                b"?",
-            )?,
+            craft::udp(talk.mapped, side.near_at(1), b"?")?,
+            craft::udp(talk.mapped, side.far_at(talk.server.addr.port()), b"?")?,
         ] {
             let error = craft::icmp(INTERNET, NODE, (3, 3), [0; 4], &about)?;
             ensure!(
@@ -202,7 +199,7 @@ fn req_4_an_error_about_nothing_known_comes_to_nobody() -> Result<()> {
 /// of all (576 and more), of UDP, TCP and echo | the same | met
 #[test]
 fn req_4a_the_quoted_packet_is_the_pods_own() -> Result<()> {
-    agree(|side| {
+    agree(Family::V4, |side| {
         let talk = Talk::new(side)?;
         // Connections and pings that need no answer: a packet that opens makes a mapping.
         let remote = talk.server.addr;
@@ -212,7 +209,7 @@ fn req_4a_the_quoted_packet_is_the_pods_own() -> Result<()> {
             ..Default::default()
         };
         let outside = Capture::start(side.internet(), "eth0")?;
-        let segment = |from, data: &[u8]| {
+        let segment = |from: SocketAddr, data: &[u8]| {
             craft::tcp(
                 from,
                 remote,
@@ -223,12 +220,12 @@ fn req_4a_the_quoted_packet_is_the_pods_own() -> Result<()> {
                 data,
             )
         };
-        let tcp_from = SocketAddrV4::new(side.pod.addr, PORT);
+        let tcp_from = side.at(&side.pod, PORT)?;
         raw::send_ip(&side.pod.ns, &[craft::tcp(tcp_from, remote, syn, &[])?])?;
         let opened = outside.wait(PATIENCE, |frame| {
             frame.ip.clone().filter(|ip| ip.protocol == 6 && ip.src == NODE)
         });
-        let tcp_mapped = SocketAddrV4::new(NODE, opened.context("no SYN came out")?.src_port);
+        let tcp_mapped = side.node_at(opened.context("no SYN came out")?.src_port);
         Pinger::new(&side.rig.pod("c")?.ns, ID)?.ping(INTERNET, 1, 8)?;
         Pinger::new(&side.pod.ns, ID)?.ping(INTERNET, 1, 8)?;
         let mapped_id = outside.wait(PATIENCE, |frame| {
@@ -264,7 +261,7 @@ fn req_4a_the_quoted_packet_is_the_pods_own() -> Result<()> {
 /// RFC 5508 REQ-4b | type and code stay | for unreachable, time exceeded and parameter problem, and so does the second word | the same | met
 #[test]
 fn req_4b_type_code_and_second_word_stay() -> Result<()> {
-    agree(|side| {
+    agree(Family::V4, |side| {
         let talk = Talk::new(side)?;
         let codes = (0..=15)
             .map(|code| (3, code))
@@ -285,7 +282,7 @@ fn req_4b_type_code_and_second_word_stay() -> Result<()> {
 /// RFC 5508 REQ-4c | the error goes to the host that has sent the quoted packet | to the pod; its sender stays who it is | the same | met
 #[test]
 fn req_4c_the_error_goes_to_the_pod() -> Result<()> {
-    let seen = agree(|side| {
+    let seen = agree(Family::V4, |side| {
         let talk = Talk::new(side)?;
         let router = Ipv4Addr::new(192, 0, 2, 9);
         let error = craft::icmp(router, NODE, (11, 0), [0; 4], &talk.question(b"?")?[1])?;
@@ -300,13 +297,9 @@ fn req_4c_the_error_goes_to_the_pod() -> Result<()> {
 /// INVALID, which nf_nat does not translate | met
 #[test]
 fn req_5_a_pods_error_about_nothing_known_does_not_leave() -> Result<()> {
-    let [causeway, nf_nat] = both(|side| {
+    let [causeway, nf_nat] = both(Family::V4, |side| {
         let outside = Capture::start(side.internet(), "eth0")?;
-        let about = craft::udp(
-            SocketAddrV4::new(INTERNET, 9),
-            SocketAddrV4::new(side.pod.addr, 9),
-            b"?",
-        )?;
+        let about = craft::udp(side.near_at(9), side.at(&side.pod, 9)?, b"?")?;
         raw::send_ip(
             &side.pod.ns,
             &[craft::icmp(side.pod.addr, INTERNET, (3, 3), [0; 4], &about)?],
@@ -323,10 +316,10 @@ fn req_5_a_pods_error_about_nothing_known_does_not_leave() -> Result<()> {
 /// RFC 5508 REQ-5a | what an error of an inside host quotes is turned into what the outside has sent | address, port, every checksum; of 8 bytes or of all | the same | met
 #[test]
 fn req_5a_the_outside_sees_its_own_packet_quoted() -> Result<()> {
-    agree(|side| {
+    agree(Family::V4, |side| {
         let talk = Talk::new(side)?;
         for data in [&b"late"[..], &[3; 700]] {
-            let answer = |to| craft::udp(talk.server.addr, to, data);
+            let answer = |to: SocketAddr| craft::udp(talk.server.addr, to, data);
             let [inside, expected] = [answer(talk.pod.addr)?, answer(talk.mapped)?];
             for len in [28, inside.len()] {
                 let outside = Capture::start(side.internet(), "eth0")?;
@@ -347,7 +340,7 @@ fn req_5a_the_outside_sees_its_own_packet_quoted() -> Result<()> {
 /// RFC 5508 REQ-5b | type and code stay | they stay | the same | met
 #[test]
 fn req_5b_type_and_code_of_a_pods_error_stay() -> Result<()> {
-    agree(|side| {
+    agree(Family::V4, |side| {
         let talk = Talk::new(side)?;
         let about = craft::udp(talk.server.addr, talk.pod.addr, b"late")?;
         for kind in [(3, 0), (3, 2), (3, 3), (3, 10), (11, 1), (12, 0)] {
@@ -366,7 +359,7 @@ fn req_5b_type_and_code_of_a_pods_error_stay() -> Result<()> {
 /// RFC 5508 REQ-5c | the error leaves with the NAT's own address | with the node's, when a pod's socket has closed and an answer comes late | the same | met
 #[test]
 fn req_5c_a_closed_socket_is_reported_with_the_nodes_address() -> Result<()> {
-    agree(|side| {
+    agree(Family::V4, |side| {
         let Talk { pod, server, mapped } = Talk::new(side)?;
         drop(pod);
         let outside = Capture::start(side.internet(), "eth0")?;
@@ -376,7 +369,7 @@ fn req_5c_a_closed_socket_is_reported_with_the_nodes_address() -> Result<()> {
         let expected = craft::udp(server.addr, mapped, b"too late")?;
         ensure!(seen.src == NODE && seen.checksums_good, "{seen:?}");
         ensure!(seen.quoted()[12..] == expected[12..], "{seen:?}");
-        ensure!(side.knows(Flow(UDP, SocketAddrV4::new(side.pod.addr, PORT)))?);
+        ensure!(side.knows(Flow(UDP, side.at(&side.pod, PORT)?))?);
         Ok(())
     })
 }

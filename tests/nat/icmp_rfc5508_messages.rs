@@ -17,9 +17,9 @@ use etherparse::{
 };
 
 use crate::{
+    family::Family,
     icmp_rfc5508_errors::{Talk, reported},
     mapping::{Flow, ICMP, UDP},
-    peer::Peer,
     side::{A_WHILE, Side, agree, both},
     udp_rfc4787::server,
     wire::arrival,
@@ -32,10 +32,10 @@ const EXPIRED: Icmpv4Type = Icmpv4Type::TimeExceeded(TimeExceededCode::TtlExceed
 /// RFC 5508 REQ-6 | an error about a query neither renews nor ends its session | it does neither | the same | met
 #[test]
 fn req_6_an_error_neither_renews_nor_ends_a_query_session() -> Result<()> {
-    agree(|side| {
+    agree(Family::V4, |side| {
         let pinger = Pinger::new(&side.pod.ns, ID)?;
         pinger.ping(INTERNET, 1, 8)?;
-        let flow = Flow(ICMP, SocketAddrV4::new(side.pod.addr, ID));
+        let flow = Flow(ICMP, side.at(&side.pod, ID)?);
         side.age(flow)?;
         let about = craft::echo(NODE, INTERNET, ID, false, &[0; 8])?;
         for kind in [(3, 1), (11, 0), (12, 0)] {
@@ -53,11 +53,11 @@ fn req_6_an_error_neither_renews_nor_ends_a_query_session() -> Result<()> {
 /// not: see RFC 4787 REQ-9
 #[test]
 fn req_7_the_node_answers_for_its_own_address() -> Result<()> {
-    agree(|side| {
+    agree(Family::V4, |side| {
         let talk = Talk::new(side)?;
         let neighbour = side.rig.pod("c")?;
         let inside = Capture::start(&neighbour.ns, "eth0")?;
-        let asker = Peer::of(&neighbour, 999)?;
+        let asker = side.peer(&neighbour, 999)?;
         asker.socket.send_to(b"round the corner", talk.mapped)?;
         let seen = arrival(&inside, |ip| ip.icmp == Some((3, 3))).context("the node said nothing")?;
         let expected = craft::udp(asker.addr, talk.mapped, b"round the corner")?;
@@ -73,8 +73,8 @@ fn req_7_the_node_answers_for_its_own_address() -> Result<()> {
 /// told | dropped, nobody is told | by design not: a drop-in is silent where the rule was; the counter tells the operator
 #[test]
 fn req_8_a_flow_without_a_port_is_dropped_silently() -> Result<()> {
-    let seen = agree(|side| {
-        let (server, neighbour) = (server(side, INTERNET)?, side.rig.pod("b")?);
+    let seen = agree(Family::V4, |side| {
+        let (server, neighbour) = (server(side)?, side.rig.pod("b")?);
         // Every port of the class of 700: 600 to 1023.
         let from = |addr, port| craft::udp(SocketAddrV4::new(addr, port), server.addr, b"taken");
         let all: Vec<Vec<u8>> = (600..=1023)
@@ -101,9 +101,9 @@ fn req_8_a_flow_without_a_port_is_dropped_silently() -> Result<()> {
 /// RFC 5508 REQ-9 | a policy may forbid messages of the NAT | rules of the node's OUTPUT chain do | the same | met
 #[test]
 fn req_9_a_rule_of_the_node_silences_its_messages() -> Result<()> {
-    agree(|side| {
+    agree(Family::V4, |side| {
         rules::keep_quiet(&side.rig.node.ns, "time-exceeded")?;
-        let (pod, server) = (Peer::of(&side.pod, PORT)?, server(side, INTERNET)?);
+        let (pod, server) = (side.peer(&side.pod, PORT)?, server(side)?);
         let ears = Pinger::new(&side.pod.ns, 1)?;
         pod.socket.set_ttl(1)?;
         pod.socket.send_to(b"one hop", server.addr)?;
@@ -116,10 +116,10 @@ fn req_9_a_rule_of_the_node_silences_its_messages() -> Result<()> {
 /// packets | the same | met
 #[test]
 fn req_10a_the_node_says_that_it_has_no_way() -> Result<()> {
-    agree(|side| {
+    agree(Family::V4, |side| {
         side.rig.node.ns.ip("route add unreachable 192.0.2.0/24")?;
         let nowhere = SocketAddrV4::new([192, 0, 2, 1].into(), 9);
-        let pod = Peer::of(&side.pod, PORT)?;
+        let pod = side.peer(&side.pod, PORT)?;
         let ears = Pinger::new(&side.pod.ns, 1)?;
         pod.socket.send_to(b"whither?", nowhere)?;
         let host_unreachable = Icmpv4Type::DestinationUnreachable(DestUnreachableHeader::Host);
@@ -136,8 +136,8 @@ fn req_10a_the_node_says_that_it_has_no_way() -> Result<()> {
 fn req_10a_the_node_says_that_it_has_no_way_any_more() -> Result<()> {
     let refused = Icmpv4Type::DestinationUnreachable(DestUnreachableHeader::Host);
     let refused = &refused;
-    agree(|side| {
-        let (pod, server) = (Peer::of(&side.pod, PORT)?, server(side, INTERNET)?);
+    agree(Family::V4, |side| {
+        let (pod, server) = (side.peer(&side.pod, PORT)?, server(side)?);
         let flow = Flow(UDP, pod.addr);
         let mapped = pod.reach(&server)?;
         server.reach_by(mapped, &pod)?;
@@ -167,8 +167,8 @@ fn req_10a_the_node_says_that_it_has_no_way_any_more() -> Result<()> {
 /// flows, from inside; and it quotes what the pod has sent | the same | met
 #[test]
 fn req_10a_the_node_says_that_a_packet_has_expired() -> Result<()> {
-    agree(|side| {
-        let (pod, server) = (Peer::of(&side.pod, PORT)?, server(side, INTERNET)?);
+    agree(Family::V4, |side| {
+        let (pod, server) = (side.peer(&side.pod, PORT)?, server(side)?);
         let expires = |message: &[u8]| -> Result<Message> {
             let ears = Pinger::new(&side.pod.ns, 1)?;
             pod.socket.set_ttl(1)?;
@@ -191,7 +191,7 @@ fn req_10a_the_node_says_that_a_packet_has_expired() -> Result<()> {
 /// RFC 5508 REQ-10a (echo) | the NAT answers pings to its own address | the node does, also to a pod and while a pod pings with the same identifier | the same | met
 #[test]
 fn req_10a_the_node_answers_pings() -> Result<()> {
-    agree(|side| {
+    agree(Family::V4, |side| {
         let pod = Pinger::new(&side.pod.ns, ID)?;
         pod.ping(INTERNET, 1, 8)?;
         let outside = Pinger::new(side.internet(), ID)?;
@@ -205,14 +205,13 @@ fn req_10a_the_node_answers_pings() -> Result<()> {
 /// RFC 5508 REQ-10a (traceroute) | both together show a path | traceroute from a pod names the node, the routers and the host | the same | met
 #[test]
 fn req_10a_traceroute_from_a_pod_names_every_hop() -> Result<()> {
-    let hops = agree(|side| {
+    let hops = agree(Family::V4, |side| {
         let mut hops = Vec::new();
         let ears = Pinger::new(&side.pod.ns, 1)?;
         for ttl in 1..=3u16 {
-            let pod = Peer::of(&side.pod, PORT + ttl)?;
+            let pod = side.peer(&side.pod, PORT + ttl)?;
             pod.socket.set_ttl(ttl.into())?;
-            pod.socket
-                .send_to(&[0; 32], SocketAddrV4::new(INTERNET, 33_434 + ttl))?;
+            pod.socket.send_to(&[0; 32], side.near_at(33_434 + ttl))?;
             let closed = Icmpv4Type::DestinationUnreachable(DestUnreachableHeader::Port);
             let told = ears.hear(PATIENCE, |message| {
                 message.icmp == EXPIRED || message.icmp == closed
@@ -230,7 +229,7 @@ fn req_10a_traceroute_from_a_pod_names_every_hop() -> Result<()> {
 /// RFC 5508 REQ-10b | redirects, parameter problems and others may be supported | a parameter problem is translated, a redirect is not: it is for the first hop | the same | met
 #[test]
 fn req_10b_a_redirect_comes_to_no_pod() -> Result<()> {
-    let seen = agree(|side| {
+    let seen = agree(Family::V4, |side| {
         let talk = Talk::new(side)?;
         let about = &talk.question(b"?")?[1];
         let redirect = craft::icmp(INTERNET, NODE, (5, 1), [203, 0, 113, 1], about)?;
@@ -248,7 +247,7 @@ fn req_10b_a_redirect_comes_to_no_pod() -> Result<()> {
 /// the same | by design not: an error is an error, whatever its type
 #[test]
 fn req_10c_a_source_quench_is_an_error_like_any_other() -> Result<()> {
-    let [causeway, nf_nat] = both(|side| {
+    let [causeway, nf_nat] = both(Family::V4, |side| {
         let talk = Talk::new(side)?;
         let quench = craft::icmp(INTERNET, NODE, (4, 0), [0; 4], &talk.question(b"?")?[1])?;
         let quenched = reported(side, quench)?.is_some();
@@ -262,7 +261,7 @@ fn req_10c_a_source_quench_is_an_error_like_any_other() -> Result<()> {
 /// RFC 5508 REQ-11 | messages that are neither query nor error may be dropped | dropped: `snat_protocol` | leave with the pod's own address | met
 #[test]
 fn req_11_other_messages_do_not_leave() -> Result<()> {
-    let [causeway, nf_nat] = both(|side| {
+    let [causeway, nf_nat] = both(Family::V4, |side| {
         [(9, 0), (10, 0), (40, 0), (253, 0)]
             .into_iter()
             .map(|kind| source_outside(side, kind))

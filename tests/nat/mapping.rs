@@ -3,7 +3,11 @@
 //! Causeway's table is made older than it is, and the sweep says what it forgets. The kernel's table shows the time
 //! that is left.
 
-use std::{net::SocketAddrV4, thread, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use aya::maps::{HashMap, Map, MapData};
@@ -12,17 +16,15 @@ use causeway::{
     root::Root,
 };
 use causeway_common::{
+    addr::Address,
     flow::{FlowEntry, Nat},
     tuple::FlowKey,
 };
-use causeway_tests::conntrack;
+use causeway_tests::{conntrack, node::Node};
 
 use crate::side::Side;
 
 pub(crate) use causeway_common::tuple::{ICMP, TCP, UDP};
-
-type Key = FlowKey<[u8; 4]>;
-type Entry = FlowEntry<[u8; 4]>;
 
 /// Longer than any lifetime.
 const EVER: u32 = 1 << 20;
@@ -46,13 +48,13 @@ const TIMERS: [&str; 10] = [
 
 /// A flow by its protocol and its opener; for ICMP the port is the identifier.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Flow(pub(crate) u8, pub(crate) SocketAddrV4);
+pub(crate) struct Flow(pub(crate) u8, pub(crate) SocketAddr);
 
 impl Side {
     /// Whether anything is remembered of a flow.
     pub(crate) fn knows(&self, flow: Flow) -> Result<bool> {
         if self.is_causeway() {
-            return Ok(!self.entries(flow)?.is_empty());
+            return Ok(!self.table(flow)?.is_empty()?);
         }
         Ok(self.connection(flow)?.is_some())
     }
@@ -62,39 +64,23 @@ impl Side {
         if flow.0 == TCP {
             thread::sleep(LAST_ACK);
         }
-        if !self.is_causeway() {
-            return Ok(self
-                .connection(flow)?
-                .context("conntrack has no such flow")?
-                .remaining);
+        if self.is_causeway() {
+            return self.table(flow)?.lifetime(&self.rig.node);
         }
-        let entries = self.entries(flow)?;
-        ensure!(!entries.is_empty(), "{flow:?} has no entry");
-        let (mut kept, mut forgotten) = (0, EVER);
-        while forgotten - kept > 1 {
-            let idle = u32::midpoint(kept, forgotten);
-            self.write(&entries, idle)?;
-            self.rig.node.causeway(&["sweep"])?;
-            if self.entries(flow)?.is_empty() {
-                forgotten = idle;
-            } else {
-                kept = idle;
-            }
-        }
-        self.write(&entries, 0)?;
-        Ok(kept)
+        let connection = self.connection(flow)?;
+        Ok(connection.context("conntrack has no such flow")?.remaining)
     }
 
     /// Makes a flow idle for longer than its `lifetime` and has Causeway forget what is over.
     pub(crate) fn age_beyond(&self, flow: Flow, lifetime: u32) -> Result<()> {
-        self.write(&self.entries(flow)?, lifetime + 1)?;
+        self.table(flow)?.rest(lifetime + 1)?;
         self.rig.node.causeway(&["sweep"]).map(drop)
     }
 
     /// Makes what is remembered of a flow older. [`Self::is_renewed`] tells whether a packet has undone that.
     pub(crate) fn age(&self, flow: Flow) -> Result<()> {
         if self.is_causeway() {
-            return self.write(&self.entries(flow)?, AGED);
+            return self.table(flow)?.rest(AGED);
         }
         // A renewed flow gets what the timer says now.
         for timer in TIMERS {
@@ -106,11 +92,7 @@ impl Side {
     /// Whether a flow has been idle for less time than [`Self::age`] made it.
     pub(crate) fn is_renewed(&self, flow: Flow) -> Result<bool> {
         if self.is_causeway() {
-            let entries = self.entries(flow)?;
-            ensure!(!entries.is_empty(), "{flow:?} has no entry");
-            return Ok(entries
-                .iter()
-                .any(|(_, entry)| now().saturating_sub(entry.last_seen) < AGED / 2));
+            return Ok(self.table(flow)?.idle()? < AGED / 2);
         }
         if flow.0 == TCP {
             // Until everything is acknowledged conntrack has another timer.
@@ -122,48 +104,119 @@ impl Side {
 
     /// Takes half of what Causeway remembers of a flow: the direction of the pod's packets.
     pub(crate) fn lose_forward_half(&self, flow: Flow) -> Result<()> {
-        let entries = self.entries(flow)?;
-        let forward = entries.iter().find(|(_, entry)| entry.nat == Nat::SOURCE);
-        self.flows()?.remove(&forward.context("no forward half")?.0)?;
-        Ok(())
+        self.table(flow)?.lose_forward_half()
     }
 
-    /// The entries of a flow, both directions.
-    fn entries(&self, flow: Flow) -> Result<Vec<(Key, Entry)>> {
-        let Flow(protocol, client) = flow;
-        let (addr, port) = (client.ip().octets(), client.port().to_be_bytes());
-        let mut all = self.datapath()?.flows()?;
-        all.retain(|(key, entry)| {
-            let is_forward = (key.src, key.src_port) == (addr, port);
-            let is_answer = (entry.nat_addr, entry.nat_port) == (addr, port) && entry.nat == Nat::DESTINATION;
-            key.protocol == protocol && (is_forward || is_answer)
-        });
-        Ok(all)
-    }
-
-    fn write(&self, entries: &[(Key, Entry)], idle: u32) -> Result<()> {
-        let mut flows = self.flows()?;
-        for (key, entry) in entries {
-            let entry = Entry {
-                last_seen: now().wrapping_sub(idle),
-                ..*entry
-            };
-            flows.insert(key, entry, 0)?;
-        }
-        Ok(())
-    }
-
-    fn flows(&self) -> Result<HashMap<MapData, Key, Entry>> {
-        let pin = self.datapath()?.directory().join("maps/cwy_flows");
-        Ok(HashMap::try_from(Map::HashMap(MapData::from_pin(pin)?))?)
-    }
-
-    fn datapath(&self) -> Result<Datapath> {
-        Datapath::open(&Root::new(self.rig.node.root.path()))?.context("nothing is loaded")
+    /// What Causeway remembers of a flow.
+    fn table(&self, flow: Flow) -> Result<Box<dyn Memory>> {
+        let root = Root::new(self.rig.node.root.path());
+        let datapath = Datapath::open(&root)?.context("nothing is loaded")?;
+        let pin = |name: &str| MapData::from_pin(datapath.directory().join("maps").join(name));
+        Ok(match flow.1 {
+            SocketAddr::V4(_) => Box::new(Table::<[u8; 4]>::of(pin("cwy_flows")?, flow)?),
+            SocketAddr::V6(_) => Box::new(Table::<[u8; 16]>::of(pin("cwy_flows6")?, flow)?),
+        })
     }
 
     fn connection(&self, Flow(protocol, client): Flow) -> Result<Option<conntrack::Connection>> {
         conntrack::find(&self.rig.node.ns, protocol, client)
+    }
+}
+
+/// What Causeway remembers of a flow of either family.
+trait Memory {
+    fn is_empty(&self) -> Result<bool>;
+
+    /// Seconds for which it is remembered.
+    fn lifetime(&mut self, node: &Node) -> Result<u32>;
+
+    /// Makes it idle for so many seconds.
+    fn rest(&mut self, idle: u32) -> Result<()>;
+
+    /// Seconds since the last packet of either direction.
+    fn idle(&self) -> Result<u32>;
+
+    fn lose_forward_half(&mut self) -> Result<()>;
+}
+
+struct Table<A: Address> {
+    flows: HashMap<MapData, FlowKey<A>, FlowEntry<A>>,
+    flow: Flow,
+}
+
+impl<A: Address + aya::Pod + Into<IpAddr>> Table<A> {
+    fn of(map: MapData, flow: Flow) -> Result<Self> {
+        let flows = HashMap::try_from(Map::HashMap(map))?;
+        Ok(Self { flows, flow })
+    }
+
+    /// The entries of the flow, both directions.
+    fn entries(&self) -> Result<Vec<(FlowKey<A>, FlowEntry<A>)>> {
+        let Flow(protocol, client) = self.flow;
+        let is_client = |addr: A, port| SocketAddr::new(addr.into(), u16::from_be_bytes(port)) == client;
+        let mut entries = Vec::new();
+        for element in &self.flows {
+            let (key, entry) = element?;
+            let is_forward = is_client(key.src, key.src_port);
+            let is_answer = is_client(entry.nat_addr, entry.nat_port) && entry.nat == Nat::DESTINATION;
+            if key.protocol == protocol && (is_forward || is_answer) {
+                entries.push((key, entry));
+            }
+        }
+        Ok(entries)
+    }
+
+    fn write(&mut self, entries: &[(FlowKey<A>, FlowEntry<A>)], idle: u32) -> Result<()> {
+        for (key, entry) in entries {
+            let entry = FlowEntry {
+                last_seen: now().wrapping_sub(idle),
+                ..*entry
+            };
+            self.flows.insert(key, entry, 0)?;
+        }
+        Ok(())
+    }
+}
+
+impl<A: Address + aya::Pod + Into<IpAddr>> Memory for Table<A> {
+    fn is_empty(&self) -> Result<bool> {
+        Ok(self.entries()?.is_empty())
+    }
+
+    fn lifetime(&mut self, node: &Node) -> Result<u32> {
+        let entries = self.entries()?;
+        ensure!(!entries.is_empty(), "{:?} has no entry", self.flow);
+        let (mut kept, mut forgotten) = (0, EVER);
+        while forgotten - kept > 1 {
+            let idle = u32::midpoint(kept, forgotten);
+            self.write(&entries, idle)?;
+            node.causeway(&["sweep"])?;
+            if self.is_empty()? {
+                forgotten = idle;
+            } else {
+                kept = idle;
+            }
+        }
+        self.write(&entries, 0)?;
+        Ok(kept)
+    }
+
+    fn rest(&mut self, idle: u32) -> Result<()> {
+        self.write(&self.entries()?, idle)
+    }
+
+    fn idle(&self) -> Result<u32> {
+        let entries = self.entries()?;
+        let idle = |(_, entry): &(FlowKey<A>, FlowEntry<A>)| now().saturating_sub(entry.last_seen);
+        let least = entries.iter().map(idle).min();
+        least.with_context(|| format!("{:?} has no entry", self.flow))
+    }
+
+    fn lose_forward_half(&mut self) -> Result<()> {
+        let entries = self.entries()?;
+        let forward = entries.iter().find(|(_, entry)| entry.nat == Nat::SOURCE);
+        self.flows.remove(&forward.context("no forward half")?.0)?;
+        Ok(())
     }
 }
 

@@ -2,25 +2,24 @@
 
 use std::{
     io::ErrorKind,
-    net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket},
+    net::{SocketAddr, UdpSocket},
     sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
-use causeway_tests::{netns::Netns, node::Pod, talk::PATIENCE};
+use causeway_tests::{netns::Netns, talk::PATIENCE};
 
 use crate::side::A_WHILE;
 
 /// A socket and its address.
 pub(crate) struct Peer {
     pub(crate) socket: UdpSocket,
-    pub(crate) addr: SocketAddrV4,
+    pub(crate) addr: SocketAddr,
 }
 
 impl Peer {
-    pub(crate) fn on(ns: &Netns, addr: Ipv4Addr, port: u16) -> Result<Self> {
-        let addr = SocketAddrV4::new(addr, port);
+    pub(crate) fn on(ns: &Netns, addr: SocketAddr) -> Result<Self> {
         let socket = ns.bind(|| UdpSocket::bind(addr));
         Ok(Self {
             socket: socket.with_context(|| format!("UDP socket on {addr}"))?,
@@ -28,29 +27,25 @@ impl Peer {
         })
     }
 
-    pub(crate) fn of(pod: &Pod, port: u16) -> Result<Self> {
-        Self::on(&pod.ns, pod.addr, port)
-    }
-
     /// Sends a message to `other` and returns from which address it came there.
-    pub(crate) fn reach(&self, other: &Self) -> Result<SocketAddrV4> {
+    pub(crate) fn reach(&self, other: &Self) -> Result<SocketAddr> {
         self.reach_by(other.addr, other)
     }
 
     /// Sends a message to `to`, which is to lead to `other`, and returns from which address it came there.
-    pub(crate) fn reach_by(&self, to: SocketAddrV4, other: &Self) -> Result<SocketAddrV4> {
+    pub(crate) fn reach_by(&self, to: SocketAddr, other: &Self) -> Result<SocketAddr> {
         let message = self.tell(to)?;
         let from = other.hear(&message, PATIENCE)?;
         from.with_context(|| format!("{}: nothing from {} by way of {to}", other.addr, self.addr))
     }
 
     /// Whether a message to `to` comes to `other`.
-    pub(crate) fn does_reach(&self, to: SocketAddrV4, other: &Self) -> Result<bool> {
+    pub(crate) fn does_reach(&self, to: SocketAddr, other: &Self) -> Result<bool> {
         let message = self.tell(to)?;
         Ok(other.hear(&message, A_WHILE)?.is_some())
     }
 
-    fn tell(&self, to: SocketAddrV4) -> Result<Vec<u8>> {
+    fn tell(&self, to: SocketAddr) -> Result<Vec<u8>> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let message = format!("message {number} of {}", self.addr).into_bytes();
@@ -59,7 +54,7 @@ impl Peer {
     }
 
     /// From where `message` comes; `None` when it does not.
-    pub(crate) fn hear(&self, message: &[u8], patience: Duration) -> Result<Option<SocketAddrV4>> {
+    pub(crate) fn hear(&self, message: &[u8], patience: Duration) -> Result<Option<SocketAddr>> {
         let end = Instant::now() + patience;
         let mut buffer = vec![0; 1 << 16];
         loop {
@@ -69,7 +64,7 @@ impl Peer {
             }
             self.socket.set_read_timeout(Some(left))?;
             match self.socket.recv_from(&mut buffer) {
-                Ok((len, SocketAddr::V4(from))) if buffer[..len] == *message => return Ok(Some(from)),
+                Ok((len, from)) if buffer[..len] == *message => return Ok(Some(from)),
                 Ok(_) => {}
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
                 Err(error) => bail!("{}: {error}", self.addr),

@@ -1,9 +1,14 @@
 //! A side of a comparison: the same node and surroundings with Causeway or with the rule that it replaces.
 
-use std::{net::Ipv4Addr, thread, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use causeway_tests::{
+    dual_stack, fabric,
     fabric::INTERNET,
     netns::Netns,
     node::{Datapath, Pod},
@@ -12,8 +17,13 @@ use causeway_tests::{
     rules,
 };
 
+use crate::{family::Family, peer::Peer};
+
 /// A second address of the internet's host.
 pub(crate) const SECOND: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 11);
+
+/// The same of IPv6.
+const SECOND_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x11);
 
 /// How long silence is listened to. Whatever is on its way takes some hundred microseconds.
 pub(crate) const A_WHILE: Duration = Duration::from_millis(150);
@@ -22,30 +32,33 @@ pub(crate) const A_WHILE: Duration = Duration::from_millis(150);
 pub(crate) struct Side {
     pub(crate) rig: Rig,
     pub(crate) pod: Pod,
+    family: Family,
     datapath: Datapath,
 }
 
 /// What Causeway does and what nf_nat does, in this order, seen by the same observation at the same time.
-pub(crate) fn both<T: Send>(observe: impl Fn(&Side) -> Result<T> + Sync) -> Result<[T; 2]> {
-    both_with(&[], observe)
+pub(crate) fn both<T: Send>(family: Family, observe: impl Fn(&Side) -> Result<T> + Sync) -> Result<[T; 2]> {
+    both_with(family, &[], observe)
 }
 
 /// What both do; fails where they differ.
 pub(crate) fn agree<T: Send + PartialEq + std::fmt::Debug>(
+    family: Family,
     observe: impl Fn(&Side) -> Result<T> + Sync,
 ) -> Result<T> {
-    let [causeway, nf_nat] = both(observe)?;
+    let [causeway, nf_nat] = both(family, observe)?;
     ensure!(causeway == nf_nat, "Causeway: {causeway:?}, nf_nat: {nf_nat:?}");
     Ok(causeway)
 }
 
 /// As [`both`], with sysctls that are set before the first pod comes.
 pub(crate) fn both_with<T: Send>(
+    family: Family,
     sysctls: &[(&str, &str)],
     observe: impl Fn(&Side) -> Result<T> + Sync,
 ) -> Result<[T; 2]> {
     let on = |datapath| {
-        let side = Side::new(datapath, sysctls)?;
+        let side = Side::new(datapath, family, sysctls)?;
         observe(&side).with_context(|| format!("{datapath:?}"))
     };
     thread::scope(|scope| {
@@ -59,34 +72,86 @@ pub(crate) fn both_with<T: Send>(
 }
 
 impl Side {
-    fn new(datapath: Datapath, sysctls: &[(&str, &str)]) -> Result<Self> {
-        let rig = if datapath.is_causeway() {
-            let rig = Rig::causeway()?;
+    fn new(datapath: Datapath, family: Family, sysctls: &[(&str, &str)]) -> Result<Self> {
+        let rig = match (family, datapath.is_causeway()) {
+            (Family::V4, true) => Rig::causeway()?,
+            (Family::V4, false) => Rig::unwatched(datapath, 20)?,
+            (Family::V6, true) => Rig::masquerading_ipv6()?,
+            (Family::V6, false) => Rig::masquerading_ipv6_by_rule()?,
+        };
+        if datapath.is_causeway() {
             // As on every node with kube-proxy: conntrack is at work, and what it cannot place is not forwarded.
             rules::forbid_invalid(&rig.node.ns)?;
-            rig
-        } else {
-            Rig::unwatched(datapath, 20)?
-        };
+        }
+        if family == Family::V6 {
+            rig.fabric
+                .internet
+                .ip(&format!("addr add {SECOND_V6}/64 dev eth0 nodad noprefixroute"))?;
+            rig.fabric
+                .router
+                .ip(&format!("route add {SECOND_V6} dev internet"))?;
+        }
         rig.fabric
             .internet
             .ip(&format!("addr add {SECOND}/24 dev eth0"))?;
         // Nobody is told less because somebody else was told before.
         for ns in [&rig.node.ns, &rig.fabric.router, &rig.fabric.internet] {
             ns.sysctl("net/ipv4/icmp_ratelimit", "0")?;
+            ns.sysctl("net/ipv6/icmp/ratelimit", "0")?;
         }
         for (key, value) in sysctls {
             rig.node.ns.sysctl(key, value)?;
         }
         let pod = rig.pod("a")?;
-        Ok(Self { rig, pod, datapath })
+        Ok(Self {
+            rig,
+            pod,
+            family,
+            datapath,
+        })
     }
 
     pub(crate) fn is_causeway(&self) -> bool {
         self.datapath.is_causeway()
     }
 
-    /// The host outside, with the addresses [`INTERNET`] and [`SECOND`].
+    /// The node's address, with a port.
+    pub(crate) fn node_at(&self, port: u16) -> SocketAddr {
+        self.choose(fabric::NODE, dual_stack::NODE, port)
+    }
+
+    /// The first address of the host outside, with a port.
+    pub(crate) fn near_at(&self, port: u16) -> SocketAddr {
+        self.choose(INTERNET, dual_stack::INTERNET, port)
+    }
+
+    /// Its second one.
+    pub(crate) fn far_at(&self, port: u16) -> SocketAddr {
+        self.choose(SECOND, SECOND_V6, port)
+    }
+
+    /// A pod's address, with a port.
+    pub(crate) fn at(&self, pod: &Pod, port: u16) -> Result<SocketAddr> {
+        Ok(match self.family {
+            Family::V4 => SocketAddr::new(pod.addr.into(), port),
+            Family::V6 => SocketAddr::new(pod.addr_v6()?.into(), port),
+        })
+    }
+
+    /// A socket of a pod.
+    pub(crate) fn peer(&self, pod: &Pod, port: u16) -> Result<Peer> {
+        Peer::on(&pod.ns, self.at(pod, port)?)
+    }
+
+    fn choose(&self, of_ipv4: Ipv4Addr, of_ipv6: Ipv6Addr, port: u16) -> SocketAddr {
+        let addr: IpAddr = match self.family {
+            Family::V4 => of_ipv4.into(),
+            Family::V6 => of_ipv6.into(),
+        };
+        SocketAddr::new(addr, port)
+    }
+
+    /// The host outside, with the addresses of [`Self::near_at`] and [`Self::far_at`].
     pub(crate) fn internet(&self) -> &Netns {
         &self.rig.fabric.internet
     }

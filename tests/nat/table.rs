@@ -39,6 +39,9 @@ nf_nat's column was *seen*: the same observation runs on a second node with the 
 the kernel does something else. A row that rests on documentation names it. Lifetimes are measured on a table that is made older than
 it is. The requirements are told in our words; the RFC's own are what counts.
 
+A row of both families is seen of IPv4 and of IPv6, where Causeway has `masqueradeIPv6` and the second node the same rule by ip6tables; the others
+are seen of IPv4 alone.
+
 Where a requirement is not met by design, the reason is in its row. Most have one in common: Causeway takes the place of a rule on a running
 node, and whoever relied on the rule must find what it did.
 
@@ -54,6 +57,7 @@ struct Row {
     causeway: String,
     nf_nat: String,
     verdict: String,
+    families: &'static str,
     test: String,
 }
 
@@ -99,29 +103,37 @@ fn rows() -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// The tests of a file: the row in the comment, and the source up to the next one.
+/// The tests of a file, functions with a requirement before them: the row in the comment, and the source up to the next one.
 fn tests_of<'a>(file: &str, source: &'a str) -> Result<Vec<(Row, &'a str)>> {
     let mut tests = Vec::new();
-    for (at, _) in source.match_indices("#[test]\nfn ") {
-        let rest = &source[at + "#[test]\nfn ".len()..];
-        let (name, body) = rest.split_once('(').context("a test without parentheses")?;
-        let body = body.split("\n}\n").next().unwrap_or(body);
-        let comment: Vec<&str> = source[..at]
-            .lines()
-            .rev()
+    for (at, start) in source.match_indices("\nfn ") {
+        let lines = source[..at].lines().rev().skip_while(|line| *line == "#[test]");
+        let comment: Vec<&str> = lines
             .map_while(|line| line.strip_prefix("///"))
             .map(str::trim)
             .collect();
         let comment: Vec<&str> = comment.into_iter().rev().collect();
+        if !comment.first().is_some_and(|line| line.starts_with("RFC ")) {
+            continue;
+        }
+        let rest = &source[at + start.len()..];
+        let (name, body) = rest.split_once('(').context("a test without parentheses")?;
+        let body = body.split("\n}\n").next().unwrap_or(body);
+        let families = if body.starts_with("family: Family)") {
+            "both"
+        } else {
+            "IPv4"
+        };
         let test = format!("{file}::{name}");
-        let row = row(&comment.join(" "), test).with_context(|| format!("the comment of {name}"))?;
+        let row =
+            row(&comment.join(" "), families, test).with_context(|| format!("the comment of {name}"))?;
         tests.push((row, body));
     }
     ensure!(!tests.is_empty(), "no test in {file}");
     Ok(tests)
 }
 
-fn row(comment: &str, test: String) -> Result<Row> {
+fn row(comment: &str, families: &'static str, test: String) -> Result<Row> {
     let fields: Vec<&str> = comment.split(" | ").map(str::trim).collect();
     let [requirement, asks, causeway, nf_nat, verdict] = fields[..] else {
         bail!("{} fields: {fields:?}", fields.len());
@@ -141,6 +153,7 @@ fn row(comment: &str, test: String) -> Result<Row> {
         causeway: causeway.to_owned(),
         nf_nat: nf_nat.to_owned(),
         verdict: verdict.to_owned(),
+        families,
         test,
     })
 }
@@ -169,7 +182,7 @@ fn page(rows: &[Row]) -> Result<String> {
     for (rfc, about) in RFCS {
         writeln!(page, "\n## {rfc}: {about}\n")?;
         page.push_str(
-            "| requirement | asks | Causeway | nf_nat | verdict | test |\n|---|---|---|---|---|---|\n",
+            "| requirement | asks | Causeway | nf_nat | verdict | of | test |\n|---|---|---|---|---|---|---|\n",
         );
         for row in rows.iter().filter(|row| row.rfc == rfc) {
             let Row {
@@ -178,12 +191,13 @@ fn page(rows: &[Row]) -> Result<String> {
                 causeway,
                 nf_nat,
                 verdict,
+                families,
                 test,
                 ..
             } = row;
             writeln!(
                 page,
-                "| {requirement} | {asks} | {causeway} | {nf_nat} | {verdict} | `{test}` |"
+                "| {requirement} | {asks} | {causeway} | {nf_nat} | {verdict} | {families} | `{test}` |"
             )?;
         }
     }

@@ -2,7 +2,7 @@
 
 use std::{
     io::{ErrorKind, Read, Write},
-    net::{Shutdown, SocketAddrV4, TcpListener},
+    net::{IpAddr, Shutdown, SocketAddr, SocketAddrV4, TcpListener},
     thread,
 };
 
@@ -19,31 +19,40 @@ use causeway_tests::{
 };
 
 use crate::{
+    family::{Family, of_both_families},
     mapping::{Flow, TCP, expect_seconds},
-    side::{SECOND, Side, agree, both},
+    side::{Side, agree, both},
     udp_rfc4787_paths::EVERY_ERROR,
 };
 
 pub(crate) const PORT: u16 = 41_000;
-pub(crate) const SERVER: SocketAddrV4 = SocketAddrV4::new(INTERNET, 7100);
-const OTHER: SocketAddrV4 = SocketAddrV4::new(SECOND, 7100);
+pub(crate) const SERVER: u16 = 7100;
+
+of_both_families!(
+    req_1_each_remote_has_a_mapping_of_its_own,
+    req_2_a_connection_from_inside_opens_talks_and_closes,
+    req_2_a_half_closed_connection_goes_on,
+    req_4a_a_rule_of_the_node_silences_it,
+    req_6_payloads_are_nobodys_business,
+    req_7_two_pods_with_one_port_get_two,
+    req_8_the_external_address_leads_to_the_node_itself,
+);
 
 /// RFC 5382 REQ-1 | one mapping of an internal address and port serves every remote | a mapping for each remote address and port | the same | by design not: see RFC 4787 REQ-1
-#[test]
-fn req_1_each_remote_has_a_mapping_of_its_own() -> Result<()> {
-    let seen = agree(|side| {
+fn req_1_each_remote_has_a_mapping_of_its_own(family: Family) -> Result<()> {
+    let seen = agree(family, |side| {
         let servers = [
-            Echo::on(side.internet(), SERVER)?,
-            Echo::on(side.internet(), OTHER)?,
+            Echo::on(side.internet(), side.near_at(SERVER))?,
+            Echo::on(side.internet(), side.far_at(SERVER))?,
         ];
         let neighbour = side.rig.pod("b")?;
-        let from = |addr| SocketAddrV4::new(addr, PORT);
-        let mut holder = Tcp::connect_from(&neighbour.ns, from(neighbour.addr), OTHER)?;
+        let held = side.at(&neighbour, PORT)?;
+        let mut holder = Tcp::connect_from(&neighbour.ns, held, side.far_at(SERVER))?;
         holder.chat(1)?;
-        for server in [SERVER, OTHER] {
-            Tcp::connect_from(&side.pod.ns, from(side.pod.addr), server)?.chat(1)?;
+        for server in [side.near_at(SERVER), side.far_at(SERVER)] {
+            Tcp::connect_from(&side.pod.ns, side.at(&side.pod, PORT)?, server)?.chat(1)?;
         }
-        let [near, far] = servers.map(|server| server.seen());
+        let [near, far] = servers.map(|server| server.peers());
         Ok((near[0].port() == PORT, far[1].port() == PORT))
     })?;
     ensure!(
@@ -54,10 +63,9 @@ fn req_1_each_remote_has_a_mapping_of_its_own() -> Result<()> {
 }
 
 /// RFC 5382 REQ-2 | every valid sequence of segments passes, connections opened inside | handshake, data both ways, close by either side | the same | met
-#[test]
-fn req_2_a_connection_from_inside_opens_talks_and_closes() -> Result<()> {
-    agree(|side| {
-        let _echo = Echo::on(side.internet(), SERVER)?;
+fn req_2_a_connection_from_inside_opens_talks_and_closes(family: Family) -> Result<()> {
+    agree(family, |side| {
+        let _echo = Echo::on(side.internet(), side.near_at(SERVER))?;
         for _ in 0..3 {
             let mut connection = connect(side)?;
             connection.chat(5)?;
@@ -70,10 +78,9 @@ fn req_2_a_connection_from_inside_opens_talks_and_closes() -> Result<()> {
 
 /// RFC 5382 REQ-2 (half-closed) | a connection that one side has closed goes on in the other direction | goes on, and keeps the lifetime of an established
 /// one | goes on, for 60 s idle (CLOSE_WAIT) | met
-#[test]
-fn req_2_a_half_closed_connection_goes_on() -> Result<()> {
-    let lifetimes = both(|side| {
-        let listener = side.internet().bind(|| TcpListener::bind(SERVER))?;
+fn req_2_a_half_closed_connection_goes_on(family: Family) -> Result<()> {
+    let lifetimes = both(family, |side| {
+        let listener = side.internet().bind(|| TcpListener::bind(side.near_at(SERVER)))?;
         let mut inside = connect(side)?.0;
         let (mut outside, _) = listener.accept()?;
         inside.write_all(b"that is all")?;
@@ -81,7 +88,7 @@ fn req_2_a_half_closed_connection_goes_on() -> Result<()> {
         let mut all = Vec::new();
         outside.read_to_end(&mut all)?;
         ensure!(all == b"that is all");
-        let lifetime = side.lifetime(Flow(TCP, SocketAddrV4::new(side.pod.addr, PORT)))?;
+        let lifetime = side.lifetime(Flow(TCP, side.at(&side.pod, PORT)?))?;
         for _ in 0..50 {
             outside.write_all(&[5; 1000])?;
         }
@@ -99,12 +106,12 @@ fn req_2_a_half_closed_connection_goes_on() -> Result<()> {
 /// have a route to it; answers keep the pod's address | the same | met
 #[test]
 fn req_2_a_permitted_connection_from_outside_works() -> Result<()> {
-    agree(|side| {
-        let address = SocketAddrV4::new(side.pod.addr, 80);
+    agree(Family::V4, |side| {
+        let address = side.at(&side.pod, 80)?;
         let echo = Echo::on(&side.pod.ns, address)?;
         let mut connection = Tcp::connect(&side.rig.fabric.partner, address)?;
         connection.chat(10)?;
-        ensure!(echo.seen() == [connection.local()?]);
+        ensure!(echo.peers() == [connection.0.local_addr()?]);
         Ok(())
     })
 }
@@ -113,9 +120,9 @@ fn req_2_a_permitted_connection_from_outside_works() -> Result<()> {
 /// the connection opens | the same | met
 #[test]
 fn req_2a_a_simultaneous_open_makes_one_connection() -> Result<()> {
-    agree(|side| {
+    agree(Family::V4, |side| {
         // The pod's first SYN gets as far as the remote's door: it has made a mapping, and no answer.
-        rules::ignore_syns(side.internet(), SERVER.port())?;
+        rules::ignore_syns(side.internet(), SERVER)?;
         let outside = Capture::start(side.internet(), "eth0")?;
         let (mut inner, mut outer) = thread::scope(|scope| {
             let inner = scope.spawn(|| connect(side));
@@ -123,7 +130,7 @@ fn req_2a_a_simultaneous_open_makes_one_connection() -> Result<()> {
             let mapped = syn.map(|ip| SocketAddrV4::new(ip.src, ip.src_port));
             let outer = mapped
                 .context("no SYN came out")
-                .and_then(|mapped| Tcp::connect_from(side.internet(), SERVER, mapped));
+                .and_then(|mapped| Tcp::connect_from(side.internet(), side.near_at(SERVER), mapped));
             let inner = inner
                 .join()
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -149,12 +156,12 @@ fn req_2a_a_simultaneous_open_makes_one_connection() -> Result<()> {
 /// the node itself, which refuses | the same | by design not: see RFC 4787 REQ-8
 #[test]
 fn req_3_only_the_remote_of_a_mapping_comes_in() -> Result<()> {
-    agree(|side| {
-        let _echo = Echo::on(side.internet(), SERVER)?;
+    agree(Family::V4, |side| {
+        let _echo = Echo::on(side.internet(), side.near_at(SERVER))?;
         let mut connection = connect(side)?;
         let inside = Capture::start(&side.pod.ns, "eth0")?;
-        let mapped = SocketAddrV4::new(NODE, PORT);
-        for from in [OTHER, SocketAddrV4::new(INTERNET, 7101)] {
+        let mapped = side.node_at(PORT);
+        for from in [side.far_at(SERVER), side.near_at(7101)] {
             ensure!(
                 is_refused(side.internet(), from, mapped),
                 "{from} was not refused"
@@ -163,7 +170,7 @@ fn req_3_only_the_remote_of_a_mapping_comes_in() -> Result<()> {
         connection.chat(3)?;
         let strangers = inside.stop().into_iter().filter_map(|frame| frame.ip);
         let strangers =
-            strangers.filter(|ip| ip.protocol == TCP && ![ip.src_port, ip.dst_port].contains(&SERVER.port()));
+            strangers.filter(|ip| ip.protocol == TCP && ![ip.src_port, ip.dst_port].contains(&SERVER));
         ensure!(strangers.count() == 0, "a stranger's SYN came to the pod");
         Ok(())
     })
@@ -174,13 +181,9 @@ fn req_3_only_the_remote_of_a_mapping_comes_in() -> Result<()> {
 /// own clients
 #[test]
 fn req_4_an_unsolicited_syn_is_refused_by_the_node() -> Result<()> {
-    let refused = agree(|side| {
+    let refused = agree(Family::V4, |side| {
         let wire = Capture::start(&side.pod.ns, "eth0")?;
-        let refused = is_refused(
-            side.internet(),
-            SocketAddrV4::new(INTERNET, 0),
-            SocketAddrV4::new(NODE, PORT),
-        );
+        let refused = is_refused(side.internet(), side.near_at(0), side.node_at(PORT));
         ensure!(
             !wire
                 .stop()
@@ -195,37 +198,34 @@ fn req_4_an_unsolicited_syn_is_refused_by_the_node() -> Result<()> {
 
 /// RFC 5382 REQ-4a | where an answer would tell too much, an unsolicited SYN is dropped silently | by a rule of the node's INPUT chain, which sees it as it
 /// came | the same | met
-#[test]
-fn req_4a_a_rule_of_the_node_silences_it() -> Result<()> {
-    agree(|side| {
+fn req_4a_a_rule_of_the_node_silences_it(family: Family) -> Result<()> {
+    agree(family, |side| {
         rules::ignore_syns(&side.rig.node.ns, PORT)?;
-        let outcome = Tcp::connect_within(
-            side.internet(),
-            SocketAddrV4::new(NODE, PORT),
-            crate::side::A_WHILE,
-        );
+        let outcome = Tcp::connect_within(side.internet(), side.node_at(PORT), crate::side::A_WHILE);
         let kind = outcome.err().map(|error| error.kind());
         ensure!(kind == Some(ErrorKind::TimedOut), "{kind:?}");
         Ok(())
     })
 }
 
-/// RFC 5382 REQ-6 | application gateways for TCP, but for FTP, are off | there is none: an FTP PORT command passes as it is | off, unless a rule assigns a
+/// RFC 5382 REQ-6 | application gateways for TCP, but for FTP, are off | there is none: FTP's PORT and EPRT commands pass as they are | off, unless a rule assigns a
 /// helper | met
-#[test]
-fn req_6_payloads_are_nobodys_business() -> Result<()> {
-    agree(|side| {
+fn req_6_payloads_are_nobodys_business(family: Family) -> Result<()> {
+    agree(family, |side| {
         for port in [21, 5060, 1720] {
-            let server = SocketAddrV4::new(INTERNET, port);
+            let server = side.near_at(port);
             let listener = side.internet().bind(|| TcpListener::bind(server))?;
             let mut inside = Tcp::connect(&side.pod.ns, server)?.0;
             let (mut outside, _) = listener.accept()?;
             outside.set_read_timeout(Some(PATIENCE))?;
-            let [a, b, c, d] = side.pod.addr.octets();
-            let command = format!(
-                "PORT {a},{b},{c},{d},156,64\r\nContact: <sip:a@{}>\r\n",
-                side.pod.addr
-            );
+            let own = side.at(&side.pod, PORT)?.ip();
+            let command = match own {
+                IpAddr::V4(own) => {
+                    let [a, b, c, d] = own.octets();
+                    format!("PORT {a},{b},{c},{d},156,64\r\nContact: <sip:a@{own}>\r\n")
+                }
+                IpAddr::V6(own) => format!("EPRT |2|{own}|40000|\r\nContact: <sip:a@[{own}]>\r\n"),
+            };
             inside.write_all(command.as_bytes())?;
             let mut arrived = vec![0; command.len()];
             outside.read_exact(&mut arrived)?;
@@ -241,18 +241,17 @@ fn req_6_payloads_are_nobodys_business() -> Result<()> {
 
 /// RFC 5382 REQ-7 | two internal endpoints never share an external port ("port overloading") | never towards one remote: the second one gets another port
 /// | the same | met
-#[test]
-fn req_7_two_pods_with_one_port_get_two() -> Result<()> {
-    let ports = agree(|side| {
-        let echo = Echo::on(side.internet(), SERVER)?;
+fn req_7_two_pods_with_one_port_get_two(family: Family) -> Result<()> {
+    let ports = agree(family, |side| {
+        let echo = Echo::on(side.internet(), side.near_at(SERVER))?;
         let neighbour = side.rig.pod("b")?;
         let mut first = connect(side)?;
-        let mut second = Tcp::connect_from(&neighbour.ns, SocketAddrV4::new(neighbour.addr, PORT), SERVER)?;
+        let mut second = Tcp::connect_from(&neighbour.ns, side.at(&neighbour, PORT)?, side.near_at(SERVER))?;
         for _ in 0..5 {
             first.chat(1)?;
             second.chat(1)?;
         }
-        let seen = echo.seen();
+        let seen = echo.peers();
         Ok((seen.len(), seen[0].port() == PORT, seen[1].port() == PORT))
     })?;
     ensure!(ports == (2, true, false), "{ports:?}");
@@ -261,15 +260,14 @@ fn req_7_two_pods_with_one_port_get_two() -> Result<()> {
 
 /// RFC 5382 REQ-8 | an inside host reaches another one by that one's external address ("hairpinning") | the packet is for the node, which refuses | the
 /// same | by design not: see RFC 4787 REQ-9
-#[test]
-fn req_8_the_external_address_leads_to_the_node_itself() -> Result<()> {
-    agree(|side| {
-        let _echo = Echo::on(side.internet(), SERVER)?;
+fn req_8_the_external_address_leads_to_the_node_itself(family: Family) -> Result<()> {
+    agree(family, |side| {
+        let _echo = Echo::on(side.internet(), side.near_at(SERVER))?;
         let neighbour = side.rig.pod("b")?;
         let mut connection = connect(side)?;
-        let _server = Echo::start(&side.pod.ns, 80)?;
-        let from = SocketAddrV4::new(neighbour.addr, PORT);
-        ensure!(is_refused(&neighbour.ns, from, SocketAddrV4::new(NODE, PORT)));
+        let _server = Echo::on(&side.pod.ns, side.at(&side.pod, 80)?)?;
+        let from = side.at(&neighbour, PORT)?;
+        ensure!(is_refused(&neighbour.ns, from, side.node_at(PORT)));
         connection.chat(3)
     })
 }
@@ -277,7 +275,7 @@ fn req_8_the_external_address_leads_to_the_node_itself() -> Result<()> {
 /// RFC 5382 REQ-9 | destination unreachable is translated for TCP | a SYN towards nowhere fails at once, with the router's reason | the same | met
 #[test]
 fn req_9_a_pod_is_told_that_a_host_is_unreachable() -> Result<()> {
-    agree(|side| {
+    agree(Family::V4, |side| {
         side.rig.fabric.router.ip("route add unreachable 192.0.2.0/24")?;
         let nowhere = SocketAddrV4::new([192, 0, 2, 1].into(), 80);
         let outcome = Tcp::connect_within(&side.pod.ns, nowhere, PATIENCE);
@@ -291,8 +289,8 @@ fn req_9_a_pod_is_told_that_a_host_is_unreachable() -> Result<()> {
 /// connection, and the stream goes on | the same | met
 #[test]
 fn req_9_a_pod_learns_the_paths_mtu() -> Result<()> {
-    agree(|side| {
-        let _echo = Echo::on(side.internet(), SERVER)?;
+    agree(Family::V4, |side| {
+        let _echo = Echo::on(side.internet(), side.near_at(SERVER))?;
         let mut connection = connect(side)?;
         connection.chat(3)?;
         side.rig
@@ -314,8 +312,8 @@ const OTHER_PORT: SocketAddrV4 = SocketAddrV4::new(INTERNET, 7102);
 /// RFC 5382 REQ-10 | no ICMP message ends a mapping or its connection | none does, whatever its type and code | none does | met
 #[test]
 fn req_10_no_icmp_message_ends_a_connection() -> Result<()> {
-    agree(|side| {
-        let _echo = Echo::on(side.internet(), SERVER)?;
+    agree(Family::V4, |side| {
+        let _echo = Echo::on(side.internet(), side.near_at(SERVER))?;
         let outside = Capture::start(side.internet(), "eth0")?;
         let mut connection = connect(side)?;
         connection.chat(3)?;
@@ -339,11 +337,11 @@ fn req_10_no_icmp_message_ends_a_connection() -> Result<()> {
 }
 
 pub(crate) fn connect(side: &Side) -> Result<Tcp> {
-    Tcp::connect_from(&side.pod.ns, SocketAddrV4::new(side.pod.addr, PORT), SERVER)
+    Tcp::connect_from(&side.pod.ns, side.at(&side.pod, PORT)?, side.near_at(SERVER))
 }
 
 /// Whether a connection is answered with a RST.
-fn is_refused(ns: &Netns, from: SocketAddrV4, to: SocketAddrV4) -> bool {
+fn is_refused(ns: &Netns, from: SocketAddr, to: SocketAddr) -> bool {
     let outcome = Tcp::connect_from(ns, from, to);
     let error = outcome.err().and_then(|error| {
         error

@@ -1,58 +1,61 @@
 //! RFC 5382: how long a connection that is idle is remembered.
 
-use std::{
-    io::Read,
-    net::{Shutdown, SocketAddrV4},
-};
+use std::{io::Read, net::Shutdown};
 
 use anyhow::{Result, ensure};
 use causeway_tests::{craft, echo::Echo, raw, rules};
 
 use crate::{
+    family::{Family, of_both_families},
     mapping::{Flow, TCP, expect_seconds, sysctl},
     side::{Side, both, both_with},
     tcp_rfc5382::{PORT, SERVER, connect},
 };
 
+of_both_families!(
+    req_5_an_established_connection_lives_for_hours,
+    req_5_no_setting_makes_it_shorter,
+    req_5_an_opening_connection_lives_for_four_minutes,
+    req_5_a_closed_connection_lives_for_four_minutes,
+    req_5a_the_timers_are_the_kernels_sysctls,
+);
+
 /// RFC 5382 REQ-5 | an idle established connection lives for 2 h 4 min at least | 5 days (`nf_conntrack_tcp_timeout_established`) | 5 days
 /// | met
-#[test]
-fn req_5_an_established_connection_lives_for_hours() -> Result<()> {
-    for seconds in both(established)? {
+fn req_5_an_established_connection_lives_for_hours(family: Family) -> Result<()> {
+    for seconds in both(family, established)? {
         expect_seconds(seconds, 432_000)?;
     }
     Ok(())
 }
 
 /// RFC 5382 REQ-5 (floor) | and not less by a setting either | a sysctl below 7,440 s counts as 7,440 s | follows the sysctl | met
-#[test]
-fn req_5_no_setting_makes_it_shorter() -> Result<()> {
+fn req_5_no_setting_makes_it_shorter(family: Family) -> Result<()> {
     let timer = sysctl("tcp_timeout_established");
-    let [causeway, nf_nat] = both_with(&[(&timer, "600")], established)?;
+    let [causeway, nf_nat] = both_with(family, &[(&timer, "600")], established)?;
     expect_seconds(causeway, 7440)?;
     expect_seconds(nf_nat, 600)
 }
 
 fn established(side: &Side) -> Result<u32> {
-    let _echo = Echo::on(side.internet(), SERVER)?;
+    let _echo = Echo::on(side.internet(), side.near_at(SERVER))?;
     let mut connection = connect(side)?;
     connection.chat(3)?;
-    let lifetime = side.lifetime(Flow(TCP, connection.local()?))?;
+    let lifetime = side.lifetime(Flow(TCP, connection.0.local_addr()?))?;
     connection.chat(3)?;
     Ok(lifetime)
 }
 
 /// RFC 5382 REQ-5 (opening) | a connection that is not yet open lives for 4 min at least | 240 s | 120 s (`…_syn_sent`) | met
-#[test]
-fn req_5_an_opening_connection_lives_for_four_minutes() -> Result<()> {
-    let lifetimes = both(|side| {
-        rules::ignore_syns(side.internet(), SERVER.port())?;
-        let from = SocketAddrV4::new(side.pod.addr, PORT);
+fn req_5_an_opening_connection_lives_for_four_minutes(family: Family) -> Result<()> {
+    let lifetimes = both(family, |side| {
+        rules::ignore_syns(side.internet(), SERVER)?;
+        let from = side.at(&side.pod, PORT)?;
         let syn = craft::TcpFlags {
             syn: true,
             ..Default::default()
         };
-        raw::send_ip(&side.pod.ns, &[craft::tcp(from, SERVER, syn, &[])?])?;
+        raw::send_ip(&side.pod.ns, &[craft::tcp(from, side.near_at(SERVER), syn, &[])?])?;
         side.settle()?;
         side.lifetime(Flow(TCP, from))
     })?;
@@ -61,13 +64,12 @@ fn req_5_an_opening_connection_lives_for_four_minutes() -> Result<()> {
 }
 
 /// RFC 5382 REQ-5 (closing) | a connection that both have closed lives for 4 min at least | 240 s | 120 s (`…_time_wait`) | met
-#[test]
-fn req_5_a_closed_connection_lives_for_four_minutes() -> Result<()> {
-    let lifetimes = both(|side| {
-        let _echo = Echo::on(side.internet(), SERVER)?;
+fn req_5_a_closed_connection_lives_for_four_minutes(family: Family) -> Result<()> {
+    let lifetimes = both(family, |side| {
+        let _echo = Echo::on(side.internet(), side.near_at(SERVER))?;
         let mut connection = connect(side)?;
         connection.chat(3)?;
-        let flow = Flow(TCP, connection.local()?);
+        let flow = Flow(TCP, connection.0.local_addr()?);
         connection.0.shutdown(Shutdown::Write)?;
         ensure!(connection.0.read(&mut [0])? == 0);
         drop(connection);
@@ -79,10 +81,9 @@ fn req_5_a_closed_connection_lives_for_four_minutes() -> Result<()> {
 }
 
 /// RFC 5382 REQ-5a | the timers may be configurable | by conntrack's own sysctls, upwards | by the same | met
-#[test]
-fn req_5a_the_timers_are_the_kernels_sysctls() -> Result<()> {
+fn req_5a_the_timers_are_the_kernels_sysctls(family: Family) -> Result<()> {
     let timer = sysctl("tcp_timeout_established");
-    for seconds in both_with(&[(&timer, "86400")], established)? {
+    for seconds in both_with(family, &[(&timer, "86400")], established)? {
         expect_seconds(seconds, 86_400)?;
     }
     Ok(())

@@ -1,6 +1,6 @@
 //! RFC 4787, NAT behavioral requirements for unicast UDP: mappings and their ports.
 
-use std::{collections::BTreeSet, net::SocketAddrV4};
+use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, ensure};
 use causeway_tests::{
@@ -14,26 +14,37 @@ use causeway_tests::{
 };
 
 use crate::{
+    family::{Family, of_both_families},
     mapping::{Flow, UDP},
     peer::Peer,
-    side::{A_WHILE, SECOND, Side, agree, both},
+    side::{A_WHILE, Side, agree, both},
 };
 
 pub(crate) const PORT: u16 = 40_000;
 pub(crate) const SERVER: u16 = 7000;
 
+of_both_families!(
+    req_1_each_remote_has_a_mapping_of_its_own,
+    req_3_two_pods_with_one_port_get_two_towards_one_remote,
+    req_3_two_pods_share_a_port_towards_two_remotes,
+    section_4_2_1_a_free_port_is_kept,
+    req_3a_a_replaced_port_stays_in_its_range,
+    req_4_a_replaced_port_has_any_parity,
+    section_4_2_3_replaced_ports_are_no_neighbours,
+    req_11_conflicts_change_no_mapping,
+);
+
 /// RFC 4787 REQ-1 | one mapping of an internal address and port serves every remote | a mapping for each remote address and
 /// port; the port is kept for each of them where it can be | the same | by design not: a drop-in for MASQUERADE; it is what lets the pods
 /// of a node share 64,512 ports towards each remote and not in all
-#[test]
-fn req_1_each_remote_has_a_mapping_of_its_own() -> Result<()> {
-    let seen = agree(|side| {
-        let (near, far) = (server(side, INTERNET)?, server(side, SECOND)?);
+fn req_1_each_remote_has_a_mapping_of_its_own(family: Family) -> Result<()> {
+    let seen = agree(family, |side| {
+        let (near, far) = (server(side)?, far_server(side)?);
         let neighbour = side.rig.pod("b")?;
-        let (a, b) = (Peer::of(&side.pod, PORT)?, Peer::of(&neighbour, PORT)?);
+        let (a, b) = (side.peer(&side.pod, PORT)?, side.peer(&neighbour, PORT)?);
         b.reach(&far)?;
         let (to_near, to_far) = (a.reach(&near)?, a.reach(&far)?);
-        Ok((to_near == SocketAddrV4::new(NODE, PORT), to_far.port() == PORT))
+        Ok((to_near == side.node_at(PORT), to_far.port() == PORT))
     })?;
     ensure!(
         seen == (true, false),
@@ -46,30 +57,29 @@ fn req_1_each_remote_has_a_mapping_of_its_own() -> Result<()> {
 /// same | met
 #[test]
 fn req_2_all_mappings_of_a_pod_have_one_address() -> Result<()> {
-    let seen = agree(|side| {
+    let seen = agree(Family::V4, |side| {
         side.rig.node.ns.ip("addr add 10.240.0.99/16 dev eth0")?;
-        let servers = [server(side, INTERNET)?, server(side, SECOND)?];
+        let servers = [server(side)?, far_server(side)?];
         let mut addresses = BTreeSet::new();
         for port in [PORT, PORT + 1, 99] {
-            let pod = Peer::of(&side.pod, port)?;
+            let pod = side.peer(&side.pod, port)?;
             for server in &servers {
-                addresses.insert(*pod.reach(server)?.ip());
+                addresses.insert(pod.reach(server)?.ip());
             }
         }
         Ok(addresses)
     })?;
-    ensure!(seen == BTreeSet::from([NODE]), "{seen:?}");
+    ensure!(seen == BTreeSet::from([NODE.into()]), "{seen:?}");
     Ok(())
 }
 
 /// RFC 4787 REQ-3 | two internal endpoints never share an external port ("port overloading"): towards one remote | the second one gets
 /// another port, answers go to their own | the same | met
-#[test]
-fn req_3_two_pods_with_one_port_get_two_towards_one_remote() -> Result<()> {
-    let distinct = agree(|side| {
-        let server = server(side, INTERNET)?;
+fn req_3_two_pods_with_one_port_get_two_towards_one_remote(family: Family) -> Result<()> {
+    let distinct = agree(family, |side| {
+        let server = server(side)?;
         let neighbour = side.rig.pod("b")?;
-        let (a, b) = (Peer::of(&side.pod, PORT)?, Peer::of(&neighbour, PORT)?);
+        let (a, b) = (side.peer(&side.pod, PORT)?, side.peer(&neighbour, PORT)?);
         let (of_a, of_b) = (a.reach(&server)?, b.reach(&server)?);
         server.reach_by(of_a, &a)?;
         server.reach_by(of_b, &b)?;
@@ -81,12 +91,11 @@ fn req_3_two_pods_with_one_port_get_two_towards_one_remote() -> Result<()> {
 
 /// RFC 4787 REQ-3 (several remotes) | the same, towards different remotes | both keep the port: the remote tells them apart | the same | by
 /// design not: follows from a mapping for each remote, see REQ-1; RFC 7857 section 3 allows it for TCP
-#[test]
-fn req_3_two_pods_share_a_port_towards_two_remotes() -> Result<()> {
-    let ports = agree(|side| {
-        let (near, far) = (server(side, INTERNET)?, server(side, SECOND)?);
+fn req_3_two_pods_share_a_port_towards_two_remotes(family: Family) -> Result<()> {
+    let ports = agree(family, |side| {
+        let (near, far) = (server(side)?, far_server(side)?);
         let neighbour = side.rig.pod("b")?;
-        let (a, b) = (Peer::of(&side.pod, PORT)?, Peer::of(&neighbour, PORT)?);
+        let (a, b) = (side.peer(&side.pod, PORT)?, side.peer(&neighbour, PORT)?);
         let (of_a, of_b) = (a.reach(&near)?, b.reach(&far)?);
         near.reach_by(of_a, &a)?;
         far.reach_by(of_b, &b)?;
@@ -98,21 +107,16 @@ fn req_3_two_pods_share_a_port_towards_two_remotes() -> Result<()> {
 
 /// RFC 4787 section 4.2.1 | a port is kept where it is free ("port preservation"), and a lack of ports is no reason to reuse one | kept for first packets of
 /// every protocol, whatever other pods do towards other remotes | the same | met
-#[test]
-fn section_4_2_1_a_free_port_is_kept() -> Result<()> {
-    agree(|side| {
-        let server = server(side, INTERNET)?;
+fn section_4_2_1_a_free_port_is_kept(family: Family) -> Result<()> {
+    agree(family, |side| {
+        let server = server(side)?;
         for port in [1, 53, 511, 600, 1023, 1024, 9999, 33_000, 50_001, 65_535] {
-            let socket =
-                Udp::connect_from(&side.pod.ns, SocketAddrV4::new(side.pod.addr, port), server.addr)?;
+            let socket = Udp::connect_from(&side.pod.ns, side.at(&side.pod, port)?, server.addr)?;
             socket.0.send(b"mine")?;
             let mut buffer = [0; 16];
             server.socket.set_read_timeout(Some(PATIENCE))?;
             let (_, from) = server.socket.recv_from(&mut buffer)?;
-            ensure!(
-                from == SocketAddrV4::new(NODE, port).into(),
-                "{port} became {from}"
-            );
+            ensure!(from == side.node_at(port), "{port} became {from}");
         }
         Ok(())
     })
@@ -120,10 +124,9 @@ fn section_4_2_1_a_free_port_is_kept() -> Result<()> {
 
 /// RFC 4787 REQ-3a | a port below 1024 is replaced by one below 1024, others by one from 1024 on | kept where it is free, otherwise drawn
 /// from 1–511, 600–1023 or 1024–65535 | the same classes | met
-#[test]
-fn req_3a_a_replaced_port_stays_in_its_range() -> Result<()> {
-    agree(|side| {
-        let server = server(side, INTERNET)?;
+fn req_3a_a_replaced_port_stays_in_its_range(family: Family) -> Result<()> {
+    agree(family, |side| {
+        let server = server(side)?;
         let neighbour = side.rig.pod("b")?;
         let classes = [
             (1, 1..=511),
@@ -137,11 +140,11 @@ fn req_3a_a_replaced_port_stays_in_its_range() -> Result<()> {
         ];
         // All are taken before one is replaced: a replacement is drawn from the whole class and may hit one of these.
         for (port, _) in &classes {
-            let kept = Peer::of(&neighbour, *port)?.reach(&server)?.port();
+            let kept = side.peer(&neighbour, *port)?.reach(&server)?.port();
             ensure!(kept == *port, "{port} is free and became {kept}");
         }
         for (port, class) in classes {
-            let replaced = Peer::of(&side.pod, port)?.reach(&server)?.port();
+            let replaced = side.peer(&side.pod, port)?.reach(&server)?.port();
             ensure!(
                 replaced != port && class.contains(&replaced),
                 "{port} became {replaced}"
@@ -155,13 +158,13 @@ fn req_3a_a_replaced_port_stays_in_its_range() -> Result<()> {
 /// 0 | met
 #[test]
 fn req_3a_source_port_0_is_replaced_and_answered() -> Result<()> {
-    let [causeway, nf_nat] = both(|side| {
-        let server = server(side, INTERNET)?;
+    let [causeway, nf_nat] = both(Family::V4, |side| {
+        let server = server(side)?;
         let (inside, outside) = (
             Capture::start(&side.pod.ns, "eth0")?,
             Capture::start(side.internet(), "eth0")?,
         );
-        let from = SocketAddrV4::new(side.pod.addr, 0);
+        let from = side.at(&side.pod, 0)?;
         raw::send_ip(
             &side.pod.ns,
             &[craft::udp(from, server.addr, b"no port of mine")?],
@@ -173,7 +176,7 @@ fn req_3a_source_port_0_is_replaced_and_answered() -> Result<()> {
                 .filter(|ip| ip.src == NODE && ip.dst_port == SERVER)
         });
         let port = seen.context("nothing came out")?.src_port;
-        let back = craft::udp(server.addr, SocketAddrV4::new(NODE, port), b"to nobody's port")?;
+        let back = craft::udp(server.addr, side.node_at(port), b"to nobody's port")?;
         raw::send_ip(side.internet(), &[back])?;
         let answer = inside.wait(A_WHILE, |frame| {
             frame
@@ -193,9 +196,8 @@ fn req_3a_source_port_0_is_replaced_and_answered() -> Result<()> {
 
 /// RFC 4787 REQ-4 | an even port becomes an even one, an odd port an odd one | a port that is kept keeps its parity, a replacement is drawn
 /// from the whole class | the same | by design not: half of the class would be lost; RFC 7857 section 8 no longer asks for it
-#[test]
-fn req_4_a_replaced_port_has_any_parity() -> Result<()> {
-    agree(|side| {
+fn req_4_a_replaced_port_has_any_parity(family: Family) -> Result<()> {
+    agree(family, |side| {
         let replaced = replacements(side, 24)?;
         let kept_parity = replaced
             .iter()
@@ -208,9 +210,8 @@ fn req_4_a_replaced_port_has_any_parity() -> Result<()> {
 
 /// RFC 4787 section 4.2.3 | neighbouring ports of a host need not be mapped to neighbours ("port contiguity") | kept where they are free, scattered
 /// otherwise | the same | met
-#[test]
-fn section_4_2_3_replaced_ports_are_no_neighbours() -> Result<()> {
-    agree(|side| {
+fn section_4_2_3_replaced_ports_are_no_neighbours(family: Family) -> Result<()> {
+    agree(family, |side| {
         let replaced = replacements(side, 24)?;
         let runs = replaced
             .windows(2)
@@ -222,30 +223,29 @@ fn section_4_2_3_replaced_ports_are_no_neighbours() -> Result<()> {
 
 /// What becomes of `count` ports in a row that another pod holds: the port and its replacement.
 pub(crate) fn replacements(side: &Side, count: u16) -> Result<Vec<(u16, u16)>> {
-    let server = server(side, INTERNET)?;
+    let server = server(side)?;
     let neighbour = side.rig.pod("b")?;
     (PORT..PORT + count)
         .map(|port| {
-            Peer::of(&neighbour, port)?.reach(&server)?;
-            Ok((port, Peer::of(&side.pod, port)?.reach(&server)?.port()))
+            side.peer(&neighbour, port)?.reach(&server)?;
+            Ok((port, side.peer(&side.pod, port)?.reach(&server)?.port()))
         })
         .collect()
 }
 
 /// RFC 4787 REQ-11 | translation and filtering never change their ways, not under a conflict of ports either | a mapping stays what it is while others
 /// come and go; even its lost half comes back with the same port | a mapping stays what it is | met
-#[test]
-fn req_11_conflicts_change_no_mapping() -> Result<()> {
-    agree(|side| {
-        let (server, neighbour) = (server(side, INTERNET)?, side.rig.pod("b")?);
-        let stranger = Peer::on(side.internet(), SECOND, SERVER)?;
-        let holder = Peer::of(&neighbour, PORT)?;
+fn req_11_conflicts_change_no_mapping(family: Family) -> Result<()> {
+    agree(family, |side| {
+        let (server, neighbour) = (server(side)?, side.rig.pod("b")?);
+        let stranger = Peer::on(side.internet(), side.far_at(SERVER))?;
+        let holder = side.peer(&neighbour, PORT)?;
         let held = holder.reach(&server)?;
-        let pod = Peer::of(&side.pod, PORT)?;
+        let pod = side.peer(&side.pod, PORT)?;
         let mapped = pod.reach(&server)?;
         for port in PORT + 1..PORT + 40 {
-            Peer::of(&neighbour, port)?.reach(&server)?;
-            Peer::of(&side.pod, port)?.reach(&server)?;
+            side.peer(&neighbour, port)?.reach(&server)?;
+            side.peer(&side.pod, port)?.reach(&server)?;
             ensure!(pod.reach(&server)? == mapped && holder.reach(&server)? == held);
         }
         if side.is_causeway() {
@@ -262,12 +262,12 @@ fn req_11_conflicts_change_no_mapping() -> Result<()> {
 /// same | met
 #[test]
 fn req_2_every_protocol_has_the_same_address() -> Result<()> {
-    agree(|side| {
+    agree(Family::V4, |side| {
         let echo = Echo::start(side.internet(), 7)?;
-        let server = server(side, INTERNET)?;
+        let server = server(side)?;
         let wire = Capture::start(side.internet(), "eth0")?;
-        let udp = Peer::of(&side.pod, PORT)?.reach(&server)?;
-        Tcp::connect(&side.pod.ns, SocketAddrV4::new(INTERNET, 7))?.chat(1)?;
+        let udp = side.peer(&side.pod, PORT)?.reach(&server)?;
+        Tcp::connect(&side.pod.ns, side.near_at(7))?.chat(1)?;
         Pinger::new(&side.pod.ns, 5)?.ping(INTERNET, 1, 8)?;
         let pings: BTreeSet<_> = wire
             .stop()
@@ -276,11 +276,16 @@ fn req_2_every_protocol_has_the_same_address() -> Result<()> {
             .map(|ip| ip.src)
             .collect();
         let tcp: BTreeSet<_> = echo.seen().iter().map(|peer| *peer.ip()).collect();
-        ensure!(*udp.ip() == NODE && tcp == [NODE].into() && pings == [NODE].into());
+        ensure!(udp.ip() == NODE && tcp == [NODE].into() && pings == [NODE].into());
         Ok(())
     })
 }
 
-pub(crate) fn server(side: &Side, addr: std::net::Ipv4Addr) -> Result<Peer> {
-    Peer::on(side.internet(), addr, SERVER)
+pub(crate) fn server(side: &Side) -> Result<Peer> {
+    Peer::on(side.internet(), side.near_at(SERVER))
+}
+
+/// At the second address of the same host.
+fn far_server(side: &Side) -> Result<Peer> {
+    Peer::on(side.internet(), side.far_at(SERVER))
 }

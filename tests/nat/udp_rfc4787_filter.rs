@@ -3,31 +3,31 @@
 use std::net::SocketAddrV4;
 
 use anyhow::{Result, ensure};
-use causeway_tests::{
-    fabric::{INTERNET, NODE},
-    ping::Pinger,
-    rules,
-    talk::PATIENCE,
-};
+use causeway_tests::{fabric::NODE, ping::Pinger, rules, talk::PATIENCE};
 use etherparse::{Icmpv4Type, icmpv4::DestUnreachableHeader};
 
 use crate::{
+    family::{Family, of_both_families},
     peer::Peer,
-    side::{SECOND, agree},
+    side::agree,
     udp_rfc4787::{PORT, SERVER, server},
 };
+
+of_both_families!(
+    req_8_only_the_remote_of_a_mapping_comes_in,
+    req_10_payloads_are_nobodys_business,
+);
 
 /// RFC 4787 REQ-8 | whom a mapping lets in: everybody ("endpoint-independent filtering") or every port of a known address | the very address and
 /// port that the pod has sent to | the same | by design not: an entry is for one remote; it is the strictest of the filters that the
 /// RFC knows
-#[test]
-fn req_8_only_the_remote_of_a_mapping_comes_in() -> Result<()> {
-    let [known, other_port, other_address] = agree(|side| {
-        let (pod, server) = (Peer::of(&side.pod, PORT)?, server(side, INTERNET)?);
+fn req_8_only_the_remote_of_a_mapping_comes_in(family: Family) -> Result<()> {
+    let [known, other_port, other_address] = agree(family, |side| {
+        let (pod, server) = (side.peer(&side.pod, PORT)?, server(side)?);
         let mapped = pod.reach(&server)?;
         let others = [
-            Peer::on(side.internet(), INTERNET, SERVER + 1)?,
-            Peer::on(side.internet(), SECOND, SERVER)?,
+            Peer::on(side.internet(), side.near_at(SERVER + 1))?,
+            Peer::on(side.internet(), side.far_at(SERVER))?,
         ];
         Ok([
             server.does_reach(mapped, &pod)?,
@@ -44,9 +44,9 @@ fn req_8_only_the_remote_of_a_mapping_comes_in() -> Result<()> {
 /// reach each other by their own addresses
 #[test]
 fn req_9_the_external_address_leads_to_the_node_itself() -> Result<()> {
-    let seen = agree(|side| {
-        let (server, neighbour) = (server(side, INTERNET)?, side.rig.pod("b")?);
-        let (a, b) = (Peer::of(&side.pod, PORT + 1)?, Peer::of(&neighbour, PORT)?);
+    let seen = agree(Family::V4, |side| {
+        let (server, neighbour) = (server(side)?, side.rig.pod("b")?);
+        let (a, b) = (side.peer(&side.pod, PORT + 1)?, side.peer(&neighbour, PORT)?);
         let mapped = b.reach(&server)?;
         let ears = Pinger::new(&side.pod.ns, 1)?;
         let reached = a.does_reach(mapped, &b)?;
@@ -63,13 +63,13 @@ fn req_9_the_external_address_leads_to_the_node_itself() -> Result<()> {
 /// sender's own; a pod that calls itself is seen with the node's | the same | by design not: portmap's rules decide
 #[test]
 fn req_9a_by_a_host_port_a_pod_sees_the_senders_own_address() -> Result<()> {
-    let seen = agree(|side| {
+    let seen = agree(Family::V4, |side| {
         let neighbour = side.rig.pod("b")?;
-        let (a, b) = (Peer::of(&side.pod, PORT)?, Peer::of(&neighbour, SERVER)?);
-        rules::host_port(&side.rig.node.ns, 8053, b.addr)?;
-        let by_host_port = SocketAddrV4::new(NODE, 8053);
-        let of_other = *a.reach_by(by_host_port, &b)?.ip() == side.pod.addr;
-        let of_itself = *Peer::of(&neighbour, PORT)?.reach_by(by_host_port, &b)?.ip();
+        let (a, b) = (side.peer(&side.pod, PORT)?, side.peer(&neighbour, SERVER)?);
+        rules::host_port(&side.rig.node.ns, 8053, SocketAddrV4::new(neighbour.addr, SERVER))?;
+        let by_host_port = side.node_at(8053);
+        let of_other = a.reach_by(by_host_port, &b)?.ip() == side.pod.addr;
+        let of_itself = side.peer(&neighbour, PORT)?.reach_by(by_host_port, &b)?.ip();
         Ok((of_other, of_itself != neighbour.addr))
     })?;
     ensure!(seen == (true, true), "{seen:?}");
@@ -78,17 +78,18 @@ fn req_9a_by_a_host_port_a_pod_sees_the_senders_own_address() -> Result<()> {
 
 /// RFC 4787 REQ-10 | no application gateway rewrites UDP payloads | there is none: addresses in SIP, TFTP and DNS payloads stay | none either, unless a
 /// rule assigns a helper | met
-#[test]
-fn req_10_payloads_are_nobodys_business() -> Result<()> {
-    agree(|side| {
+fn req_10_payloads_are_nobodys_business(family: Family) -> Result<()> {
+    agree(family, |side| {
         for port in [53, 69, 5060] {
             let (pod, server) = (
-                Peer::of(&side.pod, port)?,
-                Peer::on(side.internet(), INTERNET, port)?,
+                side.peer(&side.pod, port)?,
+                Peer::on(side.internet(), side.near_at(port))?,
             );
             let message = format!(
-                "INVITE sip:b@{INTERNET} SIP/2.0\r\nVia: SIP/2.0/UDP {0}\r\nContact: <sip:a@{0}>\r\n\r\nc=IN IP4 {1}\r\n",
-                pod.addr, side.pod.addr
+                "INVITE sip:b@{} SIP/2.0\r\nVia: SIP/2.0/UDP {1}\r\nContact: <sip:a@{1}>\r\n\r\nc=IN {2}\r\n",
+                server.addr,
+                pod.addr,
+                pod.addr.ip()
             );
             pod.socket.send_to(message.as_bytes(), server.addr)?;
             let from = server.hear(message.as_bytes(), PATIENCE)?;

@@ -1,7 +1,5 @@
 //! RFC 4787: datagrams in fragments, and their checksums.
 
-use std::net::SocketAddrV4;
-
 use anyhow::{Context, Result, ensure};
 use causeway_tests::{
     capture::Capture,
@@ -16,8 +14,8 @@ use causeway_tests::{
 use rustix::net::sockopt::{Ipv4PathMtuDiscovery, set_ip_mtu_discover};
 
 use crate::{
+    family::Family,
     mapping::{ICMP, UDP},
-    peer::Peer,
     side::{A_WHILE, agree, both},
     udp_rfc4787::server,
     wire::{all_received, received},
@@ -29,11 +27,11 @@ const PORT: u16 = 40_000;
 /// address, the first one first | by the kernel | met
 #[test]
 fn req_13a_a_datagram_that_may_be_fragmented_leaves_in_order() -> Result<()> {
-    agree(|side| {
+    agree(Family::V4, |side| {
         side.rig.node.set_pod_mtu(&side.pod, 9000)?;
-        let server = server(side, INTERNET)?;
+        let server = server(side)?;
         let outside = Capture::start(side.internet(), "eth0")?;
-        let pod = Peer::of(&side.pod, PORT)?;
+        let pod = side.peer(&side.pod, PORT)?;
         set_ip_mtu_discover(&pod.socket, Ipv4PathMtuDiscovery::DONT)?;
         for len in [5000, 100, 100, 8000] {
             let message: Vec<u8> = (0..len).map(|at: usize| at as u8).collect();
@@ -41,7 +39,7 @@ fn req_13a_a_datagram_that_may_be_fragmented_leaves_in_order() -> Result<()> {
             let from = server
                 .hear(&message, PATIENCE)?
                 .with_context(|| format!("{len} bytes"))?;
-            ensure!(from == SocketAddrV4::new(NODE, PORT), "{len} bytes from {from}");
+            ensure!(from == side.node_at(PORT), "{len} bytes from {from}");
         }
         let offsets: Vec<usize> = outside
             .stop()
@@ -59,8 +57,8 @@ fn req_13a_a_datagram_that_may_be_fragmented_leaves_in_order() -> Result<()> {
 /// reassembles first | met
 #[test]
 fn req_14_fragments_in_order_pass_both_ways() -> Result<()> {
-    agree(|side| {
-        let (pod, server) = (Peer::of(&side.pod, PORT)?, server(side, INTERNET)?);
+    agree(Family::V4, |side| {
+        let (pod, server) = (side.peer(&side.pod, PORT)?, server(side)?);
         let mapped = pod.reach(&server)?;
         for (number, len) in [1473, 1474, 3000, 8000, 60_000].into_iter().enumerate() {
             let message: Vec<u8> = (0..len).map(|at: usize| (at + number) as u8).collect();
@@ -85,8 +83,8 @@ fn req_14_fragments_in_order_pass_both_ways() -> Result<()> {
 /// passes, seconds do not | waits for 30 s | met
 #[test]
 fn req_14_fragments_from_outside_pass_in_any_order() -> Result<()> {
-    agree(|side| {
-        let (pod, server) = (Peer::of(&side.pod, PORT)?, server(side, INTERNET)?);
+    agree(Family::V4, |side| {
+        let (pod, server) = (side.peer(&side.pod, PORT)?, server(side)?);
         let mapped = pod.reach(&server)?;
         let router = &side.rig.fabric.router;
         let dam = Dam::new(router, "node")?;
@@ -115,11 +113,11 @@ fn req_14_fragments_from_outside_pass_in_any_order() -> Result<()> {
 /// carried flow once one has overtaken its first | waits for 30 s | met
 #[test]
 fn req_14_fragments_of_a_pod_pass_in_any_order() -> Result<()> {
-    let [causeway, nf_nat] = both(|side| {
-        let server = server(side, INTERNET)?;
+    let [causeway, nf_nat] = both(Family::V4, |side| {
+        let server = server(side)?;
         let mut arrived = Vec::new();
         for (port, carried) in [(PORT, false), (PORT + 1, true)] {
-            let pod = Peer::of(&side.pod, port)?;
+            let pod = side.peer(&side.pod, port)?;
             if carried {
                 pod.reach(&server)?;
                 pod.reach(&server)?;
@@ -141,8 +139,8 @@ fn req_14_fragments_of_a_pod_pass_in_any_order() -> Result<()> {
 /// | whole packets pass; fragments do not, once the kernel's 4 MiB for reassembly are full | met
 #[test]
 fn req_14a_a_flood_of_fragments_keeps_nobody_out() -> Result<()> {
-    let [causeway, nf_nat] = both(|side| {
-        let (pod, server) = (Peer::of(&side.pod, PORT)?, server(side, INTERNET)?);
+    let [causeway, nf_nat] = both(Family::V4, |side| {
+        let (pod, server) = (side.peer(&side.pod, PORT)?, server(side)?);
         let mapped = pod.reach(&server)?;
         let datagram = craft::udp(server.addr, mapped, &[0; 1400])?;
         let tails: Vec<Vec<u8>> = (1..=8000u16)
@@ -164,12 +162,12 @@ fn req_14a_a_flood_of_fragments_keeps_nobody_out() -> Result<()> {
 /// same | met
 #[test]
 fn section_4_2_a_checksum_of_zero_stays_zero() -> Result<()> {
-    agree(|side| {
-        let server = server(side, INTERNET)?;
+    agree(Family::V4, |side| {
+        let server = server(side)?;
         let neighbour = side.rig.pod("b")?;
         // The neighbour holds the port, so that address and port are replaced.
-        Peer::of(&neighbour, PORT)?.reach(&server)?;
-        let pod = Peer::of(&side.pod, PORT)?;
+        side.peer(&neighbour, PORT)?.reach(&server)?;
+        let pod = side.peer(&side.pod, PORT)?;
         let (inside, outside) = (
             Capture::start(&side.pod.ns, "eth0")?,
             Capture::start(side.internet(), "eth0")?,
@@ -211,9 +209,9 @@ fn section_4_2_a_checksum_of_zero_stays_zero() -> Result<()> {
 /// value of the checksum that 600 datagrams meet | the same | met
 #[test]
 fn section_4_2_a_computed_zero_is_sent_as_ones() -> Result<()> {
-    agree(|side| {
-        let server = server(side, INTERNET)?;
-        let pod = Peer::of(&side.pod, PORT)?;
+    agree(Family::V4, |side| {
+        let server = server(side)?;
+        let pod = side.peer(&side.pod, PORT)?;
         let mapped = pod.reach(&server)?;
         // The word that makes the translated datagram's checksum zero before RFC 768 turns it round.
         let base = craft::udp(mapped, server.addr, &[0; 2])?;

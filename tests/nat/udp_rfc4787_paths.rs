@@ -1,6 +1,6 @@
 //! RFC 4787: ICMP about datagrams, and those that are too big for a link.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::Ipv4Addr;
 
 use anyhow::{Context, Result, ensure};
 use causeway_tests::{
@@ -14,7 +14,7 @@ use causeway_tests::{
 use etherparse::{Icmpv4Type, icmpv4::DestUnreachableHeader};
 use rustix::net::sockopt::{Ipv4PathMtuDiscovery, set_ip_mtu_discover};
 
-use crate::{peer::Peer, side::agree, udp_rfc4787::server, wire::received};
+use crate::{family::Family, side::agree, udp_rfc4787::server, wire::received};
 
 const PORT: u16 = 40_000;
 
@@ -38,8 +38,8 @@ pub(crate) const EVERY_ERROR: [((u8, u8), [u8; 4]); 12] = [
 /// port | none does | met
 #[test]
 fn req_12_no_icmp_message_ends_a_mapping() -> Result<()> {
-    agree(|side| {
-        let (pod, server) = (Peer::of(&side.pod, PORT)?, server(side, INTERNET)?);
+    agree(Family::V4, |side| {
+        let (pod, server) = (side.peer(&side.pod, PORT)?, server(side)?);
         let mapped = pod.reach(&server)?;
         let about = craft::udp(mapped, server.addr, b"this very flow")?;
         for (kind, word) in EVERY_ERROR {
@@ -58,8 +58,8 @@ fn req_12_no_icmp_message_ends_a_mapping() -> Result<()> {
 /// is quoted | the same | met
 #[test]
 fn req_12a_any_router_may_report_about_a_datagram() -> Result<()> {
-    let seen = agree(|side| {
-        let (pod, server) = (Peer::of(&side.pod, PORT)?, server(side, INTERNET)?);
+    let seen = agree(Family::V4, |side| {
+        let (pod, server) = (side.peer(&side.pod, PORT)?, server(side)?);
         let about = craft::udp(pod.reach(&server)?, server.addr, b"whoever you are")?;
         let routers = [
             INTERNET,
@@ -85,9 +85,9 @@ fn req_12a_any_router_may_report_about_a_datagram() -> Result<()> {
 /// RFC 4787 REQ-12b | destination unreachable is supported | comes to the pod, and quotes the packet as the pod has sent it | the same | met
 #[test]
 fn req_12b_a_pod_is_told_that_a_port_is_closed() -> Result<()> {
-    agree(|side| {
-        let closed = SocketAddrV4::new(INTERNET, 7999);
-        let pod = Peer::of(&side.pod, PORT)?;
+    agree(Family::V4, |side| {
+        let closed = side.near_at(7999);
+        let pod = side.peer(&side.pod, PORT)?;
         for round in 0..3 {
             let inside = Capture::start(&side.pod.ns, "eth0")?;
             pod.socket.send_to(b"is anybody there?", closed)?;
@@ -110,13 +110,13 @@ fn req_12b_a_pod_is_told_that_a_port_is_closed() -> Result<()> {
 /// and carried flows | by the kernel | met
 #[test]
 fn req_13_a_datagram_that_is_too_big_is_reported_to_the_pod() -> Result<()> {
-    let told = agree(|side| {
-        let server = server(side, INTERNET)?;
+    let told = agree(Family::V4, |side| {
+        let server = server(side)?;
         let mut told = Vec::new();
         for (name, carried) in [("first", false), ("carried", true)] {
             let pod = side.rig.pod(name)?;
             side.rig.node.set_pod_mtu(&pod, 2000)?;
-            let peer = Peer::of(&pod, PORT)?;
+            let peer = side.peer(&pod, PORT)?;
             if carried {
                 peer.reach(&server)?;
                 peer.reach(&server)?;

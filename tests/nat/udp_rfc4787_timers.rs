@@ -1,24 +1,32 @@
 //! RFC 4787: how long a mapping lives, and what renews it.
 
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 
 use anyhow::{Result, ensure};
-use causeway_tests::fabric::INTERNET;
 
 use crate::{
+    family::{Family, of_both_families},
     mapping::{Flow, UDP, expect_seconds, sysctl},
     peer::Peer,
     side::{Side, agree, both, both_with},
     udp_rfc4787::{PORT, SERVER, server},
 };
 
+of_both_families!(
+    req_5_an_idle_mapping_lives_for_two_minutes,
+    req_5a_well_known_ports_have_no_timer_of_their_own,
+    req_5b_the_timer_is_the_kernels_sysctl,
+    req_5c_five_minutes_are_a_sysctl_away,
+    req_6_a_datagram_from_inside_renews_the_mapping,
+    req_6a_a_datagram_from_outside_renews_the_mapping,
+);
+
 /// RFC 4787 REQ-5 | an idle mapping lives for two minutes at least | 120 s after datagrams of one side and of both
 /// (`nf_conntrack_udp_timeout`, `…_stream`, not below 120 s); then nothing comes in by it | 30 s after datagrams of one side,
 /// 120 s after those of both | met
-#[test]
-fn req_5_an_idle_mapping_lives_for_two_minutes() -> Result<()> {
-    let [causeway, nf_nat] = both(|side| {
-        let (pod, server) = (Peer::of(&side.pod, PORT)?, server(side, INTERNET)?);
+fn req_5_an_idle_mapping_lives_for_two_minutes(family: Family) -> Result<()> {
+    let [causeway, nf_nat] = both(family, |side| {
+        let (pod, server) = (side.peer(&side.pod, PORT)?, server(side)?);
         let flow = Flow(UDP, pod.addr);
         let mapped = pod.reach(&server)?;
         let one_way = side.lifetime(flow)?;
@@ -49,13 +57,12 @@ fn req_5_an_idle_mapping_lives_for_two_minutes() -> Result<()> {
 }
 
 /// RFC 4787 REQ-5a | a mapping towards a well-known port may have a shorter timer | none has: port 53 is like any other | the same | met
-#[test]
-fn req_5a_well_known_ports_have_no_timer_of_their_own() -> Result<()> {
-    let lifetimes = both(|side| {
-        let pod = Peer::of(&side.pod, PORT)?;
+fn req_5a_well_known_ports_have_no_timer_of_their_own(family: Family) -> Result<()> {
+    let lifetimes = both(family, |side| {
+        let pod = side.peer(&side.pod, PORT)?;
         let mut lifetimes = Vec::new();
         for port in [53, 123, SERVER] {
-            pod.reach(&Peer::on(side.internet(), INTERNET, port)?)?;
+            pod.reach(&Peer::on(side.internet(), side.near_at(port))?)?;
             lifetimes.push(side.lifetime(Flow(UDP, pod.addr))?);
         }
         Ok(lifetimes)
@@ -70,11 +77,10 @@ fn req_5a_well_known_ports_have_no_timer_of_their_own() -> Result<()> {
 
 /// RFC 4787 REQ-5b | the timer may be configurable | by the kernel's own `nf_conntrack_udp_timeout` and `…_stream`, read when the datapath is
 /// loaded | by the same | met
-#[test]
-fn req_5b_the_timer_is_the_kernels_sysctl() -> Result<()> {
+fn req_5b_the_timer_is_the_kernels_sysctl(family: Family) -> Result<()> {
     let timer = sysctl("udp_timeout");
-    let lifetimes = both_with(&[(&timer, "777")], |side| {
-        let (pod, server) = (Peer::of(&side.pod, PORT)?, server(side, INTERNET)?);
+    let lifetimes = both_with(family, &[(&timer, "777")], |side| {
+        let (pod, server) = (side.peer(&side.pod, PORT)?, server(side)?);
         pod.reach(&server)?;
         side.lifetime(Flow(UDP, pod.addr))
     })?;
@@ -85,13 +91,12 @@ fn req_5b_the_timer_is_the_kernels_sysctl() -> Result<()> {
 
 /// RFC 4787 REQ-5c | five minutes are recommended as the default | 120 s: the kernel's default for streams | 120 s | by design not: a node keeps
 /// the timers it had; `nf_conntrack_udp_timeout_stream` = 300 gives five minutes
-#[test]
-fn req_5c_five_minutes_are_a_sysctl_away() -> Result<()> {
+fn req_5c_five_minutes_are_a_sysctl_away(family: Family) -> Result<()> {
     let timers = [sysctl("udp_timeout"), sysctl("udp_timeout_stream")];
     let as_recommended: Vec<(&str, &str)> = timers.iter().map(|timer| (timer.as_str(), "300")).collect();
     for (sysctls, expected) in [(&[][..], [120, 30]), (&as_recommended, [300, 300])] {
-        let lifetimes = both_with(sysctls, |side| {
-            let (pod, server) = (Peer::of(&side.pod, PORT)?, server(side, INTERNET)?);
+        let lifetimes = both_with(family, sysctls, |side| {
+            let (pod, server) = (side.peer(&side.pod, PORT)?, server(side)?);
             let mapped = pod.reach(&server)?;
             server.reach_by(mapped, &pod)?;
             side.lifetime(Flow(UDP, pod.addr))
@@ -105,9 +110,8 @@ fn req_5c_five_minutes_are_a_sysctl_away() -> Result<()> {
 }
 
 /// RFC 4787 REQ-6 | a datagram from inside keeps its mapping alive | yes, looked at once a second | yes | met
-#[test]
-fn req_6_a_datagram_from_inside_renews_the_mapping() -> Result<()> {
-    agree(|side| {
+fn req_6_a_datagram_from_inside_renews_the_mapping(family: Family) -> Result<()> {
+    agree(family, |side| {
         let idle = Idle::new(side)?;
         ensure!(!side.is_renewed(idle.flow)?, "renewed by nothing");
         idle.pod.reach(&idle.server)?;
@@ -117,9 +121,8 @@ fn req_6_a_datagram_from_inside_renews_the_mapping() -> Result<()> {
 }
 
 /// RFC 4787 REQ-6a | a datagram from outside may keep it alive too | yes | yes | met
-#[test]
-fn req_6a_a_datagram_from_outside_renews_the_mapping() -> Result<()> {
-    agree(|side| {
+fn req_6a_a_datagram_from_outside_renews_the_mapping(family: Family) -> Result<()> {
+    agree(family, |side| {
         let idle = Idle::new(side)?;
         idle.server.reach_by(idle.mapped, &idle.pod)?;
         ensure!(side.is_renewed(idle.flow)?, "not renewed");
@@ -132,13 +135,13 @@ pub(crate) struct Idle {
     pub(crate) pod: Peer,
     pub(crate) server: Peer,
     /// The pod as the server sees it.
-    pub(crate) mapped: SocketAddrV4,
+    pub(crate) mapped: SocketAddr,
     pub(crate) flow: Flow,
 }
 
 impl Idle {
     pub(crate) fn new(side: &Side) -> Result<Self> {
-        let (pod, server) = (Peer::of(&side.pod, PORT)?, server(side, INTERNET)?);
+        let (pod, server) = (side.peer(&side.pod, PORT)?, server(side)?);
         let flow = Flow(UDP, pod.addr);
         let mapped = pod.reach(&server)?;
         side.age(flow)?;

@@ -1,10 +1,6 @@
 //! RFC 7857, updates to the requirements of the other three.
 
-use std::{
-    io::Read,
-    net::{Shutdown, SocketAddrV4},
-    time::Duration,
-};
+use std::{io::Read, net::Shutdown, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use causeway_tests::{
@@ -19,26 +15,38 @@ use causeway_tests::{
 use rustix::net::sockopt::set_socket_linger;
 
 use crate::{
+    family::{Family, of_both_families},
     mapping::{Flow, ICMP, TCP, UDP, expect_seconds, sysctl},
     peer::Peer,
-    side::{SECOND, Side, agree, both, both_with},
+    side::{Side, agree, both, both_with},
     udp_rfc4787::{replacements, server},
     udp_rfc4787_timers::Idle,
 };
 
 const PORT: u16 = 43_000;
-const SERVER: SocketAddrV4 = SocketAddrV4::new(INTERNET, 7100);
-const OTHER: SocketAddrV4 = SocketAddrV4::new(SECOND, 7100);
+const SERVER: u16 = 7100;
+
+of_both_families!(
+    section_2_a_session_is_closing_when_both_have_closed,
+    section_2_1_opening_and_closing_have_timers_of_their_own,
+    section_2_2_a_forged_reset_costs_nothing,
+    section_3_connections_to_two_remotes_share_a_port,
+    section_5_udp_and_tcp_have_mappings_of_their_own,
+    section_7_what_is_kept_out_renews_nothing,
+    section_7_1_a_pods_reset_gives_no_session_more_time,
+    section_9_replaced_ports_cannot_be_guessed,
+);
 
 /// RFC 7857 section 2 | a TCP session is established when both have sent a SYN, and closing when both have sent a FIN | lifetimes established, after one
 /// FIN, after both: 5 days, 5 days, 240 s | 5 days, 60 s, 120 s | met
-#[test]
-fn section_2_a_session_is_closing_when_both_have_closed() -> Result<()> {
-    let lifetimes = both(|side| {
-        let listener = side.internet().bind(|| std::net::TcpListener::bind(SERVER))?;
+fn section_2_a_session_is_closing_when_both_have_closed(family: Family) -> Result<()> {
+    let lifetimes = both(family, |side| {
+        let listener = side
+            .internet()
+            .bind(|| std::net::TcpListener::bind(side.near_at(SERVER)))?;
         let inside = connect(side)?;
         let (mut outside, _) = listener.accept()?;
-        let flow = Flow(TCP, inside.local()?);
+        let flow = Flow(TCP, inside.0.local_addr()?);
         let established = side.lifetime(flow)?;
         inside.0.shutdown(Shutdown::Write)?;
         ensure!(outside.read(&mut [0])? == 0);
@@ -56,14 +64,13 @@ fn section_2_a_session_is_closing_when_both_have_closed() -> Result<()> {
 
 /// RFC 7857 section 2.1 | the timers of opening and of closing are configurable apart from each other | by `nf_conntrack_tcp_timeout_syn_sent` and `…_time_wait`, not below 240 s | by the
 /// same | met
-#[test]
-fn section_2_1_opening_and_closing_have_timers_of_their_own() -> Result<()> {
+fn section_2_1_opening_and_closing_have_timers_of_their_own(family: Family) -> Result<()> {
     let [opening, closing] = [sysctl("tcp_timeout_syn_sent"), sysctl("tcp_timeout_time_wait")];
-    let lifetimes = both_with(&[(&opening, "290"), (&closing, "280")], |side| {
-        let _echo = Echo::on(side.internet(), SERVER)?;
-        rules::ignore_syns(side.internet(), SERVER.port() + 1)?;
-        let from = SocketAddrV4::new(side.pod.addr, PORT + 1);
-        let silent = SocketAddrV4::new(INTERNET, SERVER.port() + 1);
+    let lifetimes = both_with(family, &[(&opening, "290"), (&closing, "280")], |side| {
+        let _echo = Echo::on(side.internet(), side.near_at(SERVER))?;
+        rules::ignore_syns(side.internet(), SERVER + 1)?;
+        let from = side.at(&side.pod, PORT + 1)?;
+        let silent = side.near_at(SERVER + 1);
         let syn = craft::TcpFlags {
             syn: true,
             ..Default::default()
@@ -75,7 +82,7 @@ fn section_2_1_opening_and_closing_have_timers_of_their_own() -> Result<()> {
         side.settle()?;
         Ok([
             side.lifetime(Flow(TCP, from))?,
-            side.lifetime(Flow(TCP, connection.local()?))?,
+            side.lifetime(Flow(TCP, connection.0.local_addr()?))?,
         ])
     })?;
     for [opening, closing] in lifetimes {
@@ -88,12 +95,12 @@ fn section_2_1_opening_and_closing_have_timers_of_their_own() -> Result<()> {
 /// RFC 7857 section 2.2 | a RST is translated, and the session is remembered for another 4 min | 240 s | 10 s (`nf_conntrack_tcp_timeout_close`) | met
 #[test]
 fn section_2_2_a_reset_session_is_remembered_for_four_minutes() -> Result<()> {
-    let lifetimes = both(|side| {
-        let _echo = Echo::on(side.internet(), SERVER)?;
+    let lifetimes = both(Family::V4, |side| {
+        let _echo = Echo::on(side.internet(), side.near_at(SERVER))?;
         let outside = Capture::start(side.internet(), "eth0")?;
         let mut connection = connect(side)?;
         connection.chat(2)?;
-        let flow = Flow(TCP, connection.local()?);
+        let flow = Flow(TCP, connection.0.local_addr()?);
         set_socket_linger(&connection.0, Some(Duration::ZERO))?;
         drop(connection);
         let reset = outside.wait(PATIENCE, |frame| {
@@ -115,13 +122,12 @@ fn section_2_2_a_reset_session_is_remembered_for_four_minutes() -> Result<()> {
 
 /// RFC 7857 section 2.2 (forged) | a RST that the ends do not believe costs the session nothing | when data follow it the session is an established one again | conntrack
 /// checks the sequence number: INVALID | met
-#[test]
-fn section_2_2_a_forged_reset_costs_nothing() -> Result<()> {
-    let lifetimes = both(|side| {
-        let _echo = Echo::on(side.internet(), SERVER)?;
+fn section_2_2_a_forged_reset_costs_nothing(family: Family) -> Result<()> {
+    let lifetimes = both(family, |side| {
+        let _echo = Echo::on(side.internet(), side.near_at(SERVER))?;
         let mut connection = connect(side)?;
         connection.chat(2)?;
-        let flow = Flow(TCP, connection.local()?);
+        let flow = Flow(TCP, connection.0.local_addr()?);
         let forged = craft::TcpFlags {
             seq: 0x0bad_5e9a,
             rst: true,
@@ -129,7 +135,7 @@ fn section_2_2_a_forged_reset_costs_nothing() -> Result<()> {
         };
         raw::send_ip(
             side.internet(),
-            &[craft::tcp(SERVER, SocketAddrV4::new(NODE, PORT), forged, &[])?],
+            &[craft::tcp(side.near_at(SERVER), side.node_at(PORT), forged, &[])?],
         )?;
         side.settle()?;
         side.age(flow)?;
@@ -148,45 +154,40 @@ fn section_2_2_a_forged_reset_costs_nothing() -> Result<()> {
 }
 
 /// RFC 7857 section 3 | connections to different remotes may share an external port, told apart by all five fields | they do | the same | met
-#[test]
-fn section_3_connections_to_two_remotes_share_a_port() -> Result<()> {
-    agree(|side| {
+fn section_3_connections_to_two_remotes_share_a_port(family: Family) -> Result<()> {
+    agree(family, |side| {
         let (near, far) = (
-            Echo::on(side.internet(), SERVER)?,
-            Echo::on(side.internet(), OTHER)?,
+            Echo::on(side.internet(), side.near_at(SERVER))?,
+            Echo::on(side.internet(), side.far_at(SERVER))?,
         );
         let neighbour = side.rig.pod("b")?;
         let mut one = connect(side)?;
-        let mut other = Tcp::connect_from(&neighbour.ns, SocketAddrV4::new(neighbour.addr, PORT), OTHER)?;
+        let mut other = Tcp::connect_from(&neighbour.ns, side.at(&neighbour, PORT)?, side.far_at(SERVER))?;
         for _ in 0..5 {
             one.chat(1)?;
             other.chat(1)?;
         }
-        let shared = SocketAddrV4::new(NODE, PORT);
-        ensure!(near.seen() == [shared] && far.seen() == [shared]);
+        let shared = side.node_at(PORT);
+        ensure!(near.peers() == [shared] && far.peers() == [shared]);
         Ok(())
     })
 }
 
 /// RFC 7857 section 5 | mappings of UDP and of TCP are independent of each other | they are: a port that TCP holds is free for UDP | the same | met
-#[test]
-fn section_5_udp_and_tcp_have_mappings_of_their_own() -> Result<()> {
-    agree(|side| {
-        let echo = Echo::on(side.internet(), SERVER)?;
+fn section_5_udp_and_tcp_have_mappings_of_their_own(family: Family) -> Result<()> {
+    agree(family, |side| {
+        let echo = Echo::on(side.internet(), side.near_at(SERVER))?;
         let neighbour = side.rig.pod("b")?;
-        let mut tcp = Tcp::connect_from(&neighbour.ns, SocketAddrV4::new(neighbour.addr, PORT), SERVER)?;
+        let mut tcp = Tcp::connect_from(&neighbour.ns, side.at(&neighbour, PORT)?, side.near_at(SERVER))?;
         let udp = causeway_tests::talk::Udp::connect_from(
             &side.pod.ns,
-            SocketAddrV4::new(side.pod.addr, PORT),
-            SERVER,
+            side.at(&side.pod, PORT)?,
+            side.near_at(SERVER),
         )?;
         udp.chat(3)?;
         tcp.chat(3)?;
-        let seen = echo.seen();
-        ensure!(
-            seen.iter().all(|peer| *peer == SocketAddrV4::new(NODE, PORT)),
-            "{seen:?}"
-        );
+        let seen = echo.peers();
+        ensure!(seen.iter().all(|peer| *peer == side.node_at(PORT)), "{seen:?}");
         Ok(())
     })
 }
@@ -194,12 +195,12 @@ fn section_5_udp_and_tcp_have_mappings_of_their_own() -> Result<()> {
 /// RFC 7857 section 6 | filters of UDP and of TCP are independent of each other | a mapping lets its own protocol in | the same | met
 #[test]
 fn section_6_a_mapping_of_udp_lets_no_tcp_in() -> Result<()> {
-    agree(|side| {
-        let (pod, server) = (Peer::of(&side.pod, PORT)?, server(side, INTERNET)?);
+    agree(Family::V4, |side| {
+        let (pod, server) = (side.peer(&side.pod, PORT)?, server(side)?);
         pod.reach(&server)?;
-        let _listener = Echo::on(&side.pod.ns, SocketAddrV4::new(side.pod.addr, PORT + 1))?;
+        let _listener = Echo::on(&side.pod.ns, side.at(&side.pod, PORT + 1)?)?;
         let inside = Capture::start(&side.pod.ns, "eth0")?;
-        let caller = Tcp::connect_from(side.internet(), server.addr, SocketAddrV4::new(NODE, PORT));
+        let caller = Tcp::connect_from(side.internet(), server.addr, side.node_at(PORT));
         ensure!(caller.is_err(), "TCP came in");
         ensure!(
             !inside
@@ -212,11 +213,10 @@ fn section_6_a_mapping_of_udp_lets_no_tcp_in() -> Result<()> {
 }
 
 /// RFC 7857 section 7 | a packet that the filter keeps out renews no mapping | it renews none | the same | met
-#[test]
-fn section_7_what_is_kept_out_renews_nothing() -> Result<()> {
-    agree(|side| {
+fn section_7_what_is_kept_out_renews_nothing(family: Family) -> Result<()> {
+    agree(family, |side| {
         let idle = Idle::new(side)?;
-        let stranger = Peer::on(side.internet(), SECOND, 7000)?;
+        let stranger = Peer::on(side.internet(), side.far_at(7000))?;
         ensure!(!stranger.does_reach(idle.mapped, &idle.pod)?);
         ensure!(!side.is_renewed(idle.flow)?, "renewed by a stranger");
         Ok(())
@@ -226,7 +226,7 @@ fn section_7_what_is_kept_out_renews_nothing() -> Result<()> {
 /// RFC 7857 section 7.1 (ICMP) | an ICMP error that a host sends about an incoming packet renews no mapping | it renews none | the same | met
 #[test]
 fn section_7_1_a_pods_icmp_error_renews_nothing() -> Result<()> {
-    agree(|side| {
+    agree(Family::V4, |side| {
         let idle = Idle::new(side)?;
         let outside = Capture::start(side.internet(), "eth0")?;
         let about = craft::udp(idle.server.addr, idle.pod.addr, b"unwanted")?;
@@ -244,13 +244,12 @@ fn section_7_1_a_pods_icmp_error_renews_nothing() -> Result<()> {
 }
 
 /// RFC 7857 section 7.1 (RST) | nor does a RST that a host sends so | it leaves the session the 240 s of section 2.2, never more | 10 s | met
-#[test]
-fn section_7_1_a_pods_reset_gives_no_session_more_time() -> Result<()> {
-    let lifetimes = both(|side| {
-        let _echo = Echo::on(side.internet(), SERVER)?;
+fn section_7_1_a_pods_reset_gives_no_session_more_time(family: Family) -> Result<()> {
+    let lifetimes = both(family, |side| {
+        let _echo = Echo::on(side.internet(), side.near_at(SERVER))?;
         let mut connection = connect(side)?;
         connection.chat(2)?;
-        let flow = Flow(TCP, connection.local()?);
+        let flow = Flow(TCP, connection.0.local_addr()?);
         let before = side.lifetime(flow)?;
         set_socket_linger(&connection.0, Some(Duration::ZERO))?;
         drop(connection);
@@ -264,7 +263,12 @@ fn section_7_1_a_pods_reset_gives_no_session_more_time() -> Result<()> {
         };
         raw::send_ip(
             side.internet(),
-            &[craft::tcp(SERVER, SocketAddrV4::new(NODE, PORT), late, b"late")?],
+            &[craft::tcp(
+                side.near_at(SERVER),
+                side.node_at(PORT),
+                late,
+                b"late",
+            )?],
         )?;
         side.settle()?;
         Ok([before, once, side.lifetime(flow)?])
@@ -280,11 +284,10 @@ fn section_7_1_a_pods_reset_gives_no_session_more_time() -> Result<()> {
 }
 
 /// RFC 7857 section 9 | a port that has to be replaced is replaced by one that cannot be guessed (RFC 6056) | by a hash with the node's secret seed: two nodes choose differently | at random | met
-#[test]
-fn section_9_replaced_ports_cannot_be_guessed() -> Result<()> {
+fn section_9_replaced_ports_cannot_be_guessed(family: Family) -> Result<()> {
     let [one, other] = [
-        both(|side| replacements(side, 8))?,
-        both(|side| replacements(side, 8))?,
+        both(family, |side| replacements(side, 8))?,
+        both(family, |side| replacements(side, 8))?,
     ];
     for (one, other) in one.into_iter().zip(other) {
         let same = one.iter().zip(&other).filter(|(one, other)| one == other).count();
@@ -298,13 +301,13 @@ fn section_9_replaced_ports_cannot_be_guessed() -> Result<()> {
 /// not be fragmented, of which it means nothing (RFC 6864 section 4.1)
 #[test]
 fn section_10_the_identification_is_the_pods() -> Result<()> {
-    agree(|side| {
-        let server = server(side, INTERNET)?;
+    agree(Family::V4, |side| {
+        let server = server(side)?;
         let neighbour = side.rig.pod("b")?;
         let outside = Capture::start(side.internet(), "eth0")?;
         for _ in 0..3 {
             for pod in [&side.pod, &neighbour] {
-                let packet = craft::udp(SocketAddrV4::new(pod.addr, PORT), server.addr, b"whose?")?;
+                let packet = craft::udp(side.at(pod, PORT)?, server.addr, b"whose?")?;
                 raw::send_ip(&pod.ns, &[packet])?;
             }
         }
@@ -322,8 +325,8 @@ fn section_10_the_identification_is_the_pods() -> Result<()> {
 /// RFC 7857 section 11 | a query mapping may go with its last session | it is the session: requests and replies keep it, then it goes | the same | met
 #[test]
 fn section_11_a_query_mapping_is_its_session() -> Result<()> {
-    agree(|side| {
-        let flow = Flow(ICMP, SocketAddrV4::new(side.pod.addr, 0x1e));
+    agree(Family::V4, |side| {
+        let flow = Flow(ICMP, side.at(&side.pod, 0x1e)?);
         let pinger = Pinger::new(&side.pod.ns, 0x1e)?;
         pinger.ping(INTERNET, 1, 8)?;
         side.age(flow)?;
@@ -345,7 +348,7 @@ fn section_11_a_query_mapping_is_its_session() -> Result<()> {
 /// RFC 7857 section 12 | hairpinned queries pass where hairpinning does | a ping to the external address is the node's to answer, whoever has the identifier | the same | by design not: see RFC 4787 REQ-9
 #[test]
 fn section_12_a_ping_to_the_external_address_is_the_nodes() -> Result<()> {
-    agree(|side| {
+    agree(Family::V4, |side| {
         let neighbour = side.rig.pod("b")?;
         Pinger::new(&neighbour.ns, 0x1f)?.ping(INTERNET, 1, 8)?;
         let inside = Capture::start(&neighbour.ns, "eth0")?;
@@ -362,5 +365,5 @@ fn section_12_a_ping_to_the_external_address_is_the_nodes() -> Result<()> {
 }
 
 fn connect(side: &Side) -> Result<Tcp> {
-    Tcp::connect_from(&side.pod.ns, SocketAddrV4::new(side.pod.addr, PORT), SERVER)
+    Tcp::connect_from(&side.pod.ns, side.at(&side.pod, PORT)?, side.near_at(SERVER))
 }

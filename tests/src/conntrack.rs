@@ -1,6 +1,9 @@
 //! What the kernel's conntrack knows of a flow, by its own table.
 
-use std::{fs, net::SocketAddrV4};
+use std::{
+    fs,
+    net::{IpAddr, SocketAddr},
+};
 
 use anyhow::{Context, Result};
 
@@ -16,7 +19,8 @@ pub struct Connection {
 }
 
 /// The connection that `client` opened; for ICMP its port is the identifier. `None` if there is none.
-pub fn find(ns: &Netns, protocol: u8, client: SocketAddrV4) -> Result<Option<Connection>> {
+pub fn find(ns: &Netns, protocol: u8, client: impl Into<SocketAddr>) -> Result<Option<Connection>> {
+    let client = client.into();
     let table = ns
         .run(|| fs::read_to_string("/proc/thread-self/net/nf_conntrack"))?
         .context("/proc/net/nf_conntrack: the kernel needs CONFIG_NF_CONNTRACK_PROCFS")?;
@@ -31,18 +35,16 @@ pub fn find(ns: &Netns, protocol: u8, client: SocketAddrV4) -> Result<Option<Con
 }
 
 /// The first tuple of a row is the opener's.
-fn is_of(row: &str, protocol: u8, client: SocketAddrV4) -> bool {
+fn is_of(row: &str, protocol: u8, client: SocketAddr) -> bool {
     let opener = |name: &str| {
         row.split_whitespace()
             .find_map(|word| word.strip_prefix(name)?.strip_prefix('='))
     };
-    let port = if protocol == libc::IPPROTO_ICMP as u8 {
-        opener("id")
-    } else {
-        opener("sport")
-    };
+    let is_icmp = [libc::IPPROTO_ICMP, libc::IPPROTO_ICMPV6].contains(&protocol.into());
+    let port = if is_icmp { opener("id") } else { opener("sport") };
     row.split_whitespace().nth(3) == Some(&protocol.to_string())
-        && opener("src") == Some(&client.ip().to_string())
+        // An address of IPv6 stands there without abbreviations.
+        && opener("src").and_then(|text| text.parse().ok()) == Some::<IpAddr>(client.ip())
         && port == Some(&client.port().to_string())
 }
 

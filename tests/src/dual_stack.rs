@@ -16,7 +16,7 @@ use serde_json::json;
 use crate::{
     fabric::Fabric,
     netns::Netns,
-    node::{Node, Pod},
+    node::{Datapath, Node, Pod},
     rig::Rig,
 };
 
@@ -127,6 +127,13 @@ pub fn leaked(fabric: &Fabric) -> Result<u64> {
     counts.next().context("no counter")
 }
 
+/// Addresses of each family that a rig has for pods.
+const PODS: u8 = 20;
+
+fn pods() -> Vec<Ipv6Addr> {
+    (5..5 + u32::from(PODS)).map(at).collect()
+}
+
 impl Rig {
     /// As [`Rig::dual_stack`], on a node that masquerades IPv6 as well.
     pub fn masquerading_ipv6() -> Result<Self> {
@@ -136,13 +143,20 @@ impl Rig {
         Ok(rig)
     }
 
+    /// A node alike on which the kernel masquerades both families, without a watch.
+    pub fn masquerading_ipv6_by_rule() -> Result<Self> {
+        let rig = Self::unwatched(Datapath::RoutedMasquerade, PODS)?;
+        enable(&rig.fabric, &rig.node.ns, &pods())?;
+        enable_internet(&rig.fabric)?;
+        rig.node.masquerade_ipv6()?;
+        Ok(rig)
+    }
+
     /// As [`Rig::causeway`], with pods of both families.
     pub fn dual_stack() -> Result<Self> {
-        const PODS: u8 = 20;
         let rig = Self::causeway()?;
-        let pods: Vec<Ipv6Addr> = (5..5 + u32::from(PODS)).map(at).collect();
-        enable(&rig.fabric, &rig.node.ns, &pods)?;
-        list(&rig.node, PODS, &[("fd00:10::/64", &pods)])?;
+        enable(&rig.fabric, &rig.node.ns, &pods())?;
+        list(&rig.node, PODS, &[("fd00:10::/64", &pods())])?;
         Ok(rig)
     }
 }

@@ -1,7 +1,7 @@
 //! A server that sends back what it gets, over TCP and UDP on one port, and remembers whom it saw.
 
 use std::{
-    io::{ErrorKind, Read, Write},
+    io::{Read, Write},
     net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket},
     os::fd::AsFd,
     sync::{
@@ -26,17 +26,18 @@ pub struct Echo {
     threads: Vec<JoinHandle<()>>,
 }
 
-type Seen = Arc<Mutex<Vec<SocketAddrV4>>>;
+type Seen = Arc<Mutex<Vec<SocketAddr>>>;
 
 impl Echo {
-    /// Serves `port` on every address of the namespace.
+    /// Serves `port` on every address of IPv4 of the namespace.
     pub fn start(ns: &Netns, port: u16) -> Result<Self> {
         Self::on(ns, SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port))
     }
 
     /// Serves one address. Datagrams are answered from the address they were sent to only if it is the namespace's
     /// preferred one, so a server on a secondary address names it here.
-    pub fn on(ns: &Netns, address: SocketAddrV4) -> Result<Self> {
+    pub fn on(ns: &Netns, address: impl Into<SocketAddr>) -> Result<Self> {
+        let address = address.into();
         let bound = ns.bind(|| Ok((TcpListener::bind(address)?, UdpSocket::bind(address)?)));
         let (listener, datagrams) = bound.with_context(|| format!("cannot listen on {address}"))?;
         datagrams.set_read_timeout(Some(Duration::from_millis(50)))?;
@@ -58,8 +59,17 @@ impl Echo {
     }
 
     /// The peers of every connection and datagram since the last call, oldest first.
-    pub fn seen(&self) -> Vec<SocketAddrV4> {
+    pub fn peers(&self) -> Vec<SocketAddr> {
         std::mem::take(&mut *self.seen.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// As [`Self::peers`], of a server of IPv4.
+    pub fn seen(&self) -> Vec<SocketAddrV4> {
+        let of_ipv4 = |peer| match peer {
+            SocketAddr::V4(peer) => Some(peer),
+            SocketAddr::V6(_) => None,
+        };
+        self.peers().into_iter().filter_map(of_ipv4).collect()
     }
 }
 
@@ -75,7 +85,7 @@ impl Drop for Echo {
 }
 
 fn accept(listener: &TcpListener, seen: &Seen) {
-    while let Ok((connection, SocketAddr::V4(peer))) = listener.accept() {
+    while let Ok((connection, peer)) = listener.accept() {
         seen.lock().unwrap_or_else(PoisonError::into_inner).push(peer);
         std::thread::spawn(move || repeat(connection));
     }
@@ -94,15 +104,11 @@ fn repeat(mut connection: TcpStream) {
 fn answer(socket: &UdpSocket, seen: &Seen, stop: &AtomicBool) {
     let mut buffer = vec![0; 1 << 16];
     while !stop.load(Ordering::Relaxed) {
-        match socket.recv_from(&mut buffer) {
-            Ok((len, SocketAddr::V4(peer))) => {
-                seen.lock().unwrap_or_else(PoisonError::into_inner).push(peer);
-                // An unreachable peer is the client's failure to report, not the server's.
-                drop(socket.send_to(&buffer[..len], peer));
-            }
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
-            // An ICMP error that came back for an earlier answer.
-            _ => {}
+        // Otherwise nothing has come, or an ICMP error for an earlier answer.
+        if let Ok((len, peer)) = socket.recv_from(&mut buffer) {
+            seen.lock().unwrap_or_else(PoisonError::into_inner).push(peer);
+            // An unreachable peer is the client's failure to report, not the server's.
+            drop(socket.send_to(&buffer[..len], peer));
         }
     }
 }

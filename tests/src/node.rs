@@ -4,7 +4,7 @@ use std::{
     io::Write,
     net::{Ipv4Addr, SocketAddrV4},
     process::{Command, Stdio},
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
 };
 
 use anyhow::{Context, Result};
@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 
 use crate::{
     dist::Dist,
+    dual_stack,
     fabric::{self, Fabric},
     netns::{self, Netns, stdout_of},
     scratch::Scratch,
@@ -58,7 +59,7 @@ pub struct Pod {
     pub addr: Ipv4Addr,
     /// Its name, unique on the node.
     pub name: String,
-    /// What the plug-in printed; `null` for a stock datapath.
+    /// What the plug-in printed; of a stock datapath the address of IPv6, if there is one.
     pub result: Value,
 }
 
@@ -89,6 +90,8 @@ pub struct Node {
     datapath: Datapath,
     dist: Option<Dist>,
     taken: AtomicUsize,
+    /// Pods of a stock datapath get IPv6 beside IPv4.
+    has_ipv6: AtomicBool,
 }
 
 impl Node {
@@ -137,6 +140,7 @@ impl Node {
             datapath,
             dist,
             taken: AtomicUsize::new(0),
+            has_ipv6: AtomicBool::new(false),
         };
         node.write_interfaces(addr)?;
         stock::prepare(&node.ns, datapath)?;
@@ -160,11 +164,18 @@ impl Node {
         if !self.datapath.is_causeway() {
             let addr = self.next_address()?;
             stock::add(&self.ns, &ns, addr, self.datapath)?;
+            let result = if self.has_ipv6.load(Ordering::Relaxed) {
+                let of_ipv6 = dual_stack::at(addr.octets()[3].into());
+                stock::add_ipv6(&self.ns, &ns, addr, of_ipv6)?;
+                json!({ "ips": [{ "address": format!("{of_ipv6}/64") }] })
+            } else {
+                Value::Null
+            };
             return Ok(Pod {
                 ns,
                 addr,
                 name: name.to_owned(),
-                result: Value::Null,
+                result,
             });
         }
         let result = self.plugin_with("ADD", name, &ns.path(), config)?;
@@ -178,6 +189,12 @@ impl Node {
             name: name.to_owned(),
             result,
         })
+    }
+
+    /// Has a stock datapath masquerade IPv6 as well, and gives it to all pods from here on.
+    pub fn masquerade_ipv6(&self) -> Result<()> {
+        self.has_ipv6.store(true, Ordering::Relaxed);
+        stock::masquerade_ipv6(&self.ns)
     }
 
     /// Removes a pod as a container runtime does: the plug-in first, while the namespace is still there.

@@ -2,7 +2,7 @@
 
 use std::{
     mem::size_of_val,
-    net::SocketAddrV4,
+    net::{IpAddr, SocketAddr},
     os::fd::{AsRawFd, OwnedFd},
 };
 
@@ -64,28 +64,34 @@ pub fn send(ns: &Netns, interface: &str, frame: &[u8]) -> Result<()> {
     Sender::new(ns, interface)?.send(frame)
 }
 
-/// Sends IPv4 packets as they stand, one after the other, by the namespace's routes. The kernel writes the header's checksum
-/// and length, and an identification where it is zero (raw(7)).
+/// Sends packets of one family as they stand, one after the other, by the namespace's routes. Of IPv4 the kernel writes the
+/// header's checksum and length, and an identification where it is zero (raw(7)).
 pub fn send_ip(ns: &Netns, packets: &[Vec<u8>]) -> Result<()> {
+    let is_ipv6 = |packet: &Vec<u8>| packet.first().is_some_and(|first| first >> 4 == 6);
+    let family = if packets.first().is_some_and(is_ipv6) {
+        AddressFamily::INET6
+    } else {
+        AddressFamily::INET
+    };
     let socket = ns.run(|| {
         let protocol = Some(rustix::net::ipproto::RAW);
-        socket_with(
-            AddressFamily::INET,
-            SocketType::RAW,
-            SocketFlags::CLOEXEC,
-            protocol,
-        )
+        socket_with(family, SocketType::RAW, SocketFlags::CLOEXEC, protocol)
     })??;
     for packet in packets {
-        let to: [u8; 4] = packet
-            .get(16..20)
-            .and_then(|bytes| bytes.try_into().ok())
-            .context("shorter than an IPv4 header")?;
-        let to = SocketAddrV4::new(to.into(), 0);
-        rustix::net::sendto(&socket, packet, SendFlags::empty(), &to)
-            .with_context(|| format!("sending {} bytes to {}", packet.len(), to.ip()))?;
+        let to = destination(packet).context("shorter than a header")?;
+        rustix::net::sendto(&socket, packet, SendFlags::empty(), &SocketAddr::new(to, 0))
+            .with_context(|| format!("sending {} bytes to {to}", packet.len()))?;
     }
     Ok(())
+}
+
+fn destination(packet: &[u8]) -> Option<IpAddr> {
+    if packet.first()? >> 4 == 6 {
+        let octets: [u8; 16] = packet.get(24..40)?.try_into().ok()?;
+        return Some(octets.into());
+    }
+    let octets: [u8; 4] = packet.get(16..20)?.try_into().ok()?;
+    Some(octets.into())
 }
 
 /// A UDP datagram in a frame, checksums right.

@@ -78,7 +78,7 @@ pub fn forbid(node: &Netns, src: Ipv4Addr, dst: Ipv4Addr) -> Result<()> {
 
 /// As kube-proxy has it: what conntrack cannot place is not forwarded.
 pub fn forbid_invalid(node: &Netns) -> Result<()> {
-    run(node, "-I FORWARD -m conntrack --ctstate INVALID -j DROP")
+    of_both(node, "-I FORWARD -m conntrack --ctstate INVALID -j DROP")
 }
 
 /// The wireserver guard that nodes carry in FORWARD.
@@ -110,7 +110,7 @@ pub fn sink(ns: &Netns, src: Ipv4Addr, port: u16) -> Result<()> {
 
 /// Drops the SYNs that come to a port of the namespace's own.
 pub fn ignore_syns(ns: &Netns, port: u16) -> Result<()> {
-    run(ns, &format!("-I INPUT -p tcp --syn --dport {port} -j DROP"))
+    of_both(ns, &format!("-I INPUT -p tcp --syn --dport {port} -j DROP"))
 }
 
 /// Drops the namespace's own messages of one ICMP type (`iptables -p icmp -h` has the names).
@@ -133,6 +133,17 @@ fn counted(ns: &Netns, table: &str, chain: &str, word: &str) -> Result<u64> {
 }
 
 fn run(ns: &Netns, rule: &str) -> Result<()> {
+    run_by("iptables", ns, rule)
+}
+
+/// A rule of either family.
+fn of_both(ns: &Netns, rule: &str) -> Result<()> {
+    ["iptables", "ip6tables"]
+        .into_iter()
+        .try_for_each(|program| run_by(program, ns, rule))
+}
+
+fn run_by(program: &str, ns: &Netns, rule: &str) -> Result<()> {
     let args: Vec<&str> = std::iter::once("-w").chain(rule.split_whitespace()).collect();
-    ns.output("iptables", &args).map(drop)
+    ns.output(program, &args).map(drop)
 }

@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use anyhow::Result;
 
 use crate::{
+    dual_stack::GATEWAY as GATEWAY_IPV6,
     fabric::{GATEWAY, NODE, SUBNET_BITS},
     netns::{Netns, connect},
     node::Datapath,
@@ -44,7 +45,7 @@ pub fn prepare(node: &Netns, datapath: Datapath) -> Result<()> {
 
 /// Connects a pod.
 pub fn add(node: &Netns, pod: &Netns, addr: Ipv4Addr, datapath: Datapath) -> Result<()> {
-    let host_if = format!("azv{}", addr.octets()[3]);
+    let host_if = host_interface(addr);
     connect(node, &host_if, pod, "eth0")?;
     if datapath.is_bridged() {
         node.ip(&format!("link set {host_if} master azure0"))?;
@@ -62,6 +63,30 @@ pub fn add(node: &Netns, pod: &Netns, addr: Ipv4Addr, datapath: Datapath) -> Res
         "addr add {addr}/{SUBNET_BITS} dev eth0 noprefixroute\nroute add 169.254.1.1 dev eth0 scope link\n\
          route add default via 169.254.1.1\nneigh add 169.254.1.1 lladdr {node_mac} dev eth0 nud permanent"
     ))
+}
+
+/// Gives a connected pod an address of IPv6 beside that of IPv4.
+pub fn add_ipv6(node: &Netns, pod: &Netns, addr: Ipv4Addr, of_ipv6: Ipv6Addr) -> Result<()> {
+    let host_if = host_interface(addr);
+    route_ipv6(node, &host_if, of_ipv6)?;
+    let [node_mac, pod_mac] =
+        [node.mac(&host_if)?, pod.mac("eth0")?].map(|mac| mac.map(|byte| format!("{byte:02x}")).join(":"));
+    node.ip(&format!(
+        "neigh add {of_ipv6} lladdr {pod_mac} dev {host_if} nud permanent"
+    ))?;
+    for name in ["lo", "eth0"] {
+        pod.sysctl(&format!("net/ipv6/conf/{name}/accept_dad"), "0")?;
+        pod.sysctl(&format!("net/ipv6/conf/{name}/disable_ipv6"), "0")?;
+    }
+    pod.ip(&format!(
+        "addr add {of_ipv6}/64 dev eth0 nodad noprefixroute\n\
+         neigh add {GATEWAY_IPV6} lladdr {node_mac} dev eth0 nud permanent\n\
+         route add default via {GATEWAY_IPV6} dev eth0"
+    ))
+}
+
+fn host_interface(addr: Ipv4Addr) -> String {
+    format!("azv{}", addr.octets()[3])
 }
 
 /// Has a node forward IPv6, and masquerade it.

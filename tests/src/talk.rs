@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, Read, Write},
-    net::{Ipv4Addr, SocketAddrV4, TcpStream, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, TcpStream, UdpSocket},
     time::Duration,
 };
 
@@ -27,18 +27,21 @@ pub struct Tcp(pub TcpStream);
 
 impl Tcp {
     /// Connects from a port the kernel picks.
-    pub fn connect(ns: &Netns, to: SocketAddrV4) -> Result<Self> {
+    pub fn connect(ns: &Netns, to: impl Into<SocketAddr>) -> Result<Self> {
+        let to = to.into();
         Self::connect_within(ns, to, PATIENCE).with_context(|| format!("TCP connection to {to}"))
     }
 
     /// Connects, or gives up after `patience` with [`io::ErrorKind::TimedOut`].
-    pub fn connect_within(ns: &Netns, to: SocketAddrV4, patience: Duration) -> io::Result<Self> {
-        let connected = ns.run(|| TcpStream::connect_timeout(&to.into(), patience));
+    pub fn connect_within(ns: &Netns, to: impl Into<SocketAddr>, patience: Duration) -> io::Result<Self> {
+        let to = to.into();
+        let connected = ns.run(|| TcpStream::connect_timeout(&to, patience));
         Self::patient(connected.map_err(io::Error::other)??)
     }
 
     /// Connects from an address and port of the caller's choice; port 0 lets the kernel pick.
-    pub fn connect_from(ns: &Netns, from: SocketAddrV4, to: SocketAddrV4) -> Result<Self> {
+    pub fn connect_from(ns: &Netns, from: impl Into<SocketAddr>, to: impl Into<SocketAddr>) -> Result<Self> {
+        let (from, to) = (from.into(), to.into());
         let stream = ns.bind(|| bound_stream(from, to));
         let stream = stream.with_context(|| format!("TCP connection from {from} to {to}"))?;
         Ok(Self::patient(stream)?)
@@ -70,8 +73,8 @@ impl Tcp {
     /// The client's own end, as it knows it.
     pub fn local(&self) -> Result<SocketAddrV4> {
         match self.0.local_addr()? {
-            std::net::SocketAddr::V4(address) => Ok(address),
-            other @ std::net::SocketAddr::V6(_) => anyhow::bail!("{other} is not IPv4"),
+            SocketAddr::V4(address) => Ok(address),
+            other @ SocketAddr::V6(_) => anyhow::bail!("{other} is not IPv4"),
         }
     }
 }
@@ -85,12 +88,18 @@ pub struct Udp(pub UdpSocket);
 
 impl Udp {
     /// A socket on a port the kernel picks.
-    pub fn connect(ns: &Netns, to: SocketAddrV4) -> Result<Self> {
-        Self::connect_from(ns, SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0), to)
+    pub fn connect(ns: &Netns, to: impl Into<SocketAddr>) -> Result<Self> {
+        let to = to.into();
+        let any: IpAddr = match to {
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        };
+        Self::connect_from(ns, SocketAddr::new(any, 0), to)
     }
 
     /// A socket on an address and port of the caller's choice.
-    pub fn connect_from(ns: &Netns, from: SocketAddrV4, to: SocketAddrV4) -> Result<Self> {
+    pub fn connect_from(ns: &Netns, from: impl Into<SocketAddr>, to: impl Into<SocketAddr>) -> Result<Self> {
+        let (from, to) = (from.into(), to.into());
         let socket = ns.bind(|| {
             let socket = UdpSocket::bind(from)?;
             socket.connect(to)?;
@@ -142,20 +151,20 @@ impl Udp {
     /// The client's own end, as it knows it.
     pub fn local(&self) -> Result<SocketAddrV4> {
         match self.0.local_addr()? {
-            std::net::SocketAddr::V4(address) => Ok(address),
-            other @ std::net::SocketAddr::V6(_) => anyhow::bail!("{other} is not IPv4"),
+            SocketAddr::V4(address) => Ok(address),
+            other @ SocketAddr::V6(_) => anyhow::bail!("{other} is not IPv4"),
         }
     }
 }
 
 /// The standard library cannot bind before it connects.
-fn bound_stream(from: SocketAddrV4, to: SocketAddrV4) -> io::Result<TcpStream> {
-    let socket = socket_with(
-        AddressFamily::INET,
-        SocketType::STREAM,
-        SocketFlags::CLOEXEC,
-        None,
-    )?;
+fn bound_stream(from: SocketAddr, to: SocketAddr) -> io::Result<TcpStream> {
+    let family = if from.is_ipv4() {
+        AddressFamily::INET
+    } else {
+        AddressFamily::INET6
+    };
+    let socket = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     set_socket_reuseaddr(&socket, true)?;
     // Bounds connect() as well as writes.
     set_socket_timeout(&socket, Timeout::Send, Some(PATIENCE))?;
