@@ -1,7 +1,7 @@
 //! A pod that opens connections as fast as it can, and never one to its end.
 
 use std::{
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::Duration,
@@ -9,9 +9,11 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use causeway_tests::{
+    dual_stack,
     echo::Echo,
     fabric::{INTERNET, NODE, VNET},
     generator::{Course, Generator, Kind},
+    netns::Netns,
     node::Pod,
     offload,
     rig::Rig,
@@ -20,6 +22,9 @@ use causeway_tests::{
 
 /// Nobody answers there, not even with a reset.
 const NOWHERE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 99);
+const NOWHERE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x99);
+/// The port of all servers.
+const PORT: u16 = 7;
 /// The flood leaves the others little of the CPU on a busy machine. What counts is that they go on.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Twice what the flow table can hold.
@@ -27,15 +32,86 @@ const SYNS: u32 = 600_000;
 /// How often so many are sent, if the node has room for all that reach it.
 const MOST_FLOODS: usize = 30;
 
-fn flood(rig: &Rig, pod: &Pod) -> Result<()> {
-    rig.fabric.router.ip(&format!("route add blackhole {NOWHERE}"))?;
+/// A node, and addresses of the family that everything here is of.
+struct Scene {
+    rig: Rig,
+    is_ipv6: bool,
+}
+
+impl Scene {
+    fn of_ipv4() -> Result<Self> {
+        Ok(Self {
+            rig: Rig::causeway()?,
+            is_ipv6: false,
+        })
+    }
+
+    fn of_ipv6() -> Result<Self> {
+        Ok(Self {
+            rig: Rig::masquerading_ipv6()?,
+            is_ipv6: true,
+        })
+    }
+
+    fn choose(&self, of_ipv4: Ipv4Addr, of_ipv6: Ipv6Addr) -> IpAddr {
+        if self.is_ipv6 {
+            of_ipv6.into()
+        } else {
+            of_ipv4.into()
+        }
+    }
+
+    fn node(&self) -> IpAddr {
+        self.choose(NODE, dual_stack::NODE)
+    }
+
+    fn internet(&self) -> SocketAddr {
+        SocketAddr::new(self.choose(INTERNET, dual_stack::INTERNET), PORT)
+    }
+
+    fn vnet(&self) -> SocketAddr {
+        SocketAddr::new(self.choose(VNET, dual_stack::VNET), PORT)
+    }
+
+    fn addr(&self, pod: &Pod) -> Result<IpAddr> {
+        if self.is_ipv6 {
+            Ok(pod.addr_v6()?.into())
+        } else {
+            Ok(pod.addr.into())
+        }
+    }
+
+    fn of_pod(&self, pod: &Pod) -> Result<SocketAddr> {
+        Ok(SocketAddr::new(self.addr(pod)?, PORT))
+    }
+
+    /// A host outside that knows the way to pods.
+    fn visitor(&self) -> &Netns {
+        if self.is_ipv6 {
+            &self.rig.fabric.vnet
+        } else {
+            &self.rig.fabric.partner
+        }
+    }
+
+    /// Every peer has seen the node's address alone, and nothing has left with another.
+    fn is_tight(&self, outside: &Echo) -> Result<()> {
+        ensure!(outside.peers().iter().all(|peer| peer.ip() == self.node()));
+        ensure!(!self.is_ipv6 || dual_stack::leaked(&self.rig.fabric)? == 0);
+        Ok(())
+    }
+}
+
+fn flood(scene: &Scene, pod: &Pod) -> Result<()> {
+    let (rig, nowhere) = (&scene.rig, scene.choose(NOWHERE, NOWHERE_V6));
+    rig.fabric.router.ip(&format!("route add blackhole {nowhere}"))?;
     offload::set(&rig.node.ns, &rig.node.host_interface(pod)?, offload::GRO, true)?;
     let [pod_mac, gateway_mac] = pod.macs()?;
     let course = Course {
         gateway_mac,
         pod_mac,
-        pod: pod.addr,
-        to: NOWHERE,
+        pod: scene.addr(pod)?,
+        to: nowhere,
         port: 80,
         kind: Kind::Syns,
     };
@@ -51,76 +127,76 @@ fn flood(rig: &Rig, pod: &Pod) -> Result<()> {
     Ok(())
 }
 
-/// Connections of every kind that were there before: carried with and without translation, and opened from outside.
 #[test]
-fn a_syn_flood_leaves_what_is_established_alone() -> Result<()> {
-    let rig = Rig::causeway()?;
-    let (attacker, victim) = (rig.pod("attacker")?, rig.pod("victim")?);
-    let outside = Echo::start(&rig.fabric.internet, 7)?;
-    let _echoes = [Echo::start(&rig.fabric.vnet, 7)?, Echo::start(&victim.ns, 7)?];
-    let to_pod = SocketAddrV4::new(victim.addr, 7);
-    let mut connections = [
-        Tcp::connect(&victim.ns, SocketAddrV4::new(INTERNET, 7))?,
-        Tcp::connect(&victim.ns, SocketAddrV4::new(VNET, 7))?,
-        Tcp::connect(&rig.fabric.partner, to_pod)?,
-    ];
-    let sockets = [
-        Udp::connect(&victim.ns, SocketAddrV4::new(INTERNET, 7))?,
-        Udp::connect(&rig.fabric.vnet, to_pod)?,
-    ];
-    for connection in &connections {
-        connection.0.set_read_timeout(Some(PATIENCE))?;
-    }
-    for socket in &sockets {
-        socket.0.set_read_timeout(Some(PATIENCE))?;
-    }
-    let mut all = || -> Result<()> {
-        connections
-            .iter_mut()
-            .try_for_each(|connection| connection.chat(2))?;
-        sockets.iter().try_for_each(|socket| socket.chat(2))
-    };
-    all()?;
-    let turns = beside_a_flood(&rig, &attacker, &mut all)?;
-    ensure!(turns > 3, "the flood was over after {turns} turns");
-    all().context("after the flood")?;
-    let seen = outside.seen();
-    ensure!(seen.iter().all(|peer| *peer.ip() == NODE));
-    is_refused_some(&rig)
+fn a_syn_flood_leaves_others_alone() -> Result<()> {
+    leaves_others_alone(&Scene::of_ipv4()?)
 }
 
-/// The flood has its pod's share of the table, and the rest is for others: their first packets find room.
 #[test]
-fn a_syn_flood_leaves_room_for_the_connections_of_others() -> Result<()> {
-    let rig = Rig::causeway()?;
-    let (attacker, other) = (rig.pod("attacker")?, rig.pod("other")?);
-    let outside = Echo::start(&rig.fabric.internet, 7)?;
-    let _echoes = [Echo::start(&rig.fabric.vnet, 7)?, Echo::start(&other.ns, 7)?];
-    let partner = &rig.fabric.partner;
-    let turns = beside_a_flood(&rig, &attacker, || {
-        for (client, to) in [(&other.ns, INTERNET), (&other.ns, VNET), (partner, other.addr)] {
-            let to = SocketAddrV4::new(to, 7);
-            let mut tcp = Tcp::connect_within(client, to, PATIENCE)?;
-            tcp.0.set_read_timeout(Some(PATIENCE))?;
-            tcp.chat(2)?;
-            let udp = Udp::connect(client, to)?;
-            udp.0.set_read_timeout(Some(PATIENCE))?;
-            udp.chat(2)?;
-        }
-        Ok(())
-    })?;
+fn a_syn_flood_of_ipv6_leaves_others_alone() -> Result<()> {
+    leaves_others_alone(&Scene::of_ipv6()?)
+}
+
+/// The flood has its pod's share of the table: what was there before goes on, and what others begin meanwhile finds room.
+fn leaves_others_alone(scene: &Scene) -> Result<()> {
+    let rig = &scene.rig;
+    let (attacker, victim) = (rig.pod("attacker")?, rig.pod("victim")?);
+    let outside = Echo::on(&rig.fabric.internet, scene.internet())?;
+    let to_pod = scene.of_pod(&victim)?;
+    let _echoes = [
+        Echo::on(&rig.fabric.vnet, scene.vnet())?,
+        Echo::on(&victim.ns, to_pod)?,
+    ];
+    // Carried with and without translation, and opened from outside.
+    let ways = [
+        (&victim.ns, scene.internet()),
+        (&victim.ns, scene.vnet()),
+        (scene.visitor(), to_pod),
+    ];
+    let mut established = ways
+        .iter()
+        .map(|(client, to)| Talks::open(client, *to))
+        .collect::<Result<Vec<_>>>()?;
+    let mut all = || -> Result<()> {
+        established.iter_mut().try_for_each(Talks::chat)?;
+        ways.iter()
+            .try_for_each(|(client, to)| Talks::open(client, *to)?.chat())
+            .context("new ones")
+    };
+    all()?;
+    let turns = beside_a_flood(scene, &attacker, &mut all)?;
     ensure!(turns > 3, "the flood was over after {turns} turns");
-    let seen = outside.seen();
-    ensure!(seen.iter().all(|peer| *peer.ip() == NODE));
-    is_refused_some(&rig)
+    all().context("after the flood")?;
+    scene.is_tight(&outside)?;
+    is_refused_some(rig)
+}
+
+/// A connection, and datagrams.
+struct Talks(Tcp, Udp);
+
+impl Talks {
+    fn open(client: &Netns, to: SocketAddr) -> Result<Self> {
+        let (tcp, udp) = (
+            Tcp::connect_within(client, to, PATIENCE)?,
+            Udp::connect(client, to)?,
+        );
+        tcp.0.set_read_timeout(Some(PATIENCE))?;
+        udp.0.set_read_timeout(Some(PATIENCE))?;
+        Ok(Self(tcp, udp))
+    }
+
+    fn chat(&mut self) -> Result<()> {
+        self.0.chat(2)?;
+        self.1.chat(2)
+    }
 }
 
 /// How often `others` was done while the pod floods.
-fn beside_a_flood(rig: &Rig, attacker: &Pod, mut others: impl FnMut() -> Result<()>) -> Result<u32> {
+fn beside_a_flood(scene: &Scene, attacker: &Pod, mut others: impl FnMut() -> Result<()>) -> Result<u32> {
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
         let flood = scope.spawn(|| {
-            let done = flood(rig, attacker);
+            let done = flood(scene, attacker);
             over.store(true, Ordering::Relaxed);
             done
         });

@@ -6,12 +6,12 @@
 
 use std::{
     io,
-    net::Ipv4Addr,
+    net::IpAddr,
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use etherparse::PacketBuilder;
 
 use crate::{bpf, netns::Netns};
@@ -25,16 +25,8 @@ pub const FIRST_PORT: u16 = 20_000;
 const PROG_LOAD: libc::c_long = 5;
 const PROG_TEST_RUN: libc::c_long = 10;
 
-/// Length of a frame in bytes without the checksum at its end: Ethernet's minimum.
-const FRAME: usize = 60;
-/// Ethernet, IPv4 and UDP headers; the same and the beginning of a TCP header.
-const HEADERS: u8 = 42;
-/// Ethernet, IPv4 and TCP headers.
-const TCP_HEADERS: u8 = 54;
-/// Where the source port stands, and behind it the destination port.
-const PORTS: i16 = 34;
-/// Where TCP's sequence number stands.
-const SEQUENCE: i16 = 38;
+/// Length of the shortest frame in bytes without the checksum at its end: Ethernet's minimum.
+const LEAST: usize = 60;
 
 /// What the packets are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,21 +44,36 @@ pub struct Course {
     pub gateway_mac: [u8; 6],
     /// Source MAC: the pod's.
     pub pod_mac: [u8; 6],
-    /// Source address: the pod's.
-    pub pod: Ipv4Addr,
-    /// Destination address.
-    pub to: Ipv4Addr,
+    /// Source address: the pod's, of either family.
+    pub pod: IpAddr,
+    /// Destination address, of the same family.
+    pub to: IpAddr,
     /// Destination port of datagrams.
     pub port: u16,
     /// What is sent.
     pub kind: Kind,
 }
 
+impl Course {
+    /// Where the transport header begins, and in it the source port.
+    fn l4(&self) -> u8 {
+        if self.pod.is_ipv4() { 14 + 20 } else { 14 + 40 }
+    }
+
+    /// All headers of a frame.
+    fn headers(&self) -> u8 {
+        match self.kind {
+            Kind::Datagrams => self.l4() + 8,
+            Kind::Syns => self.l4() + 20,
+        }
+    }
+}
+
 /// A loaded generator for one interface.
 #[derive(Debug)]
 pub struct Generator {
     program: OwnedFd,
-    frame: [u8; FRAME],
+    frame: Vec<u8>,
 }
 
 impl Generator {
@@ -74,7 +81,7 @@ impl Generator {
     /// ([`offload::GRO`](crate::offload::GRO)), or the kernel drops every frame.
     pub fn new(ns: &Netns, interface: &str, course: &Course) -> Result<Self> {
         let frame = frame(course)?;
-        let program = load(&program(&frame, course.kind, ns.ifindex(interface)?))
+        let program = load(&program(&frame, course, ns.ifindex(interface)?))
             .context("cannot load the packet generator")?;
         Ok(Self { program, frame })
     }
@@ -86,7 +93,7 @@ impl Generator {
         const BATCH: u64 = 64;
         let mut attr = [0u64; 16];
         attr[0] = u64::from(self.program.as_raw_fd().cast_unsigned());
-        attr[1] = FRAME as u64;
+        attr[1] = self.frame.len() as u64;
         attr[2] = self.frame.as_ptr() as u64;
         attr[4] = u64::from(packets);
         attr[8] = LIVE_FRAMES;
@@ -97,31 +104,29 @@ impl Generator {
     }
 }
 
-fn frame(course: &Course) -> Result<[u8; FRAME]> {
-    let builder = PacketBuilder::ethernet2(course.pod_mac, course.gateway_mac).ipv4(
-        course.pod.octets(),
-        course.to.octets(),
-        64,
-    );
-    let mut bytes = Vec::new();
+fn frame(course: &Course) -> Result<Vec<u8>> {
+    let builder = PacketBuilder::ethernet2(course.pod_mac, course.gateway_mac);
+    let builder = match (course.pod, course.to) {
+        (IpAddr::V4(pod), IpAddr::V4(to)) => builder.ipv4(pod.octets(), to.octets(), 64),
+        (IpAddr::V6(pod), IpAddr::V6(to)) => builder.ipv6(pod.octets(), to.octets(), 64),
+        ends => bail!("of two families: {ends:?}"),
+    };
+    let (mut bytes, headers) = (Vec::new(), usize::from(course.headers()));
+    let data = vec![0; LEAST.saturating_sub(headers)];
     match course.kind {
         Kind::Datagrams => {
-            let data = [0; FRAME - HEADERS as usize];
             builder.udp(FIRST_PORT, course.port).write(&mut bytes, &data)?;
             // The source port changes from packet to packet; RFC 768: zero means that no checksum was computed.
-            bytes[40..42].fill(0);
+            bytes[headers - 2..headers].fill(0);
         }
         Kind::Syns => {
             // The sequence number is the complement of the two ports, so that the checksum is right whatever they are.
             let ports = u32::from(FIRST_PORT) << 16 | u32::from(course.port);
             let builder = builder.tcp(FIRST_PORT, course.port, !ports, 64_240).syn();
-            let data = [0; FRAME - TCP_HEADERS as usize];
             builder.write(&mut bytes, &data)?;
         }
     }
-    bytes
-        .try_into()
-        .map_err(|_| anyhow::anyhow!("the frame has not {FRAME} bytes"))
+    Ok(bytes)
 }
 
 /// `struct bpf_insn` (linux/bpf.h).
@@ -144,7 +149,7 @@ fn insn(code: u32, dst: u8, src: u8, offset: i16, immediate: i32) -> Insn {
     }
 }
 
-fn program(frame: &[u8; FRAME], kind: Kind, ifindex: u32) -> Vec<Insn> {
+fn program(frame: &[u8], course: &Course, ifindex: u32) -> Vec<Insn> {
     use libc::{
         BPF_ADD, BPF_ALU, BPF_AND, BPF_H, BPF_JMP, BPF_K, BPF_LDX, BPF_MEM, BPF_ST, BPF_STX, BPF_W, BPF_X,
     };
@@ -158,10 +163,7 @@ fn program(frame: &[u8; FRAME], kind: Kind, ifindex: u32) -> Vec<Insn> {
     const REDIRECT: i32 = 23;
     const XOR: u32 = 0xa0;
     const ABORTED: i32 = 0;
-    let headers = match kind {
-        Kind::Datagrams => HEADERS,
-        Kind::Syns => TCP_HEADERS,
-    };
+    let (headers, ports) = (course.headers(), i16::from(course.l4()));
     let words = headers / 4 * 4;
     // r7: the frame. Read and compared first, as the verifier asks.
     let mut program = vec![
@@ -190,17 +192,17 @@ fn program(frame: &[u8; FRAME], kind: Kind, ifindex: u32) -> Vec<Insn> {
         insn(BPF_ST | BPF_MEM | BPF_H, 7, 0, words.into(), rest),
         insn(BPF_JMP | CALL, 0, 0, 0, PRANDOM),
     ]);
-    match kind {
+    match course.kind {
         Kind::Datagrams => program.extend([
             insn(BPF_ALU | BPF_AND | BPF_K, 0, 0, 0, i32::from(FLOWS - 1)),
             insn(BPF_ALU | BPF_ADD | BPF_K, 0, 0, 0, i32::from(FIRST_PORT)),
             insn(TO_BIG_ENDIAN, 0, 0, 0, 16),
-            insn(BPF_STX | BPF_MEM | BPF_H, 7, 0, PORTS, 0),
+            insn(BPF_STX | BPF_MEM | BPF_H, 7, 0, ports, 0),
         ]),
         Kind::Syns => program.extend([
-            insn(BPF_STX | BPF_MEM | BPF_W, 7, 0, PORTS, 0),
+            insn(BPF_STX | BPF_MEM | BPF_W, 7, 0, ports, 0),
             insn(BPF_ALU | XOR | BPF_K, 0, 0, 0, -1),
-            insn(BPF_STX | BPF_MEM | BPF_W, 7, 0, SEQUENCE, 0),
+            insn(BPF_STX | BPF_MEM | BPF_W, 7, 0, ports + 4, 0),
         ]),
     }
     program.extend([

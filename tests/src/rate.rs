@@ -65,8 +65,8 @@ impl<'a> Lane<'a> {
         let course = Course {
             gateway_mac,
             pod_mac,
-            pod: pod.addr,
-            to: INTERNET,
+            pod: pod.addr.into(),
+            to: INTERNET.into(),
             port: PORT,
             kind: Kind::Datagrams,
         };
