@@ -6,7 +6,7 @@ use aya::{
     programs::{TcAttachType, XdpMode},
 };
 
-use super::frames::{Way, second};
+use super::way::{Way, second};
 use crate::{peer::Peer, programs::Programs, stand::Stand};
 
 /// Puts it on the hook where a way enters the node; `None` for peers that have a datapath.

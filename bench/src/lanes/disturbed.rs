@@ -11,7 +11,10 @@ use anyhow::{Context as _, Result, ensure};
 use aya::maps::{Array, Map, MapData};
 use causeway_common::{lifetime::Timeouts, maps::Config};
 
-use super::frames::{FrameLane, Load, Passed, Way, number};
+use super::{
+    frames::{FrameLane, Passed, number},
+    way::{Load, Way},
+};
 use crate::{
     facts::Fact,
     rounds::{Lane, Plan},

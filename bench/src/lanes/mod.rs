@@ -9,3 +9,4 @@ pub(crate) mod opening;
 pub(crate) mod plugins;
 pub(crate) mod program;
 pub(crate) mod sockets;
+pub(crate) mod way;

@@ -5,7 +5,10 @@ use std::{net::Ipv4Addr, sync::Arc, thread};
 use anyhow::{Context, Result, ensure};
 use causeway_tests::node::Pod;
 
-use super::frames::{Load, OUTSIDE, RESOLVED, SharedCounter, Way, lock, shared, stream};
+use super::{
+    frames::{RESOLVED, SharedCounter, lock, shared},
+    way::{Load, OUTSIDE, Way, stream},
+};
 use crate::{
     counter::{At, Counter, Wanted},
     generator::{Flows, Generator, Stream},

@@ -8,7 +8,7 @@ use crate::{
     generator::{Frames, SMALLEST_OF_BOTH},
     lanes::{
         disturbed::{Disturbance, DisturbedLane, PODS},
-        frames::{Load, Way},
+        way::{Load, Way},
     },
     peer::Peer,
     rounds::{Lane, Outcome, Plan, Unit, run},

@@ -7,9 +7,10 @@ use crate::{
     family::Family,
     generator::{Frames, SMALLEST_OF_BOTH, Stream},
     lanes::{
-        frames::{DISCARD, FIRST_PORT, FrameLane, Load, Way, stream},
+        frames::FrameLane,
         program::{ProgramLane, Says, any_of},
         sockets::{Job, SocketLane},
+        way::{DISCARD, FIRST_PORT, Load, Way, stream},
     },
     peer::Peer,
     rounds::{Lane, Outcome, Unit, run},

@@ -8,7 +8,10 @@ use causeway_tests::{fabric::INTERNET, rules};
 use super::{Hall, Measure};
 use crate::{
     generator::Frames,
-    lanes::frames::{DISCARD, FrameLane, Load, VIP, Way},
+    lanes::{
+        frames::FrameLane,
+        way::{DISCARD, Load, VIP, Way},
+    },
     peer::{Kind, Peer},
     rounds::{Lane, Outcome, Unit, run},
     stand::Stand,

@@ -8,8 +8,9 @@ use super::{Hall, Measure};
 use crate::{
     generator::Stream,
     lanes::{
-        frames::{DISCARD, FIRST_PORT, FrameLane, Load, Way, stream},
+        frames::FrameLane,
         program::{ProgramLane, Says, any_of},
+        way::{DISCARD, FIRST_PORT, Load, Way, stream},
     },
     peer::{Kind, Peer},
     rounds::{Lane, Outcome, Plan, Unit, run},

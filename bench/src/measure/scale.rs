@@ -10,8 +10,9 @@ use ipnet::Ipv4Net;
 use super::{Hall, Measure};
 use crate::{
     lanes::{
-        frames::{FrameLane, Load, Way},
+        frames::FrameLane,
         opening::OpeningLane,
+        way::{Load, Way},
     },
     peer::Peer,
     rounds::{Lane, Outcome, Unit, run},
