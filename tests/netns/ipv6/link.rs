@@ -1,4 +1,4 @@
-//! A pod speaks for itself on its link, and for nobody else (RFC 4861, RFC 6105).
+//! A pod speaks for itself on its link, and for nobody else (RFC 4861, RFC 6105); the node goes on listening to its router.
 
 use std::{net::Ipv6Addr, thread::sleep, time::Duration};
 
@@ -216,4 +216,55 @@ fn an_ordinary_pods_messages_are_the_kernels() -> Result<()> {
         "an ordinary message is taken for a lie"
     );
     Ok(())
+}
+
+/// That pods come makes a router of the node, which as such would take no notice of advertisements.
+#[test]
+fn a_route_that_the_nodes_router_advertises_stays_and_is_renewed_with_pods() -> Result<()> {
+    let rig = Rig::dual_stack()?;
+    let (node, router) = (&rig.node.ns, &rig.fabric.router);
+    node.ip("route del default via fe80::1 dev eth0")?;
+    node.sysctl("net/ipv6/conf/eth0/accept_ra", "1")?;
+    let src_mac = router.mac("node")?;
+    // Hop limit 64, no flags, the sender routes for so many seconds; nothing of reachability.
+    let advertise = |seconds: u16| {
+        let [high, low] = seconds.to_be_bytes();
+        let frame = Frame {
+            src_mac,
+            src: "fe80::1".parse()?,
+            dst: "ff02::1".parse()?,
+            hop_limit: 255,
+            kind: 134,
+            body: &[64, 0, high, low, 0, 0, 0, 0, 0, 0, 0, 0],
+        };
+        raw::send(router, "node", &frame.bytes([0x33, 0x33, 0, 0, 0, 1])?)
+    };
+    let has_route = |expected: bool| -> Result<bool> {
+        for _ in 0..100 {
+            let routes = node.output("ip", &["-6", "route", "show", "default", "proto", "ra"])?;
+            if routes.is_empty() != expected {
+                return Ok(true);
+            }
+            sleep(Duration::from_millis(20));
+        }
+        Ok(false)
+    };
+    let forwards = || node.read_sysctl("net/ipv6/conf/all/forwarding");
+    ensure!(forwards()? == "0");
+    advertise(600)?;
+    ensure!(has_route(true)?, "the node does not listen");
+    let pod = rig.pod("a")?;
+    ensure!(
+        forwards()? == "1" && has_route(true)?,
+        "the route went as the pod came"
+    );
+    Connection::open(&pod.ns, &rig.fabric.vnet, VNET, 7000)?.chat(5)?;
+    advertise(0)?;
+    ensure!(has_route(false)?, "the router's word is not heard any more");
+    advertise(600)?;
+    ensure!(has_route(true)?, "the router's word is not heard any more");
+    // The pod has its own way, of which no router tells it.
+    let of_routers = pod.ns.output("ip", &["-6", "route", "show", "proto", "ra"])?;
+    ensure!(of_routers.is_empty(), "{of_routers}");
+    Connection::open(&pod.ns, &rig.fabric.vnet, VNET, 7001)?.chat(5)
 }
