@@ -225,10 +225,10 @@ pub(crate) fn sysctl(timer: &str) -> String {
     format!("net/netfilter/nf_conntrack_{timer}")
 }
 
-/// Fails unless `seconds` is `expected`, or two less: a clock of whole seconds may have moved on.
+/// Fails unless `seconds` is `expected`, or a little less: time goes on, and on a busy machine seconds pass unused.
 pub(crate) fn expect_seconds(seconds: u32, expected: u32) -> Result<()> {
     ensure!(
-        (expected.saturating_sub(2)..=expected).contains(&seconds),
+        (expected.saturating_sub(5)..=expected).contains(&seconds),
         "{seconds} s, not {expected}"
     );
     Ok(())

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use causeway_tests::{
     dual_stack, fabric,
     fabric::INTERNET,
+    frame::Packet,
     netns::Netns,
     node::{Datapath, Pod},
     ping::Pinger,
@@ -138,17 +139,77 @@ impl Side {
         })
     }
 
+    /// A pod's address.
+    pub(crate) fn addr(&self, pod: &Pod) -> Result<IpAddr> {
+        Ok(self.at(pod, 0)?.ip())
+    }
+
+    /// The node's address.
+    pub(crate) fn node(&self) -> IpAddr {
+        self.node_at(0).ip()
+    }
+
+    /// The first address of the host outside.
+    pub(crate) fn near(&self) -> IpAddr {
+        self.near_at(0).ip()
+    }
+
+    /// Whether a packet is an error of ICMP, and not what neighbours say to each other.
+    pub(crate) fn is_error(&self, ip: &Packet) -> bool {
+        let (protocol, most) = self.of_family((1, u8::MAX), (58, 127));
+        ip.protocol == protocol && ip.icmp.is_some_and(|(kind, _)| kind <= most)
+    }
+
+    /// Type and code of an echo's question.
+    pub(crate) fn echo(&self) -> (u8, u8) {
+        self.of_family((8, 0), (128, 0))
+    }
+
+    /// Type and code of an error: nobody listens on the port.
+    pub(crate) fn port_unreachable(&self) -> (u8, u8) {
+        self.of_family((3, 3), (1, 4))
+    }
+
+    /// The host is not there.
+    pub(crate) fn host_unreachable(&self) -> (u8, u8) {
+        self.of_family((3, 1), (1, 3))
+    }
+
+    /// Forbidden by somebody on the way.
+    pub(crate) fn prohibited(&self) -> (u8, u8) {
+        self.of_family((3, 13), (1, 1))
+    }
+
+    /// The last hop was not the destination.
+    pub(crate) fn expired(&self) -> (u8, u8) {
+        self.of_family((11, 0), (3, 0))
+    }
+
+    /// Bytes of a header without options.
+    pub(crate) fn header(&self) -> usize {
+        self.of_family(20, 40)
+    }
+
+    /// Where the addresses begin in a header: behind all that a router changes.
+    pub(crate) fn addrs_at(&self) -> usize {
+        self.of_family(12, 8)
+    }
+
+    /// What is said of IPv4, or of IPv6.
+    pub(crate) fn of_family<T>(&self, of_ipv4: T, of_ipv6: T) -> T {
+        match self.family {
+            Family::V4 => of_ipv4,
+            Family::V6 => of_ipv6,
+        }
+    }
+
     /// A socket of a pod.
     pub(crate) fn peer(&self, pod: &Pod, port: u16) -> Result<Peer> {
         Peer::on(&pod.ns, self.at(pod, port)?)
     }
 
     fn choose(&self, of_ipv4: Ipv4Addr, of_ipv6: Ipv6Addr, port: u16) -> SocketAddr {
-        let addr: IpAddr = match self.family {
-            Family::V4 => of_ipv4.into(),
-            Family::V6 => of_ipv6.into(),
-        };
-        SocketAddr::new(addr, port)
+        SocketAddr::new(self.of_family(of_ipv4.into(), of_ipv6.into()), port)
     }
 
     /// The host outside, with the addresses of [`Self::near_at`] and [`Self::far_at`].

@@ -11,7 +11,7 @@ use causeway_tests::{
     capture::Capture,
     craft,
     echo::Echo,
-    fabric::{INTERNET, NODE},
+    fabric::INTERNET,
     frame::Packet,
     netns::Netns,
     raw, rules, stream,
@@ -22,13 +22,18 @@ use crate::{
     family::{Family, of_both_families},
     mapping::{Flow, TCP, expect_seconds},
     side::{Side, agree, both},
-    udp_rfc4787_paths::EVERY_ERROR,
+    udp_rfc4787_paths::{EVERY_ERROR, EVERY_ERROR_OF_IPV6},
+    wire::packet_of,
 };
 
 pub(crate) const PORT: u16 = 41_000;
 pub(crate) const SERVER: u16 = 7100;
 
 of_both_families!(
+    req_2a_a_simultaneous_open_makes_one_connection,
+    req_3_only_the_remote_of_a_mapping_comes_in,
+    req_4_an_unsolicited_syn_is_refused_by_the_node,
+    req_10_no_icmp_message_ends_a_connection,
     req_1_each_remote_has_a_mapping_of_its_own,
     req_2_a_connection_from_inside_opens_talks_and_closes,
     req_2_a_half_closed_connection_goes_on,
@@ -118,16 +123,15 @@ fn req_2_a_permitted_connection_from_outside_works() -> Result<()> {
 
 /// RFC 5382 REQ-2a | two ends that open at the same time get one connection ("simultaneous open") | a SYN from the remote of a mapping comes in,
 /// the connection opens | the same | met
-#[test]
-fn req_2a_a_simultaneous_open_makes_one_connection() -> Result<()> {
-    agree(Family::V4, |side| {
+fn req_2a_a_simultaneous_open_makes_one_connection(family: Family) -> Result<()> {
+    agree(family, |side| {
         // The pod's first SYN gets as far as the remote's door: it has made a mapping, and no answer.
         rules::ignore_syns(side.internet(), SERVER)?;
         let outside = Capture::start(side.internet(), "eth0")?;
         let (mut inner, mut outer) = thread::scope(|scope| {
             let inner = scope.spawn(|| connect(side));
-            let syn = outside.wait(PATIENCE, |frame| frame.ip.clone().filter(|ip| ip.protocol == TCP));
-            let mapped = syn.map(|ip| SocketAddrV4::new(ip.src, ip.src_port));
+            let syn = outside.wait(PATIENCE, |frame| packet_of(frame).filter(|ip| ip.protocol == TCP));
+            let mapped = syn.map(|ip| SocketAddr::new(ip.src, ip.src_port));
             let outer = mapped
                 .context("no SYN came out")
                 .and_then(|mapped| Tcp::connect_from(side.internet(), side.near_at(SERVER), mapped));
@@ -138,7 +142,7 @@ fn req_2a_a_simultaneous_open_makes_one_connection() -> Result<()> {
         })?;
         let syns = outside.stop().into_iter().filter(|frame| {
             let is_syn = |ip: &Packet| ip.protocol == TCP && ip.payload()[13] & 0x12 == 2;
-            frame.outgoing && frame.ip.as_ref().is_some_and(is_syn)
+            frame.outgoing && packet_of(frame).as_ref().is_some_and(is_syn)
         });
         ensure!(syns.count() > 0, "the remote has sent no SYN of its own");
         let mut message = [0; 5];
@@ -154,9 +158,8 @@ fn req_2a_a_simultaneous_open_makes_one_connection() -> Result<()> {
 
 /// RFC 5382 REQ-3 | whom a mapping lets in: everybody, or every port of a known address | the very address and port of its connection; others meet
 /// the node itself, which refuses | the same | by design not: see RFC 4787 REQ-8
-#[test]
-fn req_3_only_the_remote_of_a_mapping_comes_in() -> Result<()> {
-    agree(Family::V4, |side| {
+fn req_3_only_the_remote_of_a_mapping_comes_in(family: Family) -> Result<()> {
+    agree(family, |side| {
         let _echo = Echo::on(side.internet(), side.near_at(SERVER))?;
         let mut connection = connect(side)?;
         let inside = Capture::start(&side.pod.ns, "eth0")?;
@@ -168,7 +171,7 @@ fn req_3_only_the_remote_of_a_mapping_comes_in() -> Result<()> {
             );
         }
         connection.chat(3)?;
-        let strangers = inside.stop().into_iter().filter_map(|frame| frame.ip);
+        let strangers = inside.stop().into_iter().filter_map(|frame| packet_of(&frame));
         let strangers =
             strangers.filter(|ip| ip.protocol == TCP && ![ip.src_port, ip.dst_port].contains(&SERVER));
         ensure!(strangers.count() == 0, "a stranger's SYN came to the pod");
@@ -179,16 +182,15 @@ fn req_3_only_the_remote_of_a_mapping_comes_in() -> Result<()> {
 /// RFC 5382 REQ-4 | an unsolicited SYN from outside is not answered for 6 s, in case the inside opens at the same time | the node's own stack refuses
 /// it at once: the address is the node's | the same | by design not: a SYN to the node is the node's; a connection refused late would break its
 /// own clients
-#[test]
-fn req_4_an_unsolicited_syn_is_refused_by_the_node() -> Result<()> {
-    let refused = agree(Family::V4, |side| {
+fn req_4_an_unsolicited_syn_is_refused_by_the_node(family: Family) -> Result<()> {
+    let refused = agree(family, |side| {
         let wire = Capture::start(&side.pod.ns, "eth0")?;
         let refused = is_refused(side.internet(), side.near_at(0), side.node_at(PORT));
         ensure!(
             !wire
                 .stop()
                 .iter()
-                .any(|frame| frame.ip.as_ref().is_some_and(|ip| ip.protocol == TCP))
+                .any(|frame| packet_of(frame).is_some_and(|ip| ip.protocol == TCP))
         );
         Ok(refused)
     })?;
@@ -310,23 +312,22 @@ fn req_9_a_pod_learns_the_paths_mtu() -> Result<()> {
 const OTHER_PORT: SocketAddrV4 = SocketAddrV4::new(INTERNET, 7102);
 
 /// RFC 5382 REQ-10 | no ICMP message ends a mapping or its connection | none does, whatever its type and code | none does | met
-#[test]
-fn req_10_no_icmp_message_ends_a_connection() -> Result<()> {
-    agree(Family::V4, |side| {
+fn req_10_no_icmp_message_ends_a_connection(family: Family) -> Result<()> {
+    agree(family, |side| {
         let _echo = Echo::on(side.internet(), side.near_at(SERVER))?;
         let outside = Capture::start(side.internet(), "eth0")?;
         let mut connection = connect(side)?;
         connection.chat(3)?;
-        for (kind, word) in EVERY_ERROR {
+        for (kind, word) in side.of_family(EVERY_ERROR, EVERY_ERROR_OF_IPV6) {
             // The latest segment: one that the pod's TCP believes it has sent.
-            let is_sent = |ip: &Packet| ip.src == NODE && ip.protocol == TCP;
-            let first = outside.wait(PATIENCE, |frame| frame.ip.clone().filter(is_sent));
-            let mut sent = outside.so_far().into_iter().filter_map(|frame| frame.ip);
+            let is_sent = |ip: &Packet| ip.src == side.node() && ip.protocol == TCP;
+            let first = outside.wait(PATIENCE, |frame| packet_of(frame).filter(is_sent));
+            let mut sent = outside.so_far().into_iter().filter_map(|frame| packet_of(&frame));
             let latest = sent.rfind(is_sent).or(first);
-            let quoted = &latest.context("the server saw no segment")?.bytes.0[..28];
+            let quoted = &latest.context("the server saw no segment")?.bytes.0[..side.header() + 8];
             raw::send_ip(
                 side.internet(),
-                &[craft::icmp(INTERNET, NODE, kind, word, quoted)?],
+                &[craft::icmp(side.near(), side.node(), kind, word, quoted)?],
             )?;
             connection
                 .chat(2)

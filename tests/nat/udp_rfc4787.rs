@@ -276,7 +276,7 @@ fn req_2_every_protocol_has_the_same_address() -> Result<()> {
             .map(|ip| ip.src)
             .collect();
         let tcp: BTreeSet<_> = echo.seen().iter().map(|peer| *peer.ip()).collect();
-        ensure!(udp.ip() == NODE && tcp == [NODE].into() && pings == [NODE].into());
+        ensure!(udp.ip() == NODE && tcp == [NODE].into() && pings == [NODE.into()].into());
         Ok(())
     })
 }

@@ -1,20 +1,18 @@
 //! RFC 4787: ICMP about datagrams, and those that are too big for a link.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use anyhow::{Context, Result, ensure};
-use causeway_tests::{
-    capture::Capture,
-    craft,
-    fabric::{GATEWAY, INTERNET, NODE},
-    ping::Pinger,
-    raw,
-    talk::PATIENCE,
-};
+use causeway_tests::{capture::Capture, craft, fabric::NODE, ping::Pinger, raw, talk::PATIENCE};
 use etherparse::{Icmpv4Type, icmpv4::DestUnreachableHeader};
 use rustix::net::sockopt::{Ipv4PathMtuDiscovery, set_ip_mtu_discover};
 
-use crate::{family::Family, side::agree, udp_rfc4787::server, wire::received};
+use crate::{
+    family::{Family, of_both_families},
+    side::agree,
+    udp_rfc4787::server,
+    wire::{packet_of, received},
+};
 
 const PORT: u16 = 40_000;
 
@@ -34,16 +32,37 @@ pub(crate) const EVERY_ERROR: [((u8, u8), [u8; 4]); 12] = [
     ((12, 0), [20, 0, 0, 0]),
 ];
 
+of_both_families!(
+    req_12_no_icmp_message_ends_a_mapping,
+    req_12a_any_router_may_report_about_a_datagram,
+    req_12b_a_pod_is_told_that_a_port_is_closed,
+);
+
+/// The same of ICMPv6.
+pub(crate) const EVERY_ERROR_OF_IPV6: [((u8, u8), [u8; 4]); 12] = [
+    ((1, 0), [0; 4]),
+    ((1, 1), [0; 4]),
+    ((1, 2), [0; 4]),
+    ((1, 3), [0; 4]),
+    ((1, 4), [0; 4]),
+    ((1, 5), [0; 4]),
+    ((1, 6), [0; 4]),
+    ((2, 0), [0, 0, 5, 0]),
+    ((3, 0), [0; 4]),
+    ((3, 1), [0; 4]),
+    ((4, 0), [0, 0, 0, 40]),
+    ((4, 1), [0, 0, 0, 6]),
+];
+
 /// RFC 4787 REQ-12 | no ICMP message ends a mapping | none does, whatever its type and code: datagrams pass both ways on the same
 /// port | none does | met
-#[test]
-fn req_12_no_icmp_message_ends_a_mapping() -> Result<()> {
-    agree(Family::V4, |side| {
+fn req_12_no_icmp_message_ends_a_mapping(family: Family) -> Result<()> {
+    agree(family, |side| {
         let (pod, server) = (side.peer(&side.pod, PORT)?, server(side)?);
         let mapped = pod.reach(&server)?;
         let about = craft::udp(mapped, server.addr, b"this very flow")?;
-        for (kind, word) in EVERY_ERROR {
-            let error = craft::icmp(INTERNET, NODE, kind, word, &about[..28])?;
+        for (kind, word) in side.of_family(EVERY_ERROR, EVERY_ERROR_OF_IPV6) {
+            let error = craft::icmp(side.near(), side.node(), kind, word, &about[..side.header() + 8])?;
             raw::send_ip(side.internet(), &[error])?;
             server
                 .reach_by(mapped, &pod)
@@ -56,25 +75,32 @@ fn req_12_no_icmp_message_ends_a_mapping() -> Result<()> {
 
 /// RFC 4787 REQ-12a | ICMP messages are not filtered by their source address | a router on the way may be anybody: what counts is the packet that
 /// is quoted | the same | met
-#[test]
-fn req_12a_any_router_may_report_about_a_datagram() -> Result<()> {
-    let seen = agree(Family::V4, |side| {
+fn req_12a_any_router_may_report_about_a_datagram(family: Family) -> Result<()> {
+    let seen = agree(family, |side| {
         let (pod, server) = (side.peer(&side.pod, PORT)?, server(side)?);
         let about = craft::udp(pod.reach(&server)?, server.addr, b"whoever you are")?;
-        let routers = [
-            INTERNET,
-            GATEWAY,
-            Ipv4Addr::new(192, 0, 2, 77),
-            Ipv4Addr::new(100, 64, 0, 1),
-        ];
+        let others = side.of_family(
+            ["10.240.0.1", "192.0.2.77", "100.64.0.1"],
+            ["fd00:10::1", "2001:db8:9::77", "fd00:64::1"],
+        );
+        let mut routers = vec![side.near()];
+        for other in others {
+            routers.push(other.parse()?);
+        }
         let inside = Capture::start(&side.pod.ns, "eth0")?;
-        for router in routers {
-            let error = craft::icmp(router, NODE, (11, 0), [0; 4], &about[..28])?;
+        for router in &routers {
+            let error = craft::icmp(
+                *router,
+                side.node(),
+                side.expired(),
+                [0; 4],
+                &about[..side.header() + 8],
+            )?;
             raw::send_ip(&side.rig.fabric.router, &[error])?;
         }
         side.settle()?;
-        let heard = |router: &Ipv4Addr| {
-            received(&inside, |ip| ip.src == *router && ip.icmp == Some((11, 0))).is_some()
+        let heard = |router: &IpAddr| {
+            received(&inside, |ip| ip.src == *router && ip.icmp == Some(side.expired())).is_some()
         };
         Ok(routers.iter().all(heard))
     })?;
@@ -83,24 +109,26 @@ fn req_12a_any_router_may_report_about_a_datagram() -> Result<()> {
 }
 
 /// RFC 4787 REQ-12b | destination unreachable is supported | comes to the pod, and quotes the packet as the pod has sent it | the same | met
-#[test]
-fn req_12b_a_pod_is_told_that_a_port_is_closed() -> Result<()> {
-    agree(Family::V4, |side| {
+fn req_12b_a_pod_is_told_that_a_port_is_closed(family: Family) -> Result<()> {
+    agree(family, |side| {
         let closed = side.near_at(7999);
         let pod = side.peer(&side.pod, PORT)?;
         for round in 0..3 {
             let inside = Capture::start(&side.pod.ns, "eth0")?;
             pod.socket.send_to(b"is anybody there?", closed)?;
             let error = inside.wait(PATIENCE, |frame| {
-                frame
-                    .ip
-                    .clone()
-                    .filter(|ip| ip.icmp == Some((3, 3)) && !frame.outgoing)
+                packet_of(frame).filter(|ip| ip.icmp == Some(side.port_unreachable()) && !frame.outgoing)
             });
             let error = error.with_context(|| format!("nobody told about datagram {round}"))?;
             let expected = craft::udp(pod.addr, closed, b"is anybody there?")?;
-            ensure!(error.checksums_good && error.dst == side.pod.addr, "{error:?}");
-            ensure!(error.quoted()[12..] == expected[12..], "{error:?}");
+            ensure!(
+                error.checksums_good && error.dst == side.addr(&side.pod)?,
+                "{error:?}"
+            );
+            ensure!(
+                error.quoted()[side.addrs_at()..] == expected[side.addrs_at()..],
+                "{error:?}"
+            );
         }
         Ok(())
     })

@@ -21,12 +21,16 @@ use crate::{
     side::{Side, agree, both, both_with},
     udp_rfc4787::{replacements, server},
     udp_rfc4787_timers::Idle,
+    wire::packet_of,
 };
 
 const PORT: u16 = 43_000;
 const SERVER: u16 = 7100;
 
 of_both_families!(
+    section_2_2_a_reset_session_is_remembered_for_four_minutes,
+    section_6_a_mapping_of_udp_lets_no_tcp_in,
+    section_7_1_a_pods_icmp_error_renews_nothing,
     section_2_a_session_is_closing_when_both_have_closed,
     section_2_1_opening_and_closing_have_timers_of_their_own,
     section_2_2_a_forged_reset_costs_nothing,
@@ -93,9 +97,8 @@ fn section_2_1_opening_and_closing_have_timers_of_their_own(family: Family) -> R
 }
 
 /// RFC 7857 section 2.2 | a RST is translated, and the session is remembered for another 4 min | 240 s | 10 s (`nf_conntrack_tcp_timeout_close`) | met
-#[test]
-fn section_2_2_a_reset_session_is_remembered_for_four_minutes() -> Result<()> {
-    let lifetimes = both(Family::V4, |side| {
+fn section_2_2_a_reset_session_is_remembered_for_four_minutes(family: Family) -> Result<()> {
+    let lifetimes = both(family, |side| {
         let _echo = Echo::on(side.internet(), side.near_at(SERVER))?;
         let outside = Capture::start(side.internet(), "eth0")?;
         let mut connection = connect(side)?;
@@ -104,14 +107,11 @@ fn section_2_2_a_reset_session_is_remembered_for_four_minutes() -> Result<()> {
         set_socket_linger(&connection.0, Some(Duration::ZERO))?;
         drop(connection);
         let reset = outside.wait(PATIENCE, |frame| {
-            frame
-                .ip
-                .clone()
-                .filter(|ip| ip.protocol == TCP && ip.payload()[13] & 4 != 0)
+            packet_of(frame).filter(|ip| ip.protocol == TCP && ip.payload()[13] & 4 != 0)
         });
         let reset = reset.context("no RST came out")?;
         ensure!(
-            (reset.src, reset.src_port, reset.checksums_good) == (NODE, PORT, true),
+            (reset.src, reset.src_port, reset.checksums_good) == (side.node(), PORT, true),
             "{reset:?}"
         );
         side.lifetime(flow)
@@ -193,9 +193,8 @@ fn section_5_udp_and_tcp_have_mappings_of_their_own(family: Family) -> Result<()
 }
 
 /// RFC 7857 section 6 | filters of UDP and of TCP are independent of each other | a mapping lets its own protocol in | the same | met
-#[test]
-fn section_6_a_mapping_of_udp_lets_no_tcp_in() -> Result<()> {
-    agree(Family::V4, |side| {
+fn section_6_a_mapping_of_udp_lets_no_tcp_in(family: Family) -> Result<()> {
+    agree(family, |side| {
         let (pod, server) = (side.peer(&side.pod, PORT)?, server(side)?);
         pod.reach(&server)?;
         let _listener = Echo::on(&side.pod.ns, side.at(&side.pod, PORT + 1)?)?;
@@ -206,7 +205,7 @@ fn section_6_a_mapping_of_udp_lets_no_tcp_in() -> Result<()> {
             !inside
                 .stop()
                 .iter()
-                .any(|frame| frame.ip.as_ref().is_some_and(|ip| ip.protocol == TCP))
+                .any(|frame| packet_of(frame).is_some_and(|ip| ip.protocol == TCP))
         );
         Ok(())
     })
@@ -224,20 +223,25 @@ fn section_7_what_is_kept_out_renews_nothing(family: Family) -> Result<()> {
 }
 
 /// RFC 7857 section 7.1 (ICMP) | an ICMP error that a host sends about an incoming packet renews no mapping | it renews none | the same | met
-#[test]
-fn section_7_1_a_pods_icmp_error_renews_nothing() -> Result<()> {
-    agree(Family::V4, |side| {
+fn section_7_1_a_pods_icmp_error_renews_nothing(family: Family) -> Result<()> {
+    agree(family, |side| {
         let idle = Idle::new(side)?;
         let outside = Capture::start(side.internet(), "eth0")?;
         let about = craft::udp(idle.server.addr, idle.pod.addr, b"unwanted")?;
         raw::send_ip(
             &side.pod.ns,
-            &[craft::icmp(side.pod.addr, INTERNET, (3, 3), [0; 4], &about)?],
+            &[craft::icmp(
+                side.addr(&side.pod)?,
+                side.near(),
+                side.port_unreachable(),
+                [0; 4],
+                &about,
+            )?],
         )?;
         let error = outside.wait(PATIENCE, |frame| {
-            frame.ip.clone().filter(|ip| ip.icmp == Some((3, 3)))
+            packet_of(frame).filter(|ip| ip.icmp == Some(side.port_unreachable()))
         });
-        ensure!(error.context("the error does not come out")?.src == NODE);
+        ensure!(error.context("the error does not come out")?.src == side.node());
         ensure!(!side.is_renewed(idle.flow)?, "renewed by an error");
         Ok(())
     })

@@ -152,7 +152,7 @@ fn a_translated_address_leads_nobody_else_to_the_pod() -> Result<()> {
             frame
                 .ip
                 .as_ref()
-                .is_some_and(|ip| (ip.src, ip.src_port) != (INTERNET, 7))
+                .is_some_and(|ip| (ip.src, ip.src_port) != (INTERNET.into(), 7))
         })
         .collect();
     ensure!(strange.is_empty(), "{strange:#?}");

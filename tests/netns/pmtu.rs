@@ -2,7 +2,7 @@
 //! reaches whoever sent too much, and says what that one understands.
 
 use std::{
-    net::{Ipv4Addr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, SocketAddrV4},
     sync::atomic::{AtomicBool, Ordering},
     thread,
     time::{Duration, Instant},
@@ -282,10 +282,13 @@ impl Terse {
         let Some(ip) = frame.ip.as_ref().filter(|_| !frame.outgoing) else {
             return Ok(());
         };
+        let IpAddr::V4(sender) = ip.src else {
+            return Ok(());
+        };
         let needed = DestUnreachableHeader::FragmentationNeeded { next_hop_mtu: NARROW };
         let message = raw::icmp(
             self.macs,
-            [NEAR_END.octets(), ip.src.octets()],
+            [NEAR_END.octets(), sender.octets()],
             Icmpv4Type::DestinationUnreachable(needed),
             ip.quotable(),
         )?;

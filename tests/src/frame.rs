@@ -1,8 +1,13 @@
 //! A frame as it stood on a wire, taken apart by etherparse so that nothing of ours judges our own packets.
 
-use std::{fmt, net::Ipv4Addr};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddrV4},
+};
 
-use etherparse::{LinkSlice, NetSlice, SlicedPacket, TransportSlice, checksum::Sum16BitWords, icmpv4};
+use etherparse::{
+    LinkSlice, NetSlice, SlicedPacket, TransportSlice, checksum::Sum16BitWords, icmpv4, icmpv6,
+};
 
 /// One captured frame.
 #[derive(Clone, Debug)]
@@ -15,28 +20,30 @@ pub struct Frame {
     pub dst_mac: [u8; 6],
     /// Its IPv4 packet, if it holds one.
     pub ip: Option<Packet>,
+    /// Its IPv6 packet, if it holds one.
+    pub ipv6: Option<Packet>,
 }
 
-/// An IPv4 packet.
+/// An IP packet.
 #[derive(Clone, Debug)]
 pub struct Packet {
     /// Source address.
-    pub src: Ipv4Addr,
+    pub src: IpAddr,
     /// Destination address.
-    pub dst: Ipv4Addr,
+    pub dst: IpAddr,
     /// IP protocol number.
     pub protocol: u8,
-    /// Time to live.
+    /// Time to live, hop limit.
     pub ttl: u8,
     /// Length of the whole packet in bytes, by its header.
     pub len: u16,
-    /// Identification.
+    /// Identification; 0 of IPv6.
     pub id: u16,
-    /// The flag "don't fragment".
+    /// The flag "don't fragment", which IPv6 has not.
     pub dont_fragment: bool,
     /// Part of a fragmented packet.
     pub fragment: bool,
-    /// Source port; identifier of an ICMP echo; 0 otherwise.
+    /// Source port; identifier of an echo; 0 otherwise.
     pub src_port: u16,
     /// Destination port; 0 otherwise.
     pub dst_port: u16,
@@ -59,7 +66,15 @@ impl fmt::Debug for Bytes {
 }
 
 impl Packet {
-    /// What the IPv4 header is followed by.
+    /// Source address and port of a packet of IPv4.
+    pub fn sender(&self) -> Option<SocketAddrV4> {
+        match self.src {
+            IpAddr::V4(src) => Some(SocketAddrV4::new(src, self.src_port)),
+            IpAddr::V6(_) => None,
+        }
+    }
+
+    /// What the header is followed by; of IPv6 the extensions, if there are any.
     pub fn payload(&self) -> &[u8] {
         self.bytes.0.get(self.header_len()..).unwrap_or_default()
     }
@@ -71,8 +86,11 @@ impl Packet {
     }
 
     fn header_len(&self) -> usize {
-        let first = self.bytes.0.first();
-        first.map_or(0, |byte| usize::from(byte & 0x0f) * 4)
+        match self.bytes.0.first() {
+            Some(byte) if byte >> 4 == 4 => usize::from(byte & 0x0f) * 4,
+            Some(_) => 40,
+            None => 0,
+        }
     }
 
     /// What an ICMP error quotes: the packet that it is about, or the beginning of it.
@@ -93,6 +111,7 @@ impl Frame {
             src_mac: link.source(),
             dst_mac: link.destination(),
             ip: packet(&sliced),
+            ipv6: packet_of_ipv6(&sliced, bytes),
         })
     }
 }
@@ -118,22 +137,10 @@ fn packet(sliced: &SlicedPacket<'_>) -> Option<Packet> {
         return None;
     };
     let header = ip.header();
-    let (mut src_port, mut dst_port, mut icmp) = (0, 0, None);
-    match &sliced.transport {
-        Some(TransportSlice::Tcp(tcp)) => (src_port, dst_port) = (tcp.source_port(), tcp.destination_port()),
-        Some(TransportSlice::Udp(udp)) => (src_port, dst_port) = (udp.source_port(), udp.destination_port()),
-        Some(TransportSlice::Icmpv4(message)) => {
-            icmp = Some((message.type_u8(), message.code_u8()));
-            if [icmpv4::TYPE_ECHO_REQUEST, icmpv4::TYPE_ECHO_REPLY].contains(&message.type_u8()) {
-                let [high, low, ..] = message.bytes5to8();
-                src_port = u16::from_be_bytes([high, low]);
-            }
-        }
-        _ => {}
-    }
+    let (src_port, dst_port, icmp) = transport(sliced);
     Some(Packet {
-        src: header.source_addr(),
-        dst: header.destination_addr(),
+        src: header.source_addr().into(),
+        dst: header.destination_addr().into(),
         protocol: header.protocol().0,
         ttl: header.ttl(),
         len: header.total_len(),
@@ -146,6 +153,56 @@ fn packet(sliced: &SlicedPacket<'_>) -> Option<Packet> {
         checksums_good: sums_are_good(ip),
         bytes: Bytes([header.slice(), ip.payload().payload].concat()),
     })
+}
+
+fn packet_of_ipv6(sliced: &SlicedPacket<'_>, bytes: &[u8]) -> Option<Packet> {
+    let Some(NetSlice::Ipv6(ip)) = &sliced.net else {
+        return None;
+    };
+    let (header, carried) = (ip.header(), ip.payload());
+    let len = 40 + header.payload_length();
+    let (src_port, dst_port, icmp) = transport(sliced);
+    Some(Packet {
+        src: header.source_addr().into(),
+        dst: header.destination_addr().into(),
+        protocol: carried.ip_number.0,
+        ttl: header.hop_limit(),
+        len,
+        id: 0,
+        dont_fragment: false,
+        fragment: carried.fragmented,
+        src_port,
+        dst_port,
+        icmp,
+        checksums_good: checksums_good(bytes) == Some(true),
+        bytes: Bytes(bytes.get(14..14 + usize::from(len))?.to_vec()),
+    })
+}
+
+/// Both ports, and type and code of an ICMP message. Of an echo the identifier is the first port.
+fn transport(sliced: &SlicedPacket<'_>) -> (u16, u16, Option<(u8, u8)>) {
+    let id = |is_echo: bool, [high, low, ..]: [u8; 4]| {
+        if is_echo {
+            u16::from_be_bytes([high, low])
+        } else {
+            0
+        }
+    };
+    match &sliced.transport {
+        Some(TransportSlice::Tcp(tcp)) => (tcp.source_port(), tcp.destination_port(), None),
+        Some(TransportSlice::Udp(udp)) => (udp.source_port(), udp.destination_port(), None),
+        Some(TransportSlice::Icmpv4(message)) => {
+            let (kind, code) = (message.type_u8(), message.code_u8());
+            let is_echo = [icmpv4::TYPE_ECHO_REQUEST, icmpv4::TYPE_ECHO_REPLY].contains(&kind);
+            (id(is_echo, message.bytes5to8()), 0, Some((kind, code)))
+        }
+        Some(TransportSlice::Icmpv6(message)) => {
+            let (kind, code) = (message.type_u8(), message.code_u8());
+            let is_echo = [icmpv6::TYPE_ECHO_REQUEST, icmpv6::TYPE_ECHO_REPLY].contains(&kind);
+            (id(is_echo, message.bytes5to8()), 0, Some((kind, code)))
+        }
+        _ => (0, 0, None),
+    }
 }
 
 fn sums_are_good(ip: &etherparse::Ipv4Slice<'_>) -> bool {
@@ -205,8 +262,8 @@ mod tests {
     fn a_datagram_is_read_field_by_field() {
         let frame = Frame::parse(false, &datagram()).unwrap();
         let ip = frame.ip.unwrap();
-        assert_eq!((ip.src, ip.src_port), (Ipv4Addr::new(10, 0, 0, 1), 7));
-        assert_eq!((ip.dst, ip.dst_port), (Ipv4Addr::new(10, 0, 0, 2), 8));
+        assert_eq!((ip.src, ip.src_port), (IpAddr::from([10, 0, 0, 1]), 7));
+        assert_eq!((ip.dst, ip.dst_port), (IpAddr::from([10, 0, 0, 2]), 8));
         assert_eq!((ip.ttl, ip.protocol, ip.len, ip.fragment), (9, 17, 31, false));
         assert!(ip.checksums_good);
         assert_eq!(ip.bytes.0, datagram()[14..]);

@@ -128,7 +128,7 @@ impl<'a> Walk<'a> {
         let local = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, ID);
         Ok(Talk {
             local,
-            seen: SocketAddrV4::new(request.src, request.src_port),
+            seen: request.sender().context("not of IPv4")?,
             forwarded,
         })
     }
