@@ -1,12 +1,13 @@
 //! `causeway explain`: what it predicts for a packet is what the programs then say of it, each time.
 
+mod family;
 mod ipv6;
 mod packet;
 
 use std::{
     collections::BTreeMap,
     io::{BufRead as _, BufReader, Write as _},
-    net::{Ipv4Addr, SocketAddrV4},
+    net::SocketAddr,
     process::{Child, ChildStdin, ChildStdout, Stdio},
     thread,
     time::{Duration, Instant},
@@ -21,7 +22,6 @@ use causeway_common::{
     tuple::FlowKey,
 };
 use causeway_tests::{
-    fabric::{GATEWAY, INTERNET, NODE, PEERED, VNET, WIRESERVER},
     netns::Netns,
     node::Datapath,
     raw::Sender,
@@ -30,7 +30,10 @@ use causeway_tests::{
 use rustix::time::{ClockId, clock_gettime};
 use serde_json::Value;
 
-use self::packet::{From, Packet, packet};
+use self::{
+    family::Family,
+    packet::{From, Packet, packet},
+};
 use crate::scene::Scene;
 
 #[test]
@@ -43,19 +46,32 @@ fn ten_thousand_packets_become_what_was_predicted() -> Result<()> {
         "toPod promoted",
         "toUplink snat_no_mapping",
     ];
-    compare(Datapath::Causeway, 10_000, 40, &reasons)
+    compare::<[u8; 4]>(Datapath::Causeway, 10_000, 40, &reasons)
 }
 
 #[test]
 fn with_xdp_on_the_uplink_packets_become_what_was_predicted() -> Result<()> {
     let reasons = ["fromUplink carried_by_xdp", "fromUplink carried_to_pod"];
-    compare(Datapath::CausewayXdp, 5_000, 3, &reasons)
+    compare::<[u8; 4]>(Datapath::CausewayXdp, 5_000, 3, &reasons)
+}
+
+#[test]
+fn ten_thousand_packets_of_ipv6_become_what_was_predicted() -> Result<()> {
+    let reasons = [
+        "fromPod carried_to_uplink",
+        "toUplink snat_promoted",
+        "toUplink snat_protocol",
+        "fromUplink carried_to_pod",
+        "toPod promoted",
+        "toUplink snat_no_mapping",
+    ];
+    compare::<[u8; 16]>(Datapath::Causeway, 10_000, 40, &reasons)
 }
 
 /// Asks about so many packets, of so many ports on the pods' side, and sends them. A stage on which little happens proves
 /// little: `reasons` must be among what happens.
-fn compare(datapath: Datapath, packets: usize, ports: u16, reasons: &[&str]) -> Result<()> {
-    let mut stage = Stage::new(datapath)?;
+fn compare<A: Family>(datapath: Datapath, packets: usize, ports: u16, reasons: &[&str]) -> Result<()> {
+    let mut stage = Stage::<A>::new(datapath)?;
     let seed = seed(6);
     let mut rng = Rng::new(seed);
     let (mut compared, mut kinds) = (0, BTreeMap::<String, usize>::new());
@@ -71,7 +87,7 @@ fn compare(datapath: Datapath, packets: usize, ports: u16, reasons: &[&str]) -> 
         let prediction = stage.ask(&packet)?;
         let before = stage.counts()?;
         stage.send(&packet)?;
-        let expected = passages(&prediction)?;
+        let expected = passages::<A>(&prediction)?;
         let seen = stage.moved_since(&before, expected.len())?;
         // A second is a unit of the programs' time: what was predicted in one is not said of the next.
         if is_near_the_end_of_a_second(start) {
@@ -89,7 +105,7 @@ fn compare(datapath: Datapath, packets: usize, ports: u16, reasons: &[&str]) -> 
         }
     }
     ensure!(lacks(&kinds).is_none(), "no {:?} among {kinds:#?}", lacks(&kinds));
-    ensure!(kinds.len() >= 25, "{kinds:#?}");
+    ensure!(kinds.len() >= A::KINDS, "{kinds:#?}");
     Ok(())
 }
 
@@ -146,31 +162,34 @@ fn a_person_reads_what_decides() -> Result<()> {
 }
 
 /// A node on which nothing moves but what is sent: nobody answers.
-struct Stage {
-    scene: Scene,
+struct Stage<A: Family> {
+    /// Lives as long as the stage.
+    _scene: Scene,
+    pods: [A; 2],
     senders: Vec<(Sender, [[u8; 6]; 2])>,
     wire: (Sender, [[u8; 6]; 2]),
     explain: Child,
     questions: ChildStdin,
     answers: BufReader<ChildStdout>,
     counts: PerCpuArray<MapData, Count>,
-    flows: HashMap<MapData, FlowKey<[u8; 4]>, FlowEntry<[u8; 4]>>,
+    flows: HashMap<MapData, FlowKey<A>, FlowEntry<A>>,
 }
 
-impl Stage {
+impl<A: Family> Stage<A> {
     fn new(datapath: Datapath) -> Result<Self> {
-        let scene = Scene::with(datapath, 20, 2)?;
+        let scene = A::scene(datapath)?;
         let (node, router) = (&scene.rig.node, &scene.rig.fabric.router);
         // The next hops are known from here on: no packet waits for them.
-        for to in [GATEWAY, VNET] {
-            node.ns.output("ping", &["-c1", "-W2", &to.to_string()])?;
-        }
+        A::find_hops(&node.ns, router)?;
         let silence = |ns: &Netns, rule: &str| {
             let words: Vec<&str> = rule.split_whitespace().collect();
-            ns.output("iptables", &words).map(drop)
+            ns.output(A::FILTER, &words).map(drop)
         };
         silence(router, "-t raw -I PREROUTING -i node -j DROP")?;
+        silence(router, "-I OUTPUT -o node -j DROP")?;
         silence(&node.ns, "-I INPUT -j DROP")?;
+        // The node reports to its links which groups it listens to, some seconds later too.
+        silence(&node.ns, "-I OUTPUT -o azv+ -j DROP")?;
         for pod in &scene.pods {
             silence(&pod.ns, "-t raw -I PREROUTING -j DROP")?;
         }
@@ -186,51 +205,41 @@ impl Stage {
             .stdout(Stdio::piped())
             .spawn()?;
         let map = |name: &str| MapData::from_pin(scene.pin("maps").join(name));
+        let [first, second] = &scene.pods[..] else {
+            anyhow::bail!("two pods were asked for");
+        };
         Ok(Self {
+            pods: [A::pod(first)?, A::pod(second)?],
             senders,
             wire,
             questions: explain.stdin.take().context("piped")?,
             answers: BufReader::new(explain.stdout.take().context("piped")?),
             explain,
             counts: PerCpuArray::try_from(Map::PerCpuArray(map("cwy_count")?))?,
-            flows: HashMap::try_from(Map::HashMap(map("cwy_flows")?))?,
-            scene,
+            flows: HashMap::try_from(Map::HashMap(map(A::FLOWS)?))?,
+            _scene: scene,
         })
     }
 
     /// A packet among few addresses and ports, so that flows meet again and again.
-    fn draw(&self, rng: &mut Rng, ports: u16) -> Packet {
-        const OUTSIDE: [Ipv4Addr; 8] = [
-            INTERNET,
-            Ipv4Addr::new(8, 8, 8, 8),
-            Ipv4Addr::new(172, 16, 3, 4),
-            Ipv4Addr::new(169, 254, 169, 254),
-            PEERED,
-            Ipv4Addr::new(10, 99, 0, 1),
-            VNET,
-            WIRESERVER,
-        ];
-        let pods = [self.scene.pods[0].addr, self.scene.pods[1].addr];
+    fn draw(&self, rng: &mut Rng, ports: u16) -> Packet<A> {
+        let pods = self.pods;
         let near = rng.port(1024, 1023 + ports);
         let far = rng.pick(&[53, 80, 443, 8080, 32_526]);
         let (from, src, dst) = match rng.below(10) {
             0..=5 => {
                 let pod = rng.below(2);
-                (From::Pod(pod), pods[pod], rng.pick(&OUTSIDE))
+                (From::Pod(pod), pods[pod], rng.pick(&A::OUTSIDE))
             }
             6..=7 => {
                 let pod = rng.below(2);
                 (From::Pod(pod), pods[pod], pods[1 - pod])
             }
-            8 if rng.one_in(4) => (
-                From::Pod(0),
-                pods[0],
-                rng.pick(&[NODE, Ipv4Addr::new(224, 0, 0, 5)]),
-            ),
+            8 if rng.one_in(4) => (From::Pod(0), pods[0], rng.pick(&[A::NODE, A::MANY])),
             _ => {
-                let to = rng.pick(&[NODE, NODE, pods[0], pods[1]]);
+                let to = rng.pick(&[A::NODE, A::NODE, pods[0], pods[1]]);
                 // Of hosts to which the node knows no better way.
-                (From::Wire, OUTSIDE[rng.below(6)], to)
+                (From::Wire, A::OUTSIDE[rng.below(6)], to)
             }
         };
         // From pod to pod either side may be the one that answers; on the wire answers are what comes most.
@@ -239,28 +248,22 @@ impl Stage {
             From::Pod(_) => pods.contains(&dst) && rng.one_in(2),
         };
         let (src_port, dst_port) = if is_backwards { (far, near) } else { (near, far) };
-        packet(
-            rng,
-            from,
-            SocketAddrV4::new(src, src_port),
-            SocketAddrV4::new(dst, dst_port),
-        )
-        .expect("a packet that can be built")
+        packet(rng, from, (src, src_port), (dst, dst_port)).expect("a packet that can be built")
     }
 
-    fn ask(&mut self, packet: &Packet) -> Result<Value> {
+    fn ask(&mut self, packet: &Packet<A>) -> Result<Value> {
         writeln!(self.questions, "{}", packet.words)?;
         let mut line = String::new();
         self.answers.read_line(&mut line)?;
         serde_json::from_str(&line).with_context(|| format!("{}: {line:?}", packet.words))
     }
 
-    fn send(&self, packet: &Packet) -> Result<()> {
+    fn send(&self, packet: &Packet<A>) -> Result<()> {
         let (sender, macs) = match packet.from {
             From::Pod(pod) => &self.senders[pod],
             From::Wire => &self.wire,
         };
-        let frame = [&macs[1][..], &macs[0], &[0x08, 0x00], &packet.bytes].concat();
+        let frame = [&macs[1][..], &macs[0], &A::ETHERTYPE, &packet.bytes].concat();
         sender.send(&frame)
     }
 
@@ -288,7 +291,7 @@ impl Stage {
         loop {
             let mut moved = Vec::new();
             for (reason, (after, before)) in Reason::ALL.iter().zip(self.counts()?.iter().zip(before)) {
-                if reason.verdict() == Verdict::Noted || *reason == Reason::Arp {
+                if reason.verdict() == Verdict::Noted || A::OF_THE_LINK.contains(reason) {
                     continue;
                 }
                 for (hook, (after, before)) in HOOKS.iter().zip(after.iter().zip(before)) {
@@ -305,12 +308,12 @@ impl Stage {
     }
 
     /// Whether the flow's entry translates as was predicted.
-    fn check_translation(&self, packet: &Packet, prediction: &Value) -> Result<()> {
+    fn check_translation(&self, packet: &Packet<A>, prediction: &Value) -> Result<()> {
         let leaves = prediction["hooks"]
             .as_array()
             .and_then(|hooks| hooks.last())
             .is_some_and(|last| {
-                last["program"] == "cwy_to_uplink" && last["verdict"] == "stack"
+                last["program"] == A::PROGRAMS[3] && last["verdict"] == "stack"
                     || last["reason"] == "carried_to_uplink"
             });
         if !leaves {
@@ -330,10 +333,10 @@ impl Stage {
             .flatten()
             .find_map(|hook| hook["translatedTo"].as_str());
         if let (Some(to), Some(port)) = (to, port)
-            && let Some((addr, predicted)) = to.split_once(':')
+            && let Ok(to) = to.parse::<SocketAddr>()
         {
             ensure!(
-                addr == NODE.to_string() && predicted == port.to_string(),
+                to.ip() == A::NODE.ip() && to.port() == port,
                 "{}: {to}, {port}",
                 packet.words
             );
@@ -342,7 +345,7 @@ impl Stage {
     }
 }
 
-impl Drop for Stage {
+impl<A: Family> Drop for Stage<A> {
     fn drop(&mut self) {
         // It ends with its input; whoever failed before that has said so.
         self.explain.kill().ok();
@@ -353,7 +356,7 @@ impl Drop for Stage {
 const HOOKS: [&str; 4] = ["fromPod", "toPod", "fromUplink", "toUplink"];
 
 /// The hooks and reasons of a prediction. Sorted.
-fn passages(prediction: &Value) -> Result<Vec<(String, String)>> {
+fn passages<A: Family>(prediction: &Value) -> Result<Vec<(String, String)>> {
     let hooks = prediction["hooks"].as_array().context("no hooks")?;
     let passage = |hook: &Value| {
         let program = hook["program"].as_str()?;
@@ -365,7 +368,7 @@ fn passages(prediction: &Value) -> Result<Vec<(String, String)>> {
         };
         let name = HOOKS
             .iter()
-            .zip(["cwy_from_pod", "cwy_to_pod", "cwy_from_uplink", "cwy_to_uplink"])
+            .zip(A::PROGRAMS)
             .find(|(_, known)| *known == program)?
             .0;
         Some(((*name).to_owned(), hook["reason"].as_str()?.to_owned()))

@@ -28,7 +28,11 @@ pub(crate) struct Scene {
 
 impl Scene {
     pub(crate) fn with(datapath: Datapath, addresses: u8, pods: usize) -> Result<Self> {
-        let rig = Rig::unwatched(datapath, addresses)?;
+        Self::of(Rig::unwatched(datapath, addresses)?, pods)
+    }
+
+    /// Of a node that is there, and so many pods.
+    pub(crate) fn of(rig: Rig, pods: usize) -> Result<Self> {
         let dist = Dist::from_env()?;
         rig.node.root.write(
             "/etc/cni/net.d/10-azure.conflist",

@@ -155,7 +155,8 @@ pub fn fragments(packet: &[u8], mtu: usize, id: u16) -> Result<Vec<Vec<u8>>> {
         .collect()
 }
 
-fn ip(ends: [IpAddr; 2], protocol: IpNumber, payload: &[u8]) -> Result<Vec<u8>> {
+/// A packet of any protocol, from and to these.
+pub fn ip(ends: [IpAddr; 2], protocol: IpNumber, payload: &[u8]) -> Result<Vec<u8>> {
     let len = u16::try_from(payload.len()).context("too long for a packet")?;
     match ends {
         [IpAddr::V4(src), IpAddr::V4(dst)] => {
