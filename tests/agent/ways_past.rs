@@ -1,7 +1,10 @@
 //! Routes that send pods' packets out by another interface than the uplink: what is to be masqueraded leaves with the node's
 //! address there as well.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket},
+    time::Duration,
+};
 
 use anyhow::{Result, ensure};
 use causeway_tests::{
@@ -9,11 +12,14 @@ use causeway_tests::{
     dual_stack::Connection,
     fabric::{INTERNET, NODE, VNET},
     netns::{Netns, connect},
-    node::Datapath,
+    node::{Datapath, Node},
     rig::Rig,
 };
 
 use super::exact_rule::{FILE, GUEST, NODE_AT_SITE, Place, SITE};
+
+/// An address that a container of somebody else's has.
+const CONTAINER: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 77);
 
 #[test]
 fn pods_leave_by_another_card_with_its_address_and_nobody_else_is_touched() -> Result<()> {
@@ -28,6 +34,15 @@ fn pods_leave_by_another_card_with_its_address_and_nobody_else_is_touched() -> R
     let mut agent = Agent::start(node)?;
     agent.wait_for("the rule", |_| Ok(seen(SITE)? == NODE_AT_SITE))?;
     ensure!(place.seen(&place.guest, GUEST, SITE)? == GUEST);
+    // A container's network is of the node, and knows the pod.
+    node.ns.ip(&format!("route add {CONTAINER} dev guest"))?;
+    place.guest.ip(&format!("addr add {CONTAINER}/32 dev eth0"))?;
+    let server = place.guest.bind(|| UdpSocket::bind((CONTAINER, 53)))?;
+    server.set_read_timeout(Some(Duration::from_secs(2)))?;
+    let client = place.pod.ns.bind(|| UdpSocket::bind((place.pod.addr, 0)))?;
+    client.send_to(b"who am I", (CONTAINER, 53))?;
+    let (_, source) = server.recv_from(&mut [0; 64])?;
+    ensure!(source.ip() == place.pod.addr, "{source}");
     ensure!(place.seen(&place.guest, GUEST, INTERNET)? == GUEST);
     let before = node.count("snat_promoted")?;
     ensure!(seen(INTERNET)? == NODE && seen(VNET)? == place.pod.addr);
@@ -93,11 +108,15 @@ fn the_rule_comes_and_goes_with_the_routes_that_need_it() -> Result<()> {
     agent.wait_for("the list", |agent| {
         Ok(agent.log().contains("the configuration is in force"))
     })?;
-    let passes = agent.metric("causeway_reconcile_passes_total")?;
-    node.ns.ip(&format!("route add {SITE} {by_card}"))?;
-    agent.wait_for("a pass", |agent| {
-        Ok(agent.metric("causeway_reconcile_passes_total")? > passes)
-    })?;
+    node.ns.ip(&format!(
+        "route add {SITE} {by_card}\nroute add 192.0.2.200 {by_card}"
+    ))?;
+    agent.wait_for("another destination", |_| has_tables())?;
+    node.ns.ip("route del 192.0.2.200")?;
+    agent.wait_for("no other destination", |_| has_none())?;
+    // Nor does a route that another one goes before.
+    node.ns.ip(&format!("route add default {by_card} metric 4000"))?;
+    two_passes(&mut agent, node)?;
     ensure!(has_none()?);
     agent.end()
 }
@@ -110,13 +129,28 @@ fn who_unloads_the_datapath_is_not_given_the_rule_back() -> Result<()> {
     agent.wait_for("the rule", |_| Ok(!place.tables()?.is_empty()))?;
     node.causeway(&["unload"])?;
     ensure!(place.tables()?.is_empty());
-    let passes = agent.metric("causeway_reconcile_passes_total")?;
-    node.ns.ip("link add another type bridge")?;
-    agent.wait_for("a pass", |agent| {
-        Ok(agent.metric("causeway_reconcile_passes_total")? > passes)
-    })?;
+    two_passes(&mut agent, node)?;
+    ensure!(place.tables()?.is_empty());
+    agent.end()?;
+    // Nor is it by the next one, while no pod comes.
+    node.remove(&place.pod)?;
+    let mut agent = Agent::start(node)?;
+    two_passes(&mut agent, node)?;
     ensure!(place.tables()?.is_empty());
     agent.end()
+}
+
+/// Waits until the agent has looked at everything that is there now: what it was at when it was asked may be older.
+fn two_passes(agent: &mut Agent, node: &Node) -> Result<()> {
+    for name in ["first", "second"] {
+        let passes = agent.metric("causeway_reconcile_passes_total")?;
+        node.ns.ip(&format!("link add {name} type bridge"))?;
+        agent.wait_for("a pass", |agent| {
+            Ok(agent.metric("causeway_reconcile_passes_total")? > passes)
+        })?;
+        node.ns.ip(&format!("link del {name}"))?;
+    }
+    Ok(())
 }
 
 /// A host behind the node's second network card, and the node there.

@@ -61,42 +61,48 @@ impl Made {
 }
 
 impl ExactRule {
-    /// Makes the kernel's rule this one, or takes it away. Returns whether somebody else had changed what was made.
+    /// Whether the kernel's rule is this one, as it was made.
+    pub fn is_kept(&self, rule: &Rule) -> bool {
+        let same = self.made.as_ref().filter(|made| made.rule == *rule);
+        same.is_some_and(Made::is_in_force)
+    }
+
+    /// Makes the kernel's rule this one, in one transaction (nft(8)): connections keep the translation that they have.
+    /// Returns whether somebody else had changed what was made.
     ///
     /// # Errors
     ///
     /// If `nft` is missing or refuses: what was in force before stays.
-    pub fn keep(&mut self, root: &Root, wanted: Option<Rule>) -> Result<bool, ExactRuleError> {
-        let Some(rule) = wanted else {
-            self.made = None;
-            return remove(root).map(|()| false);
-        };
-        let same = self.made.as_ref().filter(|made| made.rule == rule);
-        if same.is_some_and(Made::is_in_force) {
-            return Ok(false);
+    pub fn make(&mut self, root: &Root, rule: Rule) -> Result<bool, ExactRuleError> {
+        let was_changed = self.made.as_ref().is_some_and(|made| made.rule == rule);
+        let before = made(root);
+        let wanted: Vec<Family> = rule.families().collect();
+        // Whoever is killed in between has left a table that the note knows of.
+        note(root, &[&before[..], &wanted].concat())?;
+        let removed = Family::ALL
+            .into_iter()
+            .filter(|family| before.contains(family) || wanted.contains(family));
+        let removal: String = removed.map(Family::removal).collect();
+        let script = rule.script();
+        if let Err(error) = nft(&["-f", "-"], &format!("{removal}{script}")) {
+            note(root, &before)?;
+            return Err(error.into());
         }
-        let was_changed = same.is_some();
-        self.make(root, rule)?;
+        note(root, &wanted)?;
+        tracing::info!("the kernel masquerades what the programs do not see");
+        let listing = listing(&rule).ok().filter(|listing| tells_of(listing, &script));
+        self.made = Some(Made { rule, listing });
         Ok(was_changed)
     }
 
-    /// In one transaction (nft(8)). Connections keep the translation that they have.
-    fn make(&mut self, root: &Root, rule: Rule) -> Result<(), ExactRuleError> {
-        let mut families = made(root);
-        families.extend(rule.families());
-        note(root, &families)?;
-        let removal: String = Family::ALL
-            .into_iter()
-            .filter(|family| families.contains(family))
-            .map(Family::removal)
-            .collect();
-        let script = rule.script();
-        nft(&["-f", "-"], &format!("{removal}{script}"))?;
-        let listing = listing(&rule).ok().filter(|listing| tells_of(listing, &script));
-        tracing::info!("the kernel masquerades what the programs do not see");
-        note(root, &rule.families().collect::<Vec<_>>())?;
-        self.made = Some(Made { rule, listing });
-        Ok(())
+    /// Takes the kernel's rule away, if it was made.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::make`].
+    pub fn remove(&mut self, root: &Root) -> Result<(), ExactRuleError> {
+        self.made = None;
+        remove(root)
     }
 }
 
@@ -108,16 +114,12 @@ pub(crate) fn remove(root: &Root) -> Result<(), ExactRuleError> {
     }
     let removal: String = families.into_iter().map(Family::removal).collect();
     nft(&["-f", "-"], &removal)?;
-    let path = root.path(MADE);
-    match fs::remove_file(&path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(ExactRuleError::File { path, source }),
-        _ => Ok(()),
-    }
+    note(root, &[])
 }
 
-/// Whether there is a table, as far as is noted.
-pub fn is_made(root: &Root) -> bool {
-    !made(root).is_empty()
+/// Whether there is a table of a family, as far as is noted.
+pub fn is_made(root: &Root, is_ipv4: bool) -> bool {
+    made(root).contains(&Family::of(is_ipv4))
 }
 
 /// The families of which there is a table. Where it is not told, as before there were two, it is that of IPv4.
@@ -133,10 +135,17 @@ fn made(root: &Root) -> Vec<Family> {
 fn note(root: &Root, families: &[Family]) -> Result<(), ExactRuleError> {
     let path = root.path(MADE);
     let names: Vec<&str> = families.iter().map(|family| family.name()).collect();
-    path.parent()
-        .map_or(Ok(()), fs::create_dir_all)
-        .and_then(|()| durable::write(&path, names.join("\n").as_bytes()))
-        .map_err(|source| ExactRuleError::File { path, source })
+    let noted = if names.is_empty() {
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    } else {
+        path.parent()
+            .map_or(Ok(()), fs::create_dir_all)
+            .and_then(|()| durable::write(&path, names.join("\n").as_bytes()))
+    };
+    noted.map_err(|source| ExactRuleError::File { path, source })
 }
 
 /// Whether a listing has as many rules and sets with elements as a script: their text depends on the version of `nft`.
@@ -154,9 +163,12 @@ fn nft(arguments: &[&str], input: &str) -> Result<String, ProgramError> {
     program::run(NFT, arguments, input)?.ok_or_else(|| ProgramError::missing(NFT))
 }
 
-/// Whether a table of nftables is the one that [`ExactRule`] makes.
-pub fn is_ours(family: &str, table: &str) -> bool {
-    table == TABLE && Family::ALL.iter().any(|known| known.name() == family)
+/// Whether a table of nftables is one that [`ExactRule`] makes, of this family or of either.
+pub fn is_ours(family: &str, table: &str, is_ipv4: Option<bool>) -> bool {
+    let mut known = Family::ALL
+        .into_iter()
+        .filter(|known| is_ipv4.is_none_or(|is_ipv4| *known == Family::of(is_ipv4)));
+    table == TABLE && known.any(|known| known.name() == family)
 }
 
 #[cfg(test)]
@@ -170,7 +182,7 @@ mod tests {
             exact_rule: true,
             ..Settings::default()
         };
-        let script = Rule::wanted(&settings, Some(2), &[]).unwrap().script();
+        let script = Rule::wanted(&settings, Some(2), Vec::new()).script();
         let listing = "table ip causeway {\n\tset excluded {\n\t\ttype ipv4_addr\n\t\tflags interval\n\t\telements = { 10.0.0.0/8, 168.63.129.16 }\n\t}\n\n\
             \tchain postrouting {\n\t\ttype nat hook postrouting priority srcnat; policy accept;\n\
             \t\tiifname \"azv*\" oifname \"azv*\" accept\n\
@@ -188,12 +200,15 @@ mod tests {
     fn what_an_earlier_build_has_made_is_of_ipv4() {
         let directory = tempfile::tempdir().unwrap();
         let root = Root::new(directory.path());
-        assert!(made(&root).is_empty() && !is_made(&root));
+        assert!(made(&root).is_empty() && !is_made(&root, true));
         note(&root, &[Family::Ip6]).unwrap();
-        assert_eq!(made(&root), [Family::Ip6]);
+        assert!(is_made(&root, false) && !is_made(&root, true));
         note(&root, &Family::ALL).unwrap();
         assert_eq!(made(&root), Family::ALL);
         fs::write(root.path(MADE), TABLE).unwrap();
         assert_eq!(made(&root), [Family::Ip]);
+        note(&root, &[]).unwrap();
+        note(&root, &[]).unwrap();
+        assert!(made(&root).is_empty());
     }
 }

@@ -1,15 +1,17 @@
 //! What the kernel is to masquerade beside the programs, and the script of nft(8) that says so.
 
+use std::collections::BTreeSet;
+
 use super::{TABLE, spans::Spans};
 use crate::{links::WayOut, settings::Settings};
 
 /// Who is masqueraded by the kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Senders {
     /// Whoever sends, as by the rule that is replaced.
     Everybody,
-    /// Pods alone, and those of their packets that leave by another interface than the uplink.
-    Pods,
+    /// Pods alone, and those of their packets that leave the node by these interfaces, which the programs do not see.
+    PodsBy(BTreeSet<u32>),
 }
 
 /// Tables that masquerade, one of each family that needs one.
@@ -38,6 +40,10 @@ pub(super) enum Family {
 impl Family {
     pub(super) const ALL: [Self; 2] = [Self::Ip, Self::Ip6];
 
+    pub(super) fn of(is_ipv4: bool) -> Self {
+        if is_ipv4 { Self::Ip } else { Self::Ip6 }
+    }
+
     /// As nft(8) writes it, in front of a table and of what a rule matches.
     pub(super) fn name(self) -> &'static str {
         match self {
@@ -54,27 +60,30 @@ impl Family {
 }
 
 impl Rule {
-    /// What the settings ask for where pods' packets leave by `uplink` and by other `ways`; `None` if the programs do all
-    /// that is asked for.
-    pub fn wanted(settings: &Settings, uplink: Option<u32>, ways: &[WayOut]) -> Option<Self> {
+    /// What the settings ask for where pods' packets leave by `uplink` and by other `ways`; no tables if the programs
+    /// do all that is asked for.
+    pub fn wanted(settings: &Settings, uplink: Option<u32>, ways: Vec<WayOut>) -> Self {
         let [excluded, excluded_v6] = excluded(settings);
-        let senders = if settings.exact_rule {
+        let ways = past_the_programs(settings, ways);
+        let of_ipv4 = if settings.exact_rule {
             Some(Senders::Everybody)
         } else {
-            leads_past(&excluded, true, ways).then_some(Senders::Pods)
+            pods_by(&ways, true)
         };
-        let of_ipv4 = senders.map(|senders| Table {
-            family: Family::Ip,
+        let table = |family, senders, excluded| Table {
+            family,
             senders,
             excluded,
-        });
-        let of_ipv6 = leads_past(&excluded_v6, false, ways).then_some(Table {
-            family: Family::Ip6,
-            senders: Senders::Pods,
-            excluded: excluded_v6,
-        });
-        let tables: Vec<Table> = of_ipv4.into_iter().chain(of_ipv6).collect();
-        (!tables.is_empty()).then_some(Self { uplink, tables })
+        };
+        let of_ipv4 = of_ipv4.map(|senders| table(Family::Ip, senders, excluded));
+        let of_ipv6 = pods_by(&ways, false).map(|senders| table(Family::Ip6, senders, excluded_v6));
+        let tables = of_ipv4.into_iter().chain(of_ipv6).collect();
+        Self { uplink, tables }
+    }
+
+    /// Whether it has no tables.
+    pub fn is_empty(&self) -> bool {
+        self.tables.is_empty()
     }
 
     /// The families of which there is a table.
@@ -113,9 +122,11 @@ fn excluded(settings: &Settings) -> [Spans; 2] {
     ]
 }
 
-fn leads_past(excluded: &Spans, is_ipv4: bool, ways: &[WayOut]) -> bool {
-    let mut of_family = ways.iter().filter(|way| way.to.addr().is_ipv4() == is_ipv4);
-    of_family.any(|way| !excluded.hold(&way.to))
+/// The interfaces of a family's ways, if there are any.
+fn pods_by(ways: &[WayOut], is_ipv4: bool) -> Option<Senders> {
+    let of_family = ways.iter().filter(|way| way.to.addr().is_ipv4() == is_ipv4);
+    let interfaces: BTreeSet<u32> = of_family.map(|way| way.ifindex).collect();
+    (!interfaces.is_empty()).then_some(Senders::PodsBy(interfaces))
 }
 
 impl Table {
@@ -127,9 +138,13 @@ impl Table {
         } else {
             format!("elements = {{{} }}\n", spans.join(","))
         };
-        let of_others = match self.senders {
-            Senders::Everybody => "",
-            Senders::Pods => "iifname != \"azv*\" accept comment \"no pod\"\n",
+        let (of_others, by) = match &self.senders {
+            Senders::Everybody => ("", String::new()),
+            Senders::PodsBy(interfaces) => {
+                let numbers: Vec<String> = interfaces.iter().map(u32::to_string).collect();
+                let by = format!("oif {{ {} }} ", numbers.join(", "));
+                ("iifname != \"azv*\" accept comment \"no pod\"\n", by)
+            }
         };
         let of_uplink = uplink.map_or_else(String::new, |index| {
             format!("iifname \"azv*\" oif {index} accept comment \"cwy_to_uplink translates\"\n")
@@ -143,7 +158,7 @@ impl Table {
              {of_uplink}\
              fib daddr type local accept\n\
              {family} daddr @excluded accept\n\
-             masquerade\n}}\n}}\n",
+             {by}masquerade\n}}\n}}\n",
             address = match self.family {
                 Family::Ip => "ipv4_addr",
                 Family::Ip6 => "ipv6_addr",
@@ -160,14 +175,17 @@ mod tests {
         WayOut {
             to: to.parse().unwrap(),
             interface: "eth1".to_owned(),
+            ifindex: 7,
         }
     }
 
     fn families(settings: &Settings, ways: &[&str]) -> Vec<(Family, Senders)> {
         let ways: Vec<WayOut> = ways.iter().copied().map(way).collect();
-        let rule = Rule::wanted(settings, Some(2), &ways);
-        let tables = rule.map(|rule| rule.tables).unwrap_or_default();
-        tables.iter().map(|table| (table.family, table.senders)).collect()
+        let tables = Rule::wanted(settings, Some(2), ways).tables;
+        tables
+            .into_iter()
+            .map(|table| (table.family, table.senders))
+            .collect()
     }
 
     #[test]
@@ -175,7 +193,7 @@ mod tests {
         let settings = Settings::default();
         assert_eq!(families(&settings, &[]), []);
         assert_eq!(families(&settings, &["10.9.0.0/16", "2001:db8::/32"]), []);
-        let of_pods = [(Family::Ip, Senders::Pods)];
+        let of_pods = [(Family::Ip, Senders::PodsBy(BTreeSet::from([7])))];
         assert_eq!(families(&settings, &["10.9.0.0/16", "198.18.0.0/15"]), of_pods);
         assert_eq!(families(&settings, &["0.0.0.0/0"]), of_pods);
         let exact = Settings {
@@ -192,7 +210,7 @@ mod tests {
         assert_eq!(families(&of_both, &["fd00::/8"]), []);
         assert_eq!(
             families(&of_both, &["2001:db8::/32"]),
-            [(Family::Ip6, Senders::Pods)]
+            [(Family::Ip6, Senders::PodsBy(BTreeSet::from([7])))]
         );
         let past = past_the_programs(&of_both, vec![way("10.0.0.0/16"), way("::/0"), way("fd00::/64")]);
         assert_eq!(past, [way("::/0")]);
@@ -200,10 +218,10 @@ mod tests {
 
     #[test]
     fn pods_alone_are_masqueraded_by_a_table_that_lets_the_others_go_first() {
-        let rule = Rule::wanted(&Settings::default(), Some(2), &[way("198.18.0.0/15")]).unwrap();
+        let rule = Rule::wanted(&Settings::default(), Some(2), vec![way("198.18.0.0/15")]);
         let script = rule.script();
         let place = |words: &str| script.find(words).unwrap();
         assert!(place("iifname != \"azv*\" accept") < place("oifname \"azv*\" accept"));
-        assert!(place("oif 2 accept") < place("masquerade\n"));
+        assert!(place("oif 2 accept") < place("oif { 7 } masquerade\n"));
     }
 }

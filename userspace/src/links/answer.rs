@@ -63,6 +63,7 @@ impl Kind {
             "veth" => Self::Veth,
             "bridge" => Self::Bridge,
             "dummy" => Self::Dummy,
+            "tun" => Self::Tun,
             _ => Self::Other,
         }
     }

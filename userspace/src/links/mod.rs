@@ -120,6 +120,8 @@ pub enum Kind {
     Bridge,
     /// What nothing is behind.
     Dummy,
+    /// What a process of the node is behind: a guest's card as a port of a bridge, or a VPN.
+    Tun,
     /// Hardware, or a tunnel, or anything else that may lead out of the node.
     Other,
 }

@@ -1,6 +1,9 @@
 //! Routes by which packets leave the node.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use ipnet::IpNet;
 use netlink_packet_route::{
@@ -11,12 +14,14 @@ use netlink_packet_route::{
 use super::{Kind, Link, LinkError, Netlink, family, hops::whole, inspect::ip};
 
 /// A route that leads out of the node.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct WayOut {
     /// Its destinations.
     pub to: IpNet,
     /// Name of the interface it leaves by.
     pub interface: String,
+    /// Its index.
+    pub ifindex: u32,
 }
 
 /// A next hop of a route.
@@ -31,23 +36,21 @@ impl Netlink {
     /// containers, is not outside.
     pub fn ways_past(&mut self, uplink: Option<u32>) -> Result<Vec<WayOut>, LinkError> {
         let links = self.links()?;
-        let mut ways = Vec::new();
+        let mut ways = BTreeSet::new();
         for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-            for message in self.route_messages(family)? {
-                let Some(to) = destination(&message).filter(is_routed) else {
-                    continue;
-                };
-                for hop in hops(&message) {
+            for (to, message) in in_use(&self.route_messages(family)?) {
+                for hop in hops(message) {
                     let link = links.iter().find(|link| link.index == hop.ifindex);
                     let link = link.filter(|link| uplink != Some(link.index) && hop.leaves(link, &links));
                     ways.extend(link.map(|link| WayOut {
                         to,
                         interface: link.name.clone(),
+                        ifindex: link.index,
                     }));
                 }
             }
         }
-        Ok(ways)
+        Ok(ways.into_iter().collect())
     }
 
     /// Index of the interface by which the kernel would send on what comes in by `from`; `None` if it would not, or
@@ -84,9 +87,41 @@ impl Hop {
             || match link.kind {
                 Kind::Veth | Kind::Dummy => false,
                 Kind::Bridge => has_port_outside(),
-                Kind::Other => true,
+                Kind::Tun | Kind::Other => true,
             }
     }
+}
+
+/// The routes that forward, with their destinations: of a table's to one destination those of the least metric.
+fn in_use(messages: &[RouteMessage]) -> Vec<(IpNet, &RouteMessage)> {
+    let routed = |message| destination(message).filter(is_routed).map(|to| (to, message));
+    let all: Vec<(IpNet, &RouteMessage)> = messages.iter().filter_map(routed).collect();
+    let mut least: BTreeMap<(u32, IpNet), u32> = BTreeMap::new();
+    for (to, message) in &all {
+        let metric = metric(message);
+        let known = least.entry((table(message), *to)).or_insert(metric);
+        *known = metric.min(*known);
+    }
+    let is_least =
+        |(to, message): &(IpNet, &RouteMessage)| least.get(&(table(message), *to)) == Some(&metric(message));
+    all.into_iter().filter(is_least).collect()
+}
+
+fn metric(message: &RouteMessage) -> u32 {
+    let given = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Priority(metric) => Some(*metric),
+        _ => None,
+    });
+    given.unwrap_or_default()
+}
+
+/// A number above 255 has no room in the header.
+fn table(message: &RouteMessage) -> u32 {
+    let given = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Table(table) => Some(*table),
+        _ => None,
+    });
+    given.unwrap_or_else(|| message.header.table.into())
 }
 
 /// `None` of a route that does not forward.
@@ -175,6 +210,9 @@ mod tests {
             link(7, "azv0123", Kind::Veth, None),
             link(1, "lo", Kind::Other, None),
             link(8, "wg0", Kind::Other, None),
+            link(9, "virbr0", Kind::Bridge, None),
+            link(10, "vnet0", Kind::Tun, Some(9)),
+            link(11, "tun0", Kind::Tun, None),
         ];
         let leaves = |index: u32, has_gateway: bool| {
             let link = links.iter().find(|link| link.index == index).unwrap();
@@ -192,6 +230,8 @@ mod tests {
             (7, false, false),
             (1, false, false),
             (8, true, true),
+            (9, false, true),
+            (11, true, true),
         ] {
             assert_eq!(
                 (leaves(index, false), leaves(index, true)),
@@ -199,5 +239,33 @@ mod tests {
                 "{index}"
             );
         }
+    }
+
+    #[test]
+    fn a_route_that_another_one_goes_before_is_not_used() {
+        let route = |length: u8, table: u32, metric: Option<u32>, ifindex: u32| {
+            let mut message = RouteMessage::default();
+            message.header.address_family = AddressFamily::Inet;
+            message.header.kind = RouteType::Unicast;
+            message.header.destination_prefix_length = length;
+            message.attributes.push(RouteAttribute::Table(table));
+            message.attributes.push(RouteAttribute::Oif(ifindex));
+            message.attributes.extend(metric.map(RouteAttribute::Priority));
+            message
+        };
+        let routes = [
+            route(0, 254, Some(100), 2),
+            route(0, 254, Some(200), 3),
+            route(0, 300, Some(200), 4),
+            route(1, 254, None, 5),
+            route(1, 254, Some(1), 6),
+        ];
+        let used = in_use(&routes);
+        let exits: Vec<u32> = used
+            .iter()
+            .flat_map(|(_, message)| hops(message))
+            .map(|hop| hop.ifindex)
+            .collect();
+        assert_eq!(exits, [2, 4, 5]);
     }
 }

@@ -60,7 +60,7 @@ pub struct Keeper {
     root: Root,
     settings: Settings,
     exact_rule: ExactRule,
-    /// What the kernel is to masquerade, by the last whole pass.
+    /// What the kernel is to masquerade, by the last whole pass that could tell.
     rule: Option<Rule>,
     hold: Hold,
     /// The datapath, as long as its pins do not change.
@@ -123,19 +123,32 @@ impl Keeper {
 
     /// Sees to the kernel's rule. Returns whether somebody else had changed it.
     fn keep_exact_rule(&mut self, datapath: Option<&Datapath>, depth: Depth) -> Result<bool, KeepError> {
-        if depth == Depth::Whole {
+        if depth == Depth::Whole || self.rule.is_none() {
             let mut netlink = Netlink::new()?;
-            let uplink = self.uplink(&mut netlink, datapath).ok();
-            let uplink = uplink.map(|uplink| uplink.ifindex);
-            self.rule = Rule::wanted(&self.settings, uplink, &netlink.ways_past(uplink)?);
+            let uplink = match self.uplink(&mut netlink, datapath) {
+                Ok(uplink) => Some(uplink.ifindex),
+                Err(_) if datapath.is_none() => None,
+                // The pass has said so. What there is stays.
+                Err(_) => return Ok(false),
+            };
+            let ways = netlink.ways_past(uplink)?;
+            self.rule = Some(Rule::wanted(&self.settings, uplink, ways));
         }
-        if !self.was_loaded || self.rule.is_none() {
-            return Ok(self.exact_rule.keep(&self.root, self.rule.clone())?);
+        let (kept, root) = (&mut self.exact_rule, &self.root);
+        let Some(rule) = self.rule.clone().filter(|rule| !rule.is_empty()) else {
+            return Ok(kept.remove(root).map(|()| false)?);
+        };
+        if kept.is_kept(&rule) {
+            return Ok(false);
         }
-        let (rule, root) = (&mut self.exact_rule, &self.root);
-        let kept = Datapath::while_loaded(root, || rule.keep(root, self.rule.clone()))?;
-        // It goes with the datapath that somebody has unloaded.
-        Ok(kept.unwrap_or_else(|| rule.keep(root, None))?)
+        // It goes with the datapath that somebody has unloaded, and pods alone need none before there is one.
+        if self.settings.exact_rule && !self.was_loaded {
+            return Ok(kept.make(root, rule)?);
+        }
+        match Datapath::while_loaded(root, || kept.make(root, rule))? {
+            Some(made) => Ok(made?),
+            None => Ok(kept.remove(root).map(|()| false)?),
+        }
     }
 
     /// Looks once.

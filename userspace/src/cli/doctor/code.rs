@@ -179,7 +179,7 @@ codes! {
     OtherWayOut "CWY029" Error
         what "packets of pods may leave by another interface, with the pods' addresses"
         cause "A route to masqueraded destinations leads out by another interface than the uplink, where the kernel is to translate and has no rule: no agent runs that would make it, or nft is not installed."
-        look "ip route show dev INTERFACE\ncauseway ranges\nnft list table ip causeway"
+        look "ip route show table all dev INTERFACE\nip -6 route show table all dev INTERFACE\ncauseway ranges\nnft list tables"
         fix "systemctl start causeway-agent  # and install nftables, if there is no nft; or exclude VALUE, if it knows the pods"
 
     PodGone "CWY030" Error

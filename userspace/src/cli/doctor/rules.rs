@@ -21,10 +21,11 @@ pub(super) struct Rules {
 }
 
 impl Rules {
-    /// Whether the kernel's own rule is there; `None` where nobody was asked.
-    pub(super) fn has_own(&self) -> Option<bool> {
+    /// Whether the kernel's own rule for a family is there; `None` where nobody was asked.
+    pub(super) fn has_own(&self, is_ipv4: bool) -> Option<bool> {
         let ruleset = self.nftables.as_ref()?;
-        Some(nftables::has_table(ruleset, exact_rule::is_ours))
+        let is_it = |family: &str, table: &str| exact_rule::is_ours(family, table, Some(is_ipv4));
+        Some(nftables::has_table(ruleset, is_it))
     }
 
     pub(super) fn read(skipped: &mut Vec<String>) -> Self {
@@ -111,7 +112,7 @@ pub(super) fn check(snapshot: &Snapshot) -> Vec<Finding> {
 
 /// The kernel's rule beside the programs, if it was asked for.
 fn missing_rule(snapshot: &Snapshot) -> Vec<Finding> {
-    if !snapshot.wants_exact_rule() || snapshot.rules.has_own() == Some(true) {
+    if !snapshot.wants_exact_rule() || snapshot.rules.has_own(true) == Some(true) {
         return Vec::new();
     }
     let about = format!("nftables has no table ip {}", exact_rule::TABLE);

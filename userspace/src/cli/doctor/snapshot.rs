@@ -208,10 +208,11 @@ impl Snapshot {
         chosen.is_ok_and(|configuration| configuration.settings.exact_rule)
     }
 
-    /// Whether the kernel masquerades what the programs do not see: it is asked by a whole look, else it is as was noted.
-    pub(super) fn has_own_rule(&self) -> bool {
-        let seen = self.rules.has_own();
-        seen.unwrap_or_else(|| exact_rule::is_made(&self.root))
+    /// Whether the kernel masquerades what the programs do not see of a family: it is asked by a whole look, else it is as was
+    /// noted.
+    pub(super) fn has_own_rule(&self, is_ipv4: bool) -> bool {
+        let seen = self.rules.has_own(is_ipv4);
+        seen.unwrap_or_else(|| exact_rule::is_made(&self.root, is_ipv4))
     }
 
     /// The uplink that the programs know.

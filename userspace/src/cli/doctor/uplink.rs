@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use causeway::datapath::Direction;
+use causeway::{datapath::Direction, links::WayOut};
 
 use super::{Code, Finding, Snapshot, bypass::Before};
 
@@ -65,11 +65,15 @@ pub(super) fn check(snapshot: &Snapshot) -> Vec<Finding> {
 
 /// Routes by other interfaces to destinations that are masqueraded, where the kernel's own rule does not see to them.
 fn other_ways_out(snapshot: &Snapshot) -> Vec<Finding> {
-    if snapshot.wants_exact_rule() || snapshot.has_own_rule() {
-        return Vec::new();
-    }
-    // A default route elsewhere is a finding of its own.
-    let ways = snapshot.ways_past.iter().filter(|way| way.to.prefix_len() > 0);
+    let default = snapshot.default_route.as_ref().map(|route| route.ifindex);
+    let is_untranslated = |way: &&WayOut| {
+        let is_ipv4 = way.to.addr().is_ipv4();
+        // The node's default route elsewhere, and a rule that was asked for and is missing, are findings of their own.
+        let is_known = is_ipv4
+            && (snapshot.wants_exact_rule() || way.to.prefix_len() == 0 && default == Some(way.ifindex));
+        !is_known && !snapshot.has_own_rule(is_ipv4)
+    };
+    let ways = snapshot.ways_past.iter().filter(is_untranslated);
     ways.map(|way| {
         let about = format!("packets to {} leave by {}, untranslated", way.to, way.interface);
         Finding::new(Code::OtherWayOut, about)

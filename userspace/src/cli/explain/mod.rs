@@ -13,6 +13,7 @@ use std::{
 
 use causeway::{
     datapath::{self, Datapath},
+    exact_rule,
     root::Root,
     settings::Settings,
 };
@@ -115,10 +116,13 @@ struct Views {
 
 impl Views {
     fn open(datapath: Datapath, root: &Root) -> Result<Self, Failure> {
-        let of_v6 = datapath.has_ipv6().then(|| View::open(datapath.clone(), false));
+        let has_rule = |is_ipv4| exact_rule::is_made(root, is_ipv4);
+        let of_v6 = datapath
+            .has_ipv6()
+            .then(|| View::open(datapath.clone(), false, has_rule(false)));
         Ok(Self {
             of_v6: of_v6.transpose()?,
-            of_v4: View::open(datapath, Settings::noted(root).exact_rule)?,
+            of_v4: View::open(datapath, Settings::noted(root).exact_rule, has_rule(true))?,
         })
     }
 
@@ -253,8 +257,8 @@ fn other_exit<A: Family>(view: &View<A>, key: &Key<A>) -> Result<Option<String>,
         return Ok(None);
     };
     let exit = interface(exit)?;
-    let becomes = if is_masqueraded(view.range(key.dst)?.as_ref()) {
-        "the kernel's own rule masquerades a new flow there"
+    let becomes = if view.has_own_rule() && is_masqueraded(view.range(key.dst)?.as_ref()) {
+        "the kernel's own rule masquerades a new flow that leaves the node there"
     } else {
         "it keeps the pod's address"
     };

@@ -26,6 +26,7 @@ pub(super) type Entry<A> = FlowEntry<A>;
 pub(crate) struct View<A: Family> {
     datapath: Datapath,
     has_exact_rule: bool,
+    has_own_rule: bool,
     flows: HashMap<MapData, Key<A>, Entry<A>>,
     pods: HashMap<MapData, A, PodEntry>,
     ifaces: HashMap<MapData, u32, IfaceEntry<A>>,
@@ -37,7 +38,7 @@ pub(crate) struct View<A: Family> {
 type Read<T> = Result<T, DatapathError>;
 
 impl<A: Family> View<A> {
-    pub(crate) fn open(datapath: Datapath, has_exact_rule: bool) -> Read<Self> {
+    pub(crate) fn open(datapath: Datapath, has_exact_rule: bool, has_own_rule: bool) -> Read<Self> {
         Ok(Self {
             flows: maps::hash(&datapath, A::MAPS.flows)?,
             pods: maps::hash(&datapath, A::MAPS.pods)?,
@@ -47,6 +48,7 @@ impl<A: Family> View<A> {
             ports: maps::array(&datapath, "cwy_ports")?,
             datapath,
             has_exact_rule,
+            has_own_rule,
         })
     }
 
@@ -57,6 +59,11 @@ impl<A: Family> View<A> {
     /// Whether the kernel masquerades who is no pod.
     pub(super) fn has_exact_rule(&self) -> bool {
         self.has_exact_rule
+    }
+
+    /// Whether the kernel masquerades what pods send past the programs.
+    pub(super) fn has_own_rule(&self) -> bool {
+        self.has_own_rule
     }
 
     pub(super) fn config(&self) -> Read<Config<A>> {

@@ -62,7 +62,7 @@ fn base_chains<'a>(ruleset: &'a Value, hook: &str, is_known: &dyn Fn(&str) -> bo
         .filter(|chain| {
             let table = chain["table"].as_str().unwrap_or_default();
             let family = chain["family"].as_str().unwrap_or_default();
-            !(exact_rule::is_ours(family, table) || family == "ip" && is_known(table))
+            !(exact_rule::is_ours(family, table, None) || family == "ip" && is_known(table))
         })
         .collect()
 }
