@@ -142,7 +142,7 @@ pub(crate) fn fragment_id(bytes: &[u8]) -> Option<u32> {
     Some(u32::from_be_bytes(id))
 }
 
-/// Whether a packet of IPv6 is what these parts of one are together, but for the node's port and the checksum.
+/// Whether a packet of IPv6 is what these parts of one are together, but for the sending port, which may be the node's, and the checksum.
 pub(crate) fn are_joined<'a>(whole: &[u8], parts: impl Iterator<Item = &'a [u8]>) -> bool {
     let carried = |bytes: &[u8]| {
         let header = Header::at(bytes, ETH)?;
@@ -163,12 +163,12 @@ pub(crate) fn are_joined<'a>(whole: &[u8], parts: impl Iterator<Item = &'a [u8]>
             _ => return false,
         }
     }
-    // Of UDP: the ports of both, and the checksum.
+    // Of UDP: the port of the node, which sends, and the checksum.
     for bytes in [&mut whole, &mut joined] {
         let Some(header) = bytes.get_mut(..8) else {
             return false;
         };
-        header[..4].fill(0);
+        header[..2].fill(0);
         header[6..].fill(0);
     }
     whole == joined
