@@ -2,17 +2,27 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, SocketAddrV4},
+    io::{Read as _, Write as _},
+    net::{Ipv4Addr, SocketAddrV4, TcpListener},
     os::unix::fs::PermissionsExt as _,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
 };
 
 use anyhow::{Result, ensure};
 use causeway::go_json;
-use causeway_tests::{echo::Echo, fabric::INTERNET, netns::Netns, talk::Tcp};
+use causeway_tests::{
+    echo::Echo,
+    fabric::{INTERNET, NODE},
+    netns::Netns,
+    rng::Rng,
+    talk::Tcp,
+};
 use rustix::fs::{FlockOperation, flock};
 
 use crate::{
-    incumbent::{PORT, Site},
+    incumbent::{NODE_PORT, PORT, Site},
     snapshot::Snapshot,
     traffic::{Lost, Traffic},
 };
@@ -68,6 +78,71 @@ fn tuples_that_begin_anew_live_through_five_round_trips() -> Result<()> {
 #[ignore = "some minutes"]
 fn long_flows_live_through_a_hundred_round_trips() -> Result<()> {
     round_trips(100)
+}
+
+/// A server that thinks about each message for up to thirty milliseconds: answers are under way whatever is done.
+fn thoughtful_server(ns: &Netns) -> Result<TcpListener> {
+    let listener = ns.bind(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)))?;
+    let accepting = listener.try_clone()?;
+    thread::spawn(move || {
+        let mut seed = 0_u64;
+        while let Ok((mut connection, _)) = accepting.accept() {
+            seed += 1;
+            let mut rng = Rng::new(seed);
+            thread::spawn(move || {
+                let mut heard = [0; 512];
+                while let Ok(length @ 1..) = connection.read(&mut heard) {
+                    thread::sleep(Duration::from_micros(rng.below(30_000) as u64));
+                    if connection.write_all(&heard[..length]).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    Ok(listener)
+}
+
+/// What the kernel masquerades for a service is made anew, with answers under way.
+#[test]
+fn answers_of_a_service_come_through_while_their_connections_are_made_anew() -> Result<()> {
+    const CONNECTIONS: usize = 300;
+    let site = Site::new(3)?;
+    let server = thoughtful_server(&site.server().ns)?;
+    let connect = |_| Tcp::connect(&site.fabric.vnet, SocketAddrV4::new(NODE, NODE_PORT));
+    let mut open: Vec<Tcp> = (0..CONNECTIONS).map(connect).collect::<Result<_>>()?;
+    let stop = AtomicBool::new(false);
+    let talk = |tcp: &mut Tcp| -> Result<()> {
+        while !stop.load(Ordering::Relaxed) {
+            tcp.chat(1)?;
+        }
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let talk = &talk;
+        let talks: Vec<_> = open
+            .iter_mut()
+            .map(|tcp| scope.spawn(move || talk(tcp)))
+            .collect();
+        let trips = || -> Result<()> {
+            for _ in 0..5 {
+                for verb in ["--apply", "--rollback"] {
+                    let done = site.migrate(verb)?;
+                    ensure!(done["lost"] == 0, "{done}");
+                }
+            }
+            Ok(())
+        };
+        let done = trips();
+        stop.store(true, Ordering::Relaxed);
+        for talk in talks {
+            talk.join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        }
+        done
+    })?;
+    drop(server);
+    Ok(())
 }
 
 #[test]

@@ -147,12 +147,16 @@ fn carry_out(root: &Root, journal: &Journal) -> Result<Applied, MigrateError> {
         datapath.add_pod(&wire.as_pod())?;
     }
     answers += open()?.note_answers(&addresses, &mut conntrack)?;
+    let node = journal.uplink.address.addr();
+    for wire in &mut wires {
+        wire.address_node(node)?;
+    }
     let mut imported = Imported {
         lost: open()?.keep_masqueraded(&mut conntrack)?,
         ..Imported::default()
     };
     for wire in &mut wires {
-        wire.route(&mut kernel)?;
+        wire.route(&mut kernel, node)?;
     }
     let mut flows = open()?;
     flows.reserve(&mut conntrack)?;

@@ -66,9 +66,16 @@ impl<'a> Wire<'a> {
         }
     }
 
+    /// Has the pod send what is for the node to the host's end. What it sends to another MAC, the bridge's, passes the programs,
+    /// and nothing of that is held.
+    pub(super) fn address_node(&mut self, node: Ipv4Addr) -> Result<()> {
+        let (inside, index) = (&mut self.inside, self.device.index);
+        inside.replace(&Object::permanent(node, self.host.mac, index))
+    }
+
     /// The host routes to the pod, and the pod sends everything to the host's end. While that is a port of the bridge still,
     /// the bridge gives the host what is sent to it.
-    pub(super) fn route(&mut self, kernel: &mut Kernel) -> Result<()> {
+    pub(super) fn route(&mut self, kernel: &mut Kernel, node: Ipv4Addr) -> Result<()> {
         kernel.replace(&Object::permanent(
             self.pod.addr(),
             self.device.mac,
@@ -88,11 +95,12 @@ impl<'a> Wire<'a> {
         }
         // Its neighbours would not answer it any more.
         made.into_iter()
-            .try_for_each(|route| inside.remove(&Object::route(route, index)))
+            .try_for_each(|route| inside.remove(&Object::route(route, index)))?;
+        inside.remove(&Object::permanent(node, self.host.mac, index))
     }
 
     /// The pod reaches its subnet and its gateway by the bridge again.
-    pub(super) fn unroute(&mut self, kernel: &mut Kernel) -> Result<()> {
+    pub(super) fn unroute(&mut self, kernel: &mut Kernel, node: Ipv4Addr) -> Result<()> {
         let (inside, index) = (&mut self.inside, self.device.index);
         let there = inside.routes(index)?;
         let (made, own): (Vec<&Body>, Vec<&Body>) = self
@@ -114,6 +122,7 @@ impl<'a> Wire<'a> {
         }
         inside.remove(&Object::route_to(GATEWAY, index))?;
         inside.remove(&Object::permanent(GATEWAY, self.host.mac, index))?;
+        inside.remove(&Object::permanent(node, self.host.mac, index))?;
         kernel.remove(&Object::route_to(self.pod.addr(), self.host.index))?;
         kernel.remove(&Object::permanent(
             self.pod.addr(),

@@ -76,7 +76,7 @@ pub(super) fn carry_out(root: &Root, journal: &mut Journal) -> Result<RolledBack
     };
     rules::put_back(&journal.rules)?;
     for wire in &mut wires {
-        wire.unroute(&mut kernel)?;
+        wire.unroute(&mut kernel, journal.uplink.address.addr())?;
     }
     restore_neighbours(journal, &pods, &pair, &mut kernel)?;
     // What a kill would leave of the programs from here on could not be opened any more.
