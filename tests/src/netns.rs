@@ -6,6 +6,7 @@
 use std::{
     fs::{self, File},
     io::{self, Write},
+    net::Ipv6Addr,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::process::CommandExt,
@@ -108,7 +109,35 @@ impl Netns {
                 .write_all(script.as_bytes())
                 .context("writing to `ip -batch`")?;
         }
-        stdout_of(child.wait_with_output(), || format!("ip -batch:\n{script}")).map(drop)
+        stdout_of(child.wait_with_output(), || format!("ip -batch:\n{script}"))?;
+        script
+            .lines()
+            .filter(|line| line.ends_with("nodad") || line.contains(" nodad "))
+            .try_for_each(|line| self.wait_for_local_route(line))
+    }
+
+    /// Waits until packets to an address of IPv6 are delivered that `ip LINE` has added: a worker of the kernel enters its
+    /// local route, soon (`addrconf_dad_work`).
+    fn wait_for_local_route(&self, line: &str) -> Result<()> {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let ["addr", "add", address, "dev", interface, ..] = words[..] else {
+            bail!("not `addr add ADDRESS dev INTERFACE`: {line}");
+        };
+        let address: Ipv6Addr = address.split('/').next().unwrap_or(address).parse()?;
+        let destination = format!("{:032x} 80 ", address.to_bits());
+        let end = Instant::now() + Duration::from_secs(5);
+        loop {
+            let routes = self.run(|| fs::read_to_string("/proc/thread-self/net/ipv6_route"))??;
+            if routes.lines().any(|route| {
+                route.starts_with(&destination) && route.split_whitespace().next_back() == Some(interface)
+            }) {
+                return Ok(());
+            }
+            if Instant::now() >= end {
+                bail!("packets to {address} on {interface} are not delivered:\n{routes}");
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Sets a sysctl of this namespace; `key` with slashes.
