@@ -33,7 +33,7 @@ pub mod migrate;
 pub mod node;
 #[cfg(feature = "cli")]
 pub mod plan;
-mod program;
+pub mod program;
 #[cfg(feature = "cli")]
 pub mod reconcile;
 mod restore;

@@ -26,7 +26,6 @@ mod ranges;
 mod shell;
 mod status;
 mod sweep;
-mod tool;
 mod top;
 mod upgrade;
 mod version;

@@ -7,7 +7,7 @@
 mod rule;
 mod spans;
 
-use std::{fs, io, path::PathBuf};
+use std::{fs, io, path::PathBuf, time::Duration};
 
 use self::rule::Family;
 pub use self::rule::{Rule, past_the_programs};
@@ -22,14 +22,14 @@ pub const TABLE: &str = "causeway";
 /// Says which were made, for who has to take them away.
 const MADE: &str = "/run/causeway/exact-rule";
 const NFT: &str = "nft";
+/// How long it may take.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The rule cannot be kept.
 #[derive(Debug, thiserror::Error)]
 pub enum ExactRuleError {
     /// The kernel's rule is made by `nft`.
-    #[error(
-        "the kernel's rule for what the programs do not see: {0}\nhint: the package is called nftables; it is needed with exactRule, and where pods' packets leave by another interface than the uplink"
-    )]
+    #[error("the kernel's rule for what the programs do not see: {0}{hint}", hint = hint(.0))]
     Program(#[from] ProgramError),
     /// Who takes the table away would not know of it.
     #[error("{path}: {source}", path = path.display())]
@@ -39,6 +39,14 @@ pub enum ExactRuleError {
         /// What is wrong with it.
         source: io::Error,
     },
+}
+
+fn hint(error: &ProgramError) -> &'static str {
+    if error.is_missing() {
+        "\nhint: the package is called nftables; it is needed with exactRule, and where pods' packets leave by another interface than the uplink"
+    } else {
+        ""
+    }
 }
 
 /// Keeps the kernel's rule.
@@ -160,7 +168,7 @@ fn listing(rule: &Rule) -> Result<String, ProgramError> {
 }
 
 fn nft(arguments: &[&str], input: &str) -> Result<String, ProgramError> {
-    program::run(NFT, arguments, input)?.ok_or_else(|| ProgramError::missing(NFT))
+    program::run(NFT, arguments, input, PATIENCE).map(|told| told.output)
 }
 
 /// Whether a table of nftables is one that [`ExactRule`] makes, of this family or of either.

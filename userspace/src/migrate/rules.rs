@@ -1,12 +1,13 @@
 //! iptables and ebtables, by the programs of that name: only they know where their rules are kept, and only what they
 //! print can be put back by them to the letter.
 
-use std::{fs, net::Ipv4Addr};
+use std::{fs, net::Ipv4Addr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
 use super::MigrateError;
-use crate::program::{ProgramError, run};
+use crate::program;
+use crate::program::ProgramError;
 
 /// Which of the two programs has the rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,6 +49,9 @@ pub(super) struct Listing {
 
 type Result<T> = std::result::Result<T, MigrateError>;
 
+/// Longer than `iptables-restore` is told to wait for the lock.
+const PATIENCE: Duration = Duration::from_secs(40);
+
 /// The rules of every backend that has some. Asking changes nothing: a backend that has never been used is not asked,
 /// because it would make its tables.
 pub(super) fn listings() -> Result<Vec<Listing>> {
@@ -59,20 +63,33 @@ pub(super) fn listings() -> Result<Vec<Listing>> {
             continue;
         }
         match run(&backend.program("save"), &[], "") {
-            Ok(Some(text)) => listings.push(Listing { backend, text }),
-            Ok(None) => {}
+            Ok(text) => listings.push(Listing { backend, text }),
+            Err(error) if error.is_missing() => {}
             // A kernel without nf_tables has its rules in the other place.
             Err(error) if has_legacy && backend == Backend::Nft => tracing::debug!(%error, "no nf_tables"),
             Err(error) => return Err(error.into()),
         }
     }
     if listings.is_empty()
-        && let Some(text) = run(&Backend::Only.program("save"), &[], "")?
+        && let Some(text) = installed(run(&Backend::Only.program("save"), &[], ""))?
     {
         let backend = Backend::Only;
         listings.push(Listing { backend, text });
     }
     Ok(listings)
+}
+
+/// What a program printed. It may wait for another's lock of the rules.
+fn run(program: &str, arguments: &[&str], input: &str) -> std::result::Result<String, ProgramError> {
+    program::run(program, arguments, input, PATIENCE).map(|told| told.output)
+}
+
+/// `None` of a program that the node does not have.
+fn installed(told: std::result::Result<String, ProgramError>) -> Result<Option<String>> {
+    match told {
+        Err(error) if error.is_missing() => Ok(None),
+        told => told.map(Some).map_err(MigrateError::from),
+    }
 }
 
 impl Listing {
@@ -137,8 +154,7 @@ fn change(rules: &[Rule], line: impl Fn(&Listing, &Rule, usize) -> Option<String
             &program,
             &["--noflush", "-w", "30"],
             &format!("*nat\n{line}COMMIT\n"),
-        )?
-        .ok_or_else(|| ProgramError::missing(&program))?;
+        )?;
     }
     Ok(())
 }
@@ -153,7 +169,7 @@ pub(super) struct Station {
 /// Makes the incumbent's rules of ebtables those of these pods: those of `gone` go, and who has none gets them. On a node
 /// without rules for the node's own address nothing is done: they are not used there.
 pub(super) fn set_stations(uplink: &str, node: Ipv4Addr, pods: &[Station], gone: &[Ipv4Addr]) -> Result<()> {
-    let Some(text) = run("ebtables", &["-t", "nat", "-L", "PREROUTING"], "")? else {
+    let Some(text) = installed(run("ebtables", &["-t", "nat", "-L", "PREROUTING"], ""))? else {
         return Ok(());
     };
     let rules: Vec<Vec<&str>> = text
@@ -190,9 +206,9 @@ pub(super) fn set_stations(uplink: &str, node: Ipv4Addr, pods: &[Station], gone:
 
 fn ebtables(verb: &str, rule: &[&str]) -> Result<()> {
     let arguments = [&["-t", "nat", verb, "PREROUTING"], rule].concat();
-    run("ebtables", &arguments, "")?
+    run("ebtables", &arguments, "")
         .map(drop)
-        .ok_or_else(|| ProgramError::missing("ebtables").into())
+        .map_err(MigrateError::from)
 }
 
 #[cfg(test)]

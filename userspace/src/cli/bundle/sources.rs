@@ -13,6 +13,7 @@ use causeway::{
     datapath::Datapath,
     endpoints,
     ipam::{source, store},
+    program,
     root::Root,
 };
 use causeway_common::{
@@ -25,7 +26,7 @@ use super::Piece;
 use crate::cli::{
     Failure, doctor, flows, leases, maps, open,
     output::{self, Report, mac},
-    pods, ranges, status, tool, version,
+    pods, ranges, status, version,
 };
 
 /// Of a log, so much from its end.
@@ -75,7 +76,7 @@ const KERNEL_LOG: &str = "kernel/log.txt";
 
 fn ask(name: &str, words: &[&str]) -> Piece {
     let told = match words {
-        [program, arguments @ ..] => tool::run(program, arguments).map_err(|error| error.to_string()),
+        [program, arguments @ ..] => program::ask(program, arguments).map_err(|error| error.to_string()),
         [] => Err("nothing to run".to_owned()),
     };
     let kept = |line: &&str| {

@@ -5,10 +5,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use causeway::root::Root;
+use causeway::{
+    program::{self, ProgramError},
+    root::Root,
+};
 use serde_json::Value;
 
-use super::{super::tool, Code, Finding, Snapshot};
+use super::{Code, Finding, Snapshot};
 
 /// Where runtimes look for network configurations.
 const CONFIGURATIONS: &str = "/etc/cni/net.d";
@@ -25,7 +28,7 @@ pub(super) struct Installed {
     /// In the order in which the runtime takes them: the types of each file's plug-ins, or why it cannot be read.
     configurations: Vec<(PathBuf, Result<Vec<String>, String>)>,
     /// What each plug-in says of itself, or why it cannot be asked.
-    plugins: Vec<(PathBuf, Result<String, tool::ToolError>)>,
+    plugins: Vec<(PathBuf, Result<String, ProgramError>)>,
 }
 
 impl Installed {
@@ -33,7 +36,7 @@ impl Installed {
         let directory = root.path(CONFIGURATIONS);
         let plugins = [NETWORK, IPAM].map(|name| {
             let path = root.path(PLUGINS).join(name);
-            let told = tool::run(&path, &[]).map(|told| told.errors);
+            let told = program::ask(&path, &[]).map(|told| told.errors);
             (path, told)
         });
         Self {
@@ -129,7 +132,7 @@ fn configuration(installed: &Installed) -> Vec<Finding> {
     found
 }
 
-fn plugin(path: &Path, told: &Result<String, tool::ToolError>) -> Option<Finding> {
+fn plugin(path: &Path, told: &Result<String, ProgramError>) -> Option<Finding> {
     let expected = concat!("Causeway ", env!("CARGO_PKG_VERSION"));
     let at = |code, about: String| Some(Finding::new(code, about).with("PATH", path.display()));
     match told {

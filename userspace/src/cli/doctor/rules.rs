@@ -9,9 +9,9 @@ pub(super) mod nftables;
 
 use std::net::Ipv4Addr;
 
-use causeway::exact_rule;
+use causeway::{exact_rule, program};
 
-use super::{super::tool, Code, Finding, Snapshot};
+use super::{Code, Finding, Snapshot};
 
 /// What the firewall was when it was asked.
 #[derive(Debug, Default)]
@@ -29,7 +29,7 @@ impl Rules {
     }
 
     pub(super) fn read(skipped: &mut Vec<String>) -> Self {
-        let mut ask = |program: &str, arguments: &[&str]| match tool::run(program, arguments) {
+        let mut ask = |program: &str, arguments: &[&str]| match program::ask(program, arguments) {
             Ok(told) => Some(told.output),
             Err(error) => {
                 skipped.push(format!("rules of the firewall: {error}"));
