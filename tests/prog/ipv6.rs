@@ -125,14 +125,14 @@ proptest! {
         let mut chain = Chain::begin(first, IP_END as u8);
         let mut headers = 0;
         while chain.step() == Step::Read {
-            let at = usize::from(chain.l4);
+            let at = usize::from(chain.l4());
             chain.follow(frame[at..at + 8].try_into().unwrap());
             headers += 1;
         }
         prop_assert!(headers <= Chain::MOST);
-        prop_assert_eq!((chain.protocol, usize::from(chain.l4)), (UDP, theirs));
-        prop_assert_eq!(chain.is_plain, kinds.iter().all(|(kind, _)| *kind != 0));
-        prop_assert!(chain.is_first && !chain.is_fragment);
+        prop_assert_eq!((chain.protocol(), usize::from(chain.l4())), (UDP, theirs));
+        prop_assert_eq!(chain.is_plain(), kinds.iter().all(|(kind, _)| *kind != 0));
+        prop_assert!(chain.is_first() && !chain.is_fragment());
     }
 }
 

@@ -152,11 +152,11 @@ pub fn ip(ctx: &TcContext) -> Result<Ip, Reason> {
     if !matches!(next, TCP | UDP | ICMP) {
         let begin = Chain::begin(next, IP_END as u8);
         let chain = Chain::of_bits(cwy_extensions(ctx.as_ptr().cast(), begin.bits()));
-        ip.protocol = chain.protocol;
-        ip.l4 = chain.l4;
-        ip.is_fragment = chain.is_fragment;
-        ip.is_first = chain.is_first;
-        ip.is_plain = chain.is_plain;
+        ip.protocol = chain.protocol();
+        ip.l4 = chain.l4();
+        ip.is_fragment = chain.is_fragment();
+        ip.is_first = chain.is_first();
+        ip.is_plain = chain.is_plain();
     }
     Ok(ip)
 }
@@ -203,7 +203,7 @@ unsafe extern "C" fn follow(_header: u32, walk: *mut c_void) -> i64 {
         walk.is_over = 1;
         return 1;
     }
-    match load::<8>(&TcContext::new(walk.skb), usize::from(chain.l4)) {
+    match load::<8>(&TcContext::new(walk.skb), usize::from(chain.l4())) {
         Some(header) => chain.follow(header),
         None => chain.give_up(),
     }
@@ -283,10 +283,10 @@ pub fn quoted(ctx: &TcContext, ip: &Ip, into: &mut Quoted) -> Option<()> {
     if !matches!(head[6], TCP | UDP | ICMP) {
         chain = Chain::of_bits(cwy_extensions(ctx.as_ptr().cast(), chain.bits()));
     }
-    if head[0] >> 4 != 6 || chain.l4 == 0 || chain.l4 == u8::MAX || !chain.is_first {
+    if head[0] >> 4 != 6 || chain.l4() == 0 || chain.l4() == u8::MAX || !chain.is_first() {
         return None;
     }
-    let (protocol, l4) = (chain.protocol, usize::from(chain.l4));
+    let (protocol, l4) = (chain.protocol(), usize::from(chain.l4()));
     let start: [u8; 8] = load(ctx, l4)?;
     let (src_port, dst_port, asks) = match protocol {
         TCP | UDP => ([start[0], start[1]], [start[2], start[3]], false),

@@ -44,8 +44,6 @@ pub extern "C" fn cwy_reserve(skb: *mut __sk_buff) -> u32 {
     if !claim.opens {
         return Won::ASKS;
     }
-    let is_free = claim.is_counted || !claim.of_pod;
-    let has_room = is_free || usage::has_room(&walk.key.src);
     walk.answer.src = walk.key.dst;
     walk.answer.dst = config.node_addr;
     walk.answer.src_port = walk.key.dst_port;
@@ -54,9 +52,11 @@ pub extern "C" fn cwy_reserve(skb: *mut __sk_buff) -> u32 {
     walk.answer._pad = [0; 3];
     walk.hash = walk.key.hash(config.seed);
     walk.state = claim.state();
-    walk.may_take = u8::from(has_room);
     walk.is_new = 0;
     fill_answer(&mut walk.reverse, &walk.key, claim.flags(), claim.state());
+    let is_free = claim.is_counted || !claim.of_pod;
+    // Looked at again from where it is kept, of which the verifier knows nothing: it would go both ways to the end.
+    walk.may_take = u8::from(is_free || usage::has_room(&walk.key.src));
     let walk = from_mut(walk);
     Search { skb, walk }.find();
     let walk = &scratch.walk;
@@ -68,7 +68,7 @@ pub extern "C" fn cwy_reserve(skb: *mut __sk_buff) -> u32 {
             port | Won::IS | is_new | u32::from(walk.state) << Won::STATE
         }
         end if end == Reason::SnatTableFull as u8 => u32::from(end),
-        _ if !has_room => Reason::SnatQuota as u32,
+        _ if walk.may_take == 0 => Reason::SnatQuota as u32,
         _ => Reason::SnatNoPort as u32,
     }
 }
