@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 use aya::{maps::MapInfo, programs::SchedClassifier};
+use causeway_common::maps::{PROGRAM_NAMES, V6_PROGRAM_NAMES};
 use serde::Serialize;
 
 use crate::stand::Stand;
@@ -21,8 +22,8 @@ pub(crate) struct Fact {
 pub(crate) const FLOW: &str = "memory of a flow, both directions";
 /// The program that took the verifier longest.
 pub(crate) const VERIFIED: &str = "verifier, largest program";
-
-const PROGRAMS: [&str; 4] = ["cwy_from_pod", "cwy_to_pod", "cwy_from_uplink", "cwy_to_uplink"];
+/// The same of those for IPv6.
+pub(crate) const VERIFIED_V6: &str = "verifier, largest program of IPv6";
 
 /// Asks the kernel about the programs and the table of a Causeway node.
 pub(crate) fn of(stand: &Stand) -> Result<Vec<Fact>> {
@@ -36,17 +37,28 @@ pub(crate) fn of(stand: &Stand) -> Result<Vec<Fact>> {
         ),
         Fact::new("flow table", flows.max_entries(), "entries, two a flow"),
     ];
-    let mut most = 0;
-    for name in PROGRAMS {
+    facts.extend(of_programs(stand, &PROGRAM_NAMES, VERIFIED)?);
+    Ok(facts)
+}
+
+/// The same about the programs for IPv6, where a pod has it.
+pub(crate) fn of_ipv6(stand: &Stand) -> Result<Vec<Fact>> {
+    of_programs(stand, &V6_PROGRAM_NAMES, VERIFIED_V6)
+}
+
+fn of_programs(stand: &Stand, names: &[&str], largest: &str) -> Result<Vec<Fact>> {
+    let pins = stand.pins()?;
+    let (mut facts, mut most) = (Vec::new(), 0);
+    for name in names {
         let program =
-            SchedClassifier::from_pin(pins.join("progs").join(name)).with_context(|| name.to_owned())?;
+            SchedClassifier::from_pin(pins.join("progs").join(name)).with_context(|| (*name).to_owned())?;
         let info = program.info()?;
         let verified = info.verified_instruction_count().unwrap_or(0);
         most = most.max(verified);
         facts.push(Fact::new(name, verified, "instructions verified"));
         facts.push(Fact::new(name, info.size_jitted(), "bytes of machine code"));
     }
-    facts.push(Fact::new(VERIFIED, most, "instructions verified"));
+    facts.push(Fact::new(largest, most, "instructions verified"));
     Ok(facts)
 }
 

@@ -282,6 +282,11 @@ pub(crate) fn judge(outcomes: &[Outcome], facts: &[Fact]) -> Vec<Verdict> {
             20_000.0,
         ),
         fact(
+            "programs of IPv6 ≤ 20,000 verified instructions each",
+            facts::VERIFIED_V6,
+            20_000.0,
+        ),
+        fact(
             "packets lost by an exchange of the programs: 0",
             "IPv4, programs exchanged, lost",
             0.0,

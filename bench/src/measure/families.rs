@@ -4,6 +4,7 @@ use anyhow::Result;
 
 use super::{Hall, Measure};
 use crate::{
+    facts,
     family::Family,
     generator::{Frames, SMALLEST_OF_BOTH, Stream},
     lanes::{
@@ -82,11 +83,12 @@ pub(super) fn programs(measure: &Measure, hall: &Hall) -> Result<Outcome> {
             )?));
         }
     }
-    let outcome = run(
+    let mut outcome = run(
         (measure.name, measure.title, Unit::Nanoseconds),
         lanes,
         &hall.plan,
     )?;
+    outcome.facts.extend(facts::of_ipv6(&stand)?);
     Ok(with_ratios(outcome, rows.iter().map(|row| row.0)))
 }
 
