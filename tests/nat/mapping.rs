@@ -33,10 +33,11 @@ const AGED: u32 = 30;
 /// A TCP that has nothing to say acknowledges so much later at most (`TCP_DELACK_MAX`, Linux 6.18).
 const LAST_ACK: Duration = Duration::from_millis(210);
 /// Every timer of conntrack that the tests speak of.
-const TIMERS: [&str; 10] = [
+const TIMERS: [&str; 11] = [
     "udp_timeout",
     "udp_timeout_stream",
     "icmp_timeout",
+    "icmpv6_timeout",
     "tcp_timeout_syn_sent",
     "tcp_timeout_established",
     "tcp_timeout_fin_wait",

@@ -7,6 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use causeway_common::addr::Address;
 use causeway_tests::{
     dual_stack, fabric,
     fabric::INTERNET,
@@ -17,6 +18,7 @@ use causeway_tests::{
     rig::Rig,
     rules,
 };
+use rustix::net::sockopt::set_ipv6_unicast_hops;
 
 use crate::{family::Family, peer::Peer};
 
@@ -203,6 +205,28 @@ impl Side {
         }
     }
 
+    /// The number of the family's ICMP.
+    pub(crate) fn icmp(&self) -> u8 {
+        self.of_family(<[u8; 4]>::ICMP, <[u8; 16]>::ICMP)
+    }
+
+    /// Sends echoes of the family with an identifier, and hears its ICMP.
+    pub(crate) fn pinger(&self, ns: &Netns, id: u16) -> Result<Pinger> {
+        match self.family {
+            Family::V4 => Pinger::new(ns, id),
+            Family::V6 => Pinger::of_ipv6(ns, id),
+        }
+    }
+
+    /// How many hops what a socket sends may go.
+    pub(crate) fn set_hops(&self, peer: &Peer, hops: u8) -> Result<()> {
+        match self.family {
+            Family::V4 => peer.socket.set_ttl(hops.into())?,
+            Family::V6 => set_ipv6_unicast_hops(&peer.socket, Some(hops))?,
+        }
+        Ok(())
+    }
+
     /// A socket of a pod.
     pub(crate) fn peer(&self, pod: &Pod, port: u16) -> Result<Peer> {
         Peer::on(&pod.ns, self.at(pod, port)?)
@@ -220,7 +244,7 @@ impl Side {
     /// Returns when everything that was sent before has been dealt with.
     pub(crate) fn settle(&self) -> Result<()> {
         const ID: u16 = 0x5e77;
-        Pinger::new(&self.pod.ns, ID)?.ping(INTERNET, 1, 8)?;
+        self.pinger(&self.pod.ns, ID)?.ping(self.near(), 1, 8)?;
         thread::sleep(Duration::from_millis(20));
         Ok(())
     }

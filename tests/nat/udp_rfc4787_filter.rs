@@ -3,8 +3,7 @@
 use std::net::SocketAddrV4;
 
 use anyhow::{Result, ensure};
-use causeway_tests::{fabric::NODE, ping::Pinger, rules, talk::PATIENCE};
-use etherparse::{Icmpv4Type, icmpv4::DestUnreachableHeader};
+use causeway_tests::{rules, talk::PATIENCE};
 
 use crate::{
     family::{Family, of_both_families},
@@ -15,6 +14,7 @@ use crate::{
 
 of_both_families!(
     req_8_only_the_remote_of_a_mapping_comes_in,
+    req_9_the_external_address_leads_to_the_node_itself,
     req_10_payloads_are_nobodys_business,
 );
 
@@ -42,21 +42,18 @@ fn req_8_only_the_remote_of_a_mapping_comes_in(family: Family) -> Result<()> {
 /// RFC 4787 REQ-9 | an inside host reaches another one by that one's external address and port ("hairpinning") | the packet is for the
 /// node itself, which has no such port: ICMP port unreachable | the same | by design not: MASQUERADE translates at the uplink alone; pods
 /// reach each other by their own addresses
-#[test]
-fn req_9_the_external_address_leads_to_the_node_itself() -> Result<()> {
-    let seen = agree(Family::V4, |side| {
+fn req_9_the_external_address_leads_to_the_node_itself(family: Family) -> Result<()> {
+    agree(family, |side| {
         let (server, neighbour) = (server(side)?, side.rig.pod("b")?);
         let (a, b) = (side.peer(&side.pod, PORT + 1)?, side.peer(&neighbour, PORT)?);
         let mapped = b.reach(&server)?;
-        let ears = Pinger::new(&side.pod.ns, 1)?;
+        let ears = side.pinger(&side.pod.ns, 1)?;
         let reached = a.does_reach(mapped, &b)?;
-        let told = ears.hear(PATIENCE, |message| {
-            message.icmp == Icmpv4Type::DestinationUnreachable(DestUnreachableHeader::Port)
-        })?;
-        Ok((reached, told.map(|message| message.from)))
-    })?;
-    ensure!(seen == (false, Some(NODE)), "{seen:?}");
-    Ok(())
+        let told = ears.hear(PATIENCE, |message| message.icmp.kind() == side.port_unreachable())?;
+        let seen = (reached, told.map(|message| message.from));
+        ensure!(seen == (false, Some(side.node())), "{seen:?}");
+        Ok(())
+    })
 }
 
 /// RFC 4787 REQ-9a | a hairpinned datagram shows the sender's external address | a hostPort, which is the kernel's, shows the

@@ -3,7 +3,14 @@
 use std::net::IpAddr;
 
 use anyhow::{Context, Result, ensure};
-use causeway_tests::{capture::Capture, craft, fabric::NODE, ping::Pinger, raw, talk::PATIENCE};
+use causeway_tests::{
+    capture::Capture,
+    craft,
+    fabric::NODE,
+    ping::{Icmp, Pinger},
+    raw,
+    talk::PATIENCE,
+};
 use etherparse::{Icmpv4Type, icmpv4::DestUnreachableHeader};
 use rustix::net::sockopt::{Ipv4PathMtuDiscovery, set_ip_mtu_discover};
 
@@ -158,15 +165,15 @@ fn req_13_a_datagram_that_is_too_big_is_reported_to_the_pod() -> Result<()> {
         }
         Ok(told)
     })?;
-    ensure!(told == [(NODE, Some(1500)); 2], "{told:?}");
+    ensure!(told == [(NODE.into(), Some(1500)); 2], "{told:?}");
     Ok(())
 }
 
-fn mtu_of(icmp: &Icmpv4Type) -> Option<u16> {
+fn mtu_of(icmp: &Icmp) -> Option<u16> {
     match icmp {
-        Icmpv4Type::DestinationUnreachable(DestUnreachableHeader::FragmentationNeeded { next_hop_mtu }) => {
-            Some(*next_hop_mtu)
-        }
+        Icmp::V4(Icmpv4Type::DestinationUnreachable(DestUnreachableHeader::FragmentationNeeded {
+            next_hop_mtu,
+        })) => Some(*next_hop_mtu),
         _ => None,
     }
 }

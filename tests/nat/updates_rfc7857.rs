@@ -7,8 +7,6 @@ use causeway_tests::{
     capture::Capture,
     craft,
     echo::Echo,
-    fabric::{INTERNET, NODE},
-    ping::Pinger,
     raw, rules,
     talk::{PATIENCE, Tcp},
 };
@@ -16,7 +14,7 @@ use rustix::net::sockopt::set_socket_linger;
 
 use crate::{
     family::{Family, of_both_families},
-    mapping::{Flow, ICMP, TCP, UDP, expect_seconds, sysctl},
+    mapping::{Flow, TCP, UDP, expect_seconds, sysctl},
     peer::Peer,
     side::{Side, agree, both, both_with},
     udp_rfc4787::{replacements, server},
@@ -39,6 +37,8 @@ of_both_families!(
     section_7_what_is_kept_out_renews_nothing,
     section_7_1_a_pods_reset_gives_no_session_more_time,
     section_9_replaced_ports_cannot_be_guessed,
+    section_11_a_query_mapping_is_its_session,
+    section_12_a_ping_to_the_external_address_is_the_nodes,
 );
 
 /// RFC 7857 section 2 | a TCP session is established when both have sent a SYN, and closing when both have sent a FIN | lifetimes established, after one
@@ -327,17 +327,16 @@ fn section_10_the_identification_is_the_pods() -> Result<()> {
 }
 
 /// RFC 7857 section 11 | a query mapping may go with its last session | it is the session: requests and replies keep it, then it goes | the same | met
-#[test]
-fn section_11_a_query_mapping_is_its_session() -> Result<()> {
-    agree(Family::V4, |side| {
-        let flow = Flow(ICMP, side.at(&side.pod, 0x1e)?);
-        let pinger = Pinger::new(&side.pod.ns, 0x1e)?;
-        pinger.ping(INTERNET, 1, 8)?;
+fn section_11_a_query_mapping_is_its_session(family: Family) -> Result<()> {
+    agree(family, |side| {
+        let flow = Flow(side.icmp(), side.at(&side.pod, 0x1e)?);
+        let pinger = side.pinger(&side.pod.ns, 0x1e)?;
+        pinger.ping(side.near(), 1, 8)?;
         side.age(flow)?;
         ensure!(!side.is_renewed(flow)?);
         raw::send_ip(
             side.internet(),
-            &[craft::echo(INTERNET, NODE, 0x1e, true, &[0; 8])?],
+            &[craft::echo(side.near(), side.node(), 0x1e, true, &[0; 8])?],
         )?;
         side.settle()?;
         ensure!(side.is_renewed(flow)?, "not renewed by a reply");
@@ -345,24 +344,23 @@ fn section_11_a_query_mapping_is_its_session() -> Result<()> {
             side.age_beyond(flow, 60)?;
             ensure!(!side.knows(flow)?, "still known");
         }
-        pinger.ping(INTERNET, 2, 8).map(drop)
+        pinger.ping(side.near(), 2, 8).map(drop)
     })
 }
 
 /// RFC 7857 section 12 | hairpinned queries pass where hairpinning does | a ping to the external address is the node's to answer, whoever has the identifier | the same | by design not: see RFC 4787 REQ-9
-#[test]
-fn section_12_a_ping_to_the_external_address_is_the_nodes() -> Result<()> {
-    agree(Family::V4, |side| {
+fn section_12_a_ping_to_the_external_address_is_the_nodes(family: Family) -> Result<()> {
+    agree(family, |side| {
         let neighbour = side.rig.pod("b")?;
-        Pinger::new(&neighbour.ns, 0x1f)?.ping(INTERNET, 1, 8)?;
+        side.pinger(&neighbour.ns, 0x1f)?.ping(side.near(), 1, 8)?;
         let inside = Capture::start(&neighbour.ns, "eth0")?;
-        let answer = Pinger::new(&side.pod.ns, 0x1f)?.ping(NODE, 2, 8)?;
-        ensure!(answer.from == NODE);
+        let answer = side.pinger(&side.pod.ns, 0x1f)?.ping(side.node(), 2, 8)?;
+        ensure!(answer.from == side.node());
         ensure!(
             !inside
                 .stop()
                 .iter()
-                .any(|frame| frame.ip.as_ref().is_some_and(|ip| ip.protocol == ICMP))
+                .any(|frame| packet_of(frame).is_some_and(|ip| ip.icmp == Some(side.echo())))
         );
         Ok(())
     })

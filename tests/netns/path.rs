@@ -13,7 +13,7 @@ use causeway_tests::{
     fabric::{INTERNET, NODE, VNET},
     netns::Netns,
     node::Pod,
-    ping::Pinger,
+    ping::{Icmp, Pinger},
     rig::Rig,
     talk::{SILENCE, Udp},
     walk::Walk,
@@ -109,10 +109,10 @@ fn is_told_to_fragment(rig: &Rig, pod: &Pod, socket: &Udp) -> Result<()> {
     let ears = Pinger::new(&pod.ns, 1)?;
     set_ip_mtu_discover(&socket.0, Ipv4PathMtuDiscovery::DO)?;
     socket.0.send(&[7; 1800])?;
-    let needed = |icmp: &Icmpv4Type| match icmp {
-        Icmpv4Type::DestinationUnreachable(DestUnreachableHeader::FragmentationNeeded { next_hop_mtu }) => {
-            Some(*next_hop_mtu)
-        }
+    let needed = |icmp: &Icmp| match icmp {
+        Icmp::V4(Icmpv4Type::DestinationUnreachable(DestUnreachableHeader::FragmentationNeeded {
+            next_hop_mtu,
+        })) => Some(*next_hop_mtu),
         _ => None,
     };
     let heard = ears.hear(SILENCE, |message| needed(&message.icmp).is_some())?;

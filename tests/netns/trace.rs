@@ -1,7 +1,7 @@
 //! A route traced from a pod: every hop answers for the packet that expired there, and the answer names the pod's own packet.
 
 use std::{
-    net::{Ipv4Addr, SocketAddrV4, UdpSocket},
+    net::{IpAddr, Ipv4Addr, SocketAddrV4, UdpSocket},
     time::Duration,
 };
 
@@ -113,7 +113,7 @@ fn quoted(message: &Message) -> Option<Quoted> {
     })
 }
 
-fn addresses(ns: &Netns) -> Result<Vec<Ipv4Addr>> {
+fn addresses(ns: &Netns) -> Result<Vec<IpAddr>> {
     let interfaces = ns.json("ip", &["-j", "-4", "addr", "show"])?;
     let infos = interfaces
         .as_array()
@@ -167,7 +167,7 @@ fn with_icmp() -> Result<()> {
         for round in 0..3u16 {
             for hops in 1..=ROUTERS {
                 let sequence = round << 8 | hops as u16;
-                pinger.set_ttl(hops)?;
+                pinger.set_ttl(hops as u8)?;
                 pinger.send(to, sequence, b"where are you?")?;
                 let sent = Quoted {
                     protocol: 1,
@@ -178,7 +178,7 @@ fn with_icmp() -> Result<()> {
                     .expect_expired(hops, &sent)
                     .with_context(|| format!("ICMP to {to}"))?;
             }
-            pinger.set_ttl(ROUTERS + 1)?;
+            pinger.set_ttl(ROUTERS as u8 + 1)?;
             pinger.send(to, 0xffff, b"there?")?;
             let here = Icmpv4Type::EchoReply(IcmpEchoHeader { id, seq: 0xffff });
             let heard = pinger.hear(SILENCE, |message| message.icmp == here)?;
