@@ -1,5 +1,7 @@
 //! The headers between an IPv6 header and what it carries (RFC 8200 section 4): followed so far, and no farther.
 
+use crate::tuple::has_ports;
+
 /// Hop-by-hop options.
 const HOP_BY_HOP: u8 = 0;
 /// Routing header.
@@ -17,12 +19,21 @@ const HOST_IDENTITY: u8 = 139;
 /// Shim6 (RFC 5533).
 const SHIM: u8 = 140;
 
+/// Whether a next header is one that is followed, and no protocol.
+#[inline(always)]
+pub const fn is_extension(next: u8) -> bool {
+    matches!(
+        next,
+        HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION | MOBILITY | HOST_IDENTITY | SHIM
+    )
+}
+
 /// What is known of a packet behind the extension headers that have been followed. One word, as it is handed on: taken
 /// apart and put together again at each header, every flag would double what the verifier looks at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Chain {
     /// From the lowest byte: the next header; where it begins; the last fragment header's offset and flag (RFC 8200 section
-    /// 4.5), in whose reserved bits [`Self::NOT_PLAIN`].
+    /// 4.5), in whose reserved bits [`Self::kind`].
     bits: u32,
 }
 
@@ -43,7 +54,16 @@ impl Chain {
     const FRAGMENT: u32 = 0xfff9 << 16;
     /// The offset alone.
     const OFFSET: u32 = 0xfff8 << 16;
-    const NOT_PLAIN: u32 = 2 << 16;
+    /// Where [`Self::kind`] stands, in reserved bits.
+    const KIND: u32 = 17;
+
+    /// Of [`Self::kind`]: neither of the others.
+    pub const PLAIN: u8 = 0;
+    /// Of [`Self::kind`]: there are options that each router has to look at, or the walk did not come to its end.
+    pub const NOT_PLAIN: u8 = 1;
+    /// Of [`Self::kind`], after [`Self::end`]: flows of the protocol are told apart by their addresses alone. Of a later
+    /// fragment whose protocol only the first one tells, nobody knows.
+    pub const PORTLESS: u8 = 2;
 
     /// Before the header `next`, which begins at `l4`.
     #[inline(always)]
@@ -80,17 +100,31 @@ impl Chain {
     /// There are no options that each router has to look at, and the walk came to its end.
     #[inline(always)]
     pub const fn is_plain(self) -> bool {
-        self.bits & Self::NOT_PLAIN == 0
+        self.kind() & Self::NOT_PLAIN == 0
+    }
+
+    /// Bits that say what the headers come to.
+    #[inline(always)]
+    pub const fn kind(self) -> u8 {
+        (self.bits >> Self::KIND) as u8 & 3
+    }
+
+    /// After the walk: says whether it came to its end, and what the protocol is.
+    #[inline(always)]
+    pub const fn end(mut self) -> Self {
+        if matches!(self.step(), Step::Read) {
+            self.give_up();
+        } else if !has_ports::<[u8; 16]>(self.protocol()) && !is_extension(self.protocol()) && self.is_plain()
+        {
+            self.bits |= (Self::PORTLESS as u32) << Self::KIND;
+        }
+        self
     }
 
     /// What is to be done next.
     #[inline(always)]
     pub const fn step(self) -> Step {
-        let is_extension = matches!(
-            self.protocol(),
-            HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION | MOBILITY | HOST_IDENTITY | SHIM
-        );
-        if is_extension && self.is_first() && self.l4() != 0 {
+        if is_extension(self.protocol()) && self.is_first() && self.l4() != 0 {
             Step::Read
         } else {
             Step::End
@@ -110,7 +144,7 @@ impl Chain {
             }
             AUTHENTICATION => (u32::from(units) + 2) * 4,
             HOP_BY_HOP => {
-                said |= Self::NOT_PLAIN;
+                said |= u32::from(Self::NOT_PLAIN) << Self::KIND;
                 (u32::from(units) + 1) * 8
             }
             _ => (u32::from(units) + 1) * 8,
@@ -127,7 +161,7 @@ impl Chain {
     /// What follows is not known.
     #[inline(always)]
     pub const fn give_up(&mut self) {
-        self.bits = self.bits & !0xff00 | Self::NOT_PLAIN;
+        self.bits = self.bits & !0xff00 | (Self::NOT_PLAIN as u32) << Self::KIND;
     }
 
     /// As one word.
@@ -213,6 +247,27 @@ mod tests {
     fn behind_a_later_fragment_nothing_is_followed() {
         let chain = walk(FRAGMENT, &[[DESTINATION, 0, 0, 8, 0, 0, 0, 1]]);
         assert_eq!(chain.step(), Step::End);
+    }
+
+    #[test]
+    fn what_is_at_the_end_has_ports_or_none() {
+        let kind = |chain: Chain| chain.end().kind();
+        let fragment = |next, at| walk(FRAGMENT, &[[next, 0, 0, at, 0, 0, 0, 1]]);
+        for protocol in [6, 17, 58] {
+            assert_eq!(kind(walk(DESTINATION, &[header(protocol, 0)])), Chain::PLAIN);
+        }
+        for protocol in [47, 50, 59, 132, 253] {
+            assert_eq!(kind(walk(protocol, &[])), Chain::PORTLESS, "{protocol}");
+            assert_eq!(kind(fragment(protocol, 8)), Chain::PORTLESS, "{protocol}");
+            assert_eq!(kind(walk(HOP_BY_HOP, &[header(protocol, 0)])), Chain::NOT_PLAIN);
+        }
+        assert_eq!(kind(fragment(DESTINATION, 8)), Chain::PLAIN);
+    }
+
+    #[test]
+    fn a_walk_that_was_cut_short_knows_nothing() {
+        let chain = walk(ROUTING, &[header(DESTINATION, 0)]).end();
+        assert_eq!((chain.l4(), chain.kind()), (0, Chain::NOT_PLAIN));
     }
 
     #[test]

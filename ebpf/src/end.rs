@@ -31,23 +31,6 @@ pub fn forget(key: &Key) {
     }
 }
 
-/// [`forget`] in a frame of its own.
-#[inline(always)]
-pub fn end(key: &Key) {
-    cwy_end(from_ref(key));
-}
-
-/// Verified by itself.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn cwy_end(key: *const Key) -> u32 {
-    // SAFETY: the caller's reference.
-    if let Some(key) = unsafe { own(key) } {
-        forget(&key);
-    }
-    0
-}
-
 /// Forgets one direction.
 #[inline(always)]
 pub fn forget_half(key: &Key) {

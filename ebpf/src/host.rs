@@ -19,7 +19,6 @@ use causeway_common::{
 use crate::{
     balance,
     carry::note_progress,
-    end::end,
     given::given,
     maps::{Entry, FLOWS, Key, flow, now},
     packet::{self, Ip, Transport, skb},
@@ -100,8 +99,7 @@ fn opens(ctx: &TcContext, ip: &Ip, key: &Key, role: Role) -> Result<Reason, Reas
     match flow(&answer) {
         Some(owner) if owner.nat == Nat::DESTINATION && !owner.has(Flags::HOST) && ip.is_portless() => {
             // There is no other port to give to the node's own tunnel: it has the protocol, the pod's flow ends.
-            end(&answer);
-            hold(&answer);
+            return Ok(ENDED);
         }
         // A pod's flow has the port, or another socket of the node was given it in place of its own.
         Some(owner) if owner.nat == Nat::DESTINATION && role == Role::Opens => {

@@ -110,10 +110,10 @@ extern "C" fn cwy_known(
     let unchanged = packet::tag(ctx) == key.tag(config.seed) && skb(ctx).vlan_present == 0;
     let mut bits = if unchanged { Seen::UNCHANGED } else { 0 };
     if let Some(entry) = flow(&key) {
+        let is_translated = entry.nat == Nat::SOURCE && entry.nat_addr == config.node_addr;
         let role = transport.role(ip);
         // A SYN after the end opens a new connection: it claims its port anew.
         let reopens = ip.protocol == TCP && role == Role::Opens && entry.progress().is_over();
-        let is_translated = entry.nat == Nat::SOURCE && entry.nat_addr == config.node_addr;
         if is_translated && !entry.is_for(role, ip.protocol) {
             return Reason::SnatNoMapping;
         }

@@ -21,7 +21,7 @@ use crate::{
     end::{forget, forget_half},
     fragment, heal,
     host::ENDED,
-    maps::{Addr, Entry, Key, config},
+    maps::{Addr, Entry, Key, config, flow},
     masquerade::{LOST, needs_snat},
     moved,
     packet::{self, Ip, Transport, skb},
@@ -97,7 +97,7 @@ pub fn settle(ctx: &TcContext, reason: Reason) -> Reason {
     }
 }
 
-/// Ends the flow of a packet, or its own half alone.
+/// Ends the flow of a packet, or that whose answers its own would meet; or its own half alone.
 #[inline(always)]
 pub fn end_of(ctx: &TcContext, half: bool) {
     cwy_end_of(ctx.as_ptr().cast(), u32::from(half));
@@ -111,15 +111,20 @@ extern "C" fn cwy_end_of(skb: *mut __sk_buff, half: u32) -> u32 {
     let Ok(ip) = packet::read_ip(ctx) else {
         return 0;
     };
-    let Ok(transport) = packet::read_first_transport(ctx, &ip) else {
-        return 0;
+    let transport = match packet::read_first_transport(ctx, &ip) {
+        Ok(transport) => transport,
+        Err(Reason::OtherProtocol) if ip.is_portless() => Transport::PORTLESS,
+        Err(_) => return 0,
     };
-    let key = packet::key(&ip, &transport);
+    let mut key = packet::key(&ip, &transport);
     if half != 0 {
         forget_half(&key);
-    } else {
-        forget(&key);
+        return 1;
     }
+    if ip.is_portless() && flow(&key).is_none() {
+        key = key.reversed();
+    }
+    forget(&key);
     1
 }
 

@@ -82,8 +82,8 @@ extern "C" fn cwy_translate_alone(skb: *mut __sk_buff, ip: *const Ip, to: *const
         return 1;
     }
     match Nat::end(to.nat) {
-        Nat::SOURCE => sums::changed_alone(ctx, &ip.src, &to.addr),
-        Nat::DESTINATION => sums::changed_alone(ctx, &ip.dst, &to.addr),
+        Nat::SOURCE => sums::changed_alone(ctx, sums::change(&ip.src, &to.addr)),
+        Nat::DESTINATION => sums::changed_alone(ctx, sums::change(&ip.dst, &to.addr)),
         _ => {}
     }
     0
@@ -106,6 +106,8 @@ pub fn translate_transport(ctx: &TcContext, ip: &Ip, key: &Key, to: &Translation
         Nat::DESTINATION => (&key.dst, key.dst_port, 2),
         _ => return Ok(()),
     };
+    // Before the ways part: the verifier would look at it on each.
+    let change = sums::change(old_addr, &to.addr);
     let (check, flags, port_offset) = match ip.protocol {
         TCP => (ip.l4() + 16, 0, port_offset),
         // A UDP checksum of zero means "none" and stays; a computed zero is sent as ones (RFC 768).
@@ -123,7 +125,9 @@ pub fn translate_transport(ctx: &TcContext, ip: &Ip, key: &Key, to: &Translation
         _ => false,
     };
     if covers_addresses {
-        sums::replace_in_pseudo_header(ctx, check, flags, old_addr, &to.addr)?;
+        sums::replace_in_pseudo_header(ctx, check, flags, change)?;
+    } else {
+        sums::changed_alone(ctx, change);
     }
     if old_port != to.port {
         let (old, new) = (u16::from_ne_bytes(old_port), u16::from_ne_bytes(to.port));

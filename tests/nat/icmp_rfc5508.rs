@@ -16,6 +16,7 @@ of_both_families!(
     req_1_pings_pass_and_keep_their_identifier,
     req_1a_each_remote_has_a_mapping_of_its_own,
     req_2_a_query_mapping_lives_for_a_minute,
+    req_2a_the_timer_is_the_kernels_sysctl,
 );
 
 /// RFC 5508 REQ-1 | queries of an inside host and their answers pass | echo, of every size, the identifier kept where it is free | the same | met
@@ -75,12 +76,15 @@ fn req_2_a_query_mapping_lives_for_a_minute(family: Family) -> Result<()> {
     expect_seconds(nf_nat, 30)
 }
 
-/// RFC 5508 REQ-2a | that timer should be configurable | by the kernel's `nf_conntrack_icmp_timeout`, not below 60 s | by the same | met
-#[test]
-fn req_2a_the_timer_is_the_kernels_sysctl() -> Result<()> {
-    let timer = sysctl("icmp_timeout");
+/// RFC 5508 REQ-2a | that timer should be configurable | by the kernel's `nf_conntrack_icmp_timeout` and `…_icmpv6_timeout`, the longer one for both families, not below 60 s | by
+/// the same, each for its own | met
+fn req_2a_the_timer_is_the_kernels_sysctl(family: Family) -> Result<()> {
+    let timer = sysctl(match family {
+        Family::V4 => "icmp_timeout",
+        Family::V6 => "icmpv6_timeout",
+    });
     for (seconds, expected) in [("10", [60, 10]), ("444", [444, 444])] {
-        let lifetimes = both_with(Family::V4, &[(&timer, seconds)], lifetime_of_a_ping)?;
+        let lifetimes = both_with(family, &[(&timer, seconds)], lifetime_of_a_ping)?;
         for (seconds, expected) in lifetimes.into_iter().zip(expected) {
             expect_seconds(seconds, expected)?;
         }

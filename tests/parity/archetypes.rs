@@ -41,29 +41,19 @@ pub(crate) fn all(family: Family) -> Vec<Kind> {
         headers::KINDS,
         strays::KINDS,
         beyond::KINDS,
+        sctp::KINDS,
     ];
     let own: &[&[Row]] = match family {
-        Family::V4 => &[
-            udp::OF_IPV4,
-            icmp::OF_IPV4,
-            odd::OF_IPV4,
-            headers::OF_IPV4,
-            beyond::OF_IPV4,
-            sctp::OF_IPV4,
-        ],
-        Family::V6 => &[extensions::KINDS, sctp::OF_IPV6],
+        Family::V4 => &[udp::OF_IPV4, icmp::OF_IPV4, odd::OF_IPV4, headers::OF_IPV4],
+        Family::V6 => &[extensions::KINDS],
     };
     let all = of_both.iter().chain(own);
     all.copied().flat_map(kinds).collect()
 }
 
 /// The kinds of flows that rest. Only a run that lets them rest draws them.
-pub(crate) fn resting(family: Family) -> Vec<Kind> {
-    let own: &[Row] = match family {
-        Family::V4 => resting::OF_IPV4,
-        Family::V6 => &[],
-    };
-    kinds(resting::KINDS).chain(kinds(own)).collect()
+pub(crate) fn resting() -> Vec<Kind> {
+    kinds(resting::KINDS).collect()
 }
 
 /// Whether nothing comes out of a kind: the node's own stack has it.

@@ -36,7 +36,7 @@ pub(crate) enum Difference {
     LateHead,
     /// Row 5: SCTP of a pod to a remote that another pod has an association with. nf_nat translates the port, Causeway drops it.
     SecondAssociation,
-    /// Row 6: what has no port that Causeway would translate of IPv6. nf_nat translates it, Causeway drops it.
+    /// Row 6: what Causeway does not translate of IPv6. nf_nat does, Causeway drops it.
     Untranslated,
     /// Row 7: fragments of IPv6 that fit into one packet once the fragment header is gone. nf_nat sends the packet, Causeway the
     /// fragments.

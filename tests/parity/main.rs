@@ -134,12 +134,12 @@ fn fragments_long_before_their_first_one_are_lost_where_nf_nat_holds_them() {
 /// Row 5.
 #[test]
 fn a_second_pods_association_is_refused_where_nf_nat_translates_its_port() {
-    differs_of(Family::V4, "sctp", &[Difference::SecondAssociation]);
+    differs("sctp", &[Difference::SecondAssociation]);
 }
 
 /// Row 6.
 #[test]
-fn what_has_no_port_of_ipv6_is_dropped_where_nf_nat_translates_it() {
+fn options_for_every_router_and_node_information_are_dropped_where_nf_nat_translates_them() {
     differs_of(Family::V6, "untranslated", &[Difference::Untranslated]);
 }
 

@@ -59,7 +59,7 @@ impl Traffic {
 
     /// Of the kinds of flows that rest.
     pub(crate) fn resting(family: Family, seed: u64) -> Self {
-        Self::of(family, seed, archetypes::resting(family))
+        Self::of(family, seed, archetypes::resting())
     }
 
     fn of(family: Family, seed: u64, kinds: Vec<Kind>) -> Self {

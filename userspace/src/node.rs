@@ -204,7 +204,7 @@ fn timeouts() -> Timeouts {
         tcp_reset: conntrack(&["tcp_timeout_close"], floor.tcp_reset, default.tcp_reset),
         udp: conntrack(&["udp_timeout"], floor.udp, default.udp),
         udp_stream: conntrack(&["udp_timeout_stream"], floor.udp_stream, default.udp_stream),
-        icmp: conntrack(&["icmp_timeout"], floor.icmp, default.icmp),
+        icmp: conntrack(&["icmp_timeout", "icmpv6_timeout"], floor.icmp, default.icmp),
     }
 }
 

@@ -9,16 +9,20 @@ use causeway_common::checksum;
 use super::{Addr, IP_CHECK};
 use crate::rewrite::{Failed, done};
 
+/// What a sum changes by with an address: the old one and the new one.
+#[inline(always)]
+pub fn change(old: &Addr, new: &Addr) -> (u32, u32) {
+    (u32::from_ne_bytes(*old), u32::from_ne_bytes(*new))
+}
+
 /// Updates the transport checksum at `at` for an address of the pseudo header. `flags`: of `bpf_l4_csum_replace`.
 #[inline(always)]
 pub fn replace_in_pseudo_header(
     ctx: &TcContext,
     at: usize,
     flags: u64,
-    old: &Addr,
-    new: &Addr,
+    (old, new): (u32, u32),
 ) -> Result<(), Failed> {
-    let (old, new) = (u32::from_ne_bytes(*old), u32::from_ne_bytes(*new));
     let flags = flags | u64::from(BPF_F_PSEUDO_HDR) | 4;
     let skb = ctx.as_ptr().cast();
     // SAFETY: `skb` is the program's context; the helper checks the offset against the packet.
@@ -57,4 +61,4 @@ pub fn replace_in_error(_: &TcContext, _: usize, _: &Addr, _: &Addr) -> Result<(
 
 /// An address has changed that no checksum but the header's covers: together they leave the sum of the packet as it was.
 #[inline(always)]
-pub fn changed_alone(_: &TcContext, _: &Addr, _: &Addr) {}
+pub fn changed_alone(_: &TcContext, _: (u32, u32)) {}

@@ -59,9 +59,8 @@ pub struct Ip {
     pub is_fragment: bool,
     /// The transport header is in this packet.
     pub is_first: bool,
-    /// There is nothing between the headers that a router or a node on the way has to look at, and what there is has been
-    /// followed to its end.
-    is_plain: bool,
+    /// What the headers between this one and the payload come to: [`Chain::kind`].
+    chain: u8,
 }
 
 const _: () = assert!(size_of::<Ip>() == 16 + 16 + 2 + 6);
@@ -77,20 +76,19 @@ impl Ip {
         l4: 0,
         is_fragment: false,
         is_first: false,
-        is_plain: false,
+        chain: Chain::NOT_PLAIN,
     };
 
     /// Whether what follows the header is what its protocol field says.
     #[inline(always)]
     pub const fn is_plain(&self) -> bool {
-        self.is_plain
+        self.chain & Chain::NOT_PLAIN == 0
     }
 
-    /// Whether the packet is of a flow that is told apart by its addresses alone: there is nothing to be known of such a one
-    /// where none is translated.
+    /// Whether the packet is of a flow that is told apart by its addresses alone.
     #[inline(always)]
     pub const fn is_portless(&self) -> bool {
-        false
+        self.chain == Chain::PORTLESS
     }
 
     /// Whether a router takes the packet: there is no checksum that could be wrong.
@@ -147,7 +145,7 @@ pub fn ip(ctx: &TcContext) -> Result<Ip, Reason> {
         l4: IP_END as u8,
         is_fragment: false,
         is_first: true,
-        is_plain: true,
+        chain: Chain::PLAIN,
     };
     if !matches!(next, TCP | UDP | ICMP) {
         let begin = Chain::begin(next, IP_END as u8);
@@ -156,7 +154,7 @@ pub fn ip(ctx: &TcContext) -> Result<Ip, Reason> {
         ip.l4 = chain.l4();
         ip.is_fragment = chain.is_fragment();
         ip.is_first = chain.is_first();
-        ip.is_plain = chain.is_plain();
+        ip.chain = chain.kind();
     }
     Ok(ip)
 }
@@ -165,31 +163,19 @@ pub fn ip(ctx: &TcContext) -> Result<Ip, Reason> {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn cwy_extensions(skb: *mut __sk_buff, chain: u32) -> u32 {
-    let mut walk = Walk {
-        skb,
-        chain,
-        is_over: 0,
-    };
+    let mut walk = Walk { skb, chain };
     // SAFETY: the callback has the signature that the helper calls (Linux 5.17), and `walk` outlives the call.
     unsafe {
         let state = (&raw mut walk).cast();
         bpf_loop(Chain::MOST as u32, follow as *mut c_void, state, 0);
     }
-    if walk.is_over == 0 {
-        let mut chain = Chain::of_bits(walk.chain);
-        if chain.step() == Step::Read {
-            chain.give_up();
-        }
-        return chain.bits();
-    }
-    walk.chain
+    Chain::of_bits(walk.chain).end().bits()
 }
 
 struct Walk {
     skb: *mut __sk_buff,
     /// [`Chain::bits`].
     chain: u32,
-    is_over: u32,
 }
 
 /// # Safety
@@ -200,7 +186,6 @@ unsafe extern "C" fn follow(_header: u32, walk: *mut c_void) -> i64 {
     let walk = unsafe { context::<Walk>(walk) };
     let mut chain = Chain::of_bits(walk.chain);
     if chain.step() == Step::End {
-        walk.is_over = 1;
         return 1;
     }
     match load::<8>(&TcContext::new(walk.skb), usize::from(chain.l4())) {
@@ -268,7 +253,7 @@ pub fn addr_at(ctx: &TcContext, offset: usize) -> Option<Addr> {
 /// behind its headers.
 #[inline(always)]
 pub fn quoted(ctx: &TcContext, ip: &Ip, into: &mut Quoted) -> Option<()> {
-    if ip.protocol != ICMP || ip.is_fragment || !ip.is_plain {
+    if ip.protocol != ICMP || ip.is_fragment || !ip.is_plain() {
         return None;
     }
     let kind: [u8; 1] = load(ctx, ip.l4())?;

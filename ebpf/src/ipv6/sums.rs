@@ -21,16 +21,20 @@ use crate::{
     rewrite::{Failed, done},
 };
 
+/// What a sum changes by with an address: [`checksum::difference`].
+#[inline(always)]
+pub fn change(old: &Addr, new: &Addr) -> u32 {
+    checksum::difference(old, new)
+}
+
 /// Updates the transport checksum at `at` for an address of the pseudo header. `flags`: of `bpf_l4_csum_replace`.
 #[inline(always)]
 pub fn replace_in_pseudo_header(
     ctx: &TcContext,
     at: usize,
     flags: u64,
-    old: &Addr,
-    new: &Addr,
+    difference: u32,
 ) -> Result<(), Failed> {
-    let difference = checksum::difference(old, new);
     match cwy_pseudo6(ctx.as_ptr().cast(), at as u32, flags as u32, difference) {
         0 => Ok(()),
         _ => Err(Failed),
@@ -93,6 +97,6 @@ pub fn replace_in_error(ctx: &TcContext, l4: usize, old: &Addr, new: &Addr) -> R
 
 /// An address has changed that no checksum of the packet covers.
 #[inline(always)]
-pub fn changed_alone(ctx: &TcContext, old: &Addr, new: &Addr) {
-    ctx.has_changed(checksum::difference(old, new));
+pub fn changed_alone(ctx: &TcContext, difference: u32) {
+    ctx.has_changed(difference);
 }

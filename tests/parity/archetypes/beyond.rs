@@ -23,10 +23,8 @@ pub(super) const KINDS: &[Row] = &[
     ("fragments, the first is missing", 3, headless),
     ("fragments, the first comes last", 3, head_last),
     ("fragments from outside to a pod", 3, from_outside),
+    ("protocols without ports", 4, without_ports),
 ];
-
-/// Flows that addresses alone tell apart are translated of IPv4.
-pub(super) const OF_IPV4: &[Row] = &[("protocols without ports", 4, without_ports)];
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Order {

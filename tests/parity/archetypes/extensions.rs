@@ -17,7 +17,6 @@ pub(super) const KINDS: &[Row] = &[
         quoting_options,
     ),
     ("whole packets that call themselves fragments", 4, atomic),
-    ("untranslated: protocols without ports", 3, without_ports),
     ("untranslated: options for every router", 3, router_options),
     ("untranslated: ICMP node information", 2, node_information),
 ];
@@ -91,15 +90,6 @@ fn atomic(draw: &mut Draw<'_>) -> Script {
 
 fn untranslated(shot: &mut Shot) {
     shot.differs = Some(Difference::Untranslated);
-}
-
-/// GRE, ESP, IPv4 in IPv6, one unknown.
-fn without_ports(draw: &mut Draw<'_>) -> Script {
-    let protocol = draw.rng.pick(&[47, 50, 4, 253]);
-    let (mut script, talk) = alone(draw, protocol);
-    let bytes = vec![0x20; 12 + draw.rng.below(200)];
-    untranslated(script.push(talk.pod, talk.spec(Pod, Body::Other { protocol, bytes })));
-    script
 }
 
 fn router_options(draw: &mut Draw<'_>) -> Script {

@@ -34,10 +34,8 @@ pub(super) const KINDS: &[Row] = &[
     ("rests: tcp, the server resets", 2, |draw| tcp_reset(draw, Remote)),
     ("rests: tcp, refused", 1, tcp_refused),
     ("rests: a port passes to another pod", 2, inherited),
+    ("rests: a protocol without ports", 2, without_ports),
 ];
-
-/// As in [`super::beyond`].
-pub(super) const OF_IPV4: &[Row] = &[("rests: a protocol without ports", 2, without_ports)];
 
 /// Comes when neither lane knows the flow any more.
 fn late(shot: &mut Shot) {

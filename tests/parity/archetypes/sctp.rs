@@ -10,12 +10,10 @@ use crate::{
 
 use Side::{Pod, Remote};
 
-pub(super) const OF_IPV4: &[Row] = &[
+pub(super) const KINDS: &[Row] = &[
     ("sctp", 2, association),
     ("sctp, another pod to the same remote", 2, another_pod),
 ];
-
-pub(super) const OF_IPV6: &[Row] = &[("untranslated: sctp", 2, untranslated)];
 
 const SCTP: u8 = 132;
 /// The remote's port.
@@ -36,13 +34,6 @@ fn association(draw: &mut Draw<'_>) -> Script {
     ] {
         script.push(talk.point(side), packet(&talk, side, verification, &chunk));
     }
-    script
-}
-
-fn untranslated(draw: &mut Draw<'_>) -> Script {
-    let mut script = association(draw);
-    script.steps.truncate(1);
-    script.steps[0][0].differs = Some(Difference::Untranslated);
     script
 }
 
