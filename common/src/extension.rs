@@ -111,6 +111,7 @@ impl Chain {
 
     /// After the walk: says whether it came to its end, and what the protocol is.
     #[inline(always)]
+    #[must_use]
     pub const fn end(mut self) -> Self {
         if matches!(self.step(), Step::Read) {
             self.give_up();

@@ -80,7 +80,7 @@ fn packets_of_ipv6_become_what_was_predicted() -> Result<()> {
     let tunnel = format!("{from} {VNET} 47");
     let passages = [
         ("cwy_from_pod6", "other_protocol"),
-        ("cwy_to_wire6", "other_protocol"),
+        ("cwy_to_wire6", "recorded_kernel"),
     ];
     expect(&rig, &tunnel, &passages, "stack")
 }

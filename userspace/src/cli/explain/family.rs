@@ -19,8 +19,6 @@ pub(super) trait Family: Address + aya::Pod + Debug {
     const PROGRAMS: Programs;
     /// Whether flows of it are balanced over the API server's backends and redirected by XDP.
     const HAS_API_SERVER: bool;
-    /// Whether protocols without ports have flows.
-    const FOLLOWS_PORTLESS: bool;
     /// What is said of a pod's packet from an interface by which no pod is known.
     const OF_STRANGER: Reason;
 
@@ -68,7 +66,6 @@ impl Family for [u8; 4] {
         to_uplink: "cwy_to_uplink",
     };
     const HAS_API_SERVER: bool = true;
-    const FOLLOWS_PORTLESS: bool = true;
     const OF_STRANGER: Reason = Reason::UnknownInterface;
 
     fn ip(self) -> IpAddr {
@@ -105,7 +102,6 @@ impl Family for [u8; 16] {
         to_uplink: "cwy_to_wire6",
     };
     const HAS_API_SERVER: bool = false;
-    const FOLLOWS_PORTLESS: bool = false;
     const OF_STRANGER: Reason = Reason::SourceAddress;
 
     fn ip(self) -> IpAddr {

@@ -338,11 +338,7 @@ impl<A: Family> Walk<'_, A> {
     fn enter_pod(&mut self, pod: &PodEntry) -> Judged<()> {
         let from = self.view.pod(self.key.src)?;
         let may_be_carried = pod.may_be_carried() && from.is_none_or(|from| from.may_be_carried());
-        let reason = if self.key.has_ports() || A::FOLLOWS_PORTLESS {
-            self.learn(may_be_carried)?
-        } else {
-            Reason::OtherProtocol
-        };
+        let reason = self.learn(may_be_carried)?;
         self.pass(A::PROGRAMS.to_pod, reason);
         Ok(())
     }

@@ -24,15 +24,6 @@ impl<A: Family> Walk<'_, A> {
     pub(super) fn leave_node(&mut self, pod: &PodEntry) -> Judged<()> {
         let program = A::PROGRAMS.to_uplink;
         let (role, protocol) = (self.role, self.key.protocol);
-        if !A::FOLLOWS_PORTLESS && !self.key.has_ports() {
-            let reason = if self.needs_snat()? {
-                Reason::SnatProtocol
-            } else {
-                Reason::OtherProtocol
-            };
-            self.pass(program, reason);
-            return Ok(());
-        }
         let mut keeps = false;
         if let Some(entry) = self.entry {
             let is_translated = entry.nat == Nat::SOURCE && entry.nat_addr == self.config.node_addr;
