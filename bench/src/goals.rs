@@ -297,6 +297,11 @@ pub(crate) fn judge(outcomes: &[Outcome], facts: &[Fact]) -> Vec<Verdict> {
             0.0,
         ),
         fact(
+            "packets lost by a reload of the ranges: 0",
+            "IPv4, ranges reloaded, lost",
+            0.0,
+        ),
+        fact(
             "packets lost by a sweep that forgets nothing: 0",
             "swept, nothing is over, lost",
             0.0,

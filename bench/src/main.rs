@@ -15,6 +15,7 @@ mod measure;
 mod peer;
 mod plot;
 mod programs;
+mod ranges;
 mod results;
 mod rounds;
 mod stand;

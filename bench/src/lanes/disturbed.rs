@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     facts::Fact,
+    ranges,
     rounds::{Lane, Plan},
     stand::Stand,
 };
@@ -40,6 +41,8 @@ pub(crate) enum Disturbance {
     None,
     /// `causeway upgrade --again`: every program is loaded, verified and exchanged.
     Upgrade,
+    /// The excluded ranges become two others, and ten thousand more, and what they were.
+    Reload,
     /// `causeway sweep`, with nothing to forget.
     Sweep,
     /// `causeway sweep`, with everything to forget but the flows that are measured.
@@ -158,7 +161,7 @@ impl<'a> DisturbedLane<'a> {
                 deleted * 100 < scanned,
                 "{deleted} of {scanned} entries were forgotten: not nearly none"
             ),
-            Disturbance::None | Disturbance::Upgrade => {}
+            Disturbance::None | Disturbance::Upgrade | Disturbance::Reload => {}
         }
         if self.disturbance != Disturbance::None {
             self.took.push(done.seconds);
@@ -257,6 +260,16 @@ fn disturb(stand: &Stand, disturbance: Disturbance) -> Result<Done> {
             let start = Instant::now();
             let said = node.causeway(&["upgrade", "--again"])?;
             ensure!(said.contains("exchanged on"), "causeway upgrade said: {said}");
+            Ok(Done {
+                seconds: start.elapsed().as_secs_f64(),
+                swept: [0; 2],
+            })
+        }
+        Disturbance::Reload => {
+            let start = Instant::now();
+            for others in [2, ranges::MANY, 0] {
+                ranges::exclude(stand, others)?;
+            }
             Ok(Done {
                 seconds: start.elapsed().as_secs_f64(),
                 swept: [0; 2],

@@ -1,4 +1,4 @@
-//! Established flows while programs are exchanged, and while the table is swept.
+//! Established flows while programs are exchanged, ranges reloaded, and while the table is swept.
 
 use anyhow::Result;
 
@@ -34,6 +34,7 @@ pub(super) fn upgrade(measure: &Measure, hall: &Hall) -> Result<Outcome> {
     )?;
     let others = [
         (Family::V4, "programs exchanged", snat, Disturbance::Upgrade),
+        (Family::V4, "ranges reloaded", snat, Disturbance::Reload),
         (Family::V6, "undisturbed", vnet, Disturbance::None),
         (Family::V6, "programs exchanged", vnet, Disturbance::Upgrade),
     ];
@@ -42,8 +43,12 @@ pub(super) fn upgrade(measure: &Measure, hall: &Hall) -> Result<Outcome> {
         .map(|(family, what, frames, disturbance)| first.beside(label(family, what), frames, disturbance));
     let others = others.collect::<Result<Vec<_>>>()?;
     let mut outcome = all(measure, &hall.plan, std::iter::once(first).chain(others))?;
-    for family in [Family::V4, Family::V6] {
-        let [during, before] = ["programs exchanged", "undisturbed"].map(|what| label(family, what));
+    for (family, disturbed) in [
+        (Family::V4, "programs exchanged"),
+        (Family::V4, "ranges reloaded"),
+        (Family::V6, "programs exchanged"),
+    ] {
+        let [during, before] = [disturbed, "undisturbed"].map(|what| label(family, what));
         if let Some(ratio) = outcome.ratio(&during, &before) {
             outcome.notes.push(format!(
                 "{during}: {:.2} × undisturbed, {:.2} … {:.2}",

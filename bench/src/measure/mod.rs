@@ -201,7 +201,7 @@ pub(crate) const ALL: &[Measure] = &[
     },
     Measure {
         name: "upgrade",
-        title: "established flows while `causeway upgrade --again` exchanges the programs: UDP frames, 1024 flows, one CPU",
+        title: "established flows while `causeway upgrade --again` exchanges the programs, while the excluded ranges become others: UDP frames, 1024 flows, one CPU",
         quick: true,
         run: disturbed::upgrade,
     },

@@ -1,11 +1,6 @@
 //! What a packet costs when there is more of something.
 
-use std::net::Ipv4Addr;
-
-use anyhow::{Context, Result};
-use causeway::{datapath::Datapath, root::Root};
-use causeway_common::{decide::WIRESERVER, maps::RangeClass};
-use ipnet::Ipv4Net;
+use anyhow::Result;
 
 use super::{Hall, Measure};
 use crate::{
@@ -15,14 +10,13 @@ use crate::{
         way::{Load, Way},
     },
     peer::Peer,
+    ranges,
     rounds::{Lane, Outcome, Unit, run},
     stand::Stand,
 };
 
 /// Numbers of flows, and how many pods share them: a pod may be allowed no more than 65,536.
 const FLOWS: [(u32, usize, &str); 3] = [(1 << 10, 1, "1k"), (1 << 14, 1, "16k"), (1 << 17, 4, "128k")];
-/// Excluded ranges beside the stock ones.
-const RANGES: u32 = 10_000;
 /// As many pods as AKS allows on a node, less one.
 const PODS: u8 = 249;
 
@@ -106,19 +100,6 @@ fn few_and_many_ranges(hall: &Hall) -> Result<[Stand; 2]> {
         Stand::build(Peer::Causeway, 1, &hall.build)?,
         Stand::build(Peer::Causeway, 1, &hall.build)?,
     ];
-    let stock = [
-        Ipv4Net::new(Ipv4Addr::new(10, 0, 0, 0), 8)?,
-        Ipv4Net::new(WIRESERVER.into(), 32)?,
-    ];
-    // Below everything that is sent to.
-    let others = (0..RANGES).map(|n| Ipv4Net::new_assert(Ipv4Addr::from_bits(0x4000_0000 + (n << 8)), 24));
-    let ranges: Vec<(Ipv4Net, u8)> = stock
-        .into_iter()
-        .chain(others)
-        .map(|net| (net, RangeClass::EXCLUDED))
-        .collect();
-    let root = Root::new(many.node()?.root.path());
-    let datapath = Datapath::open(&root)?.context("the node has no datapath")?;
-    datapath.set_ranges(&ranges)?;
+    ranges::exclude(&many, ranges::MANY)?;
     Ok([few, many])
 }
