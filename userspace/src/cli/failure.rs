@@ -6,6 +6,7 @@ use causeway::{
     config::ConfigError, datapath::DatapathError, leases::LeasesError, migrate::MigrateError,
     plan::interfaces::InterfacesError, root::Root,
 };
+use rustix::process::geteuid;
 use thiserror::Error;
 
 use super::doctor::several;
@@ -87,7 +88,11 @@ pub(crate) fn permission_hint(error: &(dyn std::error::Error + 'static)) -> &'st
     let mut source = Some(error);
     while let Some(error) = source {
         if error.downcast_ref::<io::Error>().is_some_and(denied) {
-            return "\nhint: the pins are root's: run it as root";
+            return if geteuid().is_root() {
+                "\nhint: it needs CAP_BPF and CAP_NET_ADMIN, and in a container a seccomp profile that lets bpf() through"
+            } else {
+                "\nhint: the pins are root's: run it as root"
+            };
         }
         source = error.source();
     }
