@@ -45,7 +45,7 @@ fn hint(error: &ProgramError) -> &'static str {
     if error.is_missing() {
         "\nhint: the package is called nftables; it is needed with exactRule, and where pods' packets leave by another interface than the uplink"
     } else {
-        ""
+        "\nhint: `nft list ruleset` has to work here; it is needed with exactRule, and where pods' packets leave by another interface than the uplink"
     }
 }
 
