@@ -106,6 +106,8 @@ impl Traffic {
             ),
         ];
         let pinger = |ns: &Netns, to| Ok::<_, anyhow::Error>((Pinger::new(ns, 77)?, to));
+        let bulk = Tcp::connect(second, at(INTERNET, PORT))?;
+        bulk.set_patience(PAUSE)?;
         let mut traffic = Self {
             internet,
             _others: others,
@@ -116,10 +118,11 @@ impl Traffic {
                 pinger(second, INTERNET)?,
                 pinger(first, server)?,
             ],
-            bulk: Tcp::connect(second, at(INTERNET, PORT))?.0,
+            bulk: bulk.0,
         };
         for (name, tcp) in &mut traffic.tcp {
             tcp.chat(3).with_context(|| format!("TCP, {name}"))?;
+            tcp.set_patience(PAUSE)?;
         }
         for (name, udp) in &traffic.udp {
             udp.chat(3).with_context(|| format!("UDP, {name}"))?;
@@ -169,7 +172,9 @@ impl Traffic {
             jobs.push(scope.spawn(move || {
                 while goes_on() {
                     let to = SocketAddrV4::new(INTERNET, PORT);
-                    Tcp::connect(new_ones, to)?.chat(1).context("a new connection")?;
+                    let mut tcp = Tcp::connect_within(new_ones, to, PAUSE).context("a new connection")?;
+                    tcp.set_patience(PAUSE)?;
+                    tcp.chat(1).context("a new connection")?;
                     if let Err(error) = Udp::connect(new_ones, to)?.ask(50) {
                         ensure!(is_silence(&error), "a new datagram flow: {error:#}");
                     }
@@ -223,6 +228,10 @@ impl Traffic {
     }
 }
 
+/// How long a connection may be silent: TCP waits twice as long for each packet that is lost again, and a busy machine makes
+/// each step long.
+const PAUSE: Duration = Duration::from_secs(10);
+
 /// How long a datagram's answer is waited for: it comes in a fraction of this, or not at all.
 const ANSWERS_WITHIN: Duration = Duration::from_millis(500);
 
@@ -265,10 +274,7 @@ fn stream(socket: &TcpStream, goes_on: impl Fn() -> bool + Send + Sync) -> Resul
             } else if over {
                 break;
             } else {
-                ensure!(
-                    idle_since.elapsed() < Duration::from_secs(10),
-                    "the stream stands still"
-                );
+                ensure!(idle_since.elapsed() < PAUSE, "the stream stands still");
                 thread::sleep(Duration::from_micros(200));
             }
         }

@@ -48,10 +48,16 @@ impl Tcp {
     }
 
     fn patient(stream: TcpStream) -> io::Result<Self> {
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
         stream.set_nodelay(true)?;
-        Ok(Self(stream))
+        let connection = Self(stream);
+        connection.set_patience(PATIENCE)?;
+        Ok(connection)
+    }
+
+    /// How long it waits for its peer from now on, before it is taken for broken.
+    pub fn set_patience(&self, patience: Duration) -> io::Result<()> {
+        self.0.set_read_timeout(Some(patience))?;
+        self.0.set_write_timeout(Some(patience))
     }
 
     /// Sends `times` small messages, one after the other, and checks each answer.

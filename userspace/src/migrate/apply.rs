@@ -6,7 +6,7 @@ use causeway_common::maps::RangeClass;
 use serde::Serialize;
 
 use super::{
-    Agentless, Alone, MigrateError,
+    Agentless, Alone, MigrateError, Urgent,
     conntrack::Conntrack,
     flows::{Flows, Imported, let_packets_pass},
     journal::{JOURNAL, Journal, Phase, Pod},
@@ -68,6 +68,7 @@ pub fn apply(root: &Root) -> Result<Applied, MigrateError> {
     };
     journal.save(root)?;
     let _expedited = Expedited::begin(true);
+    let _urgent = Urgent::begin();
     let failed = match carry_out(root, &journal) {
         Ok(applied) => {
             journal.phase = Phase::Applied;

@@ -24,6 +24,8 @@ mod uplink;
 
 use std::{fs, io, path::PathBuf, time::Duration};
 
+use rustix::process::{getpriority_process, setpriority_process};
+
 pub use self::{
     apply::{Applied, apply},
     journal::JOURNAL,
@@ -159,5 +161,38 @@ impl Alone {
     fn wait(root: &Root) -> Result<Self, MigrateError> {
         let network = Lock::acquire(&root.path(endpoints::LOCK), PATIENCE)?;
         Ok(Self([network, Lock::acquire(&root.path(store::LOCK), PATIENCE)?]))
+    }
+}
+
+/// The highest priority of an ordinary thread (setpriority(2)).
+const URGENT: i32 = -20;
+
+/// The thread goes before others while this is held, and so do the programs that it starts: flows that are held are silent for
+/// as long as it waits for a CPU.
+#[derive(Debug)]
+struct Urgent {
+    before: Option<i32>,
+}
+
+impl Urgent {
+    fn begin() -> Self {
+        let raised = getpriority_process(None).and_then(|before| {
+            setpriority_process(None, URGENT)?;
+            Ok(before)
+        });
+        if let Err(error) = &raised {
+            tracing::debug!(%error, "waits for a CPU like everybody");
+        }
+        Self { before: raised.ok() }
+    }
+}
+
+impl Drop for Urgent {
+    fn drop(&mut self) {
+        if let Some(before) = self.before
+            && let Err(error) = setpriority_process(None, before)
+        {
+            tracing::debug!(%error, "goes before others to its end");
+        }
     }
 }

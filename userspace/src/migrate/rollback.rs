@@ -5,7 +5,7 @@ use std::{fs, io, net::Ipv4Addr};
 use serde::Serialize;
 
 use super::{
-    Agentless, Alone, MigrateError,
+    Agentless, Alone, MigrateError, Urgent,
     conntrack::Conntrack,
     flows::{Exported, Flows},
     journal::{JOURNAL, Journal, Phase, Pod},
@@ -42,6 +42,7 @@ pub fn rollback(root: &Root) -> Result<RolledBack, MigrateError> {
     };
     let _agentless = Agentless::wait(root)?;
     let _expedited = Expedited::begin(true);
+    let _urgent = Urgent::begin();
     carry_out(root, &mut journal).map_err(|error| MigrateError::Stuck {
         errors: vec![error.to_string()],
         journal: root.path(JOURNAL),
