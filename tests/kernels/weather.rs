@@ -41,7 +41,7 @@ fn a_stream_through_the_translation_stays_whole_whatever_is_lost_reordered_and_d
     storm(&rig, "delay 2ms 1ms loss 1% duplicate 2% reorder 25%")?;
     let server = SocketAddrV4::new(INTERNET, 99);
     let (_, seen) = stream::exchange(&pod.ns, &rig.fabric.internet, server, 4 * MEBIBYTE)?;
-    ensure!(*seen.ip() == NODE, "the server saw {seen}");
+    ensure!(seen.ip() == NODE, "the server saw {seen}");
     let lost = lost(&rig)?;
     ensure!(lost > 0, "nothing was lost");
     for reason in ["snat_no_mapping", "snat_collision", "rewrite_failed"] {
@@ -57,7 +57,7 @@ fn a_stream_within_the_vnet_stays_whole_too() -> Result<()> {
     storm(&rig, "delay 2ms 1ms loss 1% duplicate 2% reorder 25%")?;
     let server = SocketAddrV4::new(VNET, 99);
     let (_, seen) = stream::exchange(&pod.ns, &rig.fabric.vnet, server, 2 * MEBIBYTE)?;
-    ensure!(*seen.ip() == pod.addr, "the server saw {seen}");
+    ensure!(seen.ip() == pod.addr, "the server saw {seen}");
     ensure!(lost(&rig)? > 0, "nothing was lost");
     Ok(())
 }

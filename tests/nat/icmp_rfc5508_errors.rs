@@ -57,6 +57,7 @@ pub(crate) fn reported(side: &Side, error: Vec<u8>) -> Result<Option<Packet>> {
 
 of_both_families!(
     req_3_a_wrong_checksum_stays_wrong,
+    req_3b_quoted_options_are_stepped_over,
     req_3c_the_quoted_transport_checksum_is_not_judged,
     req_3d_icmp_extensions_come_through,
     req_4_an_error_about_nothing_known_comes_to_nobody,
@@ -122,18 +123,18 @@ fn req_3a_a_wrong_quoted_header_stays_wrong() -> Result<()> {
     })
 }
 
-/// RFC 5508 REQ-3b | options of the quoted header are stepped over | they are, the ports behind them are translated | the same | met
-#[test]
-fn req_3b_quoted_options_are_stepped_over() -> Result<()> {
-    agree(Family::V4, |side| {
+/// RFC 5508 REQ-3b | options of the quoted header, of IPv6 extension headers behind it, are stepped over | they are, the ports behind them are translated | the same | met
+fn req_3b_quoted_options_are_stepped_over(family: Family) -> Result<()> {
+    agree(family, |side| {
         let talk = Talk::new(side)?;
         let [inside, outside] = talk.question(b"with options")?;
-        let [inside, outside] = [
-            craft::with_options(&inside, &[1, 1, 1, 0])?,
-            craft::with_options(&outside, &[1, 1, 1, 0])?,
-        ];
-        for len in [outside.len(), 24 + 8] {
-            let error = craft::icmp(INTERNET, NODE, (11, 0), [0; 4], &outside[..len])?;
+        let with_options = |packet: &[u8]| match family {
+            Family::V4 => craft::with_options(packet, &[1, 1, 1, 0]),
+            Family::V6 => craft::with_destination_options(packet),
+        };
+        let [inside, outside] = [with_options(&inside)?, with_options(&outside)?];
+        for len in [outside.len(), side.of_family(24, 48) + 8] {
+            let error = craft::icmp(side.near(), side.node(), side.expired(), [0; 4], &outside[..len])?;
             let seen = reported(side, error)?.context("the error does not come in")?;
             ensure!(seen.checksums_good && seen.quoted() == &inside[..len], "{seen:?}");
         }

@@ -18,7 +18,10 @@ use causeway_tests::{
     rig::Rig,
     rules,
 };
-use rustix::net::sockopt::set_ipv6_unicast_hops;
+use rustix::net::sockopt::{
+    Ipv4PathMtuDiscovery, Ipv6PathMtuDiscovery, set_ip_mtu_discover, set_ipv6_mtu_discover,
+    set_ipv6_unicast_hops,
+};
 
 use crate::{family::Family, peer::Peer};
 
@@ -27,6 +30,9 @@ pub(crate) const SECOND: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 11);
 
 /// The same of IPv6.
 const SECOND_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x11);
+
+/// The router's, from which its errors come.
+const ROUTER_V6: Ipv6Addr = dual_stack::at(1);
 
 /// How long silence is listened to. Whatever is on its way takes some hundred microseconds.
 pub(crate) const A_WHILE: Duration = Duration::from_millis(150);
@@ -90,9 +96,10 @@ impl Side {
             rig.fabric
                 .internet
                 .ip(&format!("addr add {SECOND_V6}/64 dev eth0 nodad noprefixroute"))?;
-            rig.fabric
-                .router
-                .ip(&format!("route add {SECOND_V6} dev internet"))?;
+            // Nobody forwards an error from an address of the link.
+            rig.fabric.router.ip(&format!(
+                "route add {SECOND_V6} dev internet\naddr add {ROUTER_V6}/128 dev node nodad"
+            ))?;
         }
         rig.fabric
             .internet
@@ -177,6 +184,12 @@ impl Side {
         self.of_family((3, 1), (1, 3))
     }
 
+    /// Somebody on the way has no route there.
+    pub(crate) fn no_route(&self) -> (u8, u8) {
+        // An unreachable route of IPv6 is one too few (RFC 4443 section 3.1, code 0).
+        self.of_family(self.host_unreachable(), (1, 0))
+    }
+
     /// Forbidden by somebody on the way.
     pub(crate) fn prohibited(&self) -> (u8, u8) {
         self.of_family((3, 13), (1, 1))
@@ -187,6 +200,11 @@ impl Side {
         self.of_family((11, 0), (3, 0))
     }
 
+    /// Something in the header is not as it should be.
+    pub(crate) fn parameter_problem(&self) -> (u8, u8) {
+        self.of_family((12, 0), (4, 0))
+    }
+
     /// Bytes of a header without options.
     pub(crate) fn header(&self) -> usize {
         self.of_family(20, 40)
@@ -195,6 +213,14 @@ impl Side {
     /// Where the addresses begin in a header: behind all that a router changes.
     pub(crate) fn addrs_at(&self) -> usize {
         self.of_family(12, 8)
+    }
+
+    /// Whether a host quotes a datagram that a pod has sent, or its beginning: addresses, ports, length and data. Its
+    /// checksum is computed when it leaves the machine, and it has not.
+    pub(crate) fn is_quoted(&self, quoted: &[u8], sent: &[u8]) -> bool {
+        let (begin, sum) = (self.addrs_at(), self.header() + 6);
+        let data = sum + 2..quoted.len();
+        quoted.get(begin..sum) == sent.get(begin..sum) && quoted.get(data.clone()) == sent.get(data)
     }
 
     /// What is said of IPv4, or of IPv6.
@@ -227,6 +253,17 @@ impl Side {
         Ok(())
     }
 
+    /// Whether what a socket sends may be fragmented by who has to. Of IPv6 that is its own host.
+    pub(crate) fn let_be_fragmented(&self, peer: &Peer, may: bool) -> Result<()> {
+        match (self.family, may) {
+            (Family::V4, true) => set_ip_mtu_discover(&peer.socket, Ipv4PathMtuDiscovery::DONT)?,
+            (Family::V4, false) => set_ip_mtu_discover(&peer.socket, Ipv4PathMtuDiscovery::DO)?,
+            (Family::V6, true) => set_ipv6_mtu_discover(&peer.socket, Ipv6PathMtuDiscovery::DONT)?,
+            (Family::V6, false) => set_ipv6_mtu_discover(&peer.socket, Ipv6PathMtuDiscovery::DO)?,
+        }
+        Ok(())
+    }
+
     /// A socket of a pod.
     pub(crate) fn peer(&self, pod: &Pod, port: u16) -> Result<Peer> {
         Peer::on(&pod.ns, self.at(pod, port)?)
@@ -239,6 +276,18 @@ impl Side {
     /// The host outside, with the addresses of [`Self::near_at`] and [`Self::far_at`].
     pub(crate) fn internet(&self) -> &Netns {
         &self.rig.fabric.internet
+    }
+
+    /// A host outside every excluded range that has a route to a pod.
+    pub(crate) fn partner(&self, pod: IpAddr) -> Result<&Netns> {
+        let fabric = &self.rig.fabric;
+        match self.family {
+            Family::V4 => Ok(&fabric.partner),
+            Family::V6 => {
+                let route = format!("route add {pod} via fe80::1 dev eth0");
+                fabric.internet.ip(&route).map(|()| &fabric.internet)
+            }
+        }
     }
 
     /// Returns when everything that was sent before has been dealt with.

@@ -39,8 +39,9 @@ nf_nat's column was *seen*: the same observation runs on a second node with the 
 the kernel does something else. A row that rests on documentation names it. Lifetimes are measured on a table that is made older than
 it is. The requirements are told in our words; the RFC's own are what counts.
 
-A row of both families is seen of IPv4 and of IPv6, where Causeway has `masqueradeIPv6` and the second node the same rule by ip6tables; the others
-are seen of IPv4 alone.
+A row of both families is seen of IPv4 and of IPv6, where Causeway has `masqueradeIPv6` and the second node the same rule by ip6tables. A row of
+IPv4 alone is about what IPv6 has not: queries for a timestamp or an address mask, source quench and information requests, a checksum of the
+header, a datagram that may do without its own, and an identification in every packet. Of the last two, what there is instead has rows of IPv6 alone.
 
 Where a requirement is not met by design, the reason is in its row. Most have one in common: Causeway takes the place of a rule on a running
 node, and whoever relied on the rule must find what it did.
@@ -121,6 +122,8 @@ fn tests_of<'a>(file: &str, source: &'a str) -> Result<Vec<(Row, &'a str)>> {
         let body = body.split("\n}\n").next().unwrap_or(body);
         let families = if body.starts_with("family: Family)") {
             "both"
+        } else if body.contains("(Family::V6, ") {
+            "IPv6"
         } else {
             "IPv4"
         };

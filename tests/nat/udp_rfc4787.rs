@@ -1,14 +1,12 @@
 //! RFC 4787, NAT behavioral requirements for unicast UDP: mappings and their ports.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, net::SocketAddr};
 
 use anyhow::{Context, Result, ensure};
 use causeway_tests::{
     capture::Capture,
     craft,
     echo::Echo,
-    fabric::{INTERNET, NODE},
-    ping::Pinger,
     raw,
     talk::{PATIENCE, Tcp, Udp},
 };
@@ -18,6 +16,7 @@ use crate::{
     mapping::{Flow, UDP},
     peer::Peer,
     side::{A_WHILE, Side, agree, both},
+    wire::packet_of,
 };
 
 pub(crate) const PORT: u16 = 40_000;
@@ -32,6 +31,9 @@ of_both_families!(
     req_4_a_replaced_port_has_any_parity,
     section_4_2_3_replaced_ports_are_no_neighbours,
     req_11_conflicts_change_no_mapping,
+    req_2_all_mappings_of_a_pod_have_one_address,
+    req_2_every_protocol_has_the_same_address,
+    req_3a_source_port_0_is_replaced_and_answered,
 );
 
 /// RFC 4787 REQ-1 | one mapping of an internal address and port serves every remote | a mapping for each remote address and
@@ -54,22 +56,26 @@ fn req_1_each_remote_has_a_mapping_of_its_own(family: Family) -> Result<()> {
 }
 
 /// RFC 4787 REQ-2 | all of a host's mappings have the same external address ("paired" pooling) | the uplink's primary address, always | the
-/// same | met
-#[test]
-fn req_2_all_mappings_of_a_pod_have_one_address() -> Result<()> {
-    let seen = agree(Family::V4, |side| {
-        side.rig.node.ns.ip("addr add 10.240.0.99/16 dev eth0")?;
+/// same; of IPv6 the address that the kernel selects (RFC 6724), of two alike the one that was added last: new mappings differ from old ones | met
+fn req_2_all_mappings_of_a_pod_have_one_address(family: Family) -> Result<()> {
+    let [causeway, nf_nat] = both(family, |side| {
         let servers = [server(side)?, far_server(side)?];
-        let mut addresses = BTreeSet::new();
-        for port in [PORT, PORT + 1, 99] {
+        let seen_from = |port| {
             let pod = side.peer(&side.pod, port)?;
-            for server in &servers {
-                addresses.insert(pod.reach(server)?.ip());
-            }
-        }
-        Ok(addresses)
+            servers
+                .iter()
+                .map(|server| Ok(pod.reach(server)?.ip() == side.node()))
+                .collect::<Result<Vec<_>>>()
+        };
+        let before = seen_from(PORT)?;
+        let other = side.of_family("10.240.0.99/16 dev eth0", "fd00:10::63/64 dev eth0 nodad");
+        side.rig.node.ns.ip(&format!("addr add {other}"))?;
+        Ok([before, seen_from(PORT + 1)?, seen_from(99)?])
     })?;
-    ensure!(seen == BTreeSet::from([NODE.into()]), "{seen:?}");
+    let all = |is_first: [bool; 3]| is_first.map(|is_first| vec![is_first; 2]);
+    ensure!(causeway == all([true; 3]), "Causeway: {causeway:?}");
+    let of_nf_nat = all([true, family == Family::V4, family == Family::V4]);
+    ensure!(nf_nat == of_nf_nat, "nf_nat: {nf_nat:?}");
     Ok(())
 }
 
@@ -156,9 +162,8 @@ fn req_3a_a_replaced_port_stays_in_its_range(family: Family) -> Result<()> {
 
 /// RFC 4787 REQ-3a (port 0) | a source port of 0, which means "none" (RFC 768) | becomes a port from 1 to 511, so that an answer comes back | kept:
 /// 0 | met
-#[test]
-fn req_3a_source_port_0_is_replaced_and_answered() -> Result<()> {
-    let [causeway, nf_nat] = both(Family::V4, |side| {
+fn req_3a_source_port_0_is_replaced_and_answered(family: Family) -> Result<()> {
+    let [causeway, nf_nat] = both(family, |side| {
         let server = server(side)?;
         let (inside, outside) = (
             Capture::start(&side.pod.ns, "eth0")?,
@@ -170,19 +175,13 @@ fn req_3a_source_port_0_is_replaced_and_answered() -> Result<()> {
             &[craft::udp(from, server.addr, b"no port of mine")?],
         )?;
         let seen = outside.wait(PATIENCE, |frame| {
-            frame
-                .ip
-                .clone()
-                .filter(|ip| ip.src == NODE && ip.dst_port == SERVER)
+            packet_of(frame).filter(|ip| ip.src == side.node() && ip.dst_port == SERVER)
         });
         let port = seen.context("nothing came out")?.src_port;
         let back = craft::udp(server.addr, side.node_at(port), b"to nobody's port")?;
         raw::send_ip(side.internet(), &[back])?;
         let answer = inside.wait(A_WHILE, |frame| {
-            frame
-                .ip
-                .clone()
-                .filter(|ip| ip.src == INTERNET && ip.protocol == UDP)
+            packet_of(frame).filter(|ip| ip.src == side.near() && ip.protocol == UDP)
         });
         Ok((port, answer.map(|ip| ip.dst_port)))
     })?;
@@ -260,23 +259,23 @@ fn req_11_conflicts_change_no_mapping(family: Family) -> Result<()> {
 
 /// RFC 4787 REQ-2 (TCP and ICMP) | paired pooling over all protocols of a host (RFC 7857 section 4) | one address for UDP, TCP and ping | the
 /// same | met
-#[test]
-fn req_2_every_protocol_has_the_same_address() -> Result<()> {
-    agree(Family::V4, |side| {
-        let echo = Echo::start(side.internet(), 7)?;
+fn req_2_every_protocol_has_the_same_address(family: Family) -> Result<()> {
+    agree(family, |side| {
+        let echo = Echo::on(side.internet(), side.near_at(7))?;
         let server = server(side)?;
         let wire = Capture::start(side.internet(), "eth0")?;
         let udp = side.peer(&side.pod, PORT)?.reach(&server)?;
         Tcp::connect(&side.pod.ns, side.near_at(7))?.chat(1)?;
-        Pinger::new(&side.pod.ns, 5)?.ping(INTERNET, 1, 8)?;
+        side.pinger(&side.pod.ns, 5)?.ping(side.near(), 1, 8)?;
         let pings: BTreeSet<_> = wire
             .stop()
             .into_iter()
-            .filter_map(|frame| frame.ip.filter(|ip| ip.icmp == Some((8, 0))))
+            .filter_map(|frame| packet_of(&frame).filter(|ip| ip.icmp == Some(side.echo())))
             .map(|ip| ip.src)
             .collect();
-        let tcp: BTreeSet<_> = echo.seen().iter().map(|peer| *peer.ip()).collect();
-        ensure!(udp.ip() == NODE && tcp == [NODE].into() && pings == [NODE.into()].into());
+        let tcp: BTreeSet<_> = echo.peers().iter().map(SocketAddr::ip).collect();
+        let own = BTreeSet::from([side.node()]);
+        ensure!(udp.ip() == side.node() && tcp == own && pings == own);
         Ok(())
     })
 }

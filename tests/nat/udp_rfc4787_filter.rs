@@ -1,7 +1,5 @@
 //! RFC 4787: whom a mapping lets in, what becomes of datagrams to the external address, and that payloads stay.
 
-use std::net::SocketAddrV4;
-
 use anyhow::{Result, ensure};
 use causeway_tests::{rules, talk::PATIENCE};
 
@@ -15,6 +13,7 @@ use crate::{
 of_both_families!(
     req_8_only_the_remote_of_a_mapping_comes_in,
     req_9_the_external_address_leads_to_the_node_itself,
+    req_9a_by_a_host_port_a_pod_sees_the_senders_own_address,
     req_10_payloads_are_nobodys_business,
 );
 
@@ -58,16 +57,15 @@ fn req_9_the_external_address_leads_to_the_node_itself(family: Family) -> Result
 
 /// RFC 4787 REQ-9a | a hairpinned datagram shows the sender's external address | a hostPort, which is the kernel's, shows the
 /// sender's own; a pod that calls itself is seen with the node's | the same | by design not: portmap's rules decide
-#[test]
-fn req_9a_by_a_host_port_a_pod_sees_the_senders_own_address() -> Result<()> {
-    let seen = agree(Family::V4, |side| {
+fn req_9a_by_a_host_port_a_pod_sees_the_senders_own_address(family: Family) -> Result<()> {
+    let seen = agree(family, |side| {
         let neighbour = side.rig.pod("b")?;
         let (a, b) = (side.peer(&side.pod, PORT)?, side.peer(&neighbour, SERVER)?);
-        rules::host_port(&side.rig.node.ns, 8053, SocketAddrV4::new(neighbour.addr, SERVER))?;
+        rules::host_port(&side.rig.node.ns, 8053, b.addr)?;
         let by_host_port = side.node_at(8053);
-        let of_other = a.reach_by(by_host_port, &b)?.ip() == side.pod.addr;
+        let of_other = a.reach_by(by_host_port, &b)?.ip() == a.addr.ip();
         let of_itself = side.peer(&neighbour, PORT)?.reach_by(by_host_port, &b)?.ip();
-        Ok((of_other, of_itself != neighbour.addr))
+        Ok((of_other, of_itself != b.addr.ip()))
     })?;
     ensure!(seen == (true, true), "{seen:?}");
     Ok(())

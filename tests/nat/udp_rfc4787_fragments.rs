@@ -1,5 +1,7 @@
 //! RFC 4787: datagrams in fragments, and their checksums.
 
+use std::net::{IpAddr, SocketAddr};
+
 use anyhow::{Context, Result, ensure};
 use causeway_tests::{
     capture::Capture,
@@ -7,32 +9,45 @@ use causeway_tests::{
     dam::Dam,
     fabric::{INTERNET, NODE},
     frame::Packet,
-    ping::Pinger,
     raw,
     talk::PATIENCE,
 };
-use rustix::net::sockopt::{Ipv4PathMtuDiscovery, set_ip_mtu_discover};
 
 use crate::{
-    family::Family,
+    family::{Family, of_both_families},
     mapping::{ICMP, UDP},
     side::{A_WHILE, agree, both},
     udp_rfc4787::server,
-    wire::{all_received, received},
+    wire::{all_received, arrival, packet_of, received},
 };
 
 const PORT: u16 = 40_000;
 
-/// RFC 4787 REQ-13a | a packet that may be fragmented is, and the fragments leave in order | by the node's kernel; all of them with the node's
-/// address, the first one first | by the kernel | met
-#[test]
-fn req_13a_a_datagram_that_may_be_fragmented_leaves_in_order() -> Result<()> {
-    agree(Family::V4, |side| {
+of_both_families!(
+    req_13a_a_datagram_that_may_be_fragmented_leaves_in_order,
+    req_14_fragments_in_order_pass_both_ways,
+    req_14_fragments_from_outside_pass_in_any_order,
+    req_14_fragments_of_a_pod_pass_in_any_order,
+    req_14a_a_flood_of_fragments_keeps_nobody_out,
+    section_4_2_a_computed_zero_is_sent_as_ones,
+);
+
+/// RFC 4787 REQ-13a | a packet that may be fragmented is, and the fragments leave in order | by the node's kernel; of IPv6, where no router does that
+/// (RFC 8200 section 4.5), by the pod that has been told; all of them with the node's address, the first one first | the same | met
+fn req_13a_a_datagram_that_may_be_fragmented_leaves_in_order(family: Family) -> Result<()> {
+    agree(family, |side| {
         side.rig.node.set_pod_mtu(&side.pod, 9000)?;
         let server = server(side)?;
         let outside = Capture::start(side.internet(), "eth0")?;
         let pod = side.peer(&side.pod, PORT)?;
-        set_ip_mtu_discover(&pod.socket, Ipv4PathMtuDiscovery::DONT)?;
+        side.let_be_fragmented(&pod, true)?;
+        if family == Family::V6 {
+            let ears = side.pinger(&side.pod.ns, 1)?;
+            pod.socket.send_to(&[0; 5000], server.addr)?;
+            let told = ears.hear(PATIENCE, |message| message.icmp.mtu() == Some(1500))?;
+            told.context("nobody told the pod to fragment it")?;
+            side.settle()?;
+        }
         for len in [5000, 100, 100, 8000] {
             let message: Vec<u8> = (0..len).map(|at: usize| at as u8).collect();
             pod.socket.send_to(&message, server.addr)?;
@@ -44,10 +59,12 @@ fn req_13a_a_datagram_that_may_be_fragmented_leaves_in_order() -> Result<()> {
         let offsets: Vec<usize> = outside
             .stop()
             .into_iter()
-            .filter_map(|frame| frame.ip.filter(|ip| ip.fragment && !frame.outgoing))
+            .filter(|frame| !frame.outgoing)
+            .filter_map(|frame| packet_of(&frame).filter(|ip| ip.fragment))
             .map(|ip| offset(&ip))
             .collect();
-        let whole: Vec<usize> = (0..4).map(|n| n * 1480).chain((0..6).map(|n| n * 1480)).collect();
+        let size = side.of_family(1480, 1448);
+        let whole: Vec<usize> = (0..4).chain(0..6).map(|n| n * size).collect();
         ensure!(offsets == whole, "{offsets:?}");
         Ok(())
     })
@@ -55,12 +72,12 @@ fn req_13a_a_datagram_that_may_be_fragmented_leaves_in_order() -> Result<()> {
 
 /// RFC 4787 REQ-14 | fragments are received in order | both ways, UDP and echo, the last one of a byte too | the same: the kernel
 /// reassembles first | met
-#[test]
-fn req_14_fragments_in_order_pass_both_ways() -> Result<()> {
-    agree(Family::V4, |side| {
+fn req_14_fragments_in_order_pass_both_ways(family: Family) -> Result<()> {
+    agree(family, |side| {
         let (pod, server) = (side.peer(&side.pod, PORT)?, server(side)?);
         let mapped = pod.reach(&server)?;
-        for (number, len) in [1473, 1474, 3000, 8000, 60_000].into_iter().enumerate() {
+        let lens = side.of_family([1473, 1474, 3000, 8000, 60_000], [1453, 2889, 3000, 8000, 60_000]);
+        for (number, len) in lens.into_iter().enumerate() {
             let message: Vec<u8> = (0..len).map(|at: usize| (at + number) as u8).collect();
             pod.socket.send_to(&message, server.addr)?;
             ensure!(
@@ -72,7 +89,8 @@ fn req_14_fragments_in_order_pass_both_ways() -> Result<()> {
                 pod.hear(&message, PATIENCE)? == Some(server.addr),
                 "{len} bytes in"
             );
-            Pinger::new(&side.pod.ns, number as u16)?.ping(INTERNET, 1, len)?;
+            side.pinger(&side.pod.ns, number as u16)?
+                .ping(side.near(), 1, len)?;
         }
         Ok(())
     })
@@ -81,9 +99,8 @@ fn req_14_fragments_in_order_pass_both_ways() -> Result<()> {
 /// RFC 4787 REQ-14 (out of order, from outside) | fragments are received out of order | one that
 /// overtakes its first one waits behind what has arrived meanwhile, 64 times at most: reordering on a link
 /// passes, seconds do not | waits for 30 s | met
-#[test]
-fn req_14_fragments_from_outside_pass_in_any_order() -> Result<()> {
-    agree(Family::V4, |side| {
+fn req_14_fragments_from_outside_pass_in_any_order(family: Family) -> Result<()> {
+    agree(family, |side| {
         let (pod, server) = (side.peer(&side.pod, PORT)?, server(side)?);
         let mapped = pod.reach(&server)?;
         let router = &side.rig.fabric.router;
@@ -93,7 +110,9 @@ fn req_14_fragments_from_outside_pass_in_any_order() -> Result<()> {
             .enumerate()
         {
             dam.hold()?;
-            server.socket.send_to(&[0; 1472], mapped)?;
+            server
+                .socket
+                .send_to(side.of_family(&[0; 1472], &[0; 1452]), mapped)?;
             let message: Vec<u8> = (0..*len).map(|at: usize| (at ^ id) as u8).collect();
             let whole = craft::udp(server.addr, mapped, &message)?;
             let mut pieces = craft::fragments(&whole, 1500, id as u16 + 1)?;
@@ -111,9 +130,8 @@ fn req_14_fragments_from_outside_pass_in_any_order() -> Result<()> {
 
 /// RFC 4787 REQ-14 (out of order, from inside) | the same for what a pod sends | the kernel, where conntrack holds them for 30 s, puts them together; also those of a
 /// carried flow once one has overtaken its first | waits for 30 s | met
-#[test]
-fn req_14_fragments_of_a_pod_pass_in_any_order() -> Result<()> {
-    let [causeway, nf_nat] = both(Family::V4, |side| {
+fn req_14_fragments_of_a_pod_pass_in_any_order(family: Family) -> Result<()> {
+    let [causeway, nf_nat] = both(family, |side| {
         let server = server(side)?;
         let mut arrived = Vec::new();
         for (port, carried) in [(PORT, false), (PORT + 1, true)] {
@@ -137,14 +155,14 @@ fn req_14_fragments_of_a_pod_pass_in_any_order() -> Result<()> {
 
 /// RFC 4787 REQ-14a | a flood of fragments does not keep others out | nothing is held for them: whole packets and fragments in order pass
 /// | whole packets pass; fragments do not, once the kernel's 4 MiB for reassembly are full | met
-#[test]
-fn req_14a_a_flood_of_fragments_keeps_nobody_out() -> Result<()> {
-    let [causeway, nf_nat] = both(Family::V4, |side| {
+fn req_14a_a_flood_of_fragments_keeps_nobody_out(family: Family) -> Result<()> {
+    let [causeway, nf_nat] = both(family, |side| {
         let (pod, server) = (side.peer(&side.pod, PORT)?, server(side)?);
         let mapped = pod.reach(&server)?;
         let datagram = craft::udp(server.addr, mapped, &[0; 1400])?;
+        let mtu = side.of_family(724, 752);
         let tails: Vec<Vec<u8>> = (1..=8000u16)
-            .map(|id| Ok(craft::fragments(&datagram, 724, id)?.swap_remove(1)))
+            .map(|id| Ok(craft::fragments(&datagram, mtu, id)?.swap_remove(1)))
             .collect::<Result<_>>()?;
         raw::send_ip(&side.rig.fabric.router, &tails)?;
         server.reach_by(mapped, &pod).context("a whole datagram")?;
@@ -205,17 +223,45 @@ fn section_4_2_a_checksum_of_zero_stays_zero() -> Result<()> {
     })
 }
 
+/// RFC 3022 section 4.2 (IPv6) | of IPv6 every datagram has a checksum; one without is dropped by who gets it (RFC 8200 section 8.1) | translated both ways without one:
+/// none is made up, and who gets it drops it | the same | met
+#[test]
+fn section_4_2_a_missing_checksum_of_ipv6_is_not_made_up() -> Result<()> {
+    agree(Family::V6, |side| {
+        let (inside, outside) = (
+            Capture::start(&side.pod.ns, "eth0")?,
+            Capture::start(side.internet(), "eth0")?,
+        );
+        let (pod, server) = (side.peer(&side.pod, PORT)?, server(side)?);
+        let mapped = side.node_at(PORT);
+        let is_bare = |from: SocketAddr, ip: &Packet| {
+            (ip.src, ip.src_port) == (from.ip(), from.port()) && ip.payload()[6..8] == [0, 0]
+        };
+        for _ in 0..2 {
+            let question = craft::without_udp_checksum(craft::udp(pod.addr, server.addr, b"no sum")?);
+            raw::send_ip(&side.pod.ns, &[question])?;
+            arrival(&outside, |ip| is_bare(mapped, ip)).context("the question does not come out")?;
+            ensure!(server.hear(b"no sum", A_WHILE)?.is_none(), "the server takes it");
+            let answer = craft::without_udp_checksum(craft::udp(server.addr, mapped, b"none either")?);
+            raw::send_ip(side.internet(), &[answer])?;
+            arrival(&inside, |ip| is_bare(server.addr, ip)).context("the answer does not come in")?;
+            ensure!(pod.hear(b"none either", A_WHILE)?.is_none(), "the pod takes it");
+        }
+        Ok(())
+    })
+}
+
 /// RFC 3022 section 4.2 (computed) | a checksum is adjusted by what was replaced; one that comes out as zero is sent as 0xffff (RFC 768) | for every
 /// value of the checksum that 600 datagrams meet | the same | met
-#[test]
-fn section_4_2_a_computed_zero_is_sent_as_ones() -> Result<()> {
-    agree(Family::V4, |side| {
+fn section_4_2_a_computed_zero_is_sent_as_ones(family: Family) -> Result<()> {
+    agree(family, |side| {
         let server = server(side)?;
         let pod = side.peer(&side.pod, PORT)?;
         let mapped = pod.reach(&server)?;
         // The word that makes the translated datagram's checksum zero before RFC 768 turns it round.
         let base = craft::udp(mapped, server.addr, &[0; 2])?;
-        let word = u16::from_be_bytes([base[26], base[27]]);
+        let sum = side.header() + 6;
+        let word = u16::from_be_bytes([base[sum], base[sum + 1]]);
         let outside = Capture::start(side.internet(), "eth0")?;
         for offset in 0..300u16 {
             for word in [word.wrapping_add(offset), word.wrapping_sub(offset)] {
@@ -226,7 +272,7 @@ fn section_4_2_a_computed_zero_is_sent_as_ones() -> Result<()> {
             }
         }
         side.settle()?;
-        let packets = all_received(&outside, |ip| ip.src == NODE && ip.protocol == UDP);
+        let packets = all_received(&outside, |ip| ip.src == side.node() && ip.protocol == UDP);
         ensure!(packets.len() == 600, "{} datagrams", packets.len());
         let bad = packets
             .iter()
@@ -243,5 +289,10 @@ fn section_4_2_a_computed_zero_is_sent_as_ones() -> Result<()> {
 
 /// Where a fragment's payload stands in the datagram, bytes.
 fn offset(ip: &Packet) -> usize {
-    usize::from(u16::from_be_bytes([ip.bytes.0[6], ip.bytes.0[7]]) & 0x1fff) * 8
+    let word = |at: usize| usize::from(u16::from_be_bytes([ip.bytes.0[at], ip.bytes.0[at + 1]]));
+    match ip.src {
+        IpAddr::V4(_) => (word(6) & 0x1fff) * 8,
+        // In bytes, in the header behind the first one.
+        IpAddr::V6(_) => word(42) & 0xfff8,
+    }
 }

@@ -312,7 +312,7 @@ fn echo_answers_in_any_order() -> Result<()> {
     let rig = Rig::causeway()?;
     let pod = rig.pod("a")?;
     let scene = Scene::new(&pod, &rig.fabric.internet, at(INTERNET), at(INTERNET))?;
-    rules::keep_quiet(&rig.fabric.internet, "echo-reply")?;
+    rules::keep_quiet(&rig.fabric.internet, INTERNET, "echo-reply")?;
     let dam = Dam::new(&rig.fabric.router, "node")?;
     let pinger = Pinger::new(&pod.ns, ID)?;
     let mut sequence = 0;

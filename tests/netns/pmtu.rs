@@ -80,7 +80,7 @@ fn tcp_that_a_pod_opens() -> Result<()> {
         )
         .with_context(|| format!("stream to {to}"))?;
         let as_seen = if seen.is_some() { scene.pod.addr } else { NODE };
-        ensure!(*client.ip() == as_seen, "{to} saw {client}");
+        ensure!(client.ip() == as_seen, "{to} saw {client}");
         expect_learnt(&scene.pod.ns, to)?;
         expect_learnt(&scene.site.server, as_seen)?;
         let forwarded = rules::forwarded(&scene.rig.node.ns)?;

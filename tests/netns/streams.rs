@@ -17,7 +17,7 @@ fn a_gibibyte_between_pods() -> Result<()> {
     let (a, b) = (rig.pod("a")?, rig.pod("b")?);
     let (took, seen) = stream::exchange(&a.ns, &b.ns, SocketAddrV4::new(b.addr, 99), GIBIBYTE)?;
     report(&rig, "between pods", took)?;
-    ensure!(*seen.ip() == a.addr);
+    ensure!(seen.ip() == a.addr);
     Ok(())
 }
 
@@ -32,7 +32,7 @@ fn a_gibibyte_to_the_internet() -> Result<()> {
         GIBIBYTE,
     )?;
     report(&rig, "to the internet", took)?;
-    ensure!(*seen.ip() == NODE);
+    ensure!(seen.ip() == NODE);
     Ok(())
 }
 
@@ -47,7 +47,7 @@ fn a_quarter_of_it_to_the_vnet_and_from_it() -> Result<()> {
         GIBIBYTE / 4,
     )?;
     report(&rig, "to the VNet", took)?;
-    ensure!(*seen.ip() == pod.addr);
+    ensure!(seen.ip() == pod.addr);
     let (took, seen) = stream::exchange(
         &rig.fabric.vnet,
         &pod.ns,
@@ -55,7 +55,7 @@ fn a_quarter_of_it_to_the_vnet_and_from_it() -> Result<()> {
         GIBIBYTE / 4,
     )?;
     report(&rig, "from the VNet", took)?;
-    ensure!(*seen.ip() == VNET);
+    ensure!(seen.ip() == VNET);
     Ok(())
 }
 

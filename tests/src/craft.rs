@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use anyhow::{Context, Result, bail};
 use etherparse::{
     IcmpEchoHeader, Icmpv4Header, Icmpv4Type, Icmpv6Header, Icmpv6Type, IpFragOffset, IpNumber, Ipv4Header,
-    Ipv4HeaderSlice, Ipv4Options, Ipv6Header, TcpHeader, UdpHeader,
+    Ipv4HeaderSlice, Ipv4Options, Ipv6FragmentHeader, Ipv6Header, Ipv6RawExtHeader, TcpHeader, UdpHeader,
 };
 
 /// Identification of a packet of IPv4 unless it is changed: the kernel replaces a zero.
@@ -28,9 +28,14 @@ pub fn udp(src: impl Into<SocketAddr>, dst: impl Into<SocketAddr>, data: &[u8]) 
     )
 }
 
-/// The same datagram of IPv4 without a checksum (RFC 768: zero).
+/// The same datagram without a checksum: zero (RFC 768), which a datagram of IPv6 must not have (RFC 8200 section 8.1).
 pub fn without_udp_checksum(mut packet: Vec<u8>) -> Vec<u8> {
-    packet[26..28].fill(0);
+    let header = if is_ipv6(&packet) {
+        Ipv6Header::LEN
+    } else {
+        Ipv4Header::MIN_LEN
+    };
+    packet[header + 6..header + 8].fill(0);
     packet
 }
 
@@ -137,22 +142,73 @@ pub fn with_options(packet: &[u8], options: &[u8]) -> Result<Vec<u8>> {
     with_header(packet, |header| header.options = options)
 }
 
-/// Cuts a packet of IPv4 into fragments (RFC 791 section 3.2) of at most `mtu` bytes, in their order.
+/// The same packet of IPv6 with options for its destination (RFC 8200 section 4.6): eight bytes that say nothing.
+pub fn with_destination_options(packet: &[u8]) -> Result<Vec<u8>> {
+    const PAD_N: [u8; 6] = [1, 4, 0, 0, 0, 0];
+    let (header, payload) = Ipv6Header::from_slice(packet)?;
+    let options = Ipv6RawExtHeader::new_raw(header.next_header, &PAD_N)?;
+    extended(
+        &header,
+        IpNumber::IPV6_DESTINATION_OPTIONS,
+        &options.to_bytes(),
+        payload,
+    )
+}
+
+/// Cuts a packet into fragments (RFC 791 section 3.2, RFC 8200 section 4.5) of at most `mtu` bytes, in their order.
 pub fn fragments(packet: &[u8], mtu: usize, id: u16) -> Result<Vec<Vec<u8>>> {
+    if is_ipv6(packet) {
+        let (header, payload) = Ipv6Header::from_slice(packet)?;
+        return cut(
+            payload,
+            mtu - Ipv6Header::LEN - Ipv6FragmentHeader::LEN,
+            |offset, more, piece| {
+                let fragment = Ipv6FragmentHeader::new(header.next_header, offset, more, id.into());
+                extended(
+                    &header,
+                    IpNumber::IPV6_FRAGMENTATION_HEADER,
+                    &fragment.to_bytes(),
+                    piece,
+                )
+            },
+        );
+    }
     let slice = Ipv4HeaderSlice::from_slice(packet)?;
-    let payload = &packet[slice.slice().len()..];
-    let size = (mtu - slice.slice().len()) / 8 * 8;
+    let header_len = slice.slice().len();
+    cut(&packet[header_len..], mtu - header_len, |offset, more, piece| {
+        let mut header = slice.to_header();
+        header.identification = id;
+        header.dont_fragment = false;
+        header.more_fragments = more;
+        header.fragment_offset = offset;
+        finish(header, piece)
+    })
+}
+
+/// Parts of at most `size` bytes: where each begins, whether more follow, and what is in it.
+fn cut(
+    payload: &[u8],
+    size: usize,
+    to_packet: impl Fn(IpFragOffset, bool, &[u8]) -> Result<Vec<u8>>,
+) -> Result<Vec<Vec<u8>>> {
+    let size = size / 8 * 8;
     let pieces = payload.chunks(size).enumerate();
     pieces
         .map(|(number, piece)| {
-            let mut header = slice.to_header();
-            header.identification = id;
-            header.dont_fragment = false;
-            header.more_fragments = (number + 1) * size < payload.len();
-            header.fragment_offset = IpFragOffset::try_new(u16::try_from(number * size / 8)?)?;
-            finish(header, piece)
+            let offset = IpFragOffset::try_new(u16::try_from(number * size / 8)?)?;
+            to_packet(offset, (number + 1) * size < payload.len(), piece)
         })
         .collect()
+}
+
+/// A packet of IPv6 with one header, `next`, between the first one and what it carries.
+fn extended(header: &Ipv6Header, next: IpNumber, between: &[u8], payload: &[u8]) -> Result<Vec<u8>> {
+    let header = Ipv6Header {
+        payload_length: u16::try_from(between.len() + payload.len())?,
+        next_header: next,
+        ..header.clone()
+    };
+    Ok([&header.to_bytes()[..], between, payload].concat())
 }
 
 /// A packet of any protocol, from and to these.
@@ -180,8 +236,62 @@ pub fn ip(ends: [IpAddr; 2], protocol: IpNumber, payload: &[u8]) -> Result<Vec<u
     }
 }
 
+fn is_ipv6(packet: &[u8]) -> bool {
+    packet.first().is_some_and(|first| first >> 4 == 6)
+}
+
 fn finish(mut header: Ipv4Header, payload: &[u8]) -> Result<Vec<u8>> {
     header.set_payload_len(payload.len())?;
     header.header_checksum = header.calc_header_checksum();
     Ok([header.to_bytes().as_slice(), payload].concat())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    use etherparse::{SlicedPacket, TransportSlice, defrag::IpDefragPool};
+
+    use super::*;
+
+    fn datagram(is_ipv6: bool, len: usize) -> Vec<u8> {
+        let data: Vec<u8> = (0..len).map(|at| at as u8).collect();
+        let ends: [IpAddr; 2] = if is_ipv6 {
+            [1, 2].map(|host| Ipv6Addr::from_bits(host).into())
+        } else {
+            [1, 2].map(|host| Ipv4Addr::from_bits(host).into())
+        };
+        udp((ends[0], 7), (ends[1], 8), &data).unwrap()
+    }
+
+    /// Another's reassembly makes of the pieces what was cut.
+    #[test]
+    fn fragments_of_either_family_are_the_whole() {
+        for (is_ipv6, header) in [(false, 20), (true, 40)] {
+            for len in [1473, 2889, 30_000] {
+                let whole = datagram(is_ipv6, len);
+                let mut pool = IpDefragPool::<(), ()>::new();
+                let mut made = None;
+                for piece in fragments(&whole, 1500, 9).unwrap() {
+                    assert!(piece.len() <= 1500, "{} bytes", piece.len());
+                    let sliced = SlicedPacket::from_ip(&piece).unwrap();
+                    made = pool.process_sliced_packet(&sliced, (), ()).unwrap();
+                }
+                let made = made.map(|made| (made.ip_number, made.payload));
+                let expected = (IpNumber::UDP, whole[header..].to_vec());
+                assert!(made == Some(expected), "{len} bytes");
+            }
+        }
+    }
+
+    #[test]
+    fn options_for_the_destination_stand_before_what_is_carried() {
+        let with = with_destination_options(&datagram(true, 5)).unwrap();
+        assert_eq!(with.len(), 40 + 8 + 8 + 5);
+        let sliced = SlicedPacket::from_ip(&with).unwrap();
+        let Some(TransportSlice::Udp(udp)) = sliced.transport else {
+            panic!("{:?}", sliced.transport);
+        };
+        assert_eq!(udp.payload(), [0, 1, 2, 3, 4]);
+    }
 }

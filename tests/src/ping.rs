@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use etherparse::{
     IcmpEchoHeader, Icmpv4Header, Icmpv4Slice, Icmpv4Type, Icmpv6Header, Icmpv6Slice, Icmpv6Type,
-    Ipv4HeaderSlice,
+    Ipv4HeaderSlice, icmpv4::DestUnreachableHeader,
 };
 use rustix::net::{
     AddressFamily, SocketFlags, SocketType, socket_with,
@@ -56,6 +56,17 @@ impl Icmp {
                 (header[0], header[1])
             }
             Self::V6(message) => (message.type_u8(), message.code_u8()),
+        }
+    }
+
+    /// Of "fragmentation needed" and "packet too big": the MTU of the link that takes less.
+    pub fn mtu(&self) -> Option<u32> {
+        match self {
+            Self::V4(Icmpv4Type::DestinationUnreachable(DestUnreachableHeader::FragmentationNeeded {
+                next_hop_mtu,
+            })) => Some((*next_hop_mtu).into()),
+            Self::V6(Icmpv6Type::PacketTooBig { mtu }) => Some(*mtu),
+            _ => None,
         }
     }
 

@@ -1,6 +1,6 @@
 //! Rules as kube-proxy, portmap and network policy write them, by plain `iptables`.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use anyhow::Result;
 
@@ -16,26 +16,29 @@ pub fn cluster_ip(node: &Netns, vip: SocketAddrV4, endpoint: SocketAddrV4) -> Re
             node,
             &format!("-t nat -A PREROUTING -s {addr}/32 {matches} -j MARK --set-xmark 0x4000/0x4000"),
         )?;
-        lead(node, &matches, endpoint)?;
+        lead(node, &matches, endpoint.into())?;
     }
-    masquerade_marked(node, "0x4000")
+    masquerade_marked(node, IPTABLES, "0x4000")
 }
 
-/// A hostPort for TCP and UDP: `port` of every address of the node leads to the pod. The pod's own calls are marked and
-/// masqueraded, as portmap does.
-pub fn host_port(node: &Netns, port: u16, pod: SocketAddrV4) -> Result<()> {
+/// A hostPort for TCP and UDP: `port` of every address of the node, of the pod's family, leads to the pod. The pod's own
+/// calls are marked and masqueraded, as portmap does.
+pub fn host_port(node: &Netns, port: u16, pod: impl Into<SocketAddr>) -> Result<()> {
+    let pod = pod.into();
+    let program = program_of(pod.ip());
     for protocol in ["tcp", "udp"] {
         let matches = format!("-p {protocol} --dport {port} -m addrtype --dst-type LOCAL");
-        run(
+        run_by(
+            program,
             node,
             &format!(
-                "-t nat -A PREROUTING -s {}/32 {matches} -j MARK --set-xmark 0x2000/0x2000",
+                "-t nat -A PREROUTING -s {} {matches} -j MARK --set-xmark 0x2000/0x2000",
                 pod.ip()
             ),
         )?;
         lead(node, &matches, pod)?;
     }
-    masquerade_marked(node, "0x2000")
+    masquerade_marked(node, program, "0x2000")
 }
 
 /// A NodePort for TCP and UDP: `port` of every address of the node leads to `endpoint`, whose answers have to come back here: every client is
@@ -49,23 +52,25 @@ pub fn node_port(node: &Netns, port: u16, endpoint: SocketAddrV4) -> Result<()> 
                 &format!("-t nat -A {chain} {matches} -j MARK --set-xmark 0x4000/0x4000"),
             )?;
         }
-        lead(node, &matches, endpoint)?;
+        lead(node, &matches, endpoint.into())?;
     }
-    masquerade_marked(node, "0x4000")
+    masquerade_marked(node, IPTABLES, "0x4000")
 }
 
 /// What `matches` goes to `endpoint` instead, from others and from the node itself.
-fn lead(node: &Netns, matches: &str, endpoint: SocketAddrV4) -> Result<()> {
+fn lead(node: &Netns, matches: &str, endpoint: SocketAddr) -> Result<()> {
     ["PREROUTING", "OUTPUT"].into_iter().try_for_each(|chain| {
-        run(
+        run_by(
+            program_of(endpoint.ip()),
             node,
             &format!("-t nat -A {chain} {matches} -j DNAT --to-destination {endpoint}"),
         )
     })
 }
 
-fn masquerade_marked(node: &Netns, mark: &str) -> Result<()> {
-    run(
+fn masquerade_marked(node: &Netns, program: &str, mark: &str) -> Result<()> {
+    run_by(
+        program,
         node,
         &format!("-t nat -A POSTROUTING -m mark --mark {mark}/{mark} -j MASQUERADE"),
     )
@@ -113,9 +118,17 @@ pub fn ignore_syns(ns: &Netns, port: u16) -> Result<()> {
     of_both(ns, &format!("-I INPUT -p tcp --syn --dport {port} -j DROP"))
 }
 
-/// Drops the namespace's own messages of one ICMP type (`iptables -p icmp -h` has the names).
-pub fn keep_quiet(ns: &Netns, icmp_type: &str) -> Result<()> {
-    run(ns, &format!("-I OUTPUT -p icmp --icmp-type {icmp_type} -j DROP"))
+/// Drops the namespace's own messages of one ICMP type (`iptables -p icmp -h` and `ip6tables -p icmpv6 -h` have the names)
+/// that come from an address.
+pub fn keep_quiet(ns: &Netns, from: impl Into<IpAddr>, icmp_type: &str) -> Result<()> {
+    let from = from.into();
+    let matches = if from.is_ipv4() {
+        "-p icmp --icmp-type"
+    } else {
+        "-p icmpv6 --icmpv6-type"
+    };
+    let rule = format!("-I OUTPUT -s {from} {matches} {icmp_type} -j DROP");
+    run_by(program_of(from), ns, &rule)
 }
 
 /// Packets that the `DROP` rules of a chain have dropped.
@@ -132,13 +145,21 @@ fn counted(ns: &Netns, table: &str, chain: &str, word: &str) -> Result<u64> {
         .sum())
 }
 
+const IPTABLES: &str = "iptables";
+const IP6TABLES: &str = "ip6tables";
+
+/// Who writes the rules of an address's family.
+fn program_of(address: IpAddr) -> &'static str {
+    if address.is_ipv4() { IPTABLES } else { IP6TABLES }
+}
+
 fn run(ns: &Netns, rule: &str) -> Result<()> {
-    run_by("iptables", ns, rule)
+    run_by(IPTABLES, ns, rule)
 }
 
 /// A rule of either family.
 fn of_both(ns: &Netns, rule: &str) -> Result<()> {
-    ["iptables", "ip6tables"]
+    [IPTABLES, IP6TABLES]
         .into_iter()
         .try_for_each(|program| run_by(program, ns, rule))
 }

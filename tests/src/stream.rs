@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read, Write},
-    net::{SocketAddrV4, TcpListener, TcpStream},
+    net::{SocketAddr, TcpListener, TcpStream},
     thread,
     time::{Duration, Instant},
 };
@@ -16,9 +16,10 @@ use crate::netns::Netns;
 pub fn exchange(
     from: &Netns,
     to: &Netns,
-    server: SocketAddrV4,
+    server: impl Into<SocketAddr>,
     bytes: u64,
-) -> Result<(Duration, SocketAddrV4)> {
+) -> Result<(Duration, SocketAddr)> {
+    let server = server.into();
     exchange_through(from, to, server, server, bytes)
 }
 
@@ -26,15 +27,16 @@ pub fn exchange(
 pub fn exchange_through(
     from: &Netns,
     to: &Netns,
-    dial: SocketAddrV4,
-    listen: SocketAddrV4,
+    dial: impl Into<SocketAddr>,
+    listen: impl Into<SocketAddr>,
     bytes: u64,
-) -> Result<(Duration, SocketAddrV4)> {
+) -> Result<(Duration, SocketAddr)> {
+    let (dial, listen) = (dial.into(), listen.into());
     let listener = to
         .bind(|| TcpListener::bind(listen))
         .with_context(|| format!("cannot listen on {listen}"))?;
     let start = Instant::now();
-    let client = from.run(|| TcpStream::connect_timeout(&dial.into(), Duration::from_secs(5)))?;
+    let client = from.run(|| TcpStream::connect_timeout(&dial, Duration::from_secs(5)))?;
     let client = client.with_context(|| format!("TCP connection to {dial}"))?;
     let (connection, seen) = listener.accept()?;
     thread::scope(|scope| {
@@ -49,10 +51,7 @@ pub fn exchange_through(
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     })?;
-    match seen {
-        std::net::SocketAddr::V4(seen) => Ok((start.elapsed(), seen)),
-        std::net::SocketAddr::V6(_) => unreachable!("the listener is IPv4"),
-    }
+    Ok((start.elapsed(), seen))
 }
 
 /// A prime, so that the pattern has no period in common with segments, pages or buffers.
