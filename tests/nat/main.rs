@@ -4,7 +4,6 @@
 //! does, and the verdict. `table` makes the page from them. Nearly every test runs on two nodes alike, one with Causeway and one with the
 //! MASQUERADE rule, so what is said of nf_nat is seen and not remembered.
 
-mod family;
 mod icmp_rfc5508;
 mod icmp_rfc5508_errors;
 mod icmp_rfc5508_messages;
@@ -21,3 +20,5 @@ mod udp_rfc4787_paths;
 mod udp_rfc4787_timers;
 mod updates_rfc7857;
 mod wire;
+
+use causeway_tests::family;

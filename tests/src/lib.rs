@@ -14,6 +14,7 @@ pub mod dist;
 pub mod dual_stack;
 pub mod echo;
 pub mod fabric;
+pub mod family;
 pub mod frame;
 pub mod generator;
 pub mod leak;
