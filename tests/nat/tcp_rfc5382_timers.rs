@@ -66,6 +66,7 @@ fn req_5_an_opening_connection_lives_for_four_minutes(family: Family) -> Result<
 /// RFC 5382 REQ-5 (closing) | a connection that both have closed lives for 4 min at least | 240 s | 120 s (`…_time_wait`) | met
 fn req_5_a_closed_connection_lives_for_four_minutes(family: Family) -> Result<()> {
     let lifetimes = both(family, |side| {
+        rules::send_no_resets(side.internet())?;
         let _echo = Echo::on(side.internet(), side.near_at(SERVER))?;
         let mut connection = connect(side)?;
         connection.chat(3)?;

@@ -45,6 +45,7 @@ of_both_families!(
 /// FIN, after both: 5 days, 5 days, 240 s | 5 days, 60 s, 120 s | met
 fn section_2_a_session_is_closing_when_both_have_closed(family: Family) -> Result<()> {
     let lifetimes = both(family, |side| {
+        rules::send_no_resets(side.internet())?;
         let listener = side
             .internet()
             .bind(|| std::net::TcpListener::bind(side.near_at(SERVER)))?;
@@ -73,6 +74,7 @@ fn section_2_1_opening_and_closing_have_timers_of_their_own(family: Family) -> R
     let lifetimes = both_with(family, &[(&opening, "290"), (&closing, "280")], |side| {
         let _echo = Echo::on(side.internet(), side.near_at(SERVER))?;
         rules::ignore_syns(side.internet(), SERVER + 1)?;
+        rules::send_no_resets(side.internet())?;
         let from = side.at(&side.pod, PORT + 1)?;
         let silent = side.near_at(SERVER + 1);
         let syn = craft::TcpFlags {

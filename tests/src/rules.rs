@@ -118,6 +118,12 @@ pub fn ignore_syns(ns: &Netns, port: u16) -> Result<()> {
     of_both(ns, &format!("-I INPUT -p tcp --syn --dport {port} -j DROP"))
 }
 
+/// Drops the resets that the namespace itself would send. When both ends of a connection have closed, the last
+/// acknowledgments may pass each other on a busy machine, and one comes to a socket that is gone.
+pub fn send_no_resets(ns: &Netns) -> Result<()> {
+    of_both(ns, "-I OUTPUT -p tcp --tcp-flags RST RST -j DROP")
+}
+
 /// Drops the namespace's own messages of one ICMP type (`iptables -p icmp -h` and `ip6tables -p icmpv6 -h` have the names)
 /// that come from an address.
 pub fn keep_quiet(ns: &Netns, from: impl Into<IpAddr>, icmp_type: &str) -> Result<()> {
