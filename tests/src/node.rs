@@ -305,7 +305,7 @@ impl Node {
     /// As [`Self::plugin`], with a configuration of the caller's.
     pub fn plugin_with(&self, verb: &str, pod: &str, netns: &str, config: &Value) -> Result<Value> {
         let dist = self.dist()?;
-        let mut command = self.program(dist.plugin("azure-vnet").as_os_str());
+        let mut command = self.with_environment(Command::new(dist.plugin("azure-vnet")));
         command
             .env("CNI_COMMAND", verb)
             .env("CNI_CONTAINERID", container_id(pod))
@@ -319,7 +319,7 @@ impl Node {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        let mut child = command.spawn().context("cannot run azure-vnet")?;
+        let mut child = self.ns.spawn(&mut command)?;
         if let Some(mut stdin) = child.stdin.take() {
             stdin
                 .write_all(config.to_string().as_bytes())
@@ -333,7 +333,10 @@ impl Node {
     }
 
     fn program(&self, path: &std::ffi::OsStr) -> Command {
-        let mut command = self.ns.command(path);
+        self.with_environment(self.ns.command(path))
+    }
+
+    fn with_environment(&self, mut command: Command) -> Command {
         command.env("CAUSEWAY_ROOT", self.root.path());
         if self.datapath == Datapath::CausewayClsact {
             command.env("CAUSEWAY_ATTACH", "clsact");

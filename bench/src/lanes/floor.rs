@@ -4,6 +4,7 @@ use std::{
     fs,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
+    process::{Command, Stdio},
     time::Instant,
 };
 
@@ -58,10 +59,11 @@ impl FloorLane {
 
     /// Milliseconds of a run.
     fn run(&self, arguments: &[&str]) -> Result<f64> {
-        let mut command = self.node.command(self.files.join("/floor"));
+        let mut command = Command::new(self.files.join("/floor"));
         command.args(arguments).args(self.hooks.iter().flatten());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let start = Instant::now();
-        let output = command.output();
+        let output = self.node.spawn(&mut command)?.wait_with_output();
         let took = start.elapsed().as_secs_f64() * 1e3;
         stdout_of(output, || format!("floor {}", arguments.join(" "))).map(|_| took)
     }

@@ -2,12 +2,12 @@
 
 use std::{
     io::Write as _,
-    process::Stdio,
+    process::{Command, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use causeway_tests::{
     dist::Dist,
     netns::{Netns, stdout_of},
@@ -85,7 +85,7 @@ impl FullLane {
         let (node, dist) = (self.stand.node()?, Dist::from_env()?);
         let mut config = dist.plugin_config()?;
         config["cniVersion"] = "1.1.0".into();
-        let mut command = node.ns.command(dist.plugin("azure-vnet"));
+        let mut command = Command::new(dist.plugin("azure-vnet"));
         command
             .env("CAUSEWAY_ROOT", node.root.path())
             .env("CNI_COMMAND", "STATUS")
@@ -93,7 +93,7 @@ impl FullLane {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
         let start = Instant::now();
-        let mut child = command.spawn().context("cannot run azure-vnet")?;
+        let mut child = node.ns.spawn(&mut command)?;
         if let Some(mut stdin) = child.stdin.take() {
             stdin.write_all(config.to_string().as_bytes())?;
         }

@@ -1,6 +1,11 @@
 //! CNI plug-ins as a runtime calls them: processes, from start to end.
 
-use std::{io::Write as _, path::Path, process::Stdio, time::Instant};
+use std::{
+    io::Write as _,
+    path::Path,
+    process::{Command, Stdio},
+    time::Instant,
+};
 
 use anyhow::{Context, Result};
 use causeway_tests::{
@@ -173,8 +178,8 @@ fn reference(
     (pod, netns): (&str, &str),
     config: &Value,
 ) -> Result<Value> {
-    let mut child = node
-        .command(Path::new(REFERENCE).join(name))
+    let mut command = Command::new(Path::new(REFERENCE).join(name));
+    command
         .env("CNI_COMMAND", verb)
         .env("CNI_CONTAINERID", pod)
         .env("CNI_NETNS", netns)
@@ -182,9 +187,8 @@ fn reference(
         .env("CNI_PATH", REFERENCE)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("cannot run {name}"))?;
+        .stderr(Stdio::piped());
+    let mut child = node.spawn(&mut command)?;
     if let Some(mut stdin) = child.stdin.take() {
         stdin.write_all(config.to_string().as_bytes())?;
     }
