@@ -29,11 +29,16 @@ use crate::lifetime::Timeouts;
 /// Version of the layouts in this crate, part of the pin path. A change of any key or value increments it.
 pub const SCHEMA: u32 = 2;
 
-/// Entries of `cwy_flows`: two a flow, so 262,144 flows, the kernel's default `nf_conntrack_max` on such nodes.
+/// Entries of `cwy_flows` unless another number was chosen: two a flow, so 262,144 flows, the kernel's default
+/// `nf_conntrack_max` on such nodes.
 pub const FLOW_ENTRIES: usize = 524_288;
+/// The fewest flows that a table may be made for: as many as one pod opens in a burst.
+pub const FLOWS_LEAST: u32 = 1 << 14;
+/// The most: a gigabyte of `cwy_flows`.
+pub const FLOWS_MOST: u32 = 1 << 22;
 /// Entries of `cwy_pods` and `cwy_ifaces`. AKS allows 250 pods a node; departed pods stay for a while.
 pub const POD_ENTRIES: usize = 1024;
-/// Entries of `cwy_age_queue`: a key for each flow.
+/// Entries of `cwy_age_queue`: a key for each flow, whatever number was chosen.
 pub const AGE_ENTRIES: usize = FLOW_ENTRIES / 2;
 /// Entries of `cwy_usage`: the pods and the wire.
 pub const USAGE_ENTRIES: usize = POD_ENTRIES + 1;

@@ -10,14 +10,18 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use causeway_common::maps::SCHEMA;
 use causeway_tests::{
     agent::Agent,
+    echo::Echo,
     fabric::{INTERNET, NODE, VNET},
     node::Pod,
     rig::Rig,
     rng::{Rng, seed},
+    talk::Tcp,
 };
 
+const FILE: &str = "/etc/causeway/config.yaml";
 const MASQ: &str = "/etc/config/ip-masq-agent";
 
 /// The address that a server sees of the pod, in a flow of its own.
@@ -71,6 +75,62 @@ fn the_list_of_ip_masq_agent_is_followed() -> Result<()> {
     becomes("an empty list", NODE)?;
     fs::remove_file(volume.join("ip-masq-agent"))?;
     becomes("the default again", pod.addr)?;
+    agent.end()
+}
+
+/// What the kernel says of the pinned tables: flows, and keys in the order in which they began.
+fn table_sizes(rig: &Rig) -> Result<[u64; 2]> {
+    let mut sizes = [0; 2];
+    for (size, map) in sizes.iter_mut().zip(["cwy_flows", "cwy_age_queue"]) {
+        let pin = rig
+            .node
+            .root
+            .join(&format!("/sys/fs/bpf/causeway/v{SCHEMA}/maps/{map}"));
+        let pin = pin.display().to_string();
+        let shown = rig
+            .node
+            .ns
+            .json("bpftool", &["-j", "map", "show", "pinned", &pin])?;
+        *size = shown["max_entries"].as_u64().context("no max_entries")?;
+    }
+    Ok(sizes)
+}
+
+/// Another size waits for the next load, and no flow is lost to it.
+#[test]
+fn the_table_is_made_for_as_many_flows_as_was_chosen() -> Result<()> {
+    let rig = Rig::causeway()?;
+    let chosen = |flows: &str| rig.node.root.write(FILE, &format!("maxFlows: {flows}\n"));
+    chosen("20000")?;
+    let mut agent = Agent::start(&rig.node)?;
+    let pod = rig.pod("a")?;
+    assert_eq!(table_sizes(&rig)?, [40_000, 20_000]);
+    let status = rig.node.causeway_json("status")?;
+    assert_eq!(
+        (&status["flows"]["capacity"], &status["usage"]["podQuota"]),
+        (&40_000.into(), &5_000.into())
+    );
+    let _echo = Echo::start(&rig.fabric.internet, 8080)?;
+    let mut flow = Tcp::connect(&pod.ns, SocketAddrV4::new(INTERNET, 8080))?;
+    flow.chat(5)?;
+    chosen("600000")?;
+    agent.wait_for("the quota of a usual table", |_| {
+        let status = rig.node.causeway_json("status")?;
+        Ok(status["usage"]["podQuota"] == 65_536)
+    })?;
+    assert!(
+        agent.log().contains("until the datapath is loaded anew"),
+        "{}",
+        agent.log()
+    );
+    assert_eq!(agent.metric("causeway_flows_max")?, 20_000);
+    rig.node.causeway(&["upgrade", "--again"])?;
+    assert_eq!(table_sizes(&rig)?, [40_000, 20_000]);
+    flow.chat(5)?;
+    rig.node.remove(&pod)?;
+    rig.node.causeway(&["unload"])?;
+    rig.pod("b")?;
+    assert_eq!(table_sizes(&rig)?, [1_200_000, 600_000]);
     agent.end()
 }
 

@@ -16,7 +16,7 @@ use std::{
 use causeway_common::{
     decide::WIRESERVER,
     lifetime::Timeouts,
-    maps::{POD_QUOTA, RangeClass, WIRE_QUOTA},
+    maps::{FLOW_ENTRIES, POD_QUOTA, RangeClass, WIRE_QUOTA},
 };
 use ipnet::{Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
@@ -58,6 +58,8 @@ pub struct Settings {
     pub reserved_ports: Vec<RangeInclusive<u16>>,
     /// The ports that translations may take.
     pub translation_ports: RangeInclusive<u16>,
+    /// Flows that the table is made for when the datapath is loaded.
+    pub max_flows: u32,
     /// Flows that a pod may have at a time.
     pub pod_quota: u32,
     /// Flows that all hosts outside may have towards pods at a time.
@@ -86,6 +88,7 @@ impl Default for Settings {
             node_ports: NODE_PORTS,
             reserved_ports: Vec::new(),
             translation_ports: 0..=u16::MAX,
+            max_flows: FLOW_ENTRIES as u32 / 2,
             pod_quota: POD_QUOTA,
             outside_quota: WIRE_QUOTA,
             timeouts: IdleTimes::default(),

@@ -10,7 +10,7 @@ use causeway::{
     datapath::{Datapath, DatapathError},
     ipam::store,
 };
-use causeway_common::maps::{Count, FLOW_ENTRIES, PodEntry, RANGES, SCHEMA};
+use causeway_common::maps::{Count, PodEntry, RANGES, SCHEMA};
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{
@@ -293,7 +293,7 @@ fn of_datapath(registry: &mut Registry, datapath: &Datapath) -> Result<(), Datap
         registry,
         "flows_max",
         "Flows that the table has room for",
-        FLOW_ENTRIES as u64 / 2,
+        datapath.flow_entries()? as u64 / 2,
     );
     number(
         registry,

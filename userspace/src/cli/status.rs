@@ -19,8 +19,8 @@ use causeway_common::{
 };
 use serde::Serialize;
 
-pub(super) use self::counts::count_flows;
-use self::counts::{FlowCount, PodCount, Usages, count_flows_v6, count_pods, usages};
+pub(super) use self::counts::{FlowCount, count_flows};
+use self::counts::{PodCount, Usages, count_flows_v6, count_pods, usages};
 
 use super::{
     Failure, doctor,

@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 
-use causeway_common::maps::FLOW_ENTRIES;
+use causeway_common::maps::{FLOWS_LEAST, FLOWS_MOST};
 use serde::{Deserialize, Deserializer, de::Error as _};
 
 use super::{
@@ -36,6 +36,8 @@ pub(super) struct File {
     reserved_ports: Option<Vec<Ports>>,
     #[serde(default, deserialize_with = "translation_ports")]
     translation_ports: Option<Ports>,
+    #[serde(default, deserialize_with = "max_flows")]
+    max_flows: Option<u32>,
     #[serde(default, deserialize_with = "pod_quota")]
     pod_quota: Option<u32>,
     #[serde(default, deserialize_with = "outside_quota")]
@@ -56,9 +58,30 @@ pub enum Listen {
 }
 
 impl File {
+    /// What no key can tell by itself.
+    ///
+    /// # Errors
+    ///
+    /// The key that contradicts another, and why.
+    pub(super) fn check(&self) -> Result<(), String> {
+        let most = self.max_flows.unwrap_or_else(|| Settings::default().max_flows);
+        let quotas = [("podQuota", self.pod_quota), ("outsideQuota", self.outside_quota)];
+        match quotas
+            .into_iter()
+            .find(|(_, flows)| flows.is_some_and(|flows| flows > most))
+        {
+            Some((key, flows)) => Err(format!(
+                "{key}: {} flows, and the table has room for 1 to {most} (maxFlows)",
+                flows.unwrap_or_default()
+            )),
+            None => Ok(()),
+        }
+    }
+
     /// Notes each value but the excluded ranges with its source: `path`, or the default.
     pub(super) fn settings(&self, path: &str, values: &mut Vec<Setting>) -> Settings {
         let default = Settings::default();
+        let max_flows = self.max_flows.unwrap_or(default.max_flows);
         let masqueraded = self.masqueraded_ranges.iter().flatten().map(|Cidr(range)| *range);
         let (masqueraded, masqueraded_v6) = range::by_family(masqueraded);
         let settings = Settings {
@@ -77,8 +100,12 @@ impl File {
                 .map(|ports| ports.0.clone())
                 .collect(),
             translation_ports: chosen(self.translation_ports.as_ref(), default.translation_ports),
-            pod_quota: self.pod_quota.unwrap_or(default.pod_quota),
-            outside_quota: self.outside_quota.unwrap_or(default.outside_quota),
+            max_flows,
+            // A smaller table is shared out as the usual one is.
+            pod_quota: self.pod_quota.unwrap_or(default.pod_quota.min(max_flows / 4)),
+            outside_quota: self
+                .outside_quota
+                .unwrap_or(default.outside_quota.min(max_flows / 2)),
             timeouts: self.timeouts.unwrap_or_default(),
             api_server: None,
         };
@@ -126,6 +153,11 @@ impl File {
             "translationPorts",
             ports(&settings.translation_ports),
             self.translation_ports.is_some(),
+        );
+        note(
+            "maxFlows",
+            settings.max_flows.to_string(),
+            self.max_flows.is_some(),
         );
         note(
             "podQuota",
@@ -194,6 +226,15 @@ fn translation_ports<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Optio
     }
 }
 
+fn max_flows<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+    match Option::<u32>::deserialize(deserializer)? {
+        Some(flows) if !(FLOWS_LEAST..=FLOWS_MOST).contains(&flows) => Err(D::Error::custom(format!(
+            "maxFlows: {flows} flows: a table is made for {FLOWS_LEAST} to {FLOWS_MOST}"
+        ))),
+        flows => Ok(flows),
+    }
+}
+
 fn pod_quota<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
     quota("podQuota", deserializer)
 }
@@ -203,11 +244,8 @@ fn outside_quota<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u3
 }
 
 fn quota<'de, D: Deserializer<'de>>(key: &str, deserializer: D) -> Result<Option<u32>, D::Error> {
-    let most = FLOW_ENTRIES as u32 / 2;
     match Option::<u32>::deserialize(deserializer)? {
-        Some(flows) if flows == 0 || flows > most => Err(D::Error::custom(format!(
-            "{key}: {flows} flows, and the table has room for 1 to {most}"
-        ))),
+        Some(0) => Err(D::Error::custom(format!("{key}: 0 flows: nobody could open any"))),
         flows => Ok(flows),
     }
 }

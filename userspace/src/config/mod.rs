@@ -98,6 +98,7 @@ impl ConfigError {
 pub fn load(root: &Root) -> Result<Configuration, ConfigError> {
     let path = root.path(FILE);
     let own = read::<File>(&path).and_then(|file| {
+        file.check().map_err(|fault| ConfigError::of(&path, fault))?;
         let api_server = api_server(root, &path, file.api_server.clone())?;
         Ok((file, api_server))
     });
@@ -383,6 +384,9 @@ mod tests {
             ("reservedPorts: [a]", "\"a\""),
             ("podQuota: 0", "podQuota"),
             ("podQuota: 600000", "262144"),
+            ("maxFlows: 100000\noutsideQuota: 100001", "outsideQuota"),
+            ("maxFlows: 5000000", "4194304"),
+            ("maxFlows: 5", "16384"),
             ("timeouts: {udp: 10}", "120"),
             ("timeouts: {upd: 200}", "upd"),
             ("listen: localhost", "listen"),

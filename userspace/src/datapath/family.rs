@@ -39,6 +39,7 @@ pub(crate) trait Family: Address<FragmentId: Pod> + Pod + Debug + Ord {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Maps {
     pub(crate) flows: &'static str,
+    pub(crate) ages: &'static str,
     pub(crate) pods: &'static str,
     pub(crate) ifaces: &'static str,
     pub(crate) usage: &'static str,
@@ -51,6 +52,7 @@ impl Family for [u8; 4] {
 
     const MAPS: Maps = Maps {
         flows: "cwy_flows",
+        ages: "cwy_age_queue",
         pods: "cwy_pods",
         ifaces: "cwy_ifaces",
         usage: "cwy_usage",
@@ -77,6 +79,7 @@ impl Family for [u8; 16] {
 
     const MAPS: Maps = Maps {
         flows: "cwy_flows6",
+        ages: "cwy_age_queue6",
         pods: "cwy_pods6",
         ifaces: "cwy_ifaces6",
         usage: "cwy_usage6",

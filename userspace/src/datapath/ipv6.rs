@@ -144,7 +144,7 @@ fn load(root: &Root, pins: &PinTree) -> Result<(), DatapathError> {
         pins::unpin(&pins.program(name))?;
     }
     let tables = Tables::new(pins.clone());
-    let mut object = Object::V6.open(pins)?;
+    let mut object = Object::V6.make(pins, Settings::noted(root).max_flows)?;
     layout::check(pins, &V6_MAP_NAMES)?;
     fill(root, pins, &tables)?;
     let of_v6 = tables.of::<V6>();

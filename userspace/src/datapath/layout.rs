@@ -9,8 +9,8 @@ use causeway_common::{
     flow::FlowEntry,
     fragment::{FRAGMENT_ENTRIES, FragmentEntry, FragmentKey},
     maps::{
-        AGE_ENTRIES, Backend, Balancer, Budget, Config, Count, EVENT_BYTES, FLOW_ENTRIES, HOOKS, IPV6_MAP,
-        IfaceEntry, POD_ENTRIES, PodEntry, PortWord, RANGE_ENTRIES, RangeEntry, RangeKey, SweepJob,
+        AGE_ENTRIES, Backend, Balancer, Budget, Config, Count, EVENT_BYTES, FLOW_ENTRIES, FLOWS_LEAST, HOOKS,
+        IPV6_MAP, IfaceEntry, POD_ENTRIES, PodEntry, PortWord, RANGE_ENTRIES, RangeEntry, RangeKey, SweepJob,
         USAGE_ENTRIES, Usage,
     },
     moved::{MOVED_ENTRIES, Moved},
@@ -50,6 +50,14 @@ impl fmt::Display for Layout {
 
 /// `BPF_F_NO_PREALLOC`, which the kernel demands of an LPM trie.
 const NO_PREALLOC: u32 = 1;
+
+impl Layout {
+    fn is(self, name: &str, expected: Self) -> bool {
+        let is_chosen = SIZED.contains(&name) && self.entries >= FLOWS_LEAST;
+        let entries = if is_chosen { self.entries } else { expected.entries };
+        self == Self { entries, ..expected }
+    }
+}
 
 fn layout(map_type: MapType, key: usize, value: usize, entries: usize, flags: u32) -> Layout {
     Layout {
@@ -119,6 +127,8 @@ fn of_family<A: Family>(name: &str, suffix: &str) -> Option<Layout> {
     })
 }
 
+/// Maps that are made for as many flows as was chosen when they were.
+const SIZED: [&str; 4] = ["cwy_flows", "cwy_age_queue", "cwy_flows6", "cwy_age_queue6"];
 /// Maps that a tree may lack: its programs do without.
 const OPTIONAL: [&str; 8] = [
     "cwy_moved",
@@ -161,7 +171,7 @@ pub(crate) fn compare(name: &'static str, path: PathBuf, info: &MapInfo) -> Resu
         }
     };
     match expected(name) {
-        Some(expected) if expected == found => Ok(()),
+        Some(expected) if found.is(name, expected) => Ok(()),
         Some(expected) => Err(DatapathError::Layout {
             name,
             path,
@@ -194,6 +204,16 @@ mod tests {
         assert!(all.copied().all(|name| expected(name).is_some()));
         assert_ne!(expected("cwy_flows"), expected("cwy_flows6"));
         assert_eq!(expected("cwy_other"), None);
+    }
+
+    #[test]
+    fn only_tables_of_flows_may_have_another_size() {
+        let found = |name: &str, entries| {
+            let expected = expected(name).unwrap();
+            Layout { entries, ..expected }.is(name, expected)
+        };
+        assert!(found("cwy_flows", 1 << 21) && found("cwy_age_queue6", FLOWS_LEAST));
+        assert!(!found("cwy_flows", 1024) && !found("cwy_pods", 1 << 21));
     }
 
     #[test]

@@ -14,6 +14,7 @@ use causeway_common::maps::{
 use super::{
     DatapathError,
     attach::{self, AttachMode, Hook},
+    family::Family as _,
     layout,
     pins::{self, PinTree},
     tables::Tables,
@@ -72,9 +73,10 @@ pub(crate) fn discard(pins: &PinTree) -> Result<(), DatapathError> {
 
 fn fill(root: &Root, staging: &PinTree, uplink: &Uplink, mode: AttachMode) -> Result<(), DatapathError> {
     staging.create()?;
-    load_object(staging)?;
+    let settings = Settings::noted(root);
+    load_object(staging, settings.max_flows)?;
     layout::check(staging, &MAP_NAMES)?;
-    configure(&Tables::new(staging.clone()), uplink, &Settings::noted(root))?;
+    configure(&Tables::new(staging.clone()), uplink, &settings)?;
     let (mut netlink, restore) = (Netlink::new()?, Restore::new(root));
     for hook in Hook::uplink(&uplink.name, uplink.ifindex) {
         let mechanism = attach::attach(&mut netlink, staging, &restore, &hook, mode)?;
@@ -95,7 +97,23 @@ pub(crate) enum Object {
 impl Object {
     /// The object with its maps: those that are pinned, or new ones, which are pinned.
     pub(crate) fn open(self, pins: &PinTree) -> Result<Ebpf, DatapathError> {
+        self.load(pins, EbpfLoader::new())
+    }
+
+    /// As [`Self::open`]; a table of flows that is made is made for so many.
+    pub(crate) fn make(self, pins: &PinTree, max_flows: u32) -> Result<Ebpf, DatapathError> {
+        let maps = match self {
+            Self::V4 => <[u8; 4]>::MAPS,
+            Self::V6 => <[u8; 16]>::MAPS,
+        };
         let mut loader = EbpfLoader::new();
+        loader
+            .map_max_entries(maps.flows, 2 * max_flows)
+            .map_max_entries(maps.ages, max_flows);
+        self.load(pins, loader)
+    }
+
+    fn load(self, pins: &PinTree, mut loader: EbpfLoader<'_>) -> Result<Ebpf, DatapathError> {
         // Nothing in the object depends on the kernel's own types, and reading them takes longer than all the rest.
         loader.btf(None);
         let (bytes, names) = match self {
@@ -171,9 +189,9 @@ fn on_demand(
     Ok(path)
 }
 
-/// Makes the maps that are not pinned yet, loads the programs and pins both.
-pub(crate) fn load_object(pins: &PinTree) -> Result<(), DatapathError> {
-    programs(pins, |name| pins.program(name))?;
+/// Makes the maps that are not pinned yet, those of flows for so many, loads the programs and pins both.
+pub(crate) fn load_object(pins: &PinTree, max_flows: u32) -> Result<(), DatapathError> {
+    pin_all(Object::V4.make(pins, max_flows)?, |name| pins.program(name))?;
     for name in MAP_NAMES {
         pins::restrict(&pins.map(name), 0o640)?;
     }
@@ -182,7 +200,10 @@ pub(crate) fn load_object(pins: &PinTree) -> Result<(), DatapathError> {
 
 /// Loads the programs with the maps of a tree, and pins each at the path that `path` gives for its name.
 pub(crate) fn programs(pins: &PinTree, path: impl Fn(&str) -> PathBuf) -> Result<(), DatapathError> {
-    let mut object = Object::V4.open(pins)?;
+    pin_all(Object::V4.open(pins)?, path)
+}
+
+fn pin_all(mut object: Ebpf, path: impl Fn(&str) -> PathBuf) -> Result<(), DatapathError> {
     verify(&mut object, &PROGRAM_NAMES)?;
     pin_programs(&mut object, &PROGRAM_NAMES, path)
 }

@@ -189,6 +189,20 @@ impl Datapath {
         Ok(())
     }
 
+    /// Directions of flows that the table has room for: two a flow.
+    pub fn flow_entries(&self) -> Result<usize, DatapathError> {
+        self.tables.flows()?.capacity()
+    }
+
+    /// As [`Self::flow_entries`], of IPv6; `None` until a pod has an address of that family.
+    pub fn flow_entries_v6(&self) -> Result<Option<usize>, DatapathError> {
+        if self.has_ipv6() {
+            self.tables.of::<[u8; 16]>().flows()?.capacity().map(Some)
+        } else {
+            Ok(None)
+        }
+    }
+
     /// How often each reason was given, over all CPUs.
     pub fn counts(&self) -> Result<Vec<(Reason, Count)>, DatapathError> {
         self.tables.counts()

@@ -8,7 +8,7 @@
 mod mark;
 
 use causeway_common::{
-    maps::{FLOW_ENTRIES, SWEEP_MOST, SweepJob, Usage},
+    maps::{SWEEP_MOST, SweepJob, Usage},
     schedule::Found,
 };
 
@@ -131,8 +131,11 @@ impl Datapath {
     }
 
     fn is_half_full<A: Family>(&self) -> Result<bool, DatapathError> {
-        let entries = self.tables.of::<A>().flows()?.estimate(FLOW_ENTRIES);
-        Ok(entries.is_some_and(|entries| entries > FLOW_ENTRIES / 2))
+        let flows = self.tables.of::<A>().flows()?;
+        let capacity = flows.capacity()?;
+        Ok(flows
+            .estimate(capacity)
+            .is_some_and(|entries| entries > capacity / 2))
     }
 }
 

@@ -374,8 +374,14 @@ impl<K: Pod + Debug, V: Pod> Table<K, V> {
         })
     }
 
-    /// An estimate of how many elements there are, from a few of the buckets; at most twice `capacity`, which is the
-    /// map's. `None` where the kernel does not say.
+    /// How many elements it has room for.
+    pub(crate) fn capacity(&self) -> Result<usize, DatapathError> {
+        let info = self.map.map().info().map_err(failed(self.name))?;
+        Ok(info.max_entries() as usize)
+    }
+
+    /// An estimate of how many elements there are, from a few of the buckets; at most twice `capacity`, which is
+    /// [`Self::capacity`]. `None` where the kernel does not say.
     pub(crate) fn estimate(&self, capacity: usize) -> Option<usize> {
         const SAMPLE: usize = 1024;
         let buckets = capacity.next_power_of_two();

@@ -8,6 +8,7 @@ mod state_files;
 
 use std::{
     collections::BTreeMap,
+    mem,
     net::Ipv4Addr,
     time::{Duration, Instant},
 };
@@ -111,8 +112,16 @@ impl Keeper {
     /// Follows other settings from here on. The programs know them when this returns, if the datapath is there.
     /// Returns the maps that were changed.
     pub fn follow(&mut self, settings: Settings) -> Result<Vec<&'static str>, DatapathError> {
-        self.settings = settings;
+        let before = mem::replace(&mut self.settings, settings).max_flows;
         let datapath = Datapath::open(&self.root)?;
+        if let Some(datapath) = datapath.as_ref().filter(|_| self.settings.max_flows != before) {
+            let there = datapath.flow_entries()? / 2;
+            tracing::warn!(
+                maxFlows = self.settings.max_flows,
+                there,
+                "the table of flows has the size that it was made with until the datapath is loaded anew"
+            );
+        }
         let applied = datapath
             .as_ref()
             .map_or_else(|| Ok(Vec::new()), |datapath| datapath.apply(&self.settings));

@@ -23,7 +23,7 @@ use super::Failure;
 use crate::agent::SOCKET;
 
 /// How long the agent may take to follow.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// What is said.
 #[derive(Args)]

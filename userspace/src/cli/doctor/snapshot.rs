@@ -36,7 +36,7 @@ use super::{
         Failure, maps,
         network::{self, Network},
         permission_hint,
-        status::count_flows,
+        status::{FlowCount, count_flows},
     },
     bypass::{self, Before},
     pins::{self, Pins},
@@ -105,7 +105,7 @@ pub(super) struct Loaded {
     pub(super) ifaces: HashMap<u32, IfaceEntry<[u8; 4]>>,
     pub(super) usage: Vec<(Ipv4Addr, Usage)>,
     /// How full the flow table is.
-    pub(super) flow_entries: Option<usize>,
+    pub(super) flows: Option<FlowCount>,
     pub(super) counts: Vec<(Reason, Count)>,
     pub(super) ranges: Vec<Range>,
 }
@@ -269,9 +269,9 @@ impl Loaded {
                 .into_iter()
                 .map(|(addr, usage)| (addr.into(), usage))
                 .collect(),
-            flow_entries: match depth {
+            flows: match depth {
                 Depth::Quick => None,
-                Depth::Full => Some(count_flows(datapath)?.entries),
+                Depth::Full => Some(count_flows(datapath)?),
             },
             counts: datapath.counts()?,
             ranges: datapath.ranges()?,

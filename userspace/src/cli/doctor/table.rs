@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use causeway_common::{
-    maps::{Count, FLOW_ENTRIES, Usage},
+    maps::{Count, Usage},
     reason::Reason,
 };
 
@@ -14,10 +14,10 @@ pub(super) fn check(snapshot: &Snapshot) -> Vec<Finding> {
         return Vec::new();
     };
     let mut found = Vec::new();
-    if let Some(entries) = loaded.flow_entries
-        && is_nearly(entries, FLOW_ENTRIES)
+    if let Some(flows) = &loaded.flows
+        && is_nearly(flows.entries, flows.capacity)
     {
-        let about = format!("{entries} of {FLOW_ENTRIES} entries are taken");
+        let about = format!("{} of {} entries are taken", flows.entries, flows.capacity);
         found.push(Finding::new(Code::TableFilling, about));
     }
     found.extend(loaded.usage.iter().filter_map(|usage| near_quota(loaded, usage)));

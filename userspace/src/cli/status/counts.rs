@@ -8,7 +8,7 @@ use std::{
 use causeway::datapath::{Datapath, DatapathError};
 use causeway_common::{
     flow::State,
-    maps::{Config, FLOW_ENTRIES, POD_ENTRIES, PodEntry},
+    maps::{Config, POD_ENTRIES, PodEntry},
 };
 use serde::Serialize;
 
@@ -27,7 +27,7 @@ pub(crate) struct FlowCount {
     pub(super) carried: usize,
     pub(super) kernel: usize,
     pub(crate) entries: usize,
-    pub(super) capacity: usize,
+    pub(crate) capacity: usize,
     pub(super) fill_ratio: f64,
 }
 
@@ -68,30 +68,32 @@ pub(super) fn count_pods(pods: &[(Ipv4Addr, PodEntry)]) -> PodCount {
 }
 
 pub(crate) fn count_flows(datapath: &Datapath) -> Result<FlowCount, DatapathError> {
-    let mut count = FlowCount::NONE;
+    let mut count = FlowCount::none_of(datapath.flow_entries()?);
     datapath.for_each_flow(|_, entry| count.add(entry.state))?;
     Ok(count.filled())
 }
 
 /// Those of IPv6, which have a table of their own; `None` until a pod has an address of that family.
 pub(super) fn count_flows_v6(datapath: &Datapath) -> Result<Option<FlowCount>, DatapathError> {
-    if !datapath.has_ipv6() {
+    let Some(capacity) = datapath.flow_entries_v6()? else {
         return Ok(None);
-    }
-    let mut count = FlowCount::NONE;
+    };
+    let mut count = FlowCount::none_of(capacity);
     datapath.for_each_flow_v6(|_, entry| count.add(entry.state))?;
     Ok(Some(count.filled()))
 }
 
 impl FlowCount {
-    const NONE: Self = Self {
-        offered: 0,
-        carried: 0,
-        kernel: 0,
-        entries: 0,
-        capacity: FLOW_ENTRIES,
-        fill_ratio: 0.0,
-    };
+    fn none_of(capacity: usize) -> Self {
+        Self {
+            offered: 0,
+            carried: 0,
+            kernel: 0,
+            entries: 0,
+            capacity,
+            fill_ratio: 0.0,
+        }
+    }
 
     fn add(&mut self, state: u8) {
         self.entries += 1;

@@ -3,7 +3,7 @@
 use aya::maps::{Array, LpmTrie, Map, MapData};
 use causeway_common::{
     lifetime::Timeouts,
-    maps::{Config, MAP_NAMES, RangeEntry},
+    maps::{Config, FLOW_ENTRIES, MAP_NAMES, RangeEntry},
 };
 use ipnet::Ipv4Net;
 
@@ -65,7 +65,7 @@ fn build(staging: &PinTree, before: &PinTree) -> Result<(), DatapathError> {
     for (from, to) in kept.map(|name| (before.map(name), staging.map(name))) {
         share(&from, &to)?;
     }
-    load::load_object(staging)?;
+    load::load_object(staging, FLOW_ENTRIES as u32 / 2)?;
     layout::check(staging, &MAP_NAMES)?;
     convert(before, &Tables::new(staging.clone()))?;
     for from in before.link_pins()? {
