@@ -160,6 +160,7 @@ impl Arguments {
         let build = Build {
             dist: self.other.clone(),
             object: self.object.clone(),
+            max_flows: None,
         };
         let rounds = self.rounds.unwrap_or(if self.quick { 15 } else { 31 });
         ensure!(rounds > 0, "no rounds, no figures");

@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use aya::{EbpfLoader, maps::ProgramArray, programs::TcAttachType};
+use causeway_common::maps::FLOW_ENTRIES;
 use causeway_tests::{
     dist::Dist,
     dual_stack,
@@ -24,19 +25,23 @@ use crate::{
     swap,
 };
 
-/// Entries of the model's tables, each. As many as Causeway's.
-const MODEL_ENTRIES: u32 = 524_288;
+/// Entries of the model's tables, each, for as many flows as Causeway's table has room for.
+fn model_entries(build: &Build) -> u32 {
+    build.max_flows.map_or(FLOW_ENTRIES as u32, |flows| 2 * flows)
+}
 
 /// The far end's own address, outside the excluded ranges.
 pub(crate) const FAR: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
 
-/// What [`Peer::OtherBuild`] is made of; what is not named is Causeway's own.
+/// What nodes are made of.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Build {
-    /// An installable tree.
+    /// An installable tree for [`Peer::OtherBuild`]; else Causeway's own.
     pub(crate) dist: Option<PathBuf>,
-    /// An object of kernel programs.
+    /// An object of kernel programs for it; else Causeway's own.
     pub(crate) object: Option<PathBuf>,
+    /// Flows that the tables are made for; else as many as they are without being told.
+    pub(crate) max_flows: Option<u32>,
 }
 
 /// A built peer.
@@ -92,6 +97,11 @@ impl Stand {
             _ => None,
         };
         let node = Node::installed(ns, datapath(peer), pool, dist)?;
+        if let Some(flows) = other.max_flows {
+            let settings = serde_json::json!({ "maxFlows": flows });
+            node.root
+                .write("/run/causeway/settings.json", &settings.to_string())?;
+        }
         // A network card computes checksums and cuts segments; the rig's wire does not, to judge them.
         offload::set(&node.ns, "eth0", offload::TX_CHECKSUM, true)?;
         offload::set(&fabric.router, "node", offload::TX_CHECKSUM, true)?;
@@ -118,7 +128,7 @@ impl Stand {
             swap::programs(&stand.node()?.ns, &stand.pins()?, object)?;
         }
         if peer == Peer::Model {
-            stand.model = Some(stand.load_model()?);
+            stand.model = Some(stand.load_model(other)?);
         }
         Ok(stand)
     }
@@ -231,13 +241,13 @@ impl Stand {
     }
 
     /// Loads the model and puts it on every hook.
-    fn load_model(&self) -> Result<Programs> {
+    fn load_model(&self, build: &Build) -> Result<Programs> {
         let node = &self.node()?.ns;
         let mut loader = EbpfLoader::new();
-        let addr = NODE.to_bits().to_be();
+        let (addr, entries) = (NODE.to_bits().to_be(), model_entries(build));
         loader
-            .map_max_entries("cwb_m_conns", MODEL_ENTRIES)
-            .map_max_entries("cwb_m_nat", MODEL_ENTRIES)
+            .map_max_entries("cwb_m_conns", entries)
+            .map_max_entries("cwb_m_nat", entries)
             .override_global("CWB_NODE", &addr, true);
         let mut model = Programs::load_with(&mut loader)?;
         let identities = model.map("cwb_m_identity")?;

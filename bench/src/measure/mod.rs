@@ -265,8 +265,26 @@ impl Hall {
 
     /// The same peers, built anew: what other measures have left in their tables costs nothing, and counts towards no quota.
     pub(crate) fn fresh(&self, pods: u8, wanted: impl Fn(Peer) -> bool) -> Result<Vec<Stand>> {
+        self.fresh_of(&self.build, pods, wanted)
+    }
+
+    /// As [`Self::fresh`], with tables for so many flows.
+    pub(crate) fn fresh_for(
+        &self,
+        max_flows: u32,
+        pods: u8,
+        wanted: impl Fn(Peer) -> bool,
+    ) -> Result<Vec<Stand>> {
+        let build = Build {
+            max_flows: Some(max_flows),
+            ..self.build.clone()
+        };
+        self.fresh_of(&build, pods, wanted)
+    }
+
+    fn fresh_of(&self, build: &Build, pods: u8, wanted: impl Fn(Peer) -> bool) -> Result<Vec<Stand>> {
         let peers = self.stands(wanted).map(|stand| stand.peer);
-        peers.map(|peer| Stand::build(peer, pods, &self.build)).collect()
+        peers.map(|peer| Stand::build(peer, pods, build)).collect()
     }
 
     /// As [`Self::stands`], for the measure of XDP.

@@ -1,6 +1,8 @@
 //! What a packet costs when there is more of something.
 
-use anyhow::Result;
+use std::fs;
+
+use anyhow::{Context as _, Result};
 
 use super::{Hall, Measure};
 use crate::{
@@ -15,8 +17,15 @@ use crate::{
     stand::Stand,
 };
 
-/// Numbers of flows, and how many pods share them: a pod may be allowed no more than 65,536.
-const FLOWS: [(u32, usize, &str); 3] = [(1 << 10, 1, "1k"), (1 << 14, 1, "16k"), (1 << 17, 4, "128k")];
+/// Numbers of flows, and how many pods share them: a pod is allowed no more than 65,536.
+const FLOWS: [(u32, usize, &str); 4] = [
+    (1 << 10, 1, "1k"),
+    (1 << 14, 1, "16k"),
+    (1 << 17, 4, "128k"),
+    (1 << 19, 16, "512k"),
+];
+/// Flows that the tables are made for then: room for what has not expired of one step and for the next.
+const MAX_FLOWS: u32 = 1 << 20;
 /// As many pods as AKS allows on a node, less one.
 const PODS: u8 = 249;
 
@@ -32,8 +41,11 @@ pub(super) fn flows(measure: &Measure, hall: &Hall) -> Result<Outcome> {
                 | Peer::BlindTc
         )
     };
+    let _many = ManyConnections::allow(MAX_FLOWS)?;
+    let pods = FLOWS.iter().map(|(_, pods, _)| *pods as u8).max();
+    let stands = hall.fresh_for(MAX_FLOWS, pods.unwrap_or(1), wanted)?;
     let mut lanes: Vec<Box<dyn Lane + '_>> = Vec::new();
-    for stand in hall.stands(wanted) {
+    for stand in &stands {
         let way = Way::Out;
         let load = |(flows, pods, _): &(u32, usize, &str)| Load {
             pods: *pods,
@@ -58,6 +70,39 @@ pub(super) fn flows(measure: &Measure, hall: &Hall) -> Result<Outcome> {
         }
     }
     run((measure.name, measure.title, Unit::Packets), lanes, &hall.plan)
+}
+
+/// The kernel's limit of connections, which holds for every namespace: raised as long as this lives.
+struct ManyConnections {
+    before: Option<String>,
+}
+
+impl ManyConnections {
+    const PATH: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
+
+    fn allow(connections: u32) -> Result<Self> {
+        let text = fs::read_to_string(Self::PATH).with_context(|| format!("cannot read {}", Self::PATH))?;
+        let most: u32 = text
+            .trim()
+            .parse()
+            .with_context(|| format!("{}: {text}", Self::PATH))?;
+        if most == 0 || most >= connections {
+            return Ok(Self { before: None });
+        }
+        fs::write(Self::PATH, connections.to_string())
+            .with_context(|| format!("cannot change {}", Self::PATH))?;
+        Ok(Self { before: Some(text) })
+    }
+}
+
+impl Drop for ManyConnections {
+    fn drop(&mut self) {
+        if let Some(before) = &self.before
+            && let Err(error) = fs::write(Self::PATH, before)
+        {
+            eprintln!("{} stays raised: {error}", Self::PATH);
+        }
+    }
 }
 
 pub(super) fn ranges(measure: &Measure, hall: &Hall) -> Result<Outcome> {
