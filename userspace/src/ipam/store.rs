@@ -80,7 +80,7 @@ pub(crate) fn is_whole(bytes: &[u8]) -> bool {
 pub struct Reading {
     file: File,
     /// What stands on the disk, as long as that is known.
-    loaded: Option<File>,
+    loaded: Option<Vec<u8>>,
     /// Of what; `None` where there is nothing.
     version: Option<Version>,
 }
@@ -88,19 +88,27 @@ pub struct Reading {
 impl Reading {
     /// Reads the leases, without a lock.
     pub fn of(root: &Root) -> Result<Self, StoreError> {
-        let (file, version) = load(&root.path(STATE))?;
-        Ok(Self::new(file.unwrap_or_default(), version))
+        match load(&root.path(STATE))? {
+            Loaded::File(file, bytes, version) => Ok(Self::new(file, Some(bytes), Some(version))),
+            Loaded::Nothing(version) => Ok(Self::made(File::default(), version)),
+        }
     }
 
-    fn new(mut file: File, version: Option<Version>) -> Self {
+    fn new(mut file: File, loaded: Option<Vec<u8>>, version: Option<Version>) -> Self {
         LOCAL.clone_into(&mut file.ipam.local().id);
-        let loaded = Some(file.clone());
         file.ipam.end_earlier_boot();
         Self {
             file,
             loaded,
             version,
         }
+    }
+
+    /// Of a file that does not stand on the disk, and need not for what it says.
+    fn made(mut file: File, version: Option<Version>) -> Self {
+        LOCAL.clone_into(&mut file.ipam.local().id);
+        let loaded = to_vec(&file).ok();
+        Self::new(file, loaded, version)
     }
 
     /// The pools.
@@ -115,16 +123,22 @@ impl Reading {
 }
 
 /// What stands in the file, and which content that is.
-fn load(path: &Path) -> Result<(Option<File>, Option<Version>), StoreError> {
+enum Loaded {
+    File(File, Vec<u8>, Version),
+    Nothing(Option<Version>),
+}
+
+fn load(path: &Path) -> Result<Loaded, StoreError> {
     let read = durable::read_version(path).map_err(|source| StoreError::Read {
         path: path.to_owned(),
         source,
     })?;
     let Some((bytes, version)) = read else {
-        return Ok((None, None));
+        return Ok(Loaded::Nothing(None));
     };
     match File::parse(&bytes) {
-        Ok(file) => Ok((file, Some(version))),
+        Ok(Some(file)) => Ok(Loaded::File(file, bytes, version)),
+        Ok(None) => Ok(Loaded::Nothing(Some(version))),
         Err(source) => Err(StoreError::Corrupt {
             path: path.to_owned(),
             source,
@@ -179,17 +193,20 @@ impl Store {
             loaded,
             version,
         } = &mut self.reading;
-        if loaded.as_ref() == Some(file) {
-            return Ok(());
-        }
-        boot::id().clone_into(&mut file.ipam.boot);
         let failed = |source| StoreError::Write {
             path: self.path.clone(),
             source,
         };
+        boot::id().clone_into(&mut file.ipam.boot);
         env!("CARGO_PKG_VERSION").clone_into(&mut file.ipam.version);
         file.ipam.time_stamp = rfc3339(SystemTime::now());
         let bytes = to_vec(file).map_err(|error| failed(error.into()))?;
+        if loaded
+            .as_ref()
+            .is_some_and(|loaded| format::is_same(loaded, &bytes))
+        {
+            return Ok(());
+        }
         // From here on it is another content, even where the write does not succeed.
         (*version, *loaded) = (None, None);
         durable::write(&self.path, &bytes).map_err(failed)
@@ -199,8 +216,8 @@ impl Store {
 /// The leases, under the lock: what is lost or damaged is rebuilt if it can be.
 fn read_or_rebuild(root: &Root, path: &Path) -> Result<Reading, StoreError> {
     match load(path) {
-        Ok((Some(file), version)) => Ok(Reading::new(file, version)),
-        Ok((None, _)) => Ok(Reading::new(rebuild(root).unwrap_or_default(), None)),
+        Ok(Loaded::File(file, bytes, version)) => Ok(Reading::new(file, Some(bytes), Some(version))),
+        Ok(Loaded::Nothing(_)) => Ok(Reading::made(rebuild(root).unwrap_or_default(), None)),
         Err(StoreError::Corrupt { path, source }) => {
             let Some(file) = rebuild(root) else {
                 return Err(StoreError::Corrupt { path, source });
@@ -210,7 +227,7 @@ fn read_or_rebuild(root: &Root, path: &Path) -> Result<Reading, StoreError> {
                 source,
             })?;
             tracing::warn!(%source, path = %path.display(), aside = %aside.display(), "damaged leases are put aside");
-            Ok(Reading::new(file, None))
+            Ok(Reading::made(file, None))
         }
         Err(error) => Err(error),
     }
