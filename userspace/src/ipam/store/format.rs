@@ -76,3 +76,20 @@ impl Manager {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_wrote_it_when_is_no_difference() {
+        let file = |head: &str, spaces: &str| format!("{{ {head}\"AddressSpaces\": {spaces} }}").into_bytes();
+        let one = file("\"Version\": \"1\", ", "{}");
+        assert!(is_same(
+            &one,
+            &file("\"Version\": \"2\", \"TimeStamp\": \"now\", ", "{}")
+        ));
+        assert!(!is_same(&one, &file("\"Version\": \"1\", ", "{ }")));
+        assert!(!is_same(b"{}", b"{}"), "where it cannot be told, it is written");
+    }
+}
