@@ -273,7 +273,7 @@ codes! {
         what "the flow table is more than 90 % full"
         cause "Very many flows are open, or a scan or flood leaves entries that wait for their time to end."
         look "causeway status\ncauseway top --once"
-        fix "causeway sweep  # forgets what is over; then look which pod has the most: `causeway top --once`"
+        fix "causeway sweep  # forgets what is over; then look which pod has the most: `causeway top --once`. If all are wanted: maxFlows in /etc/causeway/config.yaml"
     PodNearQuota "CWY051" Warning
         what "a pod has more than 90 % of the flows that it may have"
         cause "It opens connections without closing them, or serves very many at a time."
@@ -288,7 +288,7 @@ codes! {
         what "flows were refused or left to the kernel: the flow table was full"
         cause "More flows were open than cwy_flows holds, and none of them was over."
         look "causeway status\ncauseway top --once"
-        fix "causeway sweep  # from a timer, once a minute, where pods hardly come and go"
+        fix "causeway sweep  # from a timer, once a minute, where pods hardly come and go; or a larger table: maxFlows in /etc/causeway/config.yaml"
     QuotaReached "CWY054" Warning
         what "new flows were refused: a pod had as many as it may have"
         cause "One pod opened more flows than its quota, a quarter of the table's."
