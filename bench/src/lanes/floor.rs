@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use causeway::datapath::Expedited;
 use causeway_tests::{
     netns::{Netns, stdout_of},
     scratch::Scratch,
@@ -26,6 +27,8 @@ pub(crate) struct FloorLane {
     call: Call,
     /// Directories of pinned programs that are attached as well, and of their links.
     hooks: Option<[String; 2]>,
+    /// Whether the kernel's grace periods are short meanwhile, as the plug-in makes them.
+    expedited: bool,
 }
 
 impl FloorLane {
@@ -41,6 +44,7 @@ impl FloorLane {
             files,
             call,
             hooks: None,
+            expedited: false,
         })
     }
 
@@ -57,11 +61,18 @@ impl FloorLane {
         })
     }
 
+    /// The same lane, with short grace periods.
+    pub(crate) fn expedited(mut self) -> Self {
+        self.expedited = true;
+        self
+    }
+
     /// Milliseconds of a run.
     fn run(&self, arguments: &[&str]) -> Result<f64> {
         let mut command = Command::new(self.files.join("/floor"));
         command.args(arguments).args(self.hooks.iter().flatten());
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let _expedited = self.expedited.then(|| Expedited::begin(true));
         let start = Instant::now();
         let output = self.node.spawn(&mut command)?.wait_with_output();
         let took = start.elapsed().as_secs_f64() * 1e3;
@@ -81,10 +92,10 @@ fn find_programs(trees: &Path) -> Result<PathBuf> {
 
 impl Lane for FloorLane {
     fn label(&self) -> String {
-        let label = if self.hooks.is_some() {
-            "netlink, two tcx links"
-        } else {
-            "netlink alone"
+        let label = match (&self.hooks, self.expedited) {
+            (None, _) => "netlink alone",
+            (Some(_), false) => "netlink, two tcx links",
+            (Some(_), true) => "netlink, two tcx links, expedited",
         };
         label.to_owned()
     }

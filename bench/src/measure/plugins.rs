@@ -62,6 +62,7 @@ fn calls(measure: &Measure, hall: &Hall, call: Call) -> Result<Outcome> {
         lanes.push(Box::new(FloorLane::new(call)?));
         for stand in stands.iter().filter(|stand| stand.peer == Peer::Causeway) {
             lanes.push(Box::new(FloorLane::with_hooks(call, stand)?));
+            lanes.push(Box::new(FloorLane::with_hooks(call, stand)?.expedited()));
         }
     }
     run(
