@@ -146,8 +146,7 @@ impl Connection<'_> {
 
     fn pod(&self, link: &PodLink, takes_frames: bool) -> Pod {
         Pod {
-            addr: self.ground.address.addr(),
-            addr_v6: self.ground.address_v6(),
+            addresses: self.ground.served,
             ifindex: link.host_ifindex,
             host_if: self.host_if.clone(),
             mac: link.mac,

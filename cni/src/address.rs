@@ -1,15 +1,12 @@
 //! Where a pod's addresses come from: the addresses of this node, or another IPAM plug-in. And the uplink that goes
 //! with it.
 
-use std::{
-    collections::BTreeSet,
-    net::{IpAddr, Ipv6Addr},
-};
+use std::{collections::BTreeSet, net::IpAddr};
 
 use causeway::{
     apiserver,
     attachments::{self, PATIENCE},
-    datapath::Datapath,
+    datapath::{Datapath, PodAddresses},
     endpoints::{Key, State},
     ipam::{
         self, Ipam, IpamError, NAMESERVER,
@@ -20,7 +17,7 @@ use causeway::{
     node::{self, Uplink},
     root::Root,
 };
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use crate::{
@@ -35,9 +32,9 @@ use crate::{
 
 /// Addresses, and what they need to be used.
 pub(crate) struct Ground {
-    /// The address that the datapath knows the pod by, with its subnet's mask.
-    pub(crate) address: Ipv4Net,
-    /// Every address, that one first, with its subnet's gateway for the result: the pod itself goes by another one.
+    /// The addresses that the datapath knows the pod by.
+    pub(crate) served: PodAddresses,
+    /// Every address, that of IPv4 first, with its subnet's gateway for the result: the pod itself goes by another one.
     pub(crate) ips: Vec<Ip>,
     pub(crate) routes: Vec<Route>,
     pub(crate) dns: Value,
@@ -71,11 +68,6 @@ impl Ground {
             routes: self.routes.clone(),
             dns: self.dns.clone(),
         }
-    }
-
-    /// The address of IPv6, if there is one.
-    pub(crate) fn address_v6(&self) -> Option<Ipv6Addr> {
-        links::served(&self.addresses()).1
     }
 
     /// The gateway to note for a family, if there is an address of it.
@@ -117,7 +109,8 @@ impl Ground {
         let ipam = open_ipam(root, conf, netlink)?
             .map_err(|error| ipam_failure(error, "Failed to allocate pool"))?;
         let (subnets, uplink) = choose_uplink(&ipam, &holder, conf, applicant.state, netlink)?;
-        let datapath = prepare(call, &uplink, netlink, applicant.host_if, subnets.len() > 1)?;
+        let has_ipv6 = subnets.iter().any(|subnet| subnet.addr().is_ipv6());
+        let datapath = prepare(call, &uplink, netlink, applicant.host_if, has_ipv6)?;
         let request = Request {
             addresses: conf.addresses.clone(),
             quarantine: conf.ipam.quarantine,
@@ -139,7 +132,7 @@ impl Ground {
         }
         let CniResult { ips, routes, dns, .. } = told(&leases.iter().collect::<Vec<_>>());
         Ok(Self {
-            address: only_v4(&conf.ipam.kind, &ips)?,
+            served: served(&conf.ipam.kind, &ips)?,
             ips,
             routes,
             dns,
@@ -160,13 +153,15 @@ impl Ground {
         undo.push("the DEL of the IPAM plug-in", Safety::AfterSuccess, move || {
             delegate.call(Verb::Del).map_err(|error| error.msg)
         });
-        let address = only_v4(&conf.ipam.kind, &given.ips)?;
-        // The datapath knows the pod by this one.
+        let served = served(&conf.ipam.kind, &given.ips)?;
         let (of_ipv4, of_ipv6): (Vec<Ip>, Vec<Ip>) =
             given.ips.into_iter().partition(|ip| ip.address.addr().is_ipv4());
-        let uplink = node::find_uplink(netlink, conf.master.as_deref(), Some(address.trunc()))?;
-        let datapath = prepare(call, &uplink, netlink, applicant.host_if, !of_ipv6.is_empty())?;
+        let has_ipv6 = !of_ipv6.is_empty();
         let ips = [of_ipv4, of_ipv6].concat();
+        let subnet = ips.first().map(|ip| ip.address.trunc());
+        check_kernel(subnet.as_slice())?;
+        let uplink = node::find_uplink(netlink, conf.master.as_deref(), subnet)?;
+        let datapath = prepare(call, &uplink, netlink, applicant.host_if, has_ipv6)?;
         let mut routes = given.routes;
         for ip in &ips {
             let own = ip.address.addr();
@@ -185,7 +180,7 @@ impl Ground {
             }
         }
         Ok(Self {
-            address,
+            served,
             ips,
             routes,
             dns: given.dns,
@@ -195,7 +190,7 @@ impl Ground {
     }
 }
 
-/// What a result says of leases.
+/// What a result says of leases. The name server has an address of IPv4 alone: a pod without one does not reach it.
 pub(crate) fn told(leases: &[&Lease]) -> CniResult {
     let ip = |lease: &&Lease| Ip {
         address: lease.net(),
@@ -209,26 +204,47 @@ pub(crate) fn told(leases: &[&Lease]) -> CniResult {
             .iter()
             .map(|lease| Route::default_by(lease.gateway))
             .collect(),
-        dns: json!({ "nameservers": [NAMESERVER] }),
+        dns: if leases.iter().any(|lease| lease.address.is_ipv4()) {
+            json!({ "nameservers": [NAMESERVER] })
+        } else {
+            Value::Null
+        },
     }
 }
 
-/// The one address of IPv4 among those that the IPAM plug-in gave.
-fn only_v4(kind: &str, ips: &[Ip]) -> Result<Ipv4Net, CniError> {
-    let of_ipv4 = ips.iter().filter_map(|ip| match ip.address {
-        IpNet::V4(address) => Some(address),
-        IpNet::V6(_) => None,
-    });
-    match (&of_ipv4.collect::<Vec<_>>()[..], ips) {
-        ([address], _) => Ok(*address),
-        ([], [ip, ..]) => Err(is_ipv6(&ip.address)),
-        (several, _) => {
+/// The addresses that the datapath is to know the pod by, among those that the IPAM plug-in gave: without one it would look at
+/// nothing that the pod sends.
+fn served(kind: &str, ips: &[Ip]) -> Result<PodAddresses, CniError> {
+    let refused = |problem: &str| {
+        let msg = format!("the IPAM plug-in {kind:?} gave {problem}");
+        Err(CniError::new(code::PLUGIN, msg))
+    };
+    let addresses: Vec<IpNet> = ips.iter().map(|ip| ip.address).collect();
+    let of_ipv4 = addresses.iter().filter(|net| net.addr().is_ipv4()).count();
+    if of_ipv4 > 1 {
+        return refused(&format!("{of_ipv4} addresses of IPv4: a pod's interface has one"));
+    }
+    match PodAddresses::among(&addresses) {
+        Some(served) => Ok(served),
+        None if addresses.is_empty() => refused("no address"),
+        None => refused(&format!(
+            "{} addresses of IPv6 and none of IPv4: without that a pod's interface has one",
+            addresses.len()
+        )),
+    }
+}
+
+/// A pod that has IPv6 alone is nothing to a kernel without it. `subnets` are those of its addresses, that of IPv4 first.
+pub(crate) fn check_kernel(subnets: &[IpNet]) -> Result<(), CniError> {
+    match subnets.first() {
+        Some(subnet @ IpNet::V6(_)) if !node::has_ipv6() => {
             let msg = format!(
-                "the IPAM plug-in {kind:?} gave {} addresses of IPv4: a pod's interface has one",
-                several.len()
+                "{subnet} is IPv6, and the kernel of this node speaks IPv4 alone: start it with IPv6 \
+                 (without \"ipv6.disable=1\"), or give pods addresses of IPv4"
             );
             Err(CniError::new(code::PLUGIN, msg))
         }
+        _ => Ok(()),
     }
 }
 
@@ -315,16 +331,14 @@ fn choose_uplink(
         error.during("Failed to allocate pool: Failed to delegate: Failed to allocate address")
     })?;
     let mut subnets = choice.subnets;
-    let subnet = match subnets.first() {
-        Some(IpNet::V4(subnet)) => *subnet,
-        other => return Err(is_ipv6(&other.copied().unwrap_or_default())),
-    };
+    check_kernel(&subnets)?;
     if subnets.len() > 1 && !node::has_ipv6() {
         tracing::warn!("the address list has a subnet of IPv6, but the kernel speaks IPv4 alone");
         subnets.truncate(1);
     }
     let carrier = (!choice.carrier.is_empty()).then_some(choice.carrier.as_str());
-    let on_link = (!conf.ipam.settings.has_routed_subnets()).then_some(subnet);
+    let first = subnets.first().copied();
+    let on_link = first.filter(|_| !conf.ipam.settings.has_routed_subnets());
     Ok((subnets, node::find_uplink(netlink, master.or(carrier), on_link)?))
 }
 
@@ -397,13 +411,6 @@ pub(crate) fn take_off(lease: &Lease, undo: &mut Undo<'_>) -> Result<(), CniErro
         move || links::put_address(&uplink, address),
     );
     Ok(())
-}
-
-fn is_ipv6(what: &dyn std::fmt::Display) -> CniError {
-    CniError::new(
-        code::PLUGIN,
-        format!("{what} is IPv6: a pod has an address of IPv4, and those of IPv6 beside it"),
-    )
 }
 
 /// The incumbent's text: its IPAM is another process.

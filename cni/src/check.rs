@@ -8,7 +8,7 @@ use std::{
 
 use causeway::{
     attachments,
-    datapath::{Datapath, Pod},
+    datapath::{Datapath, Pod, PodAddresses},
     endpoints::{self, Endpoint, Key},
     go_json::parse_mac,
     ipam::{self, store},
@@ -162,13 +162,16 @@ fn told(
             invocation.interface
         )])
     };
-    let mut addresses = vec![*of_ipv4.last().ok_or_else(|| missing("IPv4 address"))?];
+    let own = endpoint.addresses();
+    let (own_ipv4, own_ipv6): (Vec<IpNet>, Vec<IpNet>) =
+        own.into_iter().partition(|own| own.addr().is_ipv4());
     // Those that others have added are theirs.
-    for own in endpoint
-        .addresses()
-        .into_iter()
-        .filter(|own| own.addr().is_ipv6())
-    {
+    let mut addresses = if own_ipv4.is_empty() && !own_ipv6.is_empty() {
+        Vec::new()
+    } else {
+        vec![*of_ipv4.last().ok_or_else(|| missing("IPv4 address"))?]
+    };
+    for own in own_ipv6 {
         if !of_ipv6.contains(&own) {
             return Err(missing(&format!("address {own}")));
         }
@@ -183,8 +186,7 @@ fn inspect_datapath(
     addresses: &[IpNet],
     host: &Link,
 ) -> Result<Vec<String>, CniError> {
-    let (addr, addr_v6) = links::served(addresses);
-    let Some(addr) = addr else {
+    let Some(addresses) = PodAddresses::among(addresses) else {
         return Ok(Vec::new());
     };
     let Some(datapath) = Datapath::open(root)? else {
@@ -193,8 +195,7 @@ fn inspect_datapath(
         ]);
     };
     let pod = Pod {
-        addr,
-        addr_v6,
+        addresses,
         ifindex: host.index,
         host_if: host.name.clone(),
         mac: endpoint.mac().unwrap_or_default(),

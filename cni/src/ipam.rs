@@ -47,6 +47,7 @@ fn attempt(
         .choose(&holder, preference(prescribed, &[]), conf.master.as_deref())
         .map_err(failed("Failed to allocate pool"))?;
     check_subnets(prescribed, &choice.subnets).map_err(|error| error.during("Failed to allocate address"))?;
+    address::check_kernel(&choice.subnets)?;
     let held = ipam::leases(root, &holder)?;
     let request = Request {
         addresses: conf.addresses.clone(),

@@ -74,8 +74,7 @@ fn foreign(call: &Call<'_>, endpoint: &Endpoint) -> Result<Vec<String>, CniError
     if endpoint.netns() != call.invocation.netns {
         foreign.push(format!("it is in the namespace {:?}", endpoint.netns()));
     }
-    let addresses = endpoint.addresses();
-    if !addresses.iter().any(|address| address.addr().is_ipv4()) {
+    if endpoint.addresses().is_empty() {
         foreign.push("no address of it is noted".to_owned());
     }
     if is_theirs(call.root, &endpoint.container_id)? {

@@ -5,7 +5,6 @@ use causeway::{
     datapath::{Datapath, HookState},
     endpoints,
     ipam::{
-        self,
         pool::{Holder, Pool, Space},
         source::{self, LocalNic, SourceError},
         store,
@@ -18,7 +17,7 @@ use ipnet::IpNet;
 
 use crate::{
     Call,
-    address::{local_nics, nics_of},
+    address::{check_kernel, local_nics, nics_of},
     error::{CniError, code},
     invocation::Verb,
     ipam::prescribed_subnets,
@@ -34,14 +33,9 @@ pub(crate) fn run(call: &Call<'_>) -> Result<(), CniError> {
         return Ok(());
     }
     let (subnet, carrier) = inspect_addresses(call, &mut netlink)?;
-    let IpNet::V4(subnet) = subnet else {
-        return Err(unavailable(format!(
-            "pool {subnet} is IPv6: a pod has an address of IPv4, and those of IPv6 beside it"
-        )));
-    };
     let carrier = (!carrier.is_empty()).then_some(carrier.as_str());
     let master = call.conf.master.as_deref();
-    let on_link = (!call.conf.ipam.settings.has_routed_subnets()).then_some(subnet);
+    let on_link = subnet.filter(|_| !call.conf.ipam.settings.has_routed_subnets());
     node::find_uplink(&mut netlink, master.or(carrier), on_link).map_err(not_available)?;
     Ok(())
 }
@@ -73,8 +67,8 @@ fn inspect_pods(root: &Root) -> Result<(), CniError> {
     Err(CniError::new(code::LIMITED_CONNECTIVITY, wrong.join("; ")))
 }
 
-/// Whether there is a free address. Returns its subnet and the interface that carries it.
-fn inspect_addresses(call: &Call<'_>, netlink: &mut Netlink) -> Result<(IpNet, String), CniError> {
+/// Whether there is a free address. Returns its subnet, where that is known, and the interface that carries it.
+fn inspect_addresses(call: &Call<'_>, netlink: &mut Netlink) -> Result<(Option<IpNet>, String), CniError> {
     let ask = |nics: &[LocalNic]| source::ask_at_once(call.root, &call.conf.ipam.settings, nics);
     let mut answer = ask(&local_nics(netlink)?);
     if matches!(answer.error, Some(SourceError::ForeignMachine { .. })) {
@@ -88,50 +82,60 @@ fn inspect_addresses(call: &Call<'_>, netlink: &mut Netlink) -> Result<(IpNet, S
     if let Some(list) = &answer.list {
         space.merge(&list.pools);
     }
-    let pools = || space.pools.values().filter(|pool| !pool.is_ipv6());
+    let prescribed = prescribed_subnets(call.conf)?;
+    let is_ipv6 = wants_ipv6_alone(&space, prescribed);
+    let pools = || space.pools.values().filter(|pool| pool.is_ipv6() == is_ipv6);
     if pools().next().is_none() {
         return match answer.error {
             // Of the wireserver nothing is known until the first ADD asks it.
             Some(SourceError::Wireserver { .. }) if is_untouched(call.root) => {
-                let prescribed = prescribed_subnets(call.conf)?;
-                Ok((prescribed.first().copied().unwrap_or_default(), String::new()))
+                Ok((prescribed.first().copied(), String::new()))
             }
             Some(error) => Err(not_available(error)),
-            None => {
-                let cause = ipam::only_ipv6(&space, &answer.origin).map(|cause| format!(": {cause}"));
-                let msg = format!("no available address pools{}", cause.unwrap_or_default());
-                Err(unavailable(msg))
-            }
+            None => Err(unavailable("no available address pools".to_owned())),
         };
     }
-    let prescribed = prescribed_subnets(call.conf)?;
     let suits = |subnet: &IpNet| prescribed.is_empty() || prescribed.contains(subnet);
     let Some(free) = pools().find(|pool| suits(&pool.subnet) && has_free(&space, &pool.id)) else {
         let numbers: Vec<String> = pools().map(|pool| usage(&space, &pool.id)).collect();
         let details = format!("{}; list: {}", numbers.join("; "), answer.origin);
         return Err(unavailable("No available addresses".to_owned()).with_details(details));
     };
+    check_kernel(&[free.subnet]).map_err(|error| unavailable(error.msg))?;
     if let Some(exhausted) = exhausted_second(&space, prescribed, free) {
         let details = format!("{}; list: {}", usage(&space, &exhausted), answer.origin);
         return Err(unavailable("No available addresses".to_owned()).with_details(details));
     }
-    Ok((free.subnet, free.if_name.clone()))
+    Ok((Some(free.subnet), free.if_name.clone()))
+}
+
+/// Whether a pod would get an address of IPv6 and none of IPv4.
+fn wants_ipv6_alone(space: &Space, prescribed: &[IpNet]) -> bool {
+    match prescribed {
+        [] => space.is_ipv6_alone(&nobody()),
+        subnets => subnets.iter().all(|subnet| subnet.addr().is_ipv6()),
+    }
 }
 
 /// The pool of IPv6 that a pod would get its second address from, if nothing is left in it.
 fn exhausted_second(space: &Space, prescribed: &[IpNet], first: &Pool) -> Option<String> {
-    let nobody = Holder {
-        container: String::new(),
-        interface: String::new(),
-    };
-    let carrier = (!first.if_name.is_empty()).then_some(first.if_name.as_str());
-    let second = if prescribed.is_empty() {
-        space.choose_second(&nobody, carrier)
+    let second = if first.is_ipv6() {
+        None
+    } else if prescribed.is_empty() {
+        space.choose_v6(&nobody(), first.carrier())
     } else {
         prescribed.iter().copied().find(|subnet| subnet.addr().is_ipv6())
     };
     let second = second.filter(|_| node::has_ipv6())?.to_string();
     (!has_free(space, &second)).then_some(second)
+}
+
+/// The one who asks without having anything.
+fn nobody() -> Holder {
+    Holder {
+        container: String::new(),
+        interface: String::new(),
+    }
 }
 
 fn is_untouched(root: &Root) -> bool {

@@ -55,7 +55,7 @@ pub const RANGES: usize = 16_384;
 /// Entries of `cwy_ranges`: the list in force, and the one that is being made.
 pub const RANGE_ENTRIES: usize = 2 * RANGES;
 
-/// A pod of this node. All zero but `flags` once it has departed.
+/// A pod of this node. All zero but `flags` and `changed` once it has departed.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PodEntry {
@@ -67,7 +67,8 @@ pub struct PodEntry {
     pub host_mac: [u8; 6],
     /// MTU of the pod's interface in bytes.
     pub mtu: u16,
-    /// [`PodEntry::READY`], [`PodEntry::DEPARTED`], [`PodEntry::STACK_ONLY`], [`PodEntry::TAKES_FRAMES`].
+    /// [`PodEntry::READY`], [`PodEntry::DEPARTED`], [`PodEntry::STACK_ONLY`], [`PodEntry::TAKES_FRAMES`],
+    /// [`PodEntry::WITHOUT_IPV4`].
     pub flags: u16,
     /// `CLOCK_MONOTONIC` seconds of the last change.
     pub changed: u32,
@@ -84,6 +85,9 @@ impl PodEntry {
     /// The pod's interface takes frames that `cwy_xdp_uplink` redirects: it polls (NAPI), which a veth does once GRO has
     /// been turned on (Linux 5.13).
     pub const TAKES_FRAMES: u16 = 8;
+    /// The pod has this address of IPv6 alone: with it the programs leave the pod's interface. The programs themselves do not
+    /// look at it.
+    pub const WITHOUT_IPV4: u16 = 16;
 
     /// Whether flows of the pod may be translated.
     #[inline(always)]

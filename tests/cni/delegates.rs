@@ -136,8 +136,11 @@ fn its_error_is_the_answer_and_its_del_is_run() -> Result<()> {
     );
     for (answer, needle) in [
         ("out of order", "printed no result"),
-        (r#"{"ips":[{"address":"fd00::5/64"}]}"#, "is IPv6"),
-        (r#"{"ips":[]}"#, "gave 0 addresses"),
+        (
+            r#"{"ips":[{"address":"fd00::5/64"},{"address":"fd01::5/64"}]}"#,
+            "gave 2 addresses of IPv6 and none of IPv4",
+        ),
+        (r#"{"ips":[]}"#, "gave no address"),
         (
             r#"{"ip4":{"ip":"10.240.0.7/16"},"ips":[{"address":"10.240.0.8/16"},{"address":"10.240.0.9/16"}]}"#,
             "gave 3 addresses",

@@ -3,7 +3,7 @@
 use std::{fs, io, net::Ipv4Addr, ops::RangeInclusive, path::PathBuf};
 
 use causeway_common::lifetime::Timeouts;
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net};
 use thiserror::Error;
 
 use crate::{
@@ -41,7 +41,7 @@ pub enum NodeError {
         "no uplink: {}; name the interface as \"master\" in the network configuration",
         missing_uplink(.0.as_ref())
     )]
-    NoUplink(Option<Ipv4Net>),
+    NoUplink(Option<IpNet>),
     /// The interface has no IPv4 address that could replace the pods'.
     #[error("interface {0} has no global IPv4 address: masqueraded packets would have no source address")]
     NoAddress(String),
@@ -75,7 +75,7 @@ impl From<RestoreError> for NodeError {
     }
 }
 
-fn missing_uplink(subnet: Option<&Ipv4Net>) -> String {
+fn missing_uplink(subnet: Option<&IpNet>) -> String {
     match subnet {
         Some(subnet) => {
             format!("no interface has an address in {subnet}, and there is no IPv4 default route")
@@ -85,11 +85,11 @@ fn missing_uplink(subnet: Option<&Ipv4Net>) -> String {
 }
 
 /// Finds the uplink: `master` if it is named, else the interface that has an address in `subnet`, else the one of
-/// the default route.
+/// the default route. Whatever the subnet's family, it has an address of IPv4.
 pub fn find_uplink(
     links: &mut Netlink,
     master: Option<&str>,
-    subnet: Option<Ipv4Net>,
+    subnet: Option<IpNet>,
 ) -> Result<Uplink, NodeError> {
     let addresses = links.addresses()?;
     let link = match master {
@@ -98,8 +98,12 @@ pub fn find_uplink(
             .ok_or_else(|| NodeError::NoSuchInterface(name.to_owned()))?,
         None => choose(links, &addresses, subnet)?.ok_or(NodeError::NoUplink(subnet))?,
     };
+    let of_ipv4 = subnet.and_then(|subnet| match subnet {
+        IpNet::V4(subnet) => Some(subnet),
+        IpNet::V6(_) => None,
+    });
     let address =
-        primary(&addresses, link.index, subnet).ok_or_else(|| NodeError::NoAddress(link.name.clone()))?;
+        primary(&addresses, link.index, of_ipv4).ok_or_else(|| NodeError::NoAddress(link.name.clone()))?;
     let mac = link
         .mac
         .ok_or_else(|| NodeError::NotEthernet(link.name.clone()))?;
@@ -134,11 +138,22 @@ fn uplink(link: &Link, address: &Address, mac: [u8; 6]) -> Uplink {
 fn choose(
     links: &mut Netlink,
     addresses: &[Address],
-    subnet: Option<Ipv4Net>,
+    subnet: Option<IpNet>,
 ) -> Result<Option<Link>, LinkError> {
-    let owner = subnet.and_then(|subnet| addresses.iter().find(|address| subnet.contains(&address.addr)));
+    let owner = match subnet {
+        Some(IpNet::V4(subnet)) => addresses
+            .iter()
+            .find(|address| subnet.contains(&address.addr))
+            .map(|address| address.ifindex),
+        Some(subnet @ IpNet::V6(_)) => links
+            .all_addresses()?
+            .iter()
+            .find(|address| address.is_global && subnet.contains(&address.addr))
+            .map(|address| address.ifindex),
+        None => None,
+    };
     let index = match owner {
-        Some(address) => Some(address.ifindex),
+        Some(index) => Some(index),
         None => links.default_route()?.map(|route| route.ifindex),
     };
     match index {

@@ -1,6 +1,8 @@
-//! Cases 10 to 12: pods with an address of each family.
+//! Cases 10 to 12: pods with an address of each family, and with one of IPv6 alone.
 
 mod addresses;
+mod alone;
+mod alone_sends;
 mod interrupted;
 mod pods;
 mod state;

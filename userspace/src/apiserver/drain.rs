@@ -1,7 +1,11 @@
 //! Ends the connections to what is gone. Nobody is left hanging: an opener that sends something is answered by the
 //! programs with a reset, and one that only waits is made to send something.
 
-use std::{collections::BTreeMap, io, net::Ipv4Addr};
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{IpAddr, Ipv4Addr},
+};
 
 use causeway_common::{maps::PodEntry, tuple::TCP};
 use etherparse::PacketBuilder;
@@ -66,9 +70,9 @@ fn nudge_all(
     if untold.is_empty() {
         return Ok(());
     }
-    let pods: BTreeMap<Ipv4Addr, PodEntry> = datapath.pod_maps()?.pods().collect();
+    let pods: BTreeMap<IpAddr, PodEntry> = datapath.pod_maps()?.pods().collect();
     let frame = |ending: &&Ending| {
-        let pod = pods.get(&ending.client.0)?;
+        let pod = pods.get(&ending.client.0.into())?;
         let server = services.meant(ending.client, ending.server);
         Some((pod.ifindex, nudge(pod, (server, ending.client), round)?))
     };

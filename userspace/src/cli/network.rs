@@ -1,10 +1,13 @@
 //! What the kernel has of routes, neighbours, filters and XDP, over rtnetlink: what the library does not ask for because no
 //! datapath needs it.
 
-use std::{io, net::Ipv4Addr};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use futures_util::{Stream, StreamExt as _};
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use netlink_packet_route::{
     AddressFamily,
     link::{LinkAttribute, LinkMessage, LinkXdp},
@@ -14,17 +17,17 @@ use netlink_packet_route::{
 };
 use rtnetlink::{Handle, RouteMessageBuilder};
 
-/// An IPv4 unicast route of the main table.
+/// A unicast route of the main table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Route {
-    pub(crate) to: Ipv4Net,
+    pub(crate) to: IpNet,
     pub(crate) ifindex: u32,
 }
 
-/// An IPv4 neighbour whose MAC is known.
+/// A neighbour whose MAC is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Neighbour {
-    pub(crate) addr: Ipv4Addr,
+    pub(crate) addr: IpAddr,
     pub(crate) ifindex: u32,
     pub(crate) mac: [u8; 6],
     pub(crate) is_permanent: bool,
@@ -52,8 +55,9 @@ pub(crate) struct Network {
     pub(crate) xdp: Vec<(u32, u32)>,
 }
 
-/// Reads the routes and neighbours, and the filters of these interfaces, in the caller's network namespace.
-pub(crate) fn read(interfaces: &[u32]) -> io::Result<Network> {
+/// Reads the routes and neighbours of IPv4, of IPv6 as well if it is asked for, and the filters of these interfaces, in the
+/// caller's network namespace.
+pub(crate) fn read(interfaces: &[u32], with_ipv6: bool) -> io::Result<Network> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_io()
         .build()?;
@@ -61,11 +65,17 @@ pub(crate) fn read(interfaces: &[u32]) -> io::Result<Network> {
         let (connection, handle, _) = rtnetlink::new_connection()?;
         tokio::spawn(connection);
         let mut network = Network {
-            routes: routes(&handle).await?,
-            neighbours: neighbours(&handle).await?,
+            routes: routes(&handle, RouteMessageBuilder::<Ipv4Addr>::new().build()).await?,
+            neighbours: neighbours(&handle, AddressFamily::Inet).await?,
             filters: Vec::new(),
             xdp: xdp(&handle).await?,
         };
+        if with_ipv6 {
+            let of_ipv6 = RouteMessageBuilder::<Ipv6Addr>::new().build();
+            network.routes.extend(routes(&handle, of_ipv6).await?);
+            let of_ipv6 = neighbours(&handle, AddressFamily::Inet6).await?;
+            network.neighbours.extend(of_ipv6);
+        }
         for &ifindex in interfaces {
             for egress in [false, true] {
                 network.filters.extend(filters(&handle, ifindex, egress).await);
@@ -93,14 +103,13 @@ async fn xdp(handle: &Handle) -> io::Result<Vec<(u32, u32)>> {
     Ok(messages.iter().filter_map(program).collect())
 }
 
-async fn routes(handle: &Handle) -> io::Result<Vec<Route>> {
-    let of_ipv4 = RouteMessageBuilder::<Ipv4Addr>::new().build();
-    let messages = collect(handle.route().get(of_ipv4).execute()).await?;
+async fn routes(handle: &Handle, of_family: RouteMessage) -> io::Result<Vec<Route>> {
+    let messages = collect(handle.route().get(of_family).execute()).await?;
     Ok(messages.iter().filter_map(route).collect())
 }
 
-async fn neighbours(handle: &Handle) -> io::Result<Vec<Neighbour>> {
-    let request = handle.neighbours().get().set_address_family(AddressFamily::Inet);
+async fn neighbours(handle: &Handle, family: AddressFamily) -> io::Result<Vec<Neighbour>> {
+    let request = handle.neighbours().get().set_address_family(family);
     let messages = collect(request.execute()).await?;
     Ok(messages.iter().filter_map(neighbour).collect())
 }
@@ -133,16 +142,21 @@ fn route(message: &RouteMessage) -> Option<Route> {
     if header.table != RouteHeader::RT_TABLE_MAIN || header.kind != RouteType::Unicast {
         return None;
     }
-    let (mut to, mut ifindex) = (Ipv4Addr::UNSPECIFIED, None);
+    let unspecified = match header.address_family {
+        AddressFamily::Inet => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        _ => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    let (mut to, mut ifindex) = (unspecified, None);
     for attribute in &message.attributes {
         match attribute {
-            RouteAttribute::Destination(RouteAddress::Inet(address)) => to = *address,
+            RouteAttribute::Destination(RouteAddress::Inet(address)) => to = (*address).into(),
+            RouteAttribute::Destination(RouteAddress::Inet6(address)) => to = (*address).into(),
             RouteAttribute::Oif(index) => ifindex = Some(*index),
             _ => {}
         }
     }
     Some(Route {
-        to: Ipv4Net::new(to, header.destination_prefix_length).ok()?,
+        to: IpNet::new(to, header.destination_prefix_length).ok()?,
         ifindex: ifindex?,
     })
 }
@@ -151,7 +165,8 @@ fn neighbour(message: &NeighbourMessage) -> Option<Neighbour> {
     let (mut addr, mut mac) = (None, None);
     for attribute in &message.attributes {
         match attribute {
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(found)) => addr = Some(*found),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(found)) => addr = Some((*found).into()),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(found)) => addr = Some((*found).into()),
             NeighbourAttribute::LinkLayerAddress(found) => mac = found.clone().try_into().ok(),
             _ => {}
         }

@@ -104,6 +104,12 @@ pub enum DatapathError {
         "cwy_pods is full: the node has as many pods as it can have, or departed ones are not yet forgotten"
     )]
     TooManyPods,
+    /// A pod has an address of IPv6 alone, and nobody would look at what it sends.
+    #[error(
+        "the programs are an earlier build's, which serve no pod without an address of IPv4: run `causeway upgrade`, \
+         which ends no flow, and try again"
+    )]
+    NoIpv6,
     /// More ranges than a list may have.
     #[error("{0} ranges are more than the {limit} that cwy_ranges has room for: join neighbouring ones", limit = causeway_common::maps::RANGES)]
     TooManyRanges(usize),

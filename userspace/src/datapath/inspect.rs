@@ -68,9 +68,18 @@ impl Datapath {
     /// Compares what the programs know of a pod with what they should: its address, MAC and the host's end of its link.
     /// Returns what is wrong, each item by its name.
     pub fn inspect_pod(&self, pod: &Pod) -> Result<Vec<String>, DatapathError> {
-        let mut wrong = self.inspect_address(pod, pod.addr.octets())?;
-        if let Some(addr) = pod.addr_v6.filter(|_| self.has_ipv6()) {
+        let mut wrong = Vec::new();
+        if let Some(addr) = pod.addresses.v4() {
             wrong.extend(self.inspect_address(pod, addr.octets())?);
+        }
+        match pod.addresses.v6() {
+            Some(addr) if self.has_ipv6() => wrong.extend(self.inspect_address(pod, addr.octets())?),
+            Some(addr) if pod.addresses.v4().is_none() => {
+                wrong.push(format!(
+                    "there are no programs for IPv6, and {addr} is the pod's only address"
+                ));
+            }
+            _ => {}
         }
         for hook in self.states(pod.ifindex, Some(&pod.host_if), Hook::pod)? {
             wrong.extend(hook.missing());

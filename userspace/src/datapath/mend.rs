@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::IpAddr,
 };
 
 use causeway_common::{
@@ -72,25 +72,25 @@ impl<A: Family> FamilyMaps<A> {
 }
 
 impl PodMaps {
-    /// The entries of pods that have not departed.
-    pub fn pods(&self) -> impl Iterator<Item = (Ipv4Addr, PodEntry)> {
-        self.of_v4.pods().map(|(addr, entry)| (addr.into(), entry))
-    }
-
-    /// As [`Self::pods`], by the addresses of IPv6.
-    pub fn pods_v6(&self) -> impl Iterator<Item = (Ipv6Addr, PodEntry)> {
-        self.of_v6.pods().map(|(addr, entry)| (addr.into(), entry))
+    /// The entries of pods that have not departed, by their addresses of both families.
+    pub fn pods(&self) -> impl Iterator<Item = (IpAddr, PodEntry)> {
+        let of_v4 = self.of_v4.pods().map(|(addr, entry)| (addr.ip(), entry));
+        of_v4.chain(self.of_v6.pods().map(|(addr, entry)| (addr.ip(), entry)))
     }
 
     /// The entry of one of them.
-    pub fn pod(&self, addr: Ipv4Addr) -> Option<PodEntry> {
-        self.of_v4.pod(addr.octets())
+    pub fn pod(&self, addr: IpAddr) -> Option<PodEntry> {
+        match addr {
+            IpAddr::V4(addr) => self.of_v4.pod(addr.octets()),
+            IpAddr::V6(addr) => self.of_v6.pod(addr.octets()),
+        }
     }
 
     /// Whether the programs know the pod as it is.
     pub fn know(&self, pod: &Pod) -> bool {
-        let of_v6 = pod.addr_v6.filter(|_| self.takes_v6);
-        self.of_v4.know(pod, pod.addr.octets())
+        let (of_v4, of_v6) = (pod.addresses.v4(), pod.addresses.v6());
+        let of_v6 = of_v6.filter(|_| self.takes_v6 || of_v4.is_none());
+        of_v4.is_none_or(|addr| self.of_v4.know(pod, addr.octets()))
             && of_v6.is_none_or(|addr| self.of_v6.know(pod, addr.octets()))
     }
 }
@@ -111,13 +111,10 @@ impl Datapath {
 
     /// Puts right what [`Self::inspect_pod`] finds wrong with a pod that is there. Returns the names of the items.
     pub fn mend_pod(&self, pod: &Pod) -> Result<Vec<String>, DatapathError> {
-        let of_v6 = match pod.addr_v6 {
-            Some(addr) if self.ensure_ipv6()? => Some(addr.octets()),
-            _ => None,
-        };
+        let (of_v4, of_v6) = self.served(pod)?;
         let _changing = self.lock_pods(Sharing::WithOthers)?;
         let mut mended = Vec::new();
-        self.mend_sender(pod.addr.octets(), pod, &mut mended)?;
+        of_v4.map_or(Ok(()), |addr| self.mend_sender(addr, pod, &mut mended))?;
         of_v6.map_or(Ok(()), |addr| self.mend_sender(addr, pod, &mut mended))?;
         let mode = AttachMode::from_env()?;
         let (mut netlink, restore) = (Netlink::new()?, Restore::new(&self.root));
@@ -127,7 +124,7 @@ impl Datapath {
                 mended.push(format!("{} was not attached to {hook}", hook.program()));
             }
         }
-        self.mend_entry(pod.addr.octets(), pod, &mut mended)?;
+        of_v4.map_or(Ok(()), |addr| self.mend_entry(addr, pod, &mut mended))?;
         of_v6.map_or(Ok(()), |addr| self.mend_entry(addr, pod, &mut mended))?;
         Ok(mended)
     }
@@ -180,12 +177,6 @@ impl Datapath {
 }
 
 impl Pod {
-    /// Its addresses.
-    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
-        let of_v6 = self.addr_v6.map(IpAddr::V6);
-        [IpAddr::V4(self.addr)].into_iter().chain(of_v6)
-    }
-
     /// Its entry once it is served.
     pub(super) fn entry(&self) -> PodEntry {
         let mut flags = PodEntry::READY;
@@ -194,6 +185,9 @@ impl Pod {
         }
         if self.takes_frames {
             flags |= PodEntry::TAKES_FRAMES;
+        }
+        if self.addresses.v4().is_none() {
+            flags |= PodEntry::WITHOUT_IPV4;
         }
         PodEntry {
             ifindex: self.ifindex,

@@ -4,6 +4,7 @@
 //! comes later adopts the pins, after comparing them with what this build expects. Changes that must not meet
 //! (loading, unloading, following a changed uplink) take the lock `<root>/run/causeway/datapath.lock`.
 
+mod addresses;
 mod apply;
 mod attach;
 mod balance;
@@ -37,6 +38,7 @@ use std::{
     time::Duration,
 };
 
+pub use addresses::PodAddresses;
 pub use attach::{AttachFailure, AttachMode, Direction, Mechanism};
 use causeway_common::{
     flow::FlowEntry,
@@ -151,16 +153,14 @@ impl Datapath {
         Ok(pods.into_iter().map(|(addr, entry)| (addr.ip(), entry)).collect())
     }
 
-    /// The pods by their IPv4 addresses, departed ones included, in no order.
-    pub fn pods(&self) -> Result<Vec<(Ipv4Addr, PodEntry)>, DatapathError> {
-        let pods = self.tables.pods()?.all()?;
-        Ok(pods
-            .into_iter()
-            .map(|(addr, entry)| (addr.into(), entry))
-            .collect())
+    /// The pods, each by its address of IPv4, or by that of IPv6 if it has no other; departed ones included, in no order.
+    pub fn pods(&self) -> Result<Vec<(IpAddr, PodEntry)>, DatapathError> {
+        let mut pods = self.addresses()?;
+        pods.retain(|(addr, entry)| addr.is_ipv4() || entry.flags & PodEntry::WITHOUT_IPV4 != 0);
+        Ok(pods)
     }
 
-    /// What the programs know of one pod.
+    /// What the programs know of one pod by its address of IPv4.
     pub fn pod(&self, addr: Ipv4Addr) -> Result<Option<PodEntry>, DatapathError> {
         self.tables.pods()?.get(&addr.octets())
     }

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{File, TryLockError},
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::IpAddr,
 };
 
 use causeway_common::{
@@ -13,7 +13,7 @@ use causeway_common::{
 };
 
 use super::{
-    Datapath, DatapathError,
+    Datapath, DatapathError, PodAddresses,
     attach::{self, AttachMode, Hook},
     family::Family,
     tables,
@@ -23,10 +23,8 @@ use crate::{durable, links::Netlink, restore::Restore};
 /// A pod whose link is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pod {
-    /// Its address.
-    pub addr: Ipv4Addr,
-    /// Its address of IPv6, if it has one.
-    pub addr_v6: Option<Ipv6Addr>,
+    /// Its addresses.
+    pub addresses: PodAddresses,
     /// Index of the host's end of its link.
     pub ifindex: u32,
     /// Name of the host's end.
@@ -52,6 +50,9 @@ pub struct Removed {
     pub was_known: bool,
 }
 
+/// A pod's address of each family, if the programs are to know it.
+type Served = (Option<[u8; 4]>, Option<[u8; 16]>);
+
 /// How long a departed pod is remembered, in seconds: what is still under way from it is dropped by name, instead of
 /// leaving as the packet of a stranger.
 const DEPARTED_FOR: u32 = 300;
@@ -68,7 +69,7 @@ impl Datapath {
             added = self.admit(pod, mode);
         }
         if added.is_err() {
-            for addr in pod.addresses() {
+            for addr in pod.addresses.iter() {
                 if let Err(error) = self.remove_pod(addr) {
                     tracing::warn!(pod = %addr, %error, "cannot remove a pod that failed to be added");
                 }
@@ -78,20 +79,32 @@ impl Datapath {
     }
 
     fn admit(&self, pod: &Pod, mode: AttachMode) -> Result<(), DatapathError> {
-        let of_v6 = match pod.addr_v6 {
-            Some(addr) if self.ensure_ipv6()? => Some(addr.octets()),
-            _ => None,
-        };
+        let (of_v4, of_v6) = self.served(pod)?;
         let _changing = self.lock_pods(Sharing::WithOthers)?;
-        self.announce(pod.addr.octets(), pod)?;
+        of_v4.map_or(Ok(()), |addr| self.announce(addr, pod))?;
         of_v6.map_or(Ok(()), |addr| self.announce(addr, pod))?;
         let (mut netlink, restore) = (Netlink::new()?, Restore::new(&self.root));
         for hook in Hook::pod(&pod.host_if, pod.ifindex) {
             attach::attach(&mut netlink, &self.pins, &restore, &hook, mode)?;
         }
         let entry = pod.entry();
-        self.tables.pods()?.insert(pod.addr.octets(), entry)?;
+        of_v4.map_or(Ok(()), |addr| self.tables.pods()?.insert(addr, entry))?;
         of_v6.map_or(Ok(()), |addr| self.tables.of().pods()?.insert(addr, entry))
+    }
+
+    /// The addresses of a pod, of each family, that there are programs for.
+    ///
+    /// # Errors
+    ///
+    /// [`DatapathError::NoIpv6`] if it has one of IPv6 alone and there are none: nobody would look at what it sends.
+    pub(super) fn served(&self, pod: &Pod) -> Result<Served, DatapathError> {
+        let of_v4 = pod.addresses.v4().map(|addr| addr.octets());
+        let of_v6 = match pod.addresses.v6() {
+            Some(addr) if self.ensure_ipv6()? => Some(addr.octets()),
+            Some(_) if of_v4.is_none() => return Err(DatapathError::NoIpv6),
+            _ => None,
+        };
+        Ok((of_v4, of_v6))
     }
 
     /// Tells the programs about an address of a pod that they do not serve yet.
@@ -115,22 +128,23 @@ impl Datapath {
             usage.insert(addr, Usage::default()).map_err(too_many)?;
         }
         ifaces.insert(pod.ifindex, pod.iface(addr)).map_err(too_many)?;
-        let entry = PodEntry {
-            flags: 0,
-            ..pod.entry()
-        };
+        let mut entry = pod.entry();
+        entry.flags &= PodEntry::WITHOUT_IPV4;
         pods.insert(addr, entry).map_err(too_many)
     }
 
     /// Makes the programs forget an address of a pod. In this order, each step whatever became of those before: nothing more
-    /// enters from its interface; what is under way from it is dropped; its flows end; with the address of IPv4 the programs
-    /// leave its interface. Idempotent.
+    /// enters from its interface; what is under way from it is dropped; its flows end; with the address of IPv4, or the
+    /// only one of IPv6, the programs leave its interface. Idempotent.
     ///
     /// When this returns without an error, no entry of the address is left, and it may be given to another pod.
     pub fn remove_pod(&self, addr: impl Into<IpAddr>) -> Result<Removed, DatapathError> {
         match addr.into() {
             IpAddr::V4(addr) => self.remove(addr.octets(), |before| self.leave_interface(before)),
-            IpAddr::V6(addr) if self.has_ipv6() => self.remove(addr.octets(), |_| Ok(())),
+            IpAddr::V6(addr) if self.has_ipv6() => self.remove(addr.octets(), |before| match before {
+                Some(entry) if entry.flags & PodEntry::WITHOUT_IPV4 == 0 => Ok(()),
+                before => self.leave_interface(before),
+            }),
             IpAddr::V6(_) => Ok(Removed {
                 flows: 0,
                 was_known: false,
@@ -141,7 +155,7 @@ impl Datapath {
     fn remove<A: Family>(
         &self,
         addr: A,
-        leave: impl FnOnce(Option<u32>) -> Result<(), DatapathError>,
+        leave: impl FnOnce(Option<PodEntry>) -> Result<(), DatapathError>,
     ) -> Result<Removed, DatapathError> {
         let tables = self.tables.of::<A>();
         let mut errors = Vec::new();
@@ -157,14 +171,14 @@ impl Datapath {
                 .ifaces()
                 .and_then(|mut ifaces| ifaces.remove(&entry.ifindex));
             note(removed.map(drop));
-            note(self.mark_departed(addr));
+            note(self.mark_departed(addr, entry.flags & PodEntry::WITHOUT_IPV4));
         }
         let purged = self.purge(addr);
         let flows = *purged.as_ref().unwrap_or(&0);
         note(purged.map(drop));
         let removed = tables.usage().and_then(|mut usage| usage.remove(&addr));
         note(removed.map(drop));
-        note(leave(before.map(|entry| entry.ifindex)));
+        note(leave(before));
         DatapathError::collect(|| format!("the removal of pod {}", addr.ip()), errors)?;
         Ok(Removed {
             flows,
@@ -172,14 +186,15 @@ impl Datapath {
         })
     }
 
-    fn mark_departed<A: Family>(&self, addr: A) -> Result<(), DatapathError> {
+    /// `kept` are the flags that it goes on to have.
+    fn mark_departed<A: Family>(&self, addr: A, kept: u16) -> Result<(), DatapathError> {
         let _changing = self.lock_pods(Sharing::WithOthers)?;
         let departed = PodEntry {
             ifindex: 0,
             mac: [0; 6],
             host_mac: [0; 6],
             mtu: 0,
-            flags: PodEntry::DEPARTED,
+            flags: PodEntry::DEPARTED | kept,
             changed: now(),
         };
         self.tables.of().pods()?.insert(addr, departed)
@@ -203,10 +218,10 @@ impl Datapath {
 
     /// Takes the programs off the interface. Pins of interfaces that are gone are removed as well: their name is not
     /// known any more.
-    fn leave_interface(&self, ifindex: Option<u32>) -> Result<(), DatapathError> {
+    fn leave_interface(&self, pod: Option<PodEntry>) -> Result<(), DatapathError> {
         let mut netlink = Netlink::new()?;
-        let link = match ifindex {
-            Some(ifindex) => netlink.link_by_index(ifindex)?,
+        let link = match pod {
+            Some(pod) => netlink.link_by_index(pod.ifindex)?,
             None => None,
         };
         let Some(link) = link else {

@@ -108,7 +108,7 @@ impl<'a> Ipam<'a> {
 
     /// The subnets to take the holder's addresses from, on the interface `uplink` or on any: of IPv4 the preferred one if
     /// it is a pool, and not used up where it is known from others only, else the best; of IPv6 the same, on the interface
-    /// that carries the first, if there is one.
+    /// that carries the first, if there is one. Where all addresses are of IPv6 ([`Space::is_ipv6_alone`]), one subnet of it.
     pub fn choose(
         &self,
         holder: &Holder,
@@ -123,10 +123,16 @@ impl<'a> Ipam<'a> {
         }
         let (first, second) = match (preference, known) {
             (Preference::Only(_), [Some(first), second] | [second @ None, Some(first)]) => (first, second),
-            (Preference::First(_), [Some(first), second]) => (first, beside(space, first, second, holder)),
+            (Preference::First(_), [Some(first), second]) => {
+                (first, of_ipv6(space, first.carrier(), second, holder))
+            }
+            (_, [None, known]) if space.is_ipv6_alone(holder) => {
+                let only = of_ipv6(space, uplink, known, holder);
+                (only.ok_or_else(|| self.none_available(space))?, None)
+            }
             (_, [None, second]) => {
                 let first = self.best(space, holder, uplink)?;
-                (first, beside(space, first, second, holder))
+                (first, of_ipv6(space, first.carrier(), second, holder))
             }
         };
         let pools = std::iter::once(first).chain(second);
@@ -147,18 +153,19 @@ impl<'a> Ipam<'a> {
                 let pool = space.pools.get(&subnet.to_string());
                 pool.ok_or_else(|| self.refuse(PoolError::NoAvailablePools, ""))
             }
-            Err(error) => {
-                if let Some(cause) = only_ipv6(space, &self.answer.origin) {
-                    return Err(IpamError::NoList { source: error, cause });
-                }
-                let known: Vec<String> = space
-                    .pools
-                    .values()
-                    .map(|pool| format!("{} on {}", pool.id, pool.if_name))
-                    .collect();
-                Err(self.refuse(error, &format!("pools known: [{}]", known.join(", "))))
-            }
+            Err(_) => Err(self.none_available(space)),
         }
+    }
+
+    fn none_available(&self, space: &Space) -> IpamError {
+        let pools = space.pools.values();
+        let known: Vec<String> = pools
+            .map(|pool| format!("{} on {}", pool.id, pool.if_name))
+            .collect();
+        self.refuse(
+            PoolError::NoAvailablePools,
+            &format!("pools known: [{}]", known.join(", ")),
+        )
     }
 
     /// Gives the holder an address of each of `subnets` that is not busy, or the one that it has there already. They are on
@@ -258,17 +265,21 @@ impl Preference<'_> {
 /// Where to take addresses from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Choice {
-    /// One of IPv4, then perhaps one of IPv6.
+    /// One of IPv4, then perhaps one of IPv6; or one of IPv6 alone.
     pub subnets: Vec<IpNet>,
     /// The interface that carries them; empty where that is not known.
     pub carrier: String,
 }
 
-/// The pool of IPv6 on the interface of `first`, where that is known: the holder's own, else `known` if something is left
+/// The pool of IPv6 on the interface `carrier`, where that is known: the holder's own, else `known` if something is left
 /// there, else the best.
-fn beside<'s>(space: &'s Space, first: &Pool, known: Option<&'s Pool>, holder: &Holder) -> Option<&'s Pool> {
-    let carrier = (!first.if_name.is_empty()).then_some(first.if_name.as_str());
-    let best = space.choose_second(holder, carrier);
+fn of_ipv6<'s>(
+    space: &'s Space,
+    carrier: Option<&str>,
+    known: Option<&'s Pool>,
+    holder: &Holder,
+) -> Option<&'s Pool> {
+    let best = space.choose_v6(holder, carrier);
     let best = best.and_then(|subnet| space.pools.get(&subnet.to_string()))?;
     let suits = |pool: &&Pool| carrier.is_none_or(|name| pool.if_name == name) && pool.has_free();
     if best.is_held_by(holder) {
@@ -319,18 +330,6 @@ pub fn release_as(
     let freed = store.space().release(holder, also, milliseconds());
     store.save()?;
     Ok(freed)
-}
-
-/// What to say of pools that are all IPv6; `origin` is the list that they are from. `None` if there are others, or none.
-pub fn only_ipv6(space: &Space, origin: &str) -> Option<String> {
-    let subnets: Vec<&str> = space.pools.keys().map(String::as_str).collect();
-    let all = !subnets.is_empty() && space.pools.values().all(Pool::is_ipv6);
-    all.then(|| {
-        format!(
-            "{origin} has only subnets of IPv6 ({}), and pods get IPv4 addresses: add a subnet of IPv4 to it",
-            subnets.join(", ")
-        )
-    })
 }
 
 /// What the holder has at this moment.

@@ -159,12 +159,23 @@ impl Space {
         Self::best(of_ipv4, holder, uplink)
     }
 
-    /// As [`Self::choose`], for the address of IPv6 beside it. Pools without any address do not count: the node's own may
-    /// be all that there is in such a subnet.
-    pub fn choose_second(&self, holder: &Holder, uplink: Option<&str>) -> Option<IpNet> {
+    /// As [`Self::choose`], of IPv6: for the address beside that of IPv4, or for a pod's only one.
+    pub fn choose_v6(&self, holder: &Holder, uplink: Option<&str>) -> Option<IpNet> {
+        Self::best(self.filled_v6(), holder, uplink).ok()
+    }
+
+    /// Whether the holder gets an address of IPv6 alone: there are such, and of IPv4 there is none, but for those of other
+    /// holders that the source has no more.
+    pub fn is_ipv6_alone(&self, holder: &Holder) -> bool {
+        let mut of_ipv4 = self.pools.values().filter(|pool| !pool.is_ipv6());
+        let serves = |pool: &Pool| pool.is_listed() || pool.is_held_by(holder);
+        self.filled_v6().next().is_some() && !of_ipv4.any(serves)
+    }
+
+    /// The pools of IPv6 that have an address. In the others the node's own may be all that there is.
+    fn filled_v6(&self) -> impl Iterator<Item = &Pool> {
         let of_ipv6 = self.pools.values().filter(|pool| pool.is_ipv6());
-        let filled = of_ipv6.filter(|pool| !pool.addresses.is_empty());
-        Self::best(filled, holder, uplink).ok()
+        of_ipv6.filter(|pool| !pool.addresses.is_empty())
     }
 
     fn best<'a>(

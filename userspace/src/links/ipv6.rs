@@ -1,9 +1,6 @@
 //! What an interface does of its own accord in IPv6, and is not to.
 
-use std::{
-    io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-};
+use std::io;
 
 use ipnet::IpNet;
 use netlink_packet_route::{
@@ -17,19 +14,6 @@ use crate::sysctl;
 /// Whether one of the addresses is of IPv6.
 pub(super) fn has_ipv6(addresses: &[IpNet]) -> bool {
     addresses.iter().any(|net| net.addr().is_ipv6())
-}
-
-/// The addresses by which the programs know a pod: the first of IPv4, and that of IPv6 if there is one alone. With several,
-/// which another IPAM plug-in may give, IPv6 is the kernel's.
-pub fn served(addresses: &[IpNet]) -> (Option<Ipv4Addr>, Option<Ipv6Addr>) {
-    let (mut of_v4, mut of_v6) = (None, Vec::new());
-    for address in addresses {
-        match address.addr() {
-            IpAddr::V4(addr) => of_v4 = of_v4.or(Some(addr)),
-            IpAddr::V6(addr) => of_v6.push(addr),
-        }
-    }
-    (of_v4, if of_v6.len() == 1 { of_v6.pop() } else { None })
 }
 
 /// The interface listens to no router advertisement: of a pod on the host, of nobody in a pod.

@@ -24,7 +24,6 @@ use std::{
 pub use address::{put_address, take_address};
 pub use hops::{GATEWAY, GATEWAY_V6};
 pub use inspect::{Expected, inspect_pod};
-pub use ipv6::served;
 pub use mend::HostSide;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::{

@@ -12,7 +12,13 @@ mod moved_again;
 mod reserve;
 mod take_over;
 
-use std::{collections::BTreeMap, io, net::Ipv4Addr, thread, time::Duration};
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{IpAddr, Ipv4Addr},
+    thread,
+    time::Duration,
+};
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError, Queue};
 use causeway_common::{
@@ -79,6 +85,10 @@ impl Flows {
                 .pods()?
                 .into_iter()
                 .filter(|(_, pod)| pod.flags & PodEntry::DEPARTED == 0)
+                .filter_map(|(addr, pod)| match addr {
+                    IpAddr::V4(addr) => Some((addr, pod)),
+                    IpAddr::V6(_) => None,
+                })
                 .collect(),
             uplink_mac,
             next_hop,

@@ -51,8 +51,7 @@ impl<'a> Wire<'a> {
     /// What the programs are told of the pod. One whose packets a queueing discipline has to see is not carried.
     pub(super) fn as_pod(&self) -> datapath::Pod {
         datapath::Pod {
-            addr: self.pod.addr(),
-            addr_v6: None,
+            addresses: datapath::PodAddresses::V4(self.pod.addr()),
             ifindex: self.host.index,
             host_if: self.host.name.clone(),
             mac: self.device.mac,

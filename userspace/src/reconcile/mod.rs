@@ -9,7 +9,7 @@ mod state_files;
 use std::{
     collections::BTreeMap,
     mem,
-    net::Ipv4Addr,
+    net::IpAddr,
     time::{Duration, Instant},
 };
 
@@ -71,7 +71,7 @@ pub struct Keeper {
     sysctls: Sysctls,
     files: StateFiles,
     /// Pods as they were last seen served: what the state files do not say of them is taken from here.
-    served: BTreeMap<Ipv4Addr, PodEntry>,
+    served: BTreeMap<IpAddr, PodEntry>,
     /// Since when something looks as if it had no owner.
     suspects: BTreeMap<String, Instant>,
     /// When the first of them will have been one for long enough.

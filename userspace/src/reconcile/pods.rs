@@ -3,19 +3,18 @@
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     fs::File,
-    net::Ipv4Addr,
+    net::IpAddr,
     os::fd::AsFd as _,
     path::Path,
     time::Duration,
 };
 
 use causeway_common::maps::PodEntry;
-use ipnet::{IpNet, Ipv4Net};
 
 use super::{KeepError, Keeper, Pass, is_overdue};
 use crate::{
     attachments,
-    datapath::{Datapath, Expedited, Pod, PodMaps},
+    datapath::{Datapath, Expedited, Pod, PodAddresses, PodMaps},
     endpoints::{self, Endpoint, Key, State},
     ipam::store,
     links::{self, HostSide, Kind, Link, Netlink, PodNetwork},
@@ -52,19 +51,20 @@ impl Keeper {
         }
         let mut missing = BTreeSet::new();
         for (key, endpoint) in state.keys() {
-            let Some(net) = v4(endpoint).filter(|_| !sight.theirs.contains(&key.container)) else {
+            let served = PodAddresses::among(&endpoint.addresses());
+            let Some(served) = served.filter(|_| !sight.theirs.contains(&key.container)) else {
                 continue;
             };
             let place = Place {
                 key: &key,
                 endpoint,
-                net,
+                served,
             };
             // The sandboxes of one pod may share the name of the interface, which is the newer one's: only whom the programs
             // have served there is known to be that.
             let is_shared = names.get(endpoint.host_if_name.as_str()) != Some(&1);
             let kept = if let Some(link) = sight.host.link(&endpoint.host_if_name) {
-                if is_shared && !self.has_served(&sight, net.addr(), link.index) {
+                if is_shared && !self.has_served(&sight, served.first(), link.index) {
                     continue;
                 }
                 self.keep_pod(&sight, &place, link, notes)
@@ -83,7 +83,7 @@ impl Keeper {
         self.remember(datapath, &sight.maps, notes);
     }
 
-    fn has_served(&self, sight: &Sight<'_>, addr: Ipv4Addr, ifindex: u32) -> bool {
+    fn has_served(&self, sight: &Sight<'_>, addr: IpAddr, ifindex: u32) -> bool {
         let known = [sight.maps.pod(addr), self.served.get(&addr).copied()];
         known.iter().flatten().any(|entry| entry.ifindex == ifindex)
     }
@@ -104,7 +104,7 @@ impl Keeper {
         link: &Link,
         notes: &mut Pass,
     ) -> Result<(), KeepError> {
-        let address = place.net.addr();
+        let address = place.served.first();
         let (Some(mac), Some(host_mac)) = (place.endpoint.mac(), link.mac) else {
             return Ok(());
         };
@@ -136,7 +136,11 @@ impl Keeper {
 
     /// A pod whose interface was deleted under it gets another one, with the address and the MAC that it had.
     fn reconnect(&mut self, sight: &Sight<'_>, place: &Place<'_>, notes: &mut Pass) -> Result<(), KeepError> {
-        let Place { key, endpoint, net } = *place;
+        let Place {
+            key,
+            endpoint,
+            served,
+        } = *place;
         // The second look: a runtime that ends a pod takes its interface first.
         let name = format!("interface {}", endpoint.host_if_name);
         if self.suspects.insert(name, std::time::Instant::now()).is_none() {
@@ -157,7 +161,7 @@ impl Keeper {
             host_if: endpoint.host_if_name.clone(),
             mtu: self
                 .served
-                .get(&net.addr())
+                .get(&served.first())
                 .map_or(sight.uplink_mtu, |entry| entry.mtu.into()),
             mac,
             polls: sight.datapath.has_xdp()?,
@@ -177,7 +181,7 @@ impl Keeper {
         notes.note_mended(format!(
             "interface {} of pod {} was gone",
             network.host_if,
-            net.addr()
+            served.first()
         ));
         Ok(())
     }
@@ -191,13 +195,11 @@ impl Keeper {
         host_mac: [u8; 6],
         mtu: u32,
     ) -> Pod {
-        let addr = place.net.addr();
-        let known = sight.maps.pod(addr).or_else(|| self.served.get(&addr).copied());
+        let first = place.served.first();
+        let known = sight.maps.pod(first).or_else(|| self.served.get(&first).copied());
         let has = |flag: u16| known.is_some_and(|entry| entry.flags & flag != 0);
-        let (_, addr_v6) = links::served(&place.endpoint.addresses());
         Pod {
-            addr,
-            addr_v6,
+            addresses: place.served,
             ifindex,
             host_if: place.endpoint.host_if_name.clone(),
             mac,
@@ -216,9 +218,10 @@ impl Keeper {
         missing: &mut BTreeSet<String>,
         notes: &mut Pass,
     ) -> Result<(), KeepError> {
-        let addresses: BTreeSet<Ipv4Addr> = state
+        let addresses: BTreeSet<IpAddr> = state
             .endpoints()
-            .filter_map(|(_, endpoint)| Some(v4(endpoint)?.addr()))
+            .flat_map(|(_, endpoint)| endpoint.addresses())
+            .map(|net| net.addr())
             .collect();
         let indices: HashSet<u32> = sight.host.links.iter().map(|link| link.index).collect();
         for (addr, entry) in sight.maps.pods() {
@@ -228,24 +231,9 @@ impl Keeper {
             let name = format!("entry {addr}");
             if is_overdue(&mut self.suspects, &name) {
                 sight.datapath.remove_pod(addr)?;
+                let map = if addr.is_ipv4() { "cwy_pods" } else { "cwy_pods6" };
                 notes.note_mended(format!(
-                    "entry {addr} of cwy_pods had neither interface nor endpoint"
-                ));
-            }
-            missing.insert(name);
-        }
-        for (addr, entry) in sight.maps.pods_v6() {
-            let is_known = state
-                .endpoints()
-                .any(|(_, endpoint)| endpoint.addresses().iter().any(|net| net.addr() == addr));
-            if indices.contains(&entry.ifindex) || is_known {
-                continue;
-            }
-            let name = format!("entry {addr}");
-            if is_overdue(&mut self.suspects, &name) {
-                sight.datapath.remove_pod(addr)?;
-                notes.note_mended(format!(
-                    "entry {addr} of cwy_pods6 had neither interface nor endpoint"
+                    "entry {addr} of {map} had neither interface nor endpoint"
                 ));
             }
             missing.insert(name);
@@ -278,7 +266,7 @@ impl Keeper {
 struct Place<'a> {
     key: &'a Key,
     endpoint: &'a Endpoint,
-    net: Ipv4Net,
+    served: PodAddresses,
 }
 
 /// The node at one moment.
@@ -317,16 +305,6 @@ pub(super) fn of_incumbent(root: &Root) -> Result<BTreeSet<String>, KeepError> {
     let space = store::snapshot(root)?;
     let theirs = space.held().filter(|held| held.network.is_empty());
     Ok(theirs.map(|held| held.holder.container).collect())
-}
-
-fn v4(endpoint: &Endpoint) -> Option<Ipv4Net> {
-    endpoint
-        .addresses()
-        .into_iter()
-        .find_map(|address| match address {
-            IpNet::V4(address) => Some(address),
-            IpNet::V6(_) => None,
-        })
 }
 
 fn has_ipv6(endpoint: &Endpoint) -> bool {

@@ -1,9 +1,6 @@
 //! The state files: which address is whose.
 
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr},
-};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use causeway::{
     endpoints::{self, EndpointsError},
@@ -56,7 +53,7 @@ pub(super) fn check(snapshot: &Snapshot) -> Vec<Finding> {
 }
 
 fn given_twice(endpoints: &[Endpoint]) -> Vec<Finding> {
-    let mut holders: BTreeMap<Ipv4Addr, Vec<&Endpoint>> = BTreeMap::new();
+    let mut holders: BTreeMap<IpAddr, Vec<&Endpoint>> = BTreeMap::new();
     for endpoint in endpoints {
         holders.entry(endpoint.addr).or_default().push(endpoint);
     }

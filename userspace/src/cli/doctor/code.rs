@@ -306,7 +306,7 @@ codes! {
         fix "iptables-save -t nat  # find the rule; let it not translate between pods and outside, or give it --random-fully"
     UnknownInterface "CWY057" Warning
         what "packets came from a link that is no pod's"
-        cause "A pod sent before it was added or after it was removed, or its entry in cwy_ifaces was missing for a while."
+        cause "A pod sent before it was added or after it was removed, or its entry in cwy_ifaces was missing for a while; or one without an address of IPv4 sends something of it."
         look "causeway monitor\ncauseway status"
         fix "causeway monitor  # names the interface; if it is still happening, delete the pod that has it"
     Spoofed "CWY058" Warning

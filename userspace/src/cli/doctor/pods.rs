@@ -1,9 +1,10 @@
 //! Each pod: its link, its programs, its entries, the way to it.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use causeway::{datapath::Direction, leases::Standing, links::Link};
 use causeway_common::maps::PodEntry;
+use ipnet::IpNet;
 
 use super::{
     Code, Finding, Snapshot,
@@ -59,17 +60,15 @@ fn way<'a>(
     link: &'a Link,
 ) -> impl Iterator<Item = Fault> + 'a {
     let (addr, name) = (endpoint.addr, &link.name);
+    let whole = IpNet::from(addr);
     let mut routes = snapshot
         .network
         .routes
         .iter()
-        .filter(|route| route.to.prefix_len() == 32 && route.to.addr() == addr)
+        .filter(move |route| route.to == whole)
         .peekable();
     let route = match routes.peek().map(|route| route.ifindex) {
-        None => Some((
-            Code::RouteMissing,
-            format!("there is no route {addr}/32 to {name}"),
-        )),
+        None => Some((Code::RouteMissing, format!("there is no route {whole} to {name}"))),
         Some(_) if routes.any(|route| route.ifindex == link.index) => None,
         Some(other) => {
             let other = snapshot
@@ -77,7 +76,7 @@ fn way<'a>(
                 .map_or_else(|| other.to_string(), |link| link.name.clone());
             Some((
                 Code::RouteElsewhere,
-                format!("the route {addr}/32 leads to {other}, not {name}"),
+                format!("the route {whole} leads to {other}, not {name}"),
             ))
         }
     };
@@ -111,37 +110,27 @@ fn entries(loaded: &Loaded, endpoint: &Endpoint, link: &Link) -> Vec<Fault> {
         .find(|(addr, _)| *addr == endpoint.addr)
         .map(|(_, entry)| entry);
     let addr = endpoint.addr;
+    let (pods, ifaces) = names(addr);
     match entry {
         Some(entry) if !entry.is_ready() => {
-            faults.push((
-                Code::PodEntry,
-                format!("the entry {addr} of cwy_pods is not ready"),
-            ));
+            faults.push((Code::PodEntry, format!("the entry {addr} of {pods} is not ready")));
         }
         Some(entry) if entry.ifindex != link.index || endpoint.mac.is_some_and(|own| own != entry.mac) => {
-            let about = format!(
-                "the entry {addr} of cwy_pods is of another link than {}",
-                link.name
-            );
+            let about = format!("the entry {addr} of {pods} is of another link than {}", link.name);
             faults.push((Code::PodEntry, about));
         }
         Some(_) => {}
-        None => faults.push((Code::PodEntry, format!("cwy_pods has no entry {addr}"))),
+        None => faults.push((Code::PodEntry, format!("{pods} has no entry {addr}"))),
     }
-    match loaded.ifaces.get(&link.index) {
-        Some(iface)
-            if Ipv4Addr::from(iface.addr) == addr && endpoint.mac.is_none_or(|own| own == iface.mac) => {}
-        Some(iface) => faults.push((
+    match loaded.sender(link.index, addr.is_ipv4()) {
+        Some((sender, mac)) if sender == addr && endpoint.mac.is_none_or(|own| own == mac) => {}
+        Some((sender, _)) => faults.push((
             Code::IfaceEntry,
-            format!(
-                "cwy_ifaces has {} for {}, not {addr}",
-                Ipv4Addr::from(iface.addr),
-                link.name
-            ),
+            format!("{ifaces} has {sender} for {}, not {addr}", link.name),
         )),
         None => faults.push((
             Code::IfaceEntry,
-            format!("cwy_ifaces has no entry {} ({})", link.index, link.name),
+            format!("{ifaces} has no entry {} ({})", link.index, link.name),
         )),
     }
     for hook in loaded.hooks.iter().filter(|hook| hook.ifindex == link.index) {
@@ -154,6 +143,14 @@ fn entries(loaded: &Loaded, endpoint: &Endpoint, link: &Link) -> Vec<Fault> {
     faults
 }
 
+/// The maps of the address's family: pods, and who may send on an interface.
+fn names(addr: IpAddr) -> (&'static str, &'static str) {
+    match addr {
+        IpAddr::V4(_) => ("cwy_pods", "cwy_ifaces"),
+        IpAddr::V6(_) => ("cwy_pods6", "cwy_ifaces6"),
+    }
+}
+
 /// Pods that the programs know and the state file does not. One whose lease is an orphan's is collected with it.
 fn strangers(snapshot: &Snapshot) -> Vec<Finding> {
     let (Some(loaded), Ok(endpoints)) = (snapshot.loaded(), &snapshot.state.endpoints) else {
@@ -162,7 +159,7 @@ fn strangers(snapshot: &Snapshot) -> Vec<Finding> {
     if !snapshot.state.earlier.is_empty() {
         return Vec::new();
     }
-    let is_orphaned = |addr: Ipv4Addr| {
+    let is_orphaned = |addr: IpAddr| {
         let mut orphans = snapshot
             .state
             .leases
@@ -170,16 +167,19 @@ fn strangers(snapshot: &Snapshot) -> Vec<Finding> {
             .filter(|lease| lease.standing == Standing::Orphaned);
         orphans.any(|lease| lease.held.address.addr() == addr)
     };
-    let is_stranger = |(addr, entry): &&(Ipv4Addr, PodEntry)| {
+    let is_stranger = |(addr, entry): &&(IpAddr, PodEntry)| {
         entry.flags & PodEntry::DEPARTED == 0
             && !endpoints.iter().any(|endpoint| endpoint.addr == *addr)
             && !is_orphaned(*addr)
     };
-    let stranger = |(addr, entry): &(Ipv4Addr, PodEntry)| {
+    let stranger = |(addr, entry): &(IpAddr, PodEntry)| {
         let interface = snapshot
             .link_by_index(entry.ifindex)
             .map_or_else(|| entry.ifindex.to_string(), |link| link.name.clone());
-        let about = format!("cwy_pods has {addr} on {interface}, the state file has no such pod");
+        let about = format!(
+            "{} has {addr} on {interface}, the state file has no such pod",
+            names(*addr).0
+        );
         Finding::new(Code::NoEndpoint, about)
             .with("ADDRESS", addr)
             .with("INTERFACE", interface)

@@ -7,7 +7,7 @@
 pub(super) mod iptables;
 pub(super) mod nftables;
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use causeway::{exact_rule, program};
 
@@ -59,7 +59,10 @@ pub(super) fn check(snapshot: &Snapshot) -> Vec<Finding> {
     let pods: Vec<Ipv4Addr> = snapshot
         .endpoints()
         .iter()
-        .map(|endpoint| endpoint.addr)
+        .filter_map(|endpoint| match endpoint.addr {
+            IpAddr::V4(addr) => Some(addr),
+            IpAddr::V6(_) => None,
+        })
         .collect();
     let host_ifs: Vec<&str> = snapshot
         .endpoints()

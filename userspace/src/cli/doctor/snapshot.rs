@@ -4,7 +4,7 @@
 use std::{
     collections::{HashMap, HashSet},
     fs,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
 };
 
@@ -14,7 +14,7 @@ use aya::{
 };
 use causeway::{
     config::{self, ConfigError, Configuration},
-    datapath::{Datapath, DatapathError, HookState, Mechanism, Range, mechanisms},
+    datapath::{Datapath, DatapathError, HookState, Mechanism, PodAddresses, Range, mechanisms},
     endpoints::{self, EndpointsError},
     exact_rule,
     ipam::{
@@ -30,6 +30,8 @@ use causeway_common::{
     maps::{Config, Count, IfaceEntry, PodEntry, Usage},
     reason::Reason,
 };
+
+use ipnet::IpNet;
 
 use super::{
     super::{
@@ -101,8 +103,11 @@ pub(super) struct Loaded {
     /// Programs of others that stand before ours: interface, direction, id of the program if it has one.
     pub(super) before_ours: Vec<Before>,
     pub(super) xdp: Option<bool>,
-    pub(super) pods: Vec<(Ipv4Addr, PodEntry)>,
+    /// By their first addresses.
+    pub(super) pods: Vec<(IpAddr, PodEntry)>,
+    /// Who may send on an interface, of each family.
     pub(super) ifaces: HashMap<u32, IfaceEntry<[u8; 4]>>,
+    pub(super) ifaces_v6: HashMap<u32, IfaceEntry<[u8; 16]>>,
     pub(super) usage: Vec<(Ipv4Addr, Usage)>,
     /// How full the flow table is.
     pub(super) flows: Option<FlowCount>,
@@ -122,7 +127,8 @@ pub(super) struct State {
 /// A pod's interface, by the state file.
 #[derive(Clone, Debug)]
 pub(super) struct Endpoint {
-    pub(super) addr: Ipv4Addr,
+    /// Its address of IPv4, or that of IPv6 if it has no other.
+    pub(super) addr: IpAddr,
     pub(super) host_if: String,
     pub(super) container: String,
     pub(super) mac: Option<[u8; 6]>,
@@ -140,7 +146,7 @@ impl Snapshot {
         let default_route = netlink.default_route().map_err(DatapathError::from)?;
         let state = State::read(root, &mut skipped);
         let indices = hooked(root, &links)?;
-        let network = network::read(&indices).unwrap_or_else(|error| {
+        let network = network::read(&indices, state.has_ipv6_alone()).unwrap_or_else(|error| {
             skipped.push(format!("routes, neighbours and filters: {error}"));
             Network::default()
         });
@@ -249,6 +255,17 @@ fn sysctl(name: &str) -> Option<String> {
 }
 
 impl Loaded {
+    /// Who may send on an interface in a family: address and MAC.
+    pub(super) fn sender(&self, ifindex: u32, is_ipv4: bool) -> Option<(IpAddr, [u8; 6])> {
+        if is_ipv4 {
+            let entry = self.ifaces.get(&ifindex)?;
+            Some((entry.addr.into(), entry.mac))
+        } else {
+            let entry = self.ifaces_v6.get(&ifindex)?;
+            Some((entry.addr.into(), entry.mac))
+        }
+    }
+
     fn read(
         datapath: &Datapath,
         depth: Depth,
@@ -265,6 +282,11 @@ impl Loaded {
             xdp: datapath.xdp()?,
             pods: datapath.pods()?,
             ifaces: maps::elements(datapath, "cwy_ifaces")?.into_iter().collect(),
+            ifaces_v6: if datapath.has_ipv6() {
+                maps::elements(datapath, "cwy_ifaces6")?.into_iter().collect()
+            } else {
+                HashMap::new()
+            },
             usage: usage
                 .into_iter()
                 .map(|(addr, usage)| (addr.into(), usage))
@@ -280,6 +302,12 @@ impl Loaded {
 }
 
 impl State {
+    /// Whether a pod has no address of IPv4.
+    fn has_ipv6_alone(&self) -> bool {
+        let endpoints = self.endpoints.iter().flatten();
+        endpoints.into_iter().any(|endpoint| endpoint.addr.is_ipv6())
+    }
+
     fn read(root: &Root, skipped: &mut Vec<String>) -> Self {
         let endpoints = endpoints::snapshot(root).map(|state| {
             let state = state.unwrap_or_default();
@@ -313,17 +341,26 @@ fn of_endpoint(endpoint: &endpoints::Endpoint) -> Vec<Endpoint> {
     } else {
         named.join("/")
     };
-    let of_address = |address: ipnet::IpNet| match address {
-        ipnet::IpNet::V4(address) => Some(Endpoint {
-            addr: address.addr(),
-            host_if: endpoint.host_if_name.clone(),
-            container: endpoint.container_id.clone(),
-            mac: endpoint.mac(),
-            pod: pod.clone(),
-        }),
-        ipnet::IpNet::V6(_) => None,
+    let addresses = endpoint.addresses();
+    let of_ipv4: Vec<IpAddr> = addresses
+        .iter()
+        .map(IpNet::addr)
+        .filter(IpAddr::is_ipv4)
+        .collect();
+    let only = PodAddresses::among(&addresses).map(|addresses| addresses.first());
+    let called = if of_ipv4.is_empty() {
+        only.into_iter().collect()
+    } else {
+        of_ipv4
     };
-    endpoint.addresses().into_iter().filter_map(of_address).collect()
+    let of_address = |addr| Endpoint {
+        addr,
+        host_if: endpoint.host_if_name.clone(),
+        container: endpoint.container_id.clone(),
+        mac: endpoint.mac(),
+        pod: pod.clone(),
+    };
+    called.into_iter().map(of_address).collect()
 }
 
 /// Whether a state file names a boot, and not this one.

@@ -55,7 +55,7 @@ pub(super) fn usages(datapath: &Datapath, config: &Config<[u8; 4]>) -> Result<Us
     })
 }
 
-pub(super) fn count_pods(pods: &[(Ipv4Addr, PodEntry)]) -> PodCount {
+pub(super) fn count_pods(pods: &[(IpAddr, PodEntry)]) -> PodCount {
     let count = |is: fn(&PodEntry) -> bool| pods.iter().filter(|(_, entry)| is(entry)).count();
     let departed = count(|entry| entry.flags & PodEntry::DEPARTED != 0);
     let ready = count(PodEntry::is_ready);
@@ -127,7 +127,7 @@ mod tests {
                 flags,
                 changed: 0,
             };
-            (Ipv4Addr::LOCALHOST, entry)
+            (IpAddr::V4(Ipv4Addr::LOCALHOST), entry)
         };
         let count = count_pods(&[
             pod(0),

@@ -35,6 +35,16 @@ impl Pool {
         matches!(self.subnet, IpNet::V6(_))
     }
 
+    /// The node's interface that carries it, where that is known.
+    pub fn carrier(&self) -> Option<&str> {
+        (!self.if_name.is_empty()).then_some(self.if_name.as_str())
+    }
+
+    /// Whether the source has an address of it, of a holder or not.
+    pub fn is_listed(&self) -> bool {
+        self.addresses.values().any(|address| !address.vanished)
+    }
+
     /// Whether an address has no holder.
     pub fn has_free(&self) -> bool {
         self.free().next().is_some()

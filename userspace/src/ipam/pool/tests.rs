@@ -51,6 +51,43 @@ fn space(hosts: impl IntoIterator<Item = u8>) -> Space {
     space
 }
 
+fn of_ipv6() -> SourcePool {
+    SourcePool {
+        subnet: "fd00:10::/64".parse().unwrap(),
+        addresses: ["fd00:10::5".parse().unwrap()].into(),
+        ..source([])
+    }
+}
+
+#[test]
+fn a_pod_has_ipv6_alone_where_ipv4_has_nothing_to_give() {
+    let listed = |pools: &[SourcePool]| {
+        let mut space = Space::default();
+        space.merge(pools);
+        space.is_ipv6_alone(&holder("a"))
+    };
+    assert!(listed(&[of_ipv6()]));
+    assert!(listed(&[source([]), of_ipv6()]), "the node's own is all of IPv4");
+    assert!(!listed(&[source([5]), of_ipv6()]));
+    assert!(!listed(&[source([5])]) && !listed(&[source([])]) && !listed(&[]));
+    let empty = SourcePool {
+        addresses: BTreeSet::new(),
+        ..of_ipv6()
+    };
+    assert!(!listed(&[empty]));
+}
+
+#[test]
+fn who_has_ipv4_keeps_it_when_the_list_has_ipv6_alone() {
+    let mut space = space([5, 6]);
+    take(&mut space, "a").unwrap();
+    space.merge(&[of_ipv6()]);
+    assert!(!space.is_ipv6_alone(&holder("a")) && space.is_ipv6_alone(&holder("b")));
+    // One that is used up is there all the same.
+    space.merge(&[source([5]), of_ipv6()]);
+    assert!(!space.is_ipv6_alone(&holder("b")));
+}
+
 fn take(space: &mut Space, container: &str) -> Result<IpAddr, PoolError> {
     space
         .allocate(SUBNET, &holder(container), &Request::default(), &nobody)
