@@ -1,5 +1,6 @@
 //! `causeway doctor`: each fault is made for real, on a node of its own, and found by exactly its code.
 
+mod alone;
 mod deeds;
 mod faults;
 mod maps;
