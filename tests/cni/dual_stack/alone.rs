@@ -525,6 +525,32 @@ fn programs_of_an_earlier_build_are_refused_by_name() -> Result<()> {
         .map(drop)
 }
 
+/// A further interface of the container answers by itself, whatever the first one has.
+#[test]
+fn a_second_interface_may_have_ipv6_alone() -> Result<()> {
+    let world = world(2, &[at(5), at(6)])?;
+    let first = "10.240.0.0/16,fd00:10::/64";
+    for (first, addresses) in [("fd00:10::/64", [5, 6]), (first, [5, 6])] {
+        let ns = Netns::new()?;
+        for (name, subnet) in [("eth0", first), ("eth1", "fd00:10::/64")] {
+            let ipam = json!({ "type": "azure-vnet-ipam", "environment": "mas", "subnet": subnet });
+            let call = add(&world, 1, &ns)?.env("CNI_IFNAME", name);
+            call.with("ipam", ipam).ok()?;
+        }
+        for host in addresses {
+            talk(&world.fabric.vnet, &ns, at(host))?;
+        }
+        assert_eq!(ns.output("ip", &["-4", "addr", "show", "dev", "eth1"])?, "");
+        del(&world, 1)?.env("CNI_IFNAME", "eth0").ok()?;
+        talk(&world.fabric.vnet, &ns, at(addresses[1]))?;
+        del(&world, 1)?.env("CNI_IFNAME", "eth1").ok()?;
+        nothing_at_all_is_left(&world)?;
+        // Released longest ago, the first one is the first again.
+        fs::remove_file(world.node.root.join("/var/run/azure-vnet-ipam.json"))?;
+    }
+    Ok(())
+}
+
 /// The node itself keeps an address of IPv4 on its uplink.
 #[test]
 fn a_node_without_ipv4_is_refused_by_name() -> Result<()> {

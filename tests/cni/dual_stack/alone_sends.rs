@@ -122,6 +122,39 @@ fn mac_of(text: &str) -> Option<[u8; 6]> {
     bytes.collect::<Option<Vec<u8>>>()?.try_into().ok()
 }
 
+/// Where the programs are filters: they are, and they go.
+#[test]
+fn on_a_kernel_without_tcx() -> Result<()> {
+    let world = alone(&[at(5), at(6)])?;
+    let pods = [Netns::new()?, Netns::new()?];
+    for (n, ns) in (0..).zip(&pods) {
+        add(&world, n, ns)?.env("CAUSEWAY_ATTACH", "clsact").ok()?;
+    }
+    let status = world.node.causeway_json("status")?;
+    ensure!(status["attached"] == "clsact", "{status}");
+    let [carried] = counted(&world, ["carried_to_pod"], || {
+        Connection::open(&pods[0], &pods[1], at(6), PORT)?.chat(50)
+    })?;
+    ensure!(carried >= 100, "{carried} packets were carried");
+    let frame = raw::datagram(
+        macs(&pods[0])?,
+        [[10, 240, 0, 5], fabric::VNET.octets()],
+        [5, PORT],
+        64,
+        b"of IPv4",
+    )?;
+    let [dropped] = counted(&world, ["unknown_interface"], || {
+        raw::send(&pods[0], "eth0", &frame)?;
+        sleep(Duration::from_millis(100));
+        Ok(())
+    })?;
+    ensure!(dropped == 1, "{dropped}");
+    for n in [0, 1] {
+        del(&world, n)?.env("CAUSEWAY_ATTACH", "clsact").ok()?;
+    }
+    nothing_at_all_is_left(&world)
+}
+
 /// The pod's MAC, and its gateway's.
 fn macs(ns: &Netns) -> Result<[[u8; 6]; 2]> {
     let neighbours = ns.json("ip", &["-j", "-6", "neigh", "show", "dev", "eth0"])?;
