@@ -18,14 +18,20 @@ use crate::{
 };
 
 /// Numbers of flows, and how many pods share them: a pod is allowed no more than 65,536.
-const FLOWS: [(u32, usize, &str); 4] = [
+const FLOWS: [(u32, usize, &str); 5] = [
     (1 << 10, 1, "1k"),
     (1 << 14, 1, "16k"),
     (1 << 17, 4, "128k"),
     (1 << 19, 16, "512k"),
+    (1 << 20, 32, "1M"),
 ];
 /// Flows that the tables are made for then: room for what has not expired of one step and for the next.
-const MAX_FLOWS: u32 = 1 << 20;
+const MAX_FLOWS: u32 = 1 << 21;
+/// The kernel's limit of connections; 0 for none.
+const MOST_CONNECTIONS: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
+/// How many neighbours are kept whatever becomes of them, and as many as AKS's nodes keep.
+const NEIGHBOURS_KEPT: &str = "/proc/sys/net/ipv4/neigh/default/gc_thresh1";
+const NEIGHBOURS: u32 = 4096;
 /// As many pods as AKS allows on a node, less one.
 const PODS: u8 = 249;
 
@@ -41,7 +47,10 @@ pub(super) fn flows(measure: &Measure, hall: &Hall) -> Result<Outcome> {
                 | Peer::BlindTc
         )
     };
-    let _many = ManyConnections::allow(MAX_FLOWS)?;
+    let _connections = Raised::to(MAX_FLOWS, MOST_CONNECTIONS)?;
+    // With more neighbours than this those that are not heard of for a minute are forgotten, and the model is the one that
+    // does not ask for them.
+    let _neighbours = Raised::to(NEIGHBOURS, NEIGHBOURS_KEPT)?;
     let pods = FLOWS.iter().map(|(_, pods, _)| *pods as u8).max();
     let stands = hall.fresh_for(MAX_FLOWS, pods.unwrap_or(1), wanted)?;
     let mut lanes: Vec<Box<dyn Lane + '_>> = Vec::new();
@@ -72,35 +81,32 @@ pub(super) fn flows(measure: &Measure, hall: &Hall) -> Result<Outcome> {
     run((measure.name, measure.title, Unit::Packets), lanes, &hall.plan)
 }
 
-/// The kernel's limit of connections, which holds for every namespace: raised as long as this lives.
-struct ManyConnections {
+/// A limit of the kernel's that holds for every namespace: raised as long as this lives.
+struct Raised {
+    path: &'static str,
     before: Option<String>,
 }
 
-impl ManyConnections {
-    const PATH: &str = "/proc/sys/net/netfilter/nf_conntrack_max";
-
-    fn allow(connections: u32) -> Result<Self> {
-        let text = fs::read_to_string(Self::PATH).with_context(|| format!("cannot read {}", Self::PATH))?;
-        let most: u32 = text
-            .trim()
-            .parse()
-            .with_context(|| format!("{}: {text}", Self::PATH))?;
-        if most == 0 || most >= connections {
-            return Ok(Self { before: None });
+impl Raised {
+    /// To `value`, unless it is as high already.
+    fn to(value: u32, path: &'static str) -> Result<Self> {
+        let text = fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
+        let limit: u32 = text.trim().parse().with_context(|| format!("{path}: {text}"))?;
+        let is_enough = limit >= value || limit == 0 && path == MOST_CONNECTIONS;
+        if !is_enough {
+            fs::write(path, value.to_string()).with_context(|| format!("cannot change {path}"))?;
         }
-        fs::write(Self::PATH, connections.to_string())
-            .with_context(|| format!("cannot change {}", Self::PATH))?;
-        Ok(Self { before: Some(text) })
+        let before = (!is_enough).then_some(text);
+        Ok(Self { path, before })
     }
 }
 
-impl Drop for ManyConnections {
+impl Drop for Raised {
     fn drop(&mut self) {
         if let Some(before) = &self.before
-            && let Err(error) = fs::write(Self::PATH, before)
+            && let Err(error) = fs::write(self.path, before)
         {
-            eprintln!("{} stays raised: {error}", Self::PATH);
+            eprintln!("{} stays raised: {error}", self.path);
         }
     }
 }
