@@ -152,7 +152,14 @@ impl Arguments {
                 || self.peers.is_empty()
                 || self.peers.iter().any(|name| name == peer.name())
         };
-        let mut peers: Vec<Peer> = Peer::ALL.into_iter().filter(is_wanted).collect();
+        let mut peers = Vec::new();
+        for peer in Peer::ALL.into_iter().filter(is_wanted) {
+            if stand::is_possible(peer)? {
+                peers.push(peer);
+            } else {
+                eprintln!("without {}: this kernel lacks what it is made of", peer.name());
+            }
+        }
         if self.other.is_some() || self.object.is_some() {
             peers.insert(1, Peer::OtherBuild);
         }

@@ -17,6 +17,10 @@ pub(crate) enum Peer {
     RoutedMasquerade,
     /// Routed veths and an nftables masquerade rule with a set.
     NftMasquerade,
+    /// The same, and a flow table ([nf_flowtable]) that established flows go by. Not of every kernel.
+    ///
+    /// [nf_flowtable]: https://docs.kernel.org/networking/nf_flowtable.html
+    FlowTable,
     /// Routed veths without translation: less than what is asked for.
     Routed,
     /// A bridge without translation.
@@ -46,13 +50,14 @@ pub(crate) enum Kind {
 
 impl Peer {
     /// All that can be built from the repository and the distribution, in the order of the tables.
-    pub(crate) const ALL: [Self; 12] = [
+    pub(crate) const ALL: [Self; 13] = [
         Self::Causeway,
         Self::CausewayXdp,
         Self::BridgeNft,
         Self::BridgeLegacy,
         Self::RoutedMasquerade,
         Self::NftMasquerade,
+        Self::FlowTable,
         Self::Routed,
         Self::Bridge,
         Self::Model,
@@ -71,6 +76,7 @@ impl Peer {
             Self::BridgeLegacy => "bridge-legacy",
             Self::RoutedMasquerade => "routed-masquerade",
             Self::NftMasquerade => "routed-nft",
+            Self::FlowTable => "routed-flowtable",
             Self::Routed => "routed",
             Self::Bridge => "bridge",
             Self::Model => "model",
@@ -90,6 +96,7 @@ impl Peer {
             Self::BridgeLegacy => "bridge, br_netfilter, the MASQUERADE rule by iptables-legacy",
             Self::RoutedMasquerade => "routed veth, the MASQUERADE rule by iptables-legacy",
             Self::NftMasquerade => "routed veth, masquerade in nftables",
+            Self::FlowTable => "the same with a flow table, where the kernel has nf_flow_table",
             Self::Routed => "routed veth, no translation",
             Self::Bridge => "bridge, br_netfilter, no translation",
             Self::Model => "model of a feature-rich eBPF path: LPM, two LRU lookups, tail calls, fib lookup",
@@ -104,9 +111,12 @@ impl Peer {
         match self {
             Self::Causeway | Self::CausewayXdp | Self::OtherBuild => Kind::Ours,
             Self::BridgeNft | Self::BridgeLegacy => Kind::Incumbent,
-            Self::RoutedMasquerade | Self::NftMasquerade | Self::Routed | Self::Bridge | Self::Model => {
-                Kind::Neighbour
-            }
+            Self::RoutedMasquerade
+            | Self::NftMasquerade
+            | Self::FlowTable
+            | Self::Routed
+            | Self::Bridge
+            | Self::Model => Kind::Neighbour,
             Self::BlindTc | Self::BlindXdp | Self::DirectVeth => Kind::Bound,
         }
     }
@@ -121,6 +131,7 @@ impl Peer {
             | Self::BridgeLegacy
             | Self::RoutedMasquerade
             | Self::NftMasquerade
+            | Self::FlowTable
             | Self::Model => true,
             Self::Routed | Self::Bridge | Self::BlindTc | Self::BlindXdp | Self::DirectVeth => false,
         }

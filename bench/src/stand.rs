@@ -116,6 +116,13 @@ impl Stand {
         if is_dual && peer.kind() != Kind::Ours {
             pods.iter().try_for_each(|pod| route_ipv6(&node, pod))?;
         }
+        if peer == Peer::FlowTable {
+            let mut devices = vec!["eth0".to_owned()];
+            for pod in &pods {
+                devices.push(node.host_interface(pod)?);
+            }
+            carry(&node.ns, &devices)?;
+        }
         let world = World::Node(Box::new(Surrounded { node, fabric }));
         let mut stand = Self {
             peer,
@@ -329,7 +336,7 @@ fn translate(peer: Peer, node: &Netns) -> Result<()> {
     let program = match peer {
         Peer::BridgeNft => "iptables-nft",
         Peer::BridgeLegacy | Peer::RoutedMasquerade => "iptables-legacy",
-        Peer::NftMasquerade => {
+        Peer::NftMasquerade | Peer::FlowTable => {
             let rules = [
                 "add table ip nat",
                 "add set ip nat kept { type ipv4_addr; flags interval; elements = { 10.0.0.0/8, 168.63.129.16 }; }",
@@ -342,4 +349,21 @@ fn translate(peer: Peer, node: &Netns) -> Result<()> {
     };
     let rule: Vec<&str> = stock::MASQUERADE.split_whitespace().collect();
     node.output(program, &rule).map(drop)
+}
+
+/// Whether the kernel has what the peer is made of.
+pub(crate) fn is_possible(peer: Peer) -> Result<bool> {
+    Ok(peer != Peer::FlowTable || carry(&Netns::new()?, &["lo".to_owned()]).is_ok())
+}
+
+/// Has a flow table carry what the kernel forwards between these interfaces.
+fn carry(node: &Netns, devices: &[String]) -> Result<()> {
+    let devices = devices.join(", ");
+    let rules = [
+        "add table ip fast",
+        &format!("add flowtable ip fast carried {{ hook ingress priority 0; devices = {{ {devices} }}; }}"),
+        "add chain ip fast forward { type filter hook forward priority filter; }",
+        "add rule ip fast forward meta l4proto { tcp, udp } flow add @carried",
+    ];
+    node.output("nft", &[&rules.join("\n")]).map(drop)
 }

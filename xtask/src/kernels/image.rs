@@ -16,7 +16,7 @@ use super::{
     Kernel,
     archive::Archive,
     fetch::Files,
-    plan::{Plan, Step},
+    plan::{BENCH, Plan, Step},
 };
 use crate::{
     setup::GUEST_TOOLS,
@@ -42,21 +42,22 @@ const NAMES: [&str; 6] = [
 /// Of the repository: what tests read by its path. Not what is built.
 const NOT_SOURCES: [&str; 3] = ["target", ".git", "node_modules"];
 
+/// The package and program behind [`BENCH`].
+const BENCH_PROGRAM: &str = "causeway-bench";
+
 /// Builds the programs of the plan's rooms; by room, the stripped program.
 pub(crate) fn build_rooms(workspace: &Workspace, plan: &Plan) -> Result<BTreeMap<String, PathBuf>> {
+    let (bench, rooms): (Vec<&str>, Vec<&str>) = plan.rooms().into_iter().partition(|room| *room == BENCH);
     let mut cargo = workspace.cargo(["test", "--no-run", "--package", "causeway-tests"]);
-    for room in plan.rooms() {
+    for room in rooms {
         cargo.args(["--test", room]);
     }
-    cargo.arg("--message-format=json-render-diagnostics");
-    let output = cargo
-        .stderr(std::process::Stdio::inherit())
-        .output()
-        .context("cannot start cargo")?;
-    if !output.status.success() {
-        bail!("the rooms do not compile: see above");
+    let mut built = compiled(cargo)?;
+    if !bench.is_empty() {
+        let cargo = workspace.cargo(["build", "--release", "--package", BENCH_PROGRAM]);
+        let program = compiled(cargo)?.remove(BENCH_PROGRAM);
+        built.insert(BENCH.to_owned(), program.context("cargo has built no bench")?);
     }
-    let built = programs(&String::from_utf8_lossy(&output.stdout));
     let place = workspace.root.join("target/kernels");
     fs::create_dir_all(&place).with_context(|| format!("cannot make {}", place.display()))?;
     let mut rooms = BTreeMap::new();
@@ -78,7 +79,20 @@ pub(crate) fn build_rooms(workspace: &Workspace, plan: &Plan) -> Result<BTreeMap
     Ok(rooms)
 }
 
-/// The test programs that cargo names, by the name of the target.
+/// What a call of cargo compiles, by the name of the target.
+fn compiled(mut cargo: Command) -> Result<BTreeMap<String, PathBuf>> {
+    let output = cargo
+        .arg("--message-format=json-render-diagnostics")
+        .stderr(std::process::Stdio::inherit())
+        .output()
+        .context("cannot start cargo")?;
+    if !output.status.success() {
+        bail!("the rooms do not compile: see above");
+    }
+    Ok(programs(&String::from_utf8_lossy(&output.stdout)))
+}
+
+/// The programs that cargo names, by the name of the target.
 fn programs(messages: &str) -> BTreeMap<String, PathBuf> {
     let read = |line: &str| {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;

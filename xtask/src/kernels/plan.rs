@@ -7,6 +7,9 @@ use anyhow::{Context as _, Result, bail, ensure};
 use super::Selection;
 use crate::workspace::Workspace;
 
+/// The one room that is no test program: `causeway-bench`.
+pub(crate) const BENCH: &str = "bench";
+
 /// How much of the plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Extent {
@@ -41,7 +44,9 @@ impl Plan {
     pub(crate) fn read(workspace: &Workspace, selection: &Selection<'_>) -> Result<Self> {
         let path = workspace.root.join("tests/kernels/plan");
         let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        let lines = parse(&text, selection.extent).with_context(|| format!("in {}", path.display()))?;
+        let mut lines = parse(&text, selection.extent).with_context(|| format!("in {}", path.display()))?;
+        // It has no tests to choose from.
+        lines.retain(|line| selection.filter.is_none() || line.room != BENCH);
         Ok(Self {
             lines,
             filter: selection.filter.map(str::to_owned),
