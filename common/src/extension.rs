@@ -59,11 +59,13 @@ impl Chain {
 
     /// Of [`Self::kind`]: neither of the others.
     pub const PLAIN: u8 = 0;
-    /// Of [`Self::kind`]: there are options that each router has to look at, or the walk did not come to its end.
+    /// Of [`Self::kind`]: the walk did not come to its end.
     pub const NOT_PLAIN: u8 = 1;
     /// Of [`Self::kind`], after [`Self::end`]: flows of the protocol are told apart by their addresses alone. Of a later
     /// fragment whose protocol only the first one tells, nobody knows.
     pub const PORTLESS: u8 = 2;
+    /// Of [`Self::kind`]: there are options that each router has to look at (RFC 8200 section 4.3).
+    pub const FOR_ROUTERS: u8 = 3;
 
     /// Before the header `next`, which begins at `l4`.
     #[inline(always)]
@@ -97,10 +99,10 @@ impl Chain {
         self.bits & Self::OFFSET == 0
     }
 
-    /// There are no options that each router has to look at, and the walk came to its end.
+    /// The walk came to its end.
     #[inline(always)]
     pub const fn is_plain(self) -> bool {
-        self.kind() & Self::NOT_PLAIN == 0
+        self.kind() != Self::NOT_PLAIN
     }
 
     /// Bits that say what the headers come to.
@@ -117,7 +119,7 @@ impl Chain {
             self.give_up();
         } else if !has_ports::<[u8; 16]>(self.protocol()) && !is_extension(self.protocol()) && self.is_plain()
         {
-            self.bits |= (Self::PORTLESS as u32) << Self::KIND;
+            self.set_kind(Self::PORTLESS);
         }
         self
     }
@@ -145,14 +147,15 @@ impl Chain {
             }
             AUTHENTICATION => (u32::from(units) + 2) * 4,
             HOP_BY_HOP => {
-                said |= u32::from(Self::NOT_PLAIN) << Self::KIND;
+                said |= u32::from(Self::FOR_ROUTERS) << Self::KIND;
                 (u32::from(units) + 1) * 8
             }
             _ => (u32::from(units) + 1) * 8,
         };
         let l4 = u32::from(self.l4()) + length;
         self.bits = said | u32::from(next);
-        if l4 > u32::from(u8::MAX) {
+        // Options for every router come first or not at all (RFC 8200 section 4.1).
+        if l4 > u32::from(u8::MAX) || next == HOP_BY_HOP {
             self.give_up();
         } else {
             self.bits |= l4 << 8;
@@ -162,7 +165,13 @@ impl Chain {
     /// What follows is not known.
     #[inline(always)]
     pub const fn give_up(&mut self) {
-        self.bits = self.bits & !0xff00 | (Self::NOT_PLAIN as u32) << Self::KIND;
+        self.bits &= !0xff00;
+        self.set_kind(Self::NOT_PLAIN);
+    }
+
+    #[inline(always)]
+    const fn set_kind(&mut self, kind: u8) {
+        self.bits = self.bits & !(3 << Self::KIND) | (kind as u32) << Self::KIND;
     }
 
     /// As one word.
@@ -215,9 +224,20 @@ mod tests {
     }
 
     #[test]
-    fn options_for_routers_are_theirs() {
-        let chain = walk(HOP_BY_HOP, &[header(58, 0)]);
-        assert_eq!((chain.protocol(), chain.is_plain()), (58, false));
+    fn options_for_every_router_come_first_or_not_at_all() {
+        let first = walk(HOP_BY_HOP, &[header(DESTINATION, 0), header(58, 0)]).end();
+        assert_eq!(
+            (first.protocol(), first.l4(), first.kind()),
+            (58, IP_END + 16, Chain::FOR_ROUTERS)
+        );
+        assert!(first.is_plain());
+        let cut_short = walk(HOP_BY_HOP, &[header(DESTINATION, 255)]).end();
+        assert_eq!((cut_short.l4(), cut_short.is_plain()), (0, false));
+        let second = walk(DESTINATION, &[header(HOP_BY_HOP, 0)]);
+        assert_eq!(
+            (second.step(), second.end().kind()),
+            (Step::End, Chain::NOT_PLAIN)
+        );
     }
 
     #[test]
@@ -260,7 +280,8 @@ mod tests {
         for protocol in [47, 50, 59, 132, 253] {
             assert_eq!(kind(walk(protocol, &[])), Chain::PORTLESS, "{protocol}");
             assert_eq!(kind(fragment(protocol, 8)), Chain::PORTLESS, "{protocol}");
-            assert_eq!(kind(walk(HOP_BY_HOP, &[header(protocol, 0)])), Chain::NOT_PLAIN);
+            let behind = walk(HOP_BY_HOP, &[header(protocol, 0)]);
+            assert_eq!(kind(behind), Chain::PORTLESS, "{protocol}");
         }
         assert_eq!(kind(fragment(DESTINATION, 8)), Chain::PLAIN);
     }

@@ -69,6 +69,9 @@ pub fn carry(
     if ip.ttl <= 1 {
         return Reason::TtlExpiring;
     }
+    if ip.is_for_routers() {
+        return Reason::CarriedTakesStack;
+    }
     if !is_within(entry.last_seen, nanoseconds) {
         return DUE;
     }

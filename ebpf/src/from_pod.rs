@@ -32,7 +32,9 @@ pub fn handle(ctx: &TcContext) -> Reason {
     }
     match reason {
         NOT_CARRIED => cwy_pod_other(skb),
-        Reason::TtlExpiring | Reason::TooBig | Reason::StackKeepalive => up(ctx, reason),
+        Reason::TtlExpiring | Reason::TooBig | Reason::StackKeepalive | Reason::CarriedTakesStack => {
+            up(ctx, reason)
+        }
         reason => reason,
     }
 }

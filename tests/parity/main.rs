@@ -139,7 +139,7 @@ fn a_second_pods_association_is_refused_where_nf_nat_translates_its_port() {
 
 /// Row 6.
 #[test]
-fn options_for_every_router_and_node_information_are_dropped_where_nf_nat_translates_them() {
+fn node_information_is_dropped_where_nf_nat_translates_it() {
     differs_of(Family::V6, "untranslated", &[Difference::Untranslated]);
 }
 

@@ -86,6 +86,12 @@ impl Ip {
         true
     }
 
+    /// Whether the kernel has to look at the packet's options, though its flow is carried: what they ask for can wait.
+    #[inline(always)]
+    pub const fn is_for_routers(&self) -> bool {
+        false
+    }
+
     /// Whether the packet is of a flow that is told apart by its addresses alone.
     #[inline(always)]
     pub fn is_portless(&self) -> bool {

@@ -82,7 +82,13 @@ impl Ip {
     /// Whether what follows the header is what its protocol field says.
     #[inline(always)]
     pub const fn is_plain(&self) -> bool {
-        self.chain & Chain::NOT_PLAIN == 0
+        self.chain != Chain::NOT_PLAIN
+    }
+
+    /// Whether the kernel has to look at the packet's options, though its flow is carried: some packets it drops for them.
+    #[inline(always)]
+    pub const fn is_for_routers(&self) -> bool {
+        self.chain == Chain::FOR_ROUTERS
     }
 
     /// Whether the packet is of a flow that is told apart by its addresses alone.

@@ -4,20 +4,21 @@ use super::{Draw, Row, alone};
 use crate::{
     differences::Difference,
     packet::{Body, Extension, Piece, Spec, TCP, UDP},
-    script::{Script, Shot, Side},
+    script::{Script, Side},
 };
 
 use Side::{Pod, Remote};
 
 pub(super) const KINDS: &[Row] = &[
     ("options for the destination", 6, options),
+    ("options for every router", 6, router_options),
+    ("options for every router that none passes on", 3, refused_options),
     (
         "error that quotes options for the destination",
         3,
         quoting_options,
     ),
     ("whole packets that call themselves fragments", 4, atomic),
-    ("untranslated: options for every router", 3, router_options),
     ("untranslated: ICMP node information", 2, node_information),
 ];
 
@@ -34,10 +35,65 @@ const UNKNOWN: Extension = Extension {
 };
 
 fn options(draw: &mut Draw<'_>) -> Script {
-    let (mut script, talk) = alone(draw, UDP);
     let extensions = draw
         .rng
         .pick(&[&[PADDING] as &[Extension], &[UNKNOWN], &[PADDING, UNKNOWN]]);
+    datagrams_with(draw, extensions)
+}
+
+/// RFC 8200 section 4.3.
+fn router_options(draw: &mut Draw<'_>) -> Script {
+    const TO_PASS: Extension = for_routers(PADDING.bytes);
+    const TO_SKIP: Extension = for_routers(&[0, 0, 0x1e, 2, 9, 9, 1, 0]);
+    // RFC 2711, of a value that nobody has asked the kernel for.
+    const ALERT: Extension = for_routers(&[0, 0, 5, 2, 0xff, 0xf0, 1, 0]);
+    let extensions = draw.rng.pick(&[
+        &[TO_PASS] as &[Extension],
+        &[TO_SKIP],
+        &[ALERT],
+        &[TO_PASS, PADDING],
+    ]);
+    if draw.rng.one_in(2) {
+        return datagrams_with(draw, extensions);
+    }
+    let protocol = draw.rng.pick(&[TCP, draw.family.icmp()]);
+    let (mut script, mut talk) = alone(draw, protocol);
+    if protocol == TCP {
+        talk.open(&mut script, Pod);
+        talk.data(&mut script, Pod, 100);
+        talk.data(&mut script, Remote, 100);
+        talk.close(&mut script, Remote);
+    } else {
+        for (side, answers) in [(Pod, false), (Remote, true)] {
+            talk.echo(&mut script, side, answers, 1, 20);
+        }
+    }
+    for shot in script.steps.iter_mut().flatten() {
+        shot.spec.extensions = extensions;
+    }
+    script
+}
+
+/// Linux drops what has more than seven bytes of padding (`ip6_parse_tlv`, Linux 6.18; RFC 4942 section 2.1.9.5): it has to see
+/// such a packet, though the flow is carried.
+fn refused_options(draw: &mut Draw<'_>) -> Script {
+    const PADDED: Extension = for_routers(UNKNOWN.bytes);
+    let (mut script, talk) = alone(draw, UDP);
+    for extensions in [&[] as &[Extension], &[PADDED], &[]] {
+        for side in [Pod, Remote] {
+            talk.udp(&mut script, side, 20).spec.extensions = extensions;
+        }
+    }
+    script
+}
+
+const fn for_routers(bytes: &'static [u8]) -> Extension {
+    Extension { number: 0, bytes }
+}
+
+/// A flow that has them in some of its packets, perhaps in its first ones.
+fn datagrams_with(draw: &mut Draw<'_>, extensions: &'static [Extension]) -> Script {
+    let (mut script, talk) = alone(draw, UDP);
     let from_the_start = draw.rng.one_in(2);
     if !from_the_start {
         talk.udp(&mut script, Pod, 10);
@@ -88,30 +144,10 @@ fn atomic(draw: &mut Draw<'_>) -> Script {
     script
 }
 
-fn untranslated(shot: &mut Shot) {
-    shot.differs = Some(Difference::Untranslated);
-}
-
-fn router_options(draw: &mut Draw<'_>) -> Script {
-    const HOP_BY_HOP: Extension = Extension { number: 0, ..PADDING };
-    let protocol = draw.rng.pick(&[TCP, UDP, draw.family.icmp()]);
-    let (mut script, mut talk) = alone(draw, protocol);
-    match protocol {
-        TCP => talk.tcp(&mut script, Pod, crate::packet::flag::SYN, 0),
-        UDP => drop(talk.udp(&mut script, Pod, 20)),
-        _ => drop(talk.echo(&mut script, Pod, false, 1, 20)),
-    }
-    for shot in script.steps.iter_mut().flatten() {
-        shot.spec.extensions = &[HOP_BY_HOP];
-        untranslated(shot);
-    }
-    script
-}
-
 /// RFC 4620. Where an echo has its identifier, these have what is asked.
 fn node_information(draw: &mut Draw<'_>) -> Script {
     let (mut script, talk) = alone(draw, draw.family.icmp());
     let body = Body::query(139, 0, 12);
-    untranslated(script.push(talk.pod, talk.spec(Pod, body)));
+    script.push(talk.pod, talk.spec(Pod, body)).differs = Some(Difference::Untranslated);
     script
 }
