@@ -49,7 +49,7 @@ fn attempt(
     let key = attachment::key(invocation, conf);
     let _alone = attachment::lock(root, &key)?;
     let noted = endpoints::Reading::of(root)?;
-    let mut netlink = Netlink::new()?;
+    let mut netlink = Netlink::for_a_moment()?;
     if let Some(result) = repeat::answer(call, noted.state(), &key, &netns, &mut netlink)? {
         summary.ip = list(result.ips.iter().map(|ip| ip.address));
         let result = result.after(conf.prev_result.as_ref()).to_json(conf.version)?;

@@ -155,11 +155,13 @@ pub(crate) fn attach(
     hook: &Hook<'_>,
     mode: AttachMode,
 ) -> Result<Mechanism, DatapathError> {
-    if is_linked(pins, hook)? {
-        return Ok(Mechanism::Tcx);
+    let pin = pins.link(hook.owner, hook.direction);
+    match linked_to(&pin)? {
+        Some(ifindex) if ifindex == hook.ifindex => return Ok(Mechanism::Tcx),
+        // Whatever is pinned under this name is defunct or on another interface.
+        Some(_) => drop(detach_pin(&pin)?),
+        None => {}
     }
-    // Whatever is pinned under this name is defunct or on another interface.
-    detach_pin(&pins.link(hook.owner, hook.direction))?;
     let filter = clsact::ours(netlink, hook)?;
     if mode != AttachMode::Tcx && clsact::is_current(pins, hook, filter.as_ref())? {
         return Ok(Mechanism::Clsact);

@@ -187,8 +187,8 @@ impl Netlink {
         asked.header.address_family = family(address);
         asked.header.destination_prefix_length = whole(address).prefix_len();
         asked.attributes.push(RouteAttribute::Destination(address.into()));
-        match self.socket.ask(RouteNetlinkMessage::GetRoute(asked), 0) {
-            Ok(routes) => Ok(routes.into_iter().next()),
+        match self.socket.get(RouteNetlinkMessage::GetRoute(asked)) {
+            Ok(route) => Ok(Some(route)),
             Err(error) if matches!(error.raw_os_error(), Some(libc::ENETUNREACH | libc::EHOSTUNREACH)) => {
                 Ok(None)
             }

@@ -156,6 +156,15 @@ pub struct DefaultRoute {
 #[derive(Debug)]
 pub struct Netlink {
     socket: Socket,
+    memory: Option<Memory>,
+}
+
+/// What a [`Netlink::for_a_moment`] has been told.
+#[derive(Debug, Default)]
+struct Memory {
+    links: Vec<Link>,
+    /// Of both families.
+    addresses: Option<Vec<AddressMessage>>,
 }
 
 /// Flags of a request that makes something, and fails if it is there already.
@@ -169,11 +178,23 @@ impl Netlink {
     /// Opens a socket in the caller's network namespace.
     pub fn new() -> Result<Self, LinkError> {
         let socket = Socket::open().map_err(LinkError::Socket)?;
-        Ok(Self { socket })
+        Ok(Self { socket, memory: None })
+    }
+
+    /// As [`Self::new`], for a call that asks more than once, within milliseconds, about interfaces and addresses that it does
+    /// not change: what was found is not asked for again.
+    pub fn for_a_moment() -> Result<Self, LinkError> {
+        Ok(Self {
+            memory: Some(Memory::default()),
+            ..Self::new()?
+        })
     }
 
     /// The interface with this name.
     pub fn link(&mut self, name: &str) -> Result<Option<Link>, LinkError> {
+        if let Some(known) = self.remembered(|link| link.name == name) {
+            return Ok(Some(known));
+        }
         let mut message = LinkMessage::default();
         message.attributes.push(LinkAttribute::IfName(name.to_owned()));
         self.find(message, || format!("read interface {name}"))
@@ -181,7 +202,15 @@ impl Netlink {
 
     /// The interface with this index.
     pub fn link_by_index(&mut self, index: u32) -> Result<Option<Link>, LinkError> {
+        if let Some(known) = self.remembered(|link| link.index == index) {
+            return Ok(Some(known));
+        }
         self.find(at(index), || format!("read interface {index}"))
+    }
+
+    fn remembered(&self, is_meant: impl Fn(&Link) -> bool) -> Option<Link> {
+        let mut known = self.memory.iter().flat_map(|memory| &memory.links);
+        known.find(|link| is_meant(link)).cloned()
     }
 
     /// Every interface.
@@ -210,10 +239,20 @@ impl Netlink {
     }
 
     fn address_messages(&mut self, family: AddressFamily) -> Result<Vec<AddressMessage>, LinkError> {
+        let known = self.memory.as_ref().and_then(|memory| memory.addresses.as_ref());
+        if let Some(known) = known {
+            let is_meant = |of: AddressFamily| family == AddressFamily::Unspec || of == family;
+            let meant = known.iter().filter(|message| is_meant(message.header.family));
+            return Ok(meant.cloned().collect());
+        }
         let mut of_family = AddressMessage::default();
         of_family.header.family = family;
         let everything = RouteNetlinkMessage::GetAddress(of_family);
-        self.list(&everything, || "list addresses".to_owned())
+        let found = self.list(&everything, || "list addresses".to_owned())?;
+        if let Some(memory) = self.memory.as_mut().filter(|_| family == AddressFamily::Unspec) {
+            memory.addresses = Some(found.clone());
+        }
+        Ok(found)
     }
 
     /// The IPv4 default route of the main table with the least metric.
@@ -280,8 +319,13 @@ impl Netlink {
 
     fn find(&mut self, message: LinkMessage, action: impl Fn() -> String) -> Result<Option<Link>, LinkError> {
         let request = RouteNetlinkMessage::GetLink(without_counters(message));
-        match self.socket.ask(request, 0) {
-            Ok(links) => Ok(links.into_iter().next()),
+        match self.socket.get::<Link>(request) {
+            Ok(link) => {
+                self.memory
+                    .iter_mut()
+                    .for_each(|memory| memory.links.push(link.clone()));
+                Ok(Some(link))
+            }
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(None),
             Err(error) => Err(refused(error, action)),
         }
@@ -359,6 +403,18 @@ mod tests {
             Some(by_name.clone())
         );
         assert!(netlink.links().unwrap().contains(&by_name));
+    }
+
+    #[test]
+    fn for_a_moment_nothing_is_asked_twice() {
+        let (mut anew, mut once) = (Netlink::new().unwrap(), Netlink::for_a_moment().unwrap());
+        for _ in 0..2 {
+            assert_eq!(once.link("lo").unwrap(), anew.link("lo").unwrap());
+            assert_eq!(once.link_by_index(1).unwrap(), anew.link_by_index(1).unwrap());
+            assert_eq!(once.all_addresses().unwrap(), anew.all_addresses().unwrap());
+            assert_eq!(once.addresses().unwrap(), anew.addresses().unwrap());
+        }
+        assert_eq!(once.socket.requests(), 2);
     }
 
     #[test]

@@ -187,9 +187,7 @@ pub(super) fn set_up_host(
 }
 
 fn set_up_pod(netlink: &mut Netlink, pod: &PodNetwork, host_mac: [u8; 6]) -> Result<(), LinkError> {
-    if let Some(loopback) = netlink.link("lo")? {
-        netlink.bring_up(&loopback)?;
-    }
+    netlink.bring_up_loopback()?;
     let link = netlink
         .link(&pod.if_name)?
         .ok_or_else(|| LinkError::Disappeared(pod.if_name.clone()))?;
@@ -213,11 +211,22 @@ fn set_up_pod(netlink: &mut Netlink, pod: &PodNetwork, host_mac: [u8; 6]) -> Res
 
 impl Netlink {
     fn bring_up(&mut self, link: &Link) -> Result<(), LinkError> {
-        let mut up = at(link.index);
-        up.header.flags = LinkFlags::Up;
-        up.header.change_mask = LinkFlags::Up;
-        self.change(RouteNetlinkMessage::SetLink(up), CHANGE, || {
-            format!("bring {} up", link.name)
+        self.bring_up_as(at(link.index), &link.name)
+    }
+
+    /// By its name: there is one in every namespace, and none of the others is of that name.
+    fn bring_up_loopback(&mut self) -> Result<(), LinkError> {
+        const NAME: &str = "lo";
+        let mut named = LinkMessage::default();
+        named.attributes.push(LinkAttribute::IfName(NAME.to_owned()));
+        self.bring_up_as(named, NAME)
+    }
+
+    fn bring_up_as(&mut self, mut link: LinkMessage, name: &str) -> Result<(), LinkError> {
+        link.header.flags = LinkFlags::Up;
+        link.header.change_mask = LinkFlags::Up;
+        self.change(RouteNetlinkMessage::SetLink(link), CHANGE, || {
+            format!("bring {name} up")
         })
     }
 

@@ -66,7 +66,15 @@ impl Socket {
         self.exchange(message, flags | NLM_F_ACK, |_, _| {}).map(drop)
     }
 
-    /// Asks the kernel for one thing. Returns what it answers before it says that it is done.
+    /// Asks the kernel for one object that it answers with, or refuses: of interfaces and routes it has no third way
+    /// (`rtnl_getlink`, `inet_rtm_getroute`, Linux 6.18), so that nobody need wait for it to say that it is done.
+    pub(super) fn get<T: Answer>(&mut self, message: RouteNetlinkMessage) -> io::Result<T> {
+        let mut found = Found::default();
+        self.exchange(message, 0, |kind, body| found.take(kind, body))?;
+        found.objects.pop().ok_or_else(unreadable)
+    }
+
+    /// Asks the kernel for what there may be. Returns what it answers before it says that it is done.
     pub(super) fn ask<T: Answer>(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Vec<T>> {
         let mut found = Found::default();
         self.exchange(message, flags | NLM_F_ACK, |kind, body| found.take(kind, body))?;
@@ -111,12 +119,21 @@ impl Socket {
         let mut bytes = vec![0; request.buffer_len()];
         request.serialize(&mut bytes);
         retry_on_intr(|| send(&self.fd, &bytes, SendFlags::empty()))?;
-        let mut answers = Answers::default();
+        let mut answers = Answers {
+            is_one: flags & (NLM_F_ACK | NLM_F_DUMP) == 0,
+            ..Answers::default()
+        };
         while !answers.is_over {
             self.receive()?;
             answers.take(&self.datagram, self.sequence, &mut take)?;
         }
         Ok(answers)
+    }
+
+    /// Requests that were made.
+    #[cfg(test)]
+    pub(super) fn requests(&self) -> u32 {
+        self.sequence
     }
 
     fn receive(&mut self) -> io::Result<()> {
@@ -139,6 +156,8 @@ impl Socket {
 /// How far the answers to a request have come.
 #[derive(Debug, Default)]
 struct Answers {
+    /// The first is the last.
+    is_one: bool,
     /// The list changed while it was told.
     interrupted: bool,
     is_over: bool,
@@ -159,7 +178,10 @@ impl Answers {
                 let body = rest.get(HEADER..length).ok_or_else(unreadable)?;
                 match frame.message_type() {
                     NLMSG_DONE | NLMSG_ERROR => self.end(body)?,
-                    kind => each(kind, body),
+                    kind => {
+                        each(kind, body);
+                        self.is_over = self.is_one;
+                    }
                 }
             }
             rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
@@ -292,6 +314,9 @@ mod tests {
         };
         let error = socket.ask::<Link>(get(0x7fff_0000), 0).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::ENODEV));
+        let error = socket.get::<Link>(get(0x7fff_0000)).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ENODEV));
+        assert_eq!(socket.get::<Link>(get(1)).unwrap().index, 1);
         assert_eq!(socket.ask::<Link>(get(1), 0).unwrap().len(), 1);
         assert!(!socket.list::<Link>(&get(0)).unwrap().is_empty());
         assert_eq!(socket.ask::<Link>(get(1), 0).unwrap().len(), 1);

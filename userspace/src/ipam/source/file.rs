@@ -3,6 +3,7 @@
 use std::{fs, path::Path};
 
 use ipnet::IpNet;
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::{
@@ -29,6 +30,10 @@ pub(super) fn read(path: &Path, local: &[LocalNic]) -> Answer {
 }
 
 fn parse(bytes: &[u8], path: &Path, local: &[LocalNic]) -> Result<SourceList, SourceError> {
+    let origin = path.display().to_string();
+    if let Some(listed) = usual(bytes) {
+        return for_this_node(&listed, &origin, local);
+    }
     let document: Value = serde_json::from_slice(bytes).map_err(|source| SourceError::Syntax {
         path: path.to_owned(),
         source,
@@ -37,7 +42,64 @@ fn parse(bytes: &[u8], path: &Path, local: &[LocalNic]) -> Result<SourceList, So
         path: path.to_owned(),
         source,
     })?;
-    for_this_node(&listed, &path.display().to_string(), local)
+    for_this_node(&listed, &origin, local)
+}
+
+/// The list as the platform writes it, read without a tree of values in between. `None` for any other: that is for
+/// [`interfaces`], which takes more and says what is wrong.
+fn usual(bytes: &[u8]) -> Option<Vec<ListedNic>> {
+    let document: UsualDocument<'_> = serde_json::from_slice(bytes).ok()?;
+    document.interfaces.into_iter().map(UsualNic::read).collect()
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "PascalCase")]
+struct UsualDocument<'a> {
+    #[serde(borrow)]
+    interfaces: Vec<UsualNic<'a>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "PascalCase")]
+struct UsualNic<'a> {
+    mac_address: &'a str,
+    is_primary: bool,
+    #[serde(borrow, rename = "IPSubnets")]
+    ip_subnets: Vec<UsualSubnet<'a>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "PascalCase")]
+struct UsualSubnet<'a> {
+    prefix: &'a str,
+    #[serde(borrow, rename = "IPAddresses")]
+    ip_addresses: Vec<UsualAddress<'a>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "PascalCase")]
+struct UsualAddress<'a> {
+    address: &'a str,
+    is_primary: bool,
+}
+
+impl UsualNic<'_> {
+    fn read(self) -> Option<ListedNic> {
+        let subnets = self.ip_subnets.into_iter().map(|subnet| {
+            let addresses = subnet.ip_addresses.into_iter();
+            Some(ListedSubnet {
+                prefix: subnet.prefix.parse::<IpNet>().ok()?.trunc(),
+                addresses: addresses
+                    .map(|one| (one.address.to_owned(), one.is_primary))
+                    .collect(),
+            })
+        });
+        Some(ListedNic {
+            mac: Some(parse_mac(self.mac_address)?),
+            primary: self.is_primary,
+            subnets: subnets.collect::<Option<_>>()?,
+        })
+    }
 }
 
 fn interfaces(document: &Value) -> Result<Vec<ListedNic>, ShapeError> {
@@ -123,6 +185,26 @@ mod tests {
             assert_eq!((list.pools, list.skipped), (vec![expected.clone()], vec![]));
         }
         assert_eq!(gateway(&expected.subnet).to_string(), "10.240.0.1");
+    }
+
+    #[test]
+    fn the_usual_list_is_read_the_same_both_ways_and_others_one_way() {
+        let text = r#"{"Interfaces":[{"MacAddress":"000D3A0A0B0C","IsPrimary":true,"IPSubnets":[
+            {"Prefix":"10.240.3.4/16","IPAddresses":[{"Address":"10.240.0.5","IsPrimary":false},{"Address":"","IsPrimary":true}]},
+            {"Prefix":"fd00::/64","IPAddresses":[]}]}]}"#;
+        let document: Value = serde_json::from_str(text).unwrap();
+        let usual_list = usual(text.as_bytes());
+        assert_eq!(usual_list, interfaces(&document).ok());
+        assert!(usual_list.is_some());
+        for (from, to) in [
+            ("IsPrimary", "isPrimary"),
+            ("\"10.240.0.5\"", "null"),
+            ("000D3A0A0B0C", "*"),
+            ("[]", "[],\"Name\":\"x\""),
+            ("10.240.0.5", "10.240.0.\\u0035"),
+        ] {
+            assert_eq!(usual(text.replace(from, to).as_bytes()), None, "{to}");
+        }
     }
 
     #[test]

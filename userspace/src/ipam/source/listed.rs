@@ -11,7 +11,7 @@ use super::{LocalNic, SourceError, SourceList, SourcePool, is_reserved};
 use crate::go_json::mac_text;
 
 /// An interface of the list.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) struct ListedNic {
     /// `None` for any: the subnet decides.
     pub(super) mac: Option<[u8; 6]>,
@@ -19,7 +19,7 @@ pub(super) struct ListedNic {
     pub(super) subnets: Vec<ListedSubnet>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) struct ListedSubnet {
     pub(super) prefix: IpNet,
     /// Addresses, and whether it is the interface's primary one.
