@@ -383,12 +383,11 @@ fn clear_remnants(datapath: &Datapath, netlink: &mut Netlink, host_if: &str) -> 
 /// not be given to a second pod all the same. One of which that cannot be told is not given either.
 fn answers(datapath: &Datapath, address: IpAddr) -> bool {
     let live = || -> Result<bool, CniError> {
-        let mut netlink = Netlink::new()?;
         let IpAddr::V4(address) = address else {
-            return Ok(netlink.leads_to_pod(address)?);
+            return Ok(Netlink::new()?.leads_to_pod(address)?);
         };
         match datapath.pod(address)? {
-            Some(entry) if entry.is_ready() => Ok(netlink.link_by_index(entry.ifindex)?.is_some()),
+            Some(entry) if entry.is_ready() => Ok(Netlink::new()?.link_by_index(entry.ifindex)?.is_some()),
             _ => Ok(false),
         }
     };

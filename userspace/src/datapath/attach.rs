@@ -155,21 +155,52 @@ pub(crate) fn attach(
     hook: &Hook<'_>,
     mode: AttachMode,
 ) -> Result<Mechanism, DatapathError> {
-    let pin = pins.link(hook.owner, hook.direction);
-    match linked_to(&pin)? {
-        Some(ifindex) if ifindex == hook.ifindex => return Ok(Mechanism::Tcx),
-        // Whatever is pinned under this name is defunct or on another interface.
-        Some(_) => drop(detach_pin(&pin)?),
-        None => {}
+    if is_pinned(pins, hook)? {
+        return Ok(Mechanism::Tcx);
     }
     let filter = clsact::ours(netlink, hook)?;
     if mode != AttachMode::Tcx && clsact::is_current(pins, hook, filter.as_ref())? {
         return Ok(Mechanism::Clsact);
     }
+    let mechanism = put(netlink, pins, restore, hook, mode)?;
+    if mechanism == Mechanism::Tcx && filter.is_some() {
+        clsact::detach(hook)?;
+    }
+    Ok(mechanism)
+}
+
+/// As [`attach`], to an interface that had no program before: the kernel is not asked for one.
+pub(crate) fn attach_first(
+    netlink: &mut Netlink,
+    pins: &PinTree,
+    restore: &Restore,
+    hook: &Hook<'_>,
+    mode: AttachMode,
+) -> Result<Mechanism, DatapathError> {
+    if is_pinned(pins, hook)? {
+        return Ok(Mechanism::Tcx);
+    }
+    put(netlink, pins, restore, hook, mode)
+}
+
+/// Whether the program is on its hook by a link. A pin of that name which is defunct or of another interface is removed.
+fn is_pinned(pins: &PinTree, hook: &Hook<'_>) -> Result<bool, DatapathError> {
+    let pin = pins.link(hook.owner, hook.direction);
+    match linked_to(&pin)? {
+        Some(ifindex) if ifindex == hook.ifindex => Ok(true),
+        Some(_) => detach_pin(&pin).map(|_| false),
+        None => Ok(false),
+    }
+}
+
+fn put(
+    netlink: &mut Netlink,
+    pins: &PinTree,
+    restore: &Restore,
+    hook: &Hook<'_>,
+    mode: AttachMode,
+) -> Result<Mechanism, DatapathError> {
     if mode != AttachMode::Clsact && attach_tcx(pins, hook)? {
-        if filter.is_some() {
-            clsact::detach(hook)?;
-        }
         return Ok(Mechanism::Tcx);
     }
     if mode == AttachMode::Tcx {

@@ -81,11 +81,16 @@ impl Datapath {
     fn admit(&self, pod: &Pod, mode: AttachMode) -> Result<(), DatapathError> {
         let (of_v4, of_v6) = self.served(pod)?;
         let _changing = self.lock_pods(Sharing::WithOthers)?;
-        of_v4.map_or(Ok(()), |addr| self.announce(addr, pod))?;
-        of_v6.map_or(Ok(()), |addr| self.announce(addr, pod))?;
+        let v4_is_new = of_v4.map_or(Ok(true), |addr| self.announce(addr, pod))?;
+        let v6_is_new = of_v6.map_or(Ok(true), |addr| self.announce(addr, pod))?;
+        let attach = if v4_is_new && v6_is_new {
+            attach::attach_first
+        } else {
+            attach::attach
+        };
         let (mut netlink, restore) = (Netlink::new()?, Restore::new(&self.root));
         for hook in Hook::pod(&pod.host_if, pod.ifindex) {
-            attach::attach(&mut netlink, &self.pins, &restore, &hook, mode)?;
+            attach(&mut netlink, &self.pins, &restore, &hook, mode)?;
         }
         let entry = pod.entry();
         of_v4.map_or(Ok(()), |addr| self.tables.pods()?.insert(addr, entry))?;
@@ -107,12 +112,14 @@ impl Datapath {
         Ok((of_v4, of_v6))
     }
 
-    /// Tells the programs about an address of a pod that they do not serve yet.
-    fn announce<A: Family>(&self, addr: A, pod: &Pod) -> Result<(), DatapathError> {
+    /// Tells the programs about an address of a pod that they do not serve yet. Returns whether it is new on this interface.
+    fn announce<A: Family>(&self, addr: A, pod: &Pod) -> Result<bool, DatapathError> {
         let tables = self.tables.of::<A>();
         let (mut pods, mut ifaces) = (tables.pods()?, tables.ifaces()?);
-        if let Some(before) = pods.get(&addr)?
-            && before.ifindex != pod.ifindex
+        let before = pods.get(&addr)?;
+        let is_new = before.is_none_or(|before| before.ifindex != pod.ifindex);
+        if let Some(before) = before
+            && is_new
         {
             if before.flags & PodEntry::DEPARTED == 0 {
                 // Its last owner was not deleted cleanly.
@@ -130,7 +137,8 @@ impl Datapath {
         ifaces.insert(pod.ifindex, pod.iface(addr)).map_err(too_many)?;
         let mut entry = pod.entry();
         entry.flags &= PodEntry::WITHOUT_IPV4;
-        pods.insert(addr, entry).map_err(too_many)
+        pods.insert(addr, entry).map_err(too_many)?;
+        Ok(is_new)
     }
 
     /// Makes the programs forget an address of a pod. In this order, each step whatever became of those before: nothing more
