@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use causeway_tests::{
     echo::Echo,
     fabric::{INTERNET, NODE},
+    kernel,
     netns::Netns,
     stream::exchange,
     talk::{Tcp, Udp},
@@ -166,14 +167,55 @@ fn a_host_port_of_zero_is_refused() -> Result<()> {
     world.assert_empty()
 }
 
+/// Limits as the runtime says them; of what the pod sends only where the plug-in can have them
+/// ([`a_limit_of_what_the_pod_sends_needs_tcx`]).
+fn limits(rate: u64, burst: u64) -> Result<Value> {
+    let mut limits = json!({ "ingressRate": rate, "ingressBurst": burst });
+    if kernel::has_tcx()? {
+        limits["egressRate"] = rate.into();
+        limits["egressBurst"] = burst.into();
+    }
+    Ok(limits)
+}
+
+/// The same with containerd's capitals.
+fn as_containerd_says(limits: &Value) -> Value {
+    let members = limits.as_object().into_iter().flatten();
+    let capital = |(key, value): (&String, &Value)| {
+        let (first, rest) = key.split_at(1);
+        (first.to_uppercase() + rest, value.clone())
+    };
+    Value::Object(members.map(capital).collect())
+}
+
+/// The plug-in makes an ingress qdisc of its own, for which there is no room beside a clsact.
+#[test]
+fn a_limit_of_what_the_pod_sends_needs_tcx() -> Result<()> {
+    let (world, ns) = (World::new(1)?, Netns::new()?);
+    let bandwidth = json!({ "type": "bandwidth", "capabilities": { "bandwidth": true } });
+    let mut chain = Chain::after_ours(&world, "1.0.0", [bandwidth])?;
+    let egress = json!({ "egressRate": 8_000_000, "egressBurst": 8_000_000 });
+    chain.runtime.insert("bandwidth", egress);
+    let added = chain.add("container-1", &ns);
+    if kernel::has_tcx()? {
+        added?;
+    } else {
+        let refusal = added.err().context("there is room for both")?;
+        assert!(refusal.to_string().contains("create ingress qdisc"), "{refusal}");
+    }
+    chain.del("container-1", &ns, &Value::Null)?;
+    world.assert_empty()
+}
+
 /// Case 37: the plug-in finds the host's end in our result, and its interface is gone after DEL.
 #[test]
 fn bandwidth_finds_the_hosts_end() -> Result<()> {
     let (world, ns) = (World::new(1)?, Netns::new()?);
     let bandwidth = json!({ "type": "bandwidth", "capabilities": { "bandwidth": true } });
     let mut chain = Chain::after_ours(&world, "1.0.0", [bandwidth])?;
-    let rate = json!({ "IngressRate": 8_000_000, "IngressBurst": 8_000_000, "EgressRate": 8_000_000, "EgressBurst": 8_000_000 });
-    chain.runtime.insert("bandwidth", rate);
+    chain
+        .runtime
+        .insert("bandwidth", as_containerd_says(&limits(8_000_000, 8_000_000)?));
     let links = || world.node.ns.output("ip", &["-br", "link"]);
     let before = links()?;
     let result = chain.add("container-1", &ns)?;
@@ -202,9 +244,7 @@ fn limits_hold_for_flows_that_would_be_carried() -> Result<()> {
     const BYTES: u64 = 1_500_000;
     let (world, ns) = (World::new(1)?, Netns::new()?);
     let bandwidth = json!({ "type": "bandwidth", "capabilities": { "bandwidth": true } });
-    let limits =
-        json!({ "ingressRate": RATE, "ingressBurst": BURST, "egressRate": RATE, "egressBurst": BURST });
-    for runtime in [None, Some(limits)] {
+    for runtime in [None, Some(limits(RATE, BURST)?)] {
         let mut chain = Chain::after_ours(&world, "1.0.0", [bandwidth.clone()])?;
         let is_limited = runtime.is_some();
         if let Some(limits) = runtime {

@@ -1,16 +1,10 @@
 //! How the programs are held on their hooks.
 
-use std::{fs, net::SocketAddrV4};
+use std::net::SocketAddrV4;
 
 use anyhow::{Context, Result, ensure};
-use causeway_tests::{echo::Echo, fabric::INTERNET, rig::Rig, talk::Tcp};
+use causeway_tests::{echo::Echo, fabric::INTERNET, kernel, rig::Rig, talk::Tcp};
 use serde_json::Value;
-
-/// What the kernel itself says: the function is in every kernel with `CONFIG_NET_XGRESS` and in no other.
-fn kernel_has_tcx() -> Result<bool> {
-    let symbols = fs::read_to_string("/proc/kallsyms").context("reading the kernel's symbols")?;
-    Ok(symbols.lines().any(|line| line.ends_with(" tcx_prog_attach")))
-}
 
 #[test]
 fn a_hook_is_a_link_where_the_kernel_has_tcx_and_a_filter_where_it_has_not() -> Result<()> {
@@ -24,7 +18,7 @@ fn a_hook_is_a_link_where_the_kernel_has_tcx_and_a_filter_where_it_has_not() -> 
                 .ns
                 .output("tc", &["filter", "show", "dev", interface, direction])?;
             ensure!(
-                filters.contains("cwy_") != kernel_has_tcx()?,
+                filters.contains("cwy_") != kernel::has_tcx()?,
                 "{interface} {direction}: {filters}"
             );
         }
@@ -43,7 +37,7 @@ fn the_doctor_says_what_the_kernel_is_without_and_finds_nothing_wrong_with_it() 
         .iter()
         .filter_map(Value::as_str)
         .any(|lack| lack.starts_with("tcx"));
-    ensure!(is_without_tcx != kernel_has_tcx()?, "{diagnosis:#}");
+    ensure!(is_without_tcx != kernel::has_tcx()?, "{diagnosis:#}");
     // A node of the rig's has no agent and no configuration of its own: of the kernel nothing may be wrong.
     let codes = diagnosis["findings"].as_array().context("a list")?;
     let of_the_kernel = |finding: &&Value| {
@@ -61,7 +55,7 @@ fn an_ingress_qdisc_of_others_on_the_uplink_is_no_matter_with_tcx_and_named_with
     let rig = Rig::causeway()?;
     let tc = |words: &str| rig.node.ns.output("tc", &words.split(' ').collect::<Vec<_>>());
     tc("qdisc add dev eth0 ingress")?;
-    if !kernel_has_tcx()? {
+    if !kernel::has_tcx()? {
         let refused = rig.pod("a").map(drop).unwrap_err().to_string();
         ensure!(refused.contains("tc qdisc replace dev eth0 clsact"), "{refused}");
         tc("qdisc replace dev eth0 clsact").or_else(|_| {

@@ -17,6 +17,7 @@ pub mod fabric;
 pub mod family;
 pub mod frame;
 pub mod generator;
+pub mod kernel;
 pub mod leak;
 pub mod netns;
 pub mod node;

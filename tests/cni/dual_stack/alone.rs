@@ -177,9 +177,6 @@ fn ours(environment: &str) -> Value {
 fn every_source_may_list_ipv6_alone() -> Result<()> {
     let world = alone(&[at(5), at(6)])?;
     serves(&world, &ours("fileIpam"))?;
-    // The card's own address may be all that there is of IPv4.
-    list(&world, 0, &[("fd00:10::/64", &[at(5), at(6)])])?;
-    serves(&world, &ours("fileIpam"))?;
     list(&world, 3, &[("fd00:10::/64", &[at(5), at(6)])])?;
     let mut prescribed = ours("fileIpam");
     prescribed["subnet"] = "fd00:10::/64".into();
@@ -222,19 +219,27 @@ fn the_nodes_own_sources_may_have_ipv6_alone() -> Result<()> {
 fn the_wireserver_may_list_ipv6_alone() -> Result<()> {
     let world = alone(&[at(5), at(6)])?;
     let server = Wireserver::start(&world)?;
-    let of_ipv4 = "<IPSubnet Prefix=\"10.240.0.0/16\"><IPAddress Address=\"10.240.0.4\" IsPrimary=\"true\"/></IPSubnet>";
-    for before in ["", of_ipv4] {
-        server.answer(
-            &world,
-            &format!(
-                "{before}<IPSubnet Prefix=\"fd00:10::/64\"><IPAddress Address=\"fd00:10::4\" IsPrimary=\"true\"/>\
-                 <IPAddress Address=\"fd00:10::5\" IsPrimary=\"false\"/>\
-                 <IPAddress Address=\"fd00:10::6\" IsPrimary=\"false\"/></IPSubnet>"
-            ),
-        )?;
-        serves(&world, &json!({ "type": "azure-vnet-ipam" }))?;
-    }
-    Ok(())
+    let of_ipv6 = "<IPSubnet Prefix=\"fd00:10::/64\"><IPAddress Address=\"fd00:10::4\" IsPrimary=\"true\"/>\
+         <IPAddress Address=\"fd00:10::5\" IsPrimary=\"false\"/><IPAddress Address=\"fd00:10::6\" IsPrimary=\"false\"/></IPSubnet>";
+    server.answer(&world, of_ipv6)?;
+    serves(&world, &json!({ "type": "azure-vnet-ipam" }))
+}
+
+/// A subnet of IPv4 in which nothing is the pods' yet: a pod that took what there is would never get an address of it.
+#[test]
+fn a_subnet_of_ipv4_without_an_address_is_waited_for_unless_ipv6_is_prescribed() -> Result<()> {
+    let world = alone(&[at(5), at(6)])?;
+    list(&world, 0, &[("fd00:10::/64", &[at(5), at(6)])])?;
+    let ns = Netns::new()?;
+    let failure = add(&world, 1, &ns)?.error()?;
+    let text = format!("{} {}", failure.msg, failure.details);
+    let hint = "for pods with IPv6 alone say \"subnet\": \"fd00:10::/64\"";
+    assert!(failure.code == 100 && text.contains(hint), "{failure:?}");
+    let status = world.network("STATUS", "")?.with("cniVersion", json!("1.1.0"));
+    assert_eq!(status.error()?.code, 50);
+    nothing_at_all_is_left(&world)?;
+    let ipam = json!({ "type": "azure-vnet-ipam", "environment": "mas", "subnet": "fd00:10::/64" });
+    serves(&world, &ipam)
 }
 
 #[test]

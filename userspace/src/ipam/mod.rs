@@ -295,10 +295,16 @@ fn numbers(space: &Space, subnet: &str, request: &Request) -> String {
         0 => String::new(),
         n => format!(", {n} more in quarantine"),
     };
-    format!(
+    let numbers = format!(
         "{} of {} addresses of pool {subnet} are in use{quarantined}",
         usage.used, usage.total
-    )
+    );
+    match space.choose_v6(&Holder::default(), None) {
+        Some(of_ipv6) if usage.total == 0 && !of_ipv6.to_string().eq(subnet) => {
+            format!("{numbers}; for pods with IPv6 alone say \"subnet\": \"{of_ipv6}\" in \"ipam\"")
+        }
+        _ => numbers,
+    }
 }
 
 /// The subnets as one text.

@@ -38,7 +38,7 @@ pub enum PoolError {
 }
 
 /// Who holds an address: one interface of one container.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Holder {
     /// The whole container id.
     pub container: String,
@@ -164,8 +164,9 @@ impl Space {
         Self::best(self.filled_v6(), holder, uplink).ok()
     }
 
-    /// Whether the holder gets an address of IPv6 alone: there are such, and of IPv4 there is none, but for those of other
-    /// holders that the source has no more.
+    /// Whether the holder gets an address of IPv6 alone: there are such, and of IPv4 the source has no subnet any more, nor the
+    /// holder an address. A subnet of IPv4 without an address counts: one may be on its way, and a pod that did not wait for it
+    /// would never get it.
     pub fn is_ipv6_alone(&self, holder: &Holder) -> bool {
         let mut of_ipv4 = self.pools.values().filter(|pool| !pool.is_ipv6());
         let serves = |pool: &Pool| pool.is_listed() || pool.is_held_by(holder);

@@ -40,9 +40,9 @@ impl Pool {
         (!self.if_name.is_empty()).then_some(self.if_name.as_str())
     }
 
-    /// Whether the source has an address of it, of a holder or not.
+    /// Whether the source has the subnet, and not only some holder an address that the source has no more.
     pub fn is_listed(&self) -> bool {
-        self.addresses.values().any(|address| !address.vanished)
+        self.addresses.is_empty() || self.addresses.values().any(|address| !address.vanished)
     }
 
     /// Whether an address has no holder.
