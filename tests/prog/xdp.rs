@@ -289,8 +289,11 @@ fn no_frame_is_redirected_that_tc_would_not_carry_as_it_is() {
         let frame = flow.answer();
         let mut redirected = 0;
         for at in 0..headers {
-            flow.change(|_| {});
             for value in 0..=u8::MAX {
+                // Within a second of its last packet: a slow machine gets through few in that time.
+                if value % 16 == 0 {
+                    flow.change(|_| {});
+                }
                 let mut other = frame.clone();
                 other[at] = value;
                 right_header(&mut other);
