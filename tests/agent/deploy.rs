@@ -121,3 +121,34 @@ fn the_agent_works_with_the_capabilities_of_the_unit() -> Result<()> {
     Tcp::connect(&pod.ns, server)?.chat(3)?;
     agent.end()
 }
+
+/// The verifier compares no pointers to a packet for whom the kernel does not trust with them: without CAP_PERFMON no program
+/// is loaded, whoever asked is told, and those that are there go on.
+#[test]
+fn without_perfmon_the_programs_of_before_stay_and_the_hint_names_it() -> Result<()> {
+    let rig = Rig::causeway()?;
+    let pod = rig.pod("a")?;
+    let _echo = Echo::start(&rig.fabric.internet, 7)?;
+    let mut tcp = Tcp::connect(&pod.ns, SocketAddrV4::new(INTERNET, 7))?;
+    tcp.chat(3)?;
+    rig.node.root.write("/run/causeway/build", "another")?;
+    let upgrade = |capabilities: &str| -> Result<_> {
+        let bounds = format!("--bounding-set=-all,{capabilities}");
+        let through = ["setpriv", &bounds, "--inh-caps=-all"];
+        let output = rig.node.causeway_through(&through, &["upgrade"])?.output()?;
+        Ok((
+            output.status.success(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        ))
+    };
+    let (succeeded, said) = upgrade("+bpf,+net_admin")?;
+    ensure!(
+        !succeeded && said.contains("CAP_PERFMON as well where it loads programs"),
+        "{said}"
+    );
+    tcp.chat(3)?;
+    Tcp::connect(&pod.ns, SocketAddrV4::new(INTERNET, 7))?.chat(3)?;
+    let (succeeded, said) = upgrade("+bpf,+net_admin,+perfmon")?;
+    ensure!(succeeded, "{said}");
+    tcp.chat(3)
+}

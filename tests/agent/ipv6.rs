@@ -7,7 +7,7 @@ use aya::maps::{HashMap, Map, ProgramArray};
 use causeway_common::maps::{IfaceEntry, PodEntry, Usage};
 use causeway_tests::{
     agent::Agent,
-    dual_stack::{Connection, at, list},
+    dual_stack::{Connection, at, list_alone},
     netns::Netns,
     rig::Rig,
 };
@@ -115,7 +115,7 @@ impl Drop for Lone<'_> {
 fn a_pod_with_ipv6_alone() -> Result<()> {
     let rig = Rig::dual_stack()?;
     let addresses = [at(5), at(6)];
-    list(&rig.node, 0, &[("fd00:10::/64", &addresses)])?;
+    list_alone(&rig.node, &[("fd00:10::/64", &addresses)])?;
     let (a, b) = (Lone::add(&rig, "a")?, Lone::add(&rig, "b")?);
     let (to, octets) = (b.addr, b.addr.octets());
     let index = rig.node.ns.ifindex(&b.host_if)?;

@@ -11,7 +11,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
     fabric::Fabric,
@@ -72,12 +72,23 @@ pub fn enable(fabric: &Fabric, node: &Netns, pods: &[Ipv6Addr]) -> Result<()> {
 
 /// Writes the node's address list: `pods` addresses of IPv4, and the subnets of IPv6 with theirs.
 pub fn list(node: &Node, pods: u8, subnets: &[(&str, &[Ipv6Addr])]) -> Result<()> {
-    let entry = |address: IpAddr, is_primary: bool| json!({ "Address": address, "IsPrimary": is_primary });
     let of_ipv4 = (5..5 + pods).map(|host| entry([10, 240, 0, host].into(), false));
     let own = entry([10, 240, 0, 4].into(), true);
-    let mut all = vec![
-        json!({ "Prefix": "10.240.0.0/16", "IPAddresses": std::iter::once(own).chain(of_ipv4).collect::<Vec<_>>() }),
-    ];
+    let of_ipv4 = json!({ "Prefix": "10.240.0.0/16", "IPAddresses": std::iter::once(own).chain(of_ipv4).collect::<Vec<_>>() });
+    write_list(node, Some(of_ipv4), subnets)
+}
+
+/// As [`list`], without a subnet of IPv4: pods have IPv6 alone.
+pub fn list_alone(node: &Node, subnets: &[(&str, &[Ipv6Addr])]) -> Result<()> {
+    write_list(node, None, subnets)
+}
+
+fn entry(address: IpAddr, is_primary: bool) -> Value {
+    json!({ "Address": address, "IsPrimary": is_primary })
+}
+
+fn write_list(node: &Node, of_ipv4: Option<Value>, subnets: &[(&str, &[Ipv6Addr])]) -> Result<()> {
+    let mut all = Vec::from_iter(of_ipv4);
     for (prefix, addresses) in subnets {
         let addresses = addresses.iter().map(|address| entry((*address).into(), false));
         let own = entry(NODE.into(), true);

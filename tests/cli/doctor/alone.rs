@@ -4,7 +4,7 @@
 use anyhow::{Context, Result, ensure};
 use causeway_common::maps::{IfaceEntry, PodEntry};
 use causeway_tests::{
-    dual_stack::{Connection, at, list},
+    dual_stack::{Connection, at, list_alone},
     netns::Netns,
     rig::Rig,
 };
@@ -23,7 +23,7 @@ type V6 = [u8; 16];
 fn scene() -> Result<(Scene, [Netns; 2], Vec<String>)> {
     let scene = Scene::of(Rig::dual_stack()?, 0)?;
     let addresses: Vec<_> = (5..9).map(at).collect();
-    list(&scene.rig.node, 0, &[("fd00:10::/64", &addresses)])?;
+    list_alone(&scene.rig.node, &[("fd00:10::/64", &addresses)])?;
     let pods = [Netns::new()?, Netns::new()?];
     let mut names = Vec::new();
     for (n, ns) in pods.iter().enumerate() {

@@ -4,7 +4,7 @@
 use std::{fs, net::Ipv6Addr};
 
 use anyhow::{Context as _, Result};
-use causeway_tests::netns::Netns;
+use causeway_tests::{dual_stack::list_alone, netns::Netns};
 use serde_json::{Value, json};
 
 use super::{NODE, VNET, at, held, list, nothing_is_left, of_ipv6, pods::check_pod, talk, world};
@@ -21,22 +21,8 @@ use crate::{
 /// A node with these addresses for pods and none of IPv4.
 pub(super) fn alone(addresses: &[Ipv6Addr]) -> Result<World> {
     let world = world(5, addresses)?;
-    only_ipv6(&world, addresses)?;
+    list_alone(&world.node, &[("fd00:10::/64", addresses)])?;
     Ok(world)
-}
-
-/// Writes an address list without a subnet of IPv4.
-fn only_ipv6(world: &World, addresses: &[Ipv6Addr]) -> Result<()> {
-    let mac = world.node.mac()?.map(|byte| format!("{byte:02x}")).concat();
-    let entry = |address: &Ipv6Addr, is_primary: bool| json!({ "Address": address, "IsPrimary": is_primary });
-    let entries = addresses.iter().map(|address| entry(address, false));
-    let entries: Vec<Value> = std::iter::once(entry(&NODE, true)).chain(entries).collect();
-    let list = json!({ "Interfaces": [{ "MacAddress": mac, "IsPrimary": true,
-        "IPSubnets": [{ "Prefix": "fd00:10::/64", "IPAddresses": entries }] }] });
-    world
-        .node
-        .root
-        .write("/etc/kubernetes/interfaces.json", &list.to_string())
 }
 
 /// Nothing of a pod is left, not even a pin.
@@ -517,7 +503,7 @@ fn programs_of_an_earlier_build_are_refused_by_name() -> Result<()> {
     list(&world, 2, &[])?;
     add(&world, 1, &pods[0])?.ok()?;
     fs::remove_file(pins(&world)?.join("maps/cwy_ipv6"))?;
-    only_ipv6(&world, &[at(5)])?;
+    list_alone(&world.node, &[("fd00:10::/64", &[at(5)])])?;
     let failure = add(&world, 2, &pods[1])?.error()?;
     assert!(
         failure.code == 100 && failure.msg.contains("causeway upgrade"),

@@ -89,7 +89,8 @@ pub(crate) fn permission_hint(error: &(dyn std::error::Error + 'static)) -> &'st
     while let Some(error) = source {
         if error.downcast_ref::<io::Error>().is_some_and(denied) {
             return if geteuid().is_root() {
-                "\nhint: it needs CAP_BPF and CAP_NET_ADMIN, and in a container a seccomp profile that lets bpf() through"
+                "\nhint: it needs CAP_BPF and CAP_NET_ADMIN, CAP_PERFMON as well where it loads programs, and in a container \
+                 a seccomp profile that lets bpf() through"
             } else {
                 "\nhint: the pins are root's: run it as root"
             };
